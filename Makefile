@@ -1,0 +1,34 @@
+# Two commands matter: `make demo` and `make test`. Each builds .venv first if it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := offline,serve,cluster,dev
+
+.PHONY: .venv demo test lint check clean
+
+.venv: .venv/installed
+
+# uv resolves and links in a minute what takes pip ten; it lives inside the environment and needs nothing else.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+# The whole method on built-in phantoms: offline, a few minutes on two cores.
+demo: .venv
+	$(BIN)/tskd demo --out out/demo
+
+# One thread a worker: two torch processes of two threads each on two cores are ten times slower, not twice.
+test: .venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --verbose
+
+check: lint test
+
+clean:
+	rm -rf .venv out build *.egg-info

@@ -1,0 +1,267 @@
+"""The check: one pass that names every broken file, counts what is there and never stops."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from rich.console import Console
+
+from tskd.data.check import CheckReport, Problem, inspect
+from tskd.data.layouts import LayoutOptions
+from tskd.errors import UserError
+
+SIZE = (48, 64)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Six good pairs; the mask of ``good5`` is empty."""
+    folder = tmp_path / "Jane Doe 1950" / "data"
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index in range(6):
+        write_pair(folder, f"good{index}", value=255 * (index < 5))
+    return folder
+
+
+def write_pair(
+    root: Path, id_: str, *, value: int = 255, mask_size: tuple[int, int] = SIZE, suffix: str = "png"
+) -> Path:
+    generator = np.random.default_rng(sum(id_.encode()))
+    path = root / "images" / f"{id_}.{suffix}"
+    Image.fromarray(generator.integers(0, 255, (*SIZE, 3), dtype=np.uint8)).save(path)
+    mask = np.zeros(mask_size, np.uint8)
+    mask[5:20, 5:20] = value
+    Image.fromarray(mask).save(root / "masks" / f"{id_}.png")
+    return path
+
+
+def write_tiff(root: Path, id_: str, values: np.ndarray) -> None:
+    path = write_pair(root, id_)
+    tifffile.imwrite(path.with_suffix(".tif"), values, photometric="minisblack")
+    path.unlink()
+
+
+def write_bomb(root: Path) -> None:
+    """60,000 x 60,000 pixels in a few bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    write_pair(root, "bomb").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def overwrite_middle(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[60:400] = bytes(340)
+    path.write_bytes(content)
+
+
+BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "images/truncated.png": (lambda root: cut(write_pair(root, "truncated")), "cut short"),
+    "images/corrupt.png": (lambda root: overwrite_middle(write_pair(root, "corrupt")), "damaged"),
+    "images/empty.png": (lambda root: write_pair(root, "empty").write_bytes(b""), "0 bytes"),
+    "images/text.png": (lambda root: write_pair(root, "text").write_text("hello"), "not an image"),
+    "images/notes.docx": (lambda root: (root / "images/notes.docx").write_text("x"), "not an image file"),
+    "images/nan.tif": (lambda root: write_tiff(root, "nan", np.full(SIZE, np.nan, np.float32)), "NaN"),
+    "images/infinite.tif": (lambda root: write_tiff(root, "infinite", np.full(SIZE, np.inf, np.float32)), "infinite"),
+    "images/pages.tif": (lambda root: write_tiff(root, "pages", np.ones((3, *SIZE), np.uint8)), "3 pages"),
+    "images/bomb.png": (write_bomb, "million pixels"),
+    "images/twice.png": (lambda root: [write_pair(root, "twice", suffix=one) for one in ("png", "jpg")], "same id"),
+    "masks/size.png": (lambda root: write_pair(root, "size", mask_size=(30, 30)), "30x30"),
+    "masks/values.png": (lambda root: write_pair(root, "values", value=37), "0, 37"),
+    "masks/cut.png": (lambda root: (write_pair(root, "cut"), cut(root / "masks/cut.png")), "cut short|not an image"),
+    "masks/orphan.png": (lambda root: write_pair(root, "orphan").unlink(), "without an image"),
+    "split.csv": (lambda root: (root / "split.csv").write_text("id,split\nnobody,test\n"), "nobody"),
+}
+
+
+def problems_of(report: CheckReport, path: str) -> list[Problem]:
+    return [problem for problem in report.problems if problem.path.as_posix() == path]
+
+
+def rendered(report: CheckReport, *, terminal: bool = False) -> str:
+    stream = io.StringIO()
+    report.render(Console(file=stream, width=200, force_terminal=terminal))
+    return stream.getvalue()
+
+
+def test_a_good_folder(root: Path):
+    (root / "masks/good0.png").unlink()
+    seen: list[tuple[int, int]] = []
+    report = inspect(root, workers=2, progress=lambda done, total: seen.append((done, total)))
+    assert report.usable
+    assert report.problems == ()
+    assert seen == [(done, 6) for done in range(1, 7)]
+    assert report.presence == {f"good{index}": frozenset({1} if index < 5 else ()) for index in range(1, 6)}
+    assert report.fingerprints.keys() == {f"good{index}" for index in range(6)}
+    assert report.empty_masks == ("good5",)
+    assert report.sizes == {SIZE: 6}
+    assert report.file_kinds == {"PNG RGB": 6}
+    assert report.mask_values == {0: 5, 255: 4}
+    assert report.label_map == {0: 0, 255: 1}
+    background, foreground = report.classes
+    assert (background.images, foreground.images) == (5, 4)
+    assert foreground.share == pytest.approx(4 * 15 * 15 / (5 * 48 * 64))
+    assert background.share + foreground.share == pytest.approx(1)
+
+
+def test_every_broken_file_is_named_and_none_stops_the_pass(root: Path):
+    for write, _ in BREAKS.values():
+        write(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = inspect(root, workers=2)
+    text = " ".join(rendered(report).split())
+    for path in BREAKS:
+        assert any(problem.severity == "error" for problem in problems_of(report, path)), path
+        assert path in text
+    assert not report.usable
+    assert not [problem for problem in report.problems if "good" in str(problem.path)]
+
+
+@pytest.mark.parametrize("path", BREAKS)
+def test_one_broken_file_is_the_only_error(root: Path, path: str):
+    write, message = BREAKS[path]
+    write(root)
+    report = inspect(root, workers=1)
+    named = {problem.path.as_posix() for problem in report.problems if problem.severity == "error"}
+    assert named - {"masks"} == {path}, "`masks` may be named beside: unclear values concern all of them"
+    (problem,) = problems_of(report, path)
+    assert re.search(message, problem.message)
+    assert not report.usable
+
+
+def test_nothing_above_the_root_is_told(root: Path):
+    for write, _ in BREAKS.values():
+        write(root)
+    report = inspect(root)
+    assert "Jane" not in json.dumps(report.to_json())
+    assert "Jane" not in rendered(report)
+
+
+def test_a_file_without_permission_is_named(root: Path, monkeypatch: pytest.MonkeyPatch):
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "good2" not in str(path) and real(path, mode))
+    report = inspect(root)
+    assert [problem.path.as_posix() for problem in report.problems] == ["images/good2.png", "masks/good2.png"]
+    assert all("permission" in problem.message for problem in report.problems)
+
+
+def test_one_tone_is_a_warning(root: Path):
+    Image.new("L", SIZE[::-1], 90).save(root / "images/good1.png")
+    report = inspect(root)
+    (problem,) = report.problems
+    assert (problem.path.as_posix(), problem.severity) == ("images/good1.png", "warning")
+    assert report.usable
+
+
+def test_too_few_labelled_cases_are_not_usable(root: Path):
+    for index in range(4):
+        (root / f"masks/good{index}.png").unlink()
+    report = inspect(root)
+    assert "Too few labelled cases" in report.problems[0].message
+    assert not report.usable
+
+
+def test_stated_classes_and_label_map(root: Path):
+    (root / "dataset.yaml").write_text("name: Cells\nclasses: [wall, core]\nlabels: {255: 2}\n")
+    report = inspect(root)
+    assert report.name == "Cells"
+    assert [(one.name, one.images) for one in report.classes] == [("background", 6), ("wall", 0), ("core", 5)]
+    assert report.label_map == {0: 0, 255: 2}
+    assert report.presence["good0"] == frozenset({2})
+
+
+def test_an_unreadable_dataset_yaml_is_one_problem(root: Path):
+    (root / "dataset.yaml").write_text("colour: blue\n")
+    report = inspect(root)
+    assert [problem.path.as_posix() for problem in report.problems] == ["dataset.yaml"]
+
+
+def test_the_odd_mask_among_several_classes_is_named(root: Path):
+    for index in range(5):
+        write_pair(root, f"good{index}", value=index % 3 + 1)
+    write_pair(root, "odd", value=200)
+    report = inspect(root)
+    assert [problem.path.as_posix() for problem in report.problems] == ["masks", "masks/odd.png"]
+    assert len(report.classes) == 4
+
+
+def test_exact_duplicate_across_stated_splits_is_an_error(root: Path):
+    (root / "images/good1.png").write_bytes((root / "images/good0.png").read_bytes())
+    (loose,) = inspect(root).problems
+    assert (loose.path.as_posix(), loose.severity) == ("images/good0.png", "warning")
+    (root / "split.csv").write_text("id,split\ngood0,train\ngood1,test\n")
+    report = inspect(root)
+    (parted,) = report.problems
+    assert (parted.severity, parted.message) == ("error", "shows exactly what images/good1.png shows (train and test).")
+    assert not report.usable
+
+
+def test_duplicates_within_a_case_are_expected(root: Path):
+    (root / "images/good1.png").write_bytes((root / "images/good0.png").read_bytes())
+    (root / "split.csv").write_text("id,split,case\ngood0,,p\ngood1,,p\n")
+    assert inspect(root).problems == ()
+
+
+def test_json_is_json_and_counts(root: Path):
+    content = json.loads(json.dumps(inspect(root).to_json()))
+    assert content["usable"] is True
+    assert (content["images"], content["cases"], content["labelled"], content["empty_masks"]) == (6, 6, 6, 1)
+    assert content["label_map"] == {"0": 0, "255": 1}
+    assert content["sizes"] == [{"height": 48, "width": 64, "images": 6}]
+
+
+def test_text_is_plain_without_a_terminal(root: Path):
+    report = inspect(root)
+    assert "\x1b" not in rendered(report)
+    assert "\x1b" in rendered(report, terminal=True)
+    assert "Usable: 0 error(s), 0 warning(s)" in rendered(report)
+
+
+def test_markup_in_a_file_name_is_shown_as_it_is(root: Path):
+    write_pair(root, "[bold]x").write_bytes(b"")
+    assert "images/[bold]x.png" in rendered(inspect(root))
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path):
+    with pytest.raises(UserError, match="no such folder"):
+        inspect(tmp_path / "nothing")
+
+
+def test_a_broken_volume_is_named_once(tmp_path: Path):
+    nibabel = pytest.importorskip("nibabel")
+    generator = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for case in range(4):
+        values = generator.uniform(0, 1, (20, 24, 6))
+        values[3, 3, : 3 * (case == 3)] = np.nan
+        mask = np.zeros(values.shape, np.uint8)
+        mask[5:9, 5:9, 2:4] = 1
+        for folder, array in (("images", values.astype(np.float32)), ("labels", mask)):
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / folder / f"p{case}.nii.gz")
+    report = inspect(tmp_path, "nifti", options=LayoutOptions(classes=("organ",), window=(0, 1)))
+    (problem,) = report.problems
+    assert problem.path.as_posix() == "images/p3.nii.gz"
+    assert "2 more images of this file" in problem.message
+    assert len(report.empty_masks) == 4 * 4

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tskd.metrics.segmentation import (
+    CaseScore,
+    ScoreRow,
+    agreement,
+    case_means,
+    score_case,
+    shared_unit,
+    summarise,
+)
+from tskd.types import UNLABELLED
+
+EMPTY = np.zeros((30, 40), dtype=np.uint8)
+
+
+def square(top: int, left: int, *, label: int = 1, size: int = 10) -> np.ndarray:
+    mask = EMPTY.copy()
+    mask[top : top + size, left : left + size] = label
+    return mask
+
+
+def score_one(prediction: np.ndarray, mask: np.ndarray, spacing: tuple[float, float] | None = None) -> CaseScore:
+    return score_case(prediction, mask, classes=1, spacing=spacing)[0]
+
+
+def row(case: str, dice: float, *, image: str | None = None, label: int = 1, status: str = "scored") -> ScoreRow:
+    return ScoreRow(case, image or case, label, "px", CaseScore(dice, dice / 2, 10 * (1 - dice), 1.0, status))  # type: ignore[arg-type]
+
+
+class TestEmptyMaskPolicy:
+    def test_both_empty_is_perfect(self) -> None:
+        assert score_one(EMPTY, EMPTY) == CaseScore(1.0, 1.0, 0.0, 0.0, "both_empty")
+
+    @pytest.mark.parametrize("spacing", [None, (0.5, 2.0)])
+    def test_missed_and_false_positive_cost_the_diagonal(self, spacing: tuple[float, float] | None) -> None:
+        diagonal = 50.0 if spacing is None else math.hypot(15, 80)
+        assert score_one(EMPTY, square(5, 5), spacing) == CaseScore(0.0, 0.0, diagonal, diagonal, "missed")
+        assert score_one(square(5, 5), EMPTY, spacing) == CaseScore(0.0, 0.0, diagonal, diagonal, "false_positive")
+
+    def test_each_class_has_its_own_status(self) -> None:
+        scores = score_case(square(2, 2), square(2, 2, label=2), classes=3, spacing=None)
+        assert [score.status for score in scores] == ["false_positive", "missed", "both_empty"]
+
+
+class TestScores:
+    def test_shift_by_three_pixels(self) -> None:
+        score = score_one(square(5, 8), square(5, 5))
+        assert score.dice == pytest.approx(2 * 70 / 200)
+        assert score.iou == pytest.approx(70 / 130)
+        assert score.hd95 == pytest.approx(3.0)
+
+    def test_spacing_is_row_then_column(self) -> None:
+        assert score_one(square(5, 8), square(5, 5), (9.0, 0.5)).hd95 == pytest.approx(1.5)
+        assert score_one(square(8, 5), square(5, 5), (0.5, 9.0)).hd95 == pytest.approx(1.5)
+
+    def test_perfect_prediction(self) -> None:
+        assert score_one(square(5, 5), square(5, 5)) == CaseScore(1.0, 1.0, 0.0, 0.0, "scored")
+
+    def test_unlabelled_pixels_count_for_neither(self) -> None:
+        mask = square(5, 5)
+        mask[:, 20:] = UNLABELLED
+        assert score_one(square(5, 5) | square(5, 25), mask).dice == 1.0
+
+    def test_single_pixels_have_a_distance(self) -> None:
+        score = score_one(square(3, 4, size=1), square(0, 0, size=1))
+        assert (score.hd95, score.assd, score.dice, score.status) == (5.0, 5.0, 0.0, "scored")
+
+    @pytest.mark.parametrize(
+        ("prediction", "mask", "message"),
+        [
+            (np.zeros((3, 4), np.uint8), EMPTY, r"\(3, 4\).*\(30, 40\)"),
+            (square(5, 5, label=3), EMPTY, "prediction holds class 0 to 3, allowed are 0 to 1"),
+            (EMPTY, square(5, 5, label=2), "mask holds class 0 to 2"),
+            (EMPTY, np.full_like(EMPTY, UNLABELLED), "no labelled pixel"),
+        ],
+    )
+    def test_what_cannot_be_scored_is_refused(self, prediction: np.ndarray, mask: np.ndarray, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            score_case(prediction, mask, classes=1, spacing=None)
+
+
+def test_agreement_averages_classes_and_counts_absent_ones_as_agreed() -> None:
+    assert agreement(square(5, 8), square(5, 5), 2) == pytest.approx((0.7 + 1.0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("spacings", "unit", "told"),
+    [
+        ([(1.0, 1.0), (2.0, 1.0)], "mm", False),
+        ([(1.0, 1.0), None], "px", True),
+        ([None, None], "px", False),
+    ],
+)
+def test_millimetres_need_every_spacing(spacings: list[tuple[float, float] | None], unit: str, told: bool) -> None:
+    found, remark = shared_unit(spacings)
+    assert found == unit
+    assert (remark is not None) == told
+    if remark:
+        assert remark.startswith("1 of 2 images have no pixel spacing")
+
+
+class TestSummary:
+    def test_a_case_counts_once_however_many_images_it_has(self) -> None:
+        rows = [row("a", 1.0), *(row("b", 0.5, image=f"b/{k}") for k in range(9))]
+        summary = summarise(rows, seed=0)
+        assert summary.dice.mean == 0.75
+        assert (summary.n_cases, summary.n_images) == (2, 10)
+
+    def test_every_status_is_counted_and_none_left_out_of_the_mean(self) -> None:
+        statuses = ("scored", "missed", "false_positive", "both_empty", "missed")
+        rows = [row(f"c{k}", float(status != "missed"), status=status) for k, status in enumerate(statuses)]
+        summary = summarise(rows, seed=0)
+        assert summary.dice.mean == pytest.approx(3 / 5)
+        counts = (summary.scored, summary.missed, summary.false_positive, summary.both_empty)
+        assert counts == (1, 2, 1, 1)
+
+    def test_classes_are_told_apart(self) -> None:
+        rows = [row(f"c{k}", dice, label=label) for k in range(4) for label, dice in ((1, 0.9), (2, 0.5))]
+        summary = summarise(rows, seed=0)
+        assert summary.dice.mean == pytest.approx(0.7)
+        assert {label: part.dice.mean for label, part in summary.by_class.items()} == {1: 0.9, 2: 0.5}
+        assert summary.n_images == 4
+
+    def test_json_has_the_names_of_run_json_with_the_unit(self) -> None:
+        fields = summarise([row(f"c{k}", 0.1 * k) for k in range(6)], seed=0).as_dict()
+        assert {"dice", "dice_ci95", "hd95_px", "n_cases", "missed", "false_positive", "both_empty"} <= fields.keys()
+        assert json.loads(json.dumps(fields, allow_nan=False)) == fields
+
+    def test_two_cases_give_no_interval_but_valid_json(self) -> None:
+        assert summarise([row("a", 0.5), row("b", 0.7)], seed=0).as_dict()["dice_ci95"] is None
+
+    def test_mixed_units_and_repeated_images_are_refused(self) -> None:
+        millimetres = ScoreRow("b", "b", 1, "mm", row("b", 0.5).score)
+        with pytest.raises(ValueError, match="one unit"):
+            summarise([row("a", 0.5), millimetres], seed=0)
+        with pytest.raises(ValueError, match="appears twice"):
+            summarise([row("a", 0.5), row("a", 0.6)], seed=0)
+
+
+def test_rows_survive_a_csv_file() -> None:
+    for unit in ("px", "mm"):
+        written = ScoreRow("a", "a/1", 2, unit, CaseScore(0.1 + 0.2, 0.5, 3.25, 1 / 3, "scored"))  # type: ignore[arg-type]
+        assert ScoreRow.from_dict({name: str(value) for name, value in written.as_dict().items()}) == written
+
+
+def test_a_foreign_csv_line_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a line of a cases"):
+        ScoreRow.from_dict({"case": "a", "dice": "1"})
+
+
+def test_case_means_are_sorted_by_case() -> None:
+    rows = [row("b", 0.2), row("a", 0.4), row("a", 0.8, image="a2")]
+    assert list(case_means(rows, "dice").items()) == [("a", pytest.approx(0.6)), ("b", 0.2)]

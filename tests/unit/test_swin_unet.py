@@ -1,0 +1,114 @@
+"""The denoiser: sizes it takes, gradients everywhere, conditions that matter, checkpointing that changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tskd.errors import UserError
+from tskd.models.swin_unet import NULL_LABEL, PRESETS, SwinUNet, check_image_size, fits, window_of
+
+SIZE = replace(PRESETS["tiny"], channels=16, heads=(0, 2, 2))
+
+
+def awake(model: SwinUNet) -> SwinUNet:
+    """Give the zero-initialised layers small random weights, so that every path carries a signal."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def build(**settings: int | bool) -> SwinUNet:
+    torch.manual_seed(0)
+    return awake(SwinUNet(SIZE, image_size=16, channels=1, **settings))
+
+
+@pytest.fixture
+def noisy() -> Tensor:
+    return torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("image_size", [16, 48, 64, 80, 96])
+def test_the_answer_has_the_shape_of_the_image(image_size: int, channels: int) -> None:
+    model = SwinUNet(SIZE, image_size=image_size, channels=channels)
+    noisy = torch.randn(1, channels, image_size, image_size)
+    assert model(noisy, torch.tensor([5])).shape == noisy.shape
+
+
+@pytest.mark.parametrize(("preset", "image_size", "millions"), [("tiny", 64, 2), ("small", 128, 20), ("base", 256, 90)])
+def test_every_preset_builds_at_its_size(preset: str, image_size: int, millions: int) -> None:
+    with torch.device("meta"):
+        model = SwinUNet(PRESETS[preset], image_size=image_size)
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert millions / 2 < count < millions * 2
+
+
+def test_a_new_model_predicts_zero() -> None:
+    model = SwinUNet(SIZE, image_size=16, channels=1)
+    assert not model(torch.randn(2, 1, 16, 16), torch.tensor([0, 999])).any()
+
+
+def test_every_parameter_gets_a_gradient(noisy: Tensor) -> None:
+    model = build(num_classes=2)
+    model(noisy, torch.tensor([3, 700]), torch.tensor([1, NULL_LABEL])).square().sum().backward()
+    silent = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert silent == []
+
+
+def test_the_time_step_changes_the_answer_of_its_own_image_only(noisy: Tensor) -> None:
+    model = build().eval()
+    early, late = model(noisy, torch.tensor([10, 10])), model(noisy, torch.tensor([10, 900]))
+    torch.testing.assert_close(early[0], late[0])
+    assert (early[1] - late[1]).abs().max() > 1e-3
+
+
+def test_labels_change_the_answer_and_no_labels_means_the_null_label(noisy: Tensor) -> None:
+    model, steps = build(num_classes=2).eval(), torch.tensor([10, 10])
+    absent = model(noisy, steps)
+    torch.testing.assert_close(absent, model(noisy, steps, torch.tensor([NULL_LABEL, NULL_LABEL])))
+    labelled = model(noisy, steps, torch.tensor([0, 1]))
+    assert (labelled - absent).flatten(1).abs().amax(1).min() > 1e-3
+
+
+def test_checkpointing_changes_neither_answer_nor_gradients(noisy: Tensor) -> None:
+    plain, frugal = build(), build(checkpointing=True)
+    gradients = []
+    for model in (plain, frugal):
+        model(noisy, torch.tensor([3, 700])).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_level_of_one_block_shifts_its_windows_in_the_decoder() -> None:
+    """A level of one block still shifts its windows in one half of the U, so that their borders are crossed."""
+    model = SwinUNet(SIZE, image_size=64, channels=1)
+    shifts = [level.swin[0].block.shift_size for level in (model.encoder[1], model.decoder[1])]
+    assert shifts == [(0, 0), (4, 4)]
+
+
+@pytest.mark.parametrize(("grid", "largest", "window"), [(8, 8, 8), (5, 8, 5), (24, 8, 8), (12, 8, 6), (22, 8, None)])
+def test_windows_tile_the_grid_or_are_refused(grid: int, largest: int, window: int | None) -> None:
+    assert window_of(grid, largest) == window
+
+
+def test_a_size_that_does_not_fit_is_refused_with_sizes_that_do() -> None:
+    with pytest.raises(UserError, match="100 px") as failure:
+        SwinUNet(SIZE, image_size=100)
+    named = [int(word) for word in str(failure.value).split("do:")[1].strip(" .").split(", ")]
+    assert 96 in named
+    assert all(fits(SIZE, side) for side in named)
+
+
+@pytest.mark.parametrize("image_size", [0, -64, 4])
+def test_sizes_below_the_smallest_are_refused(image_size: int) -> None:
+    with pytest.raises(UserError, match="nearest"):
+        check_image_size(SIZE, image_size)

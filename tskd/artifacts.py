@@ -1,0 +1,226 @@
+"""Finished work on disk: a folder with a manifest written last, named by everything its content depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tskd.console import warn
+
+MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of a stage's resumable state; it is removed when the stage is finished."""
+TRAINING_LOG = "metrics.jsonl"
+"""Log of a training; it holds times, so it is no part of the digest."""
+_CLOCK = "clock.json"
+_LIBRARIES = ("torch", "timm", "transformers", "peft", "diffusers", "monai", "numpy", "onnxruntime")
+
+Make = Callable[[Path], Mapping[str, Any]]
+"""A stage's work: fills the folder it is given and returns its metrics."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder."""
+
+    path: Path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        return manifest
+
+    @property
+    def digest(self) -> str:
+        """Sha256 over the names and contents of its files, logs left out."""
+        return str(self.manifest["digest"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return dict(self.manifest["metrics"])
+
+
+class Store:
+    """The artifacts of one output folder; equal work is found instead of done again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def build(
+        self, stage: str, make: Make, *, config: Mapping[str, Any], inputs: Mapping[str, str], seed: int, version: int
+    ) -> Artifact:
+        """Return the artifact of a stage, computed now if it is not there yet.
+
+        ``inputs`` maps names to content digests. ``make`` works in ``<name>.partial``, which an interrupted run leaves
+        behind and the next one finds again. Two processes that need the same artifact build it once.
+        """
+        identity = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "seed": seed, "version": version}
+        fingerprint = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+        path = self.root / f"{stage}-{fingerprint[:12]}"
+        if (found := self._find(path)) is not None:
+            return found
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if (found := self._find(path)) is not None:
+                return found
+            return _make(path, make, identity | {"fingerprint": fingerprint})
+
+    def _find(self, path: Path) -> Artifact | None:
+        if not (path / MANIFEST).is_file():
+            return None
+        artifact = Artifact(path)
+        damaged = next(find_damage(artifact), None)
+        if damaged is None:
+            return artifact
+        aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
+        path.rename(aside)
+        warn(f"{path.name} is damaged ({damaged}); it was moved to {aside.name} and is computed again")
+        return None
+
+
+def find_damage(artifact: Artifact) -> Iterator[str]:
+    """Yield a line for every file of the artifact that is missing or differs from the manifest."""
+    try:
+        files = artifact.manifest["files"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        yield f"{MANIFEST} cannot be read"
+        return
+    for name, digest in files.items():
+        path = artifact.path / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif file_sha256(path) != digest:
+            yield f"{name} has changed"
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value: keys sorted, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a reader sees the old content or the new, never a part."""
+    write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file in one step; after a power cut it holds the old content or the new."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions of Python and libraries, the operating system and the git commit of the working folder."""
+    installed = {name: _version(name) for name in ("tskd", *_LIBRARIES)}
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "libraries": {name: version for name, version in installed.items() if version},
+        "git_commit": _git_commit(),
+    }
+
+
+@contextmanager
+def measured() -> Iterator[dict[str, float]]:
+    """Measure the block: ``seconds`` and ``peak_memory_mb`` of this process (resident) are filled in at its end."""
+    usage: dict[str, float] = {}
+    _reset_peak_memory()
+    began = time.monotonic()
+    try:
+        yield usage
+    finally:
+        usage["seconds"] = round(time.monotonic() - began, 2)
+        usage["peak_memory_mb"] = peak_memory_mb()
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory of this process since the last reset, in MiB (since its start on non-Linux)."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(line.split()[1]) / 1024, 1)
+    import resource
+
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def _reset_peak_memory() -> None:
+    clear = Path("/proc/self/clear_refs")
+    try:
+        clear.write_text("5")
+    except OSError:  # not Linux, or not allowed: the peak then counts from the start of the process
+        return
+
+
+def _make(path: Path, make: Make, identity: dict[str, Any]) -> Artifact:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.mkdir(exist_ok=True)
+    with _clock(partial), measured() as usage:
+        metrics = dict(make(partial))
+    seconds = json.loads((partial / _CLOCK).read_text())["seconds"]
+    (partial / _CLOCK).unlink()
+    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+    files = {
+        file.relative_to(partial).as_posix(): file_sha256(file)
+        for file in sorted(partial.rglob("*"))
+        if file.is_file() and not file.name.startswith(".")
+    }
+    content = {name: sha256 for name, sha256 in files.items() if name != TRAINING_LOG}
+    digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    manifest = identity | {"digest": digest, "files": files, "metrics": metrics}
+    write_json(partial / MANIFEST, manifest | usage | {"seconds": seconds} | environment())
+    partial.rename(path)
+    return Artifact(path)
+
+
+@contextmanager
+def _clock(partial: Path) -> Iterator[None]:
+    """Add up the seconds of all attempts that ended by themselves; a killed attempt's are lost."""
+    path = partial / _CLOCK
+    before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        write_json(path, {"seconds": round(before + time.monotonic() - began, 2)})
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

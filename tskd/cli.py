@@ -1,0 +1,115 @@
+"""The commands. Heavy imports are inside them, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tskd.errors import Paused, RunFailed, UserError
+
+if TYPE_CHECKING:
+    from tskd.config import Recipe
+    from tskd.pipeline import Run
+
+app = typer.Typer(
+    name="tskd",
+    help="Turn a vision foundation model and a few dozen labelled medical images into a small segmentation model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interrupted run in it is taken up again.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: section.key=value. May be repeated.")]
+Data = Annotated[str | None, typer.Option("--data", help="Data folder, or 'phantoms' (the default).")]
+RecipeFile = Annotated[Path | None, typer.Argument(help="YAML file of settings; without it the defaults hold.")]
+Minutes = Annotated[float | None, typer.Option("--minutes", min=0, help="Pause after so long; the same command goes on.")]
+Download = Annotated[bool, typer.Option("--download", help="Allow fetching SAM's weights; nothing is fetched otherwise.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeFile = None,
+    data: Data = None,
+    out: Out = Path("out"),
+    set_: Set = None,
+    minutes: Minutes = None,
+    download: Download = False,
+    json_: Json = False,
+) -> None:
+    """Run the whole method on your data: teacher, distillation, fine-tuning, scores, export.
+
+    Example: tskd run --data my_images --set data.labels=60 --out out/first
+    """
+    from tskd.pipeline import execute
+    from tskd.report import print_summary
+
+    summary = execute(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download))
+    if json_:
+        print(json.dumps(summary, default=str))
+    else:
+        print_summary(summary, out)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="prepare, teacher, transfer, distill, finetune, control, evaluate, export")],
+    recipe: RecipeFile = None,
+    data: Data = None,
+    out: Out = Path("out"),
+    set_: Set = None,
+    minutes: Minutes = None,
+    download: Download = False,
+) -> None:
+    """Run one stage and what it needs; print its folder.
+
+    Example: tskd stage teacher --data my_images --set teacher.rank=16 --out out/first
+    """
+    from tskd.pipeline import run_stage
+
+    print(run_stage(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), name).path)
+
+
+def _load(recipe: Path | None, data: str | None, overrides: list[str] | None) -> Recipe:
+    from tskd.config import load_recipe
+
+    changes = list(overrides or [])
+    if data is not None:
+        changes.append(f"data.root={json.dumps(data)}")
+    return load_recipe(recipe, changes)
+
+
+def _open_run(recipe: Recipe, out: Path, *, minutes: float | None, download: bool) -> Run:
+    from tskd.engine import open_runtime
+    from tskd.pipeline import Run
+
+    return Run(recipe, out, open_runtime(recipe.engine, minutes=minutes), download)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run a command; exit 0 done (or paused as asked), 1 failed, 2 wrong input or settings."""
+    try:
+        return app(arguments)
+    except UserError as error:
+        _stop(f"error: {error}", code=2)
+    except RunFailed as error:
+        _stop(f"failed: {error}", code=1)
+    except Paused as pause:
+        _stop(f"{pause}; the state is saved, the same command goes on from here", code=0)
+    except KeyboardInterrupt:
+        _stop("stopped; the same command goes on from the last checkpoint", code=1)
+
+
+def _stop(message: str, *, code: int) -> None:
+    print(message, file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

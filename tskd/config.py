@@ -1,0 +1,347 @@
+"""The recipe: one frozen tree of settings, one section a stage; unknown keys are refused, and lengths are in steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tskd.errors import UserError
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PHANTOMS = "phantoms"
+"""The value of ``data.root`` that stands for the built-in procedural images."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and it refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PhantomConfig(Section):
+    """The built-in procedural data set, used when ``data.root`` is ``phantoms``."""
+
+    family: str = "kidney_us"
+    train: Positive = 400
+    """Training images, labelled or not."""
+    test: Positive = 80
+    size: Positive = 128
+
+
+class AugmentConfig(Section):
+    """Random changes of the training images; geometric ones move image and mask alike."""
+
+    flip: Literal["auto", "none", "horizontal", "both"] = "auto"
+    """auto: horizontal, but none where a class name says left or right."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Degrees to either side."""
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Largest relative change of size."""
+    shift: Share = 0.08
+    """Largest shift as a share of the side."""
+    photometric: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Strength of brightness, contrast, gamma, colour, blur and noise; 0 switches them off."""
+
+
+class DataConfig(Section):
+    """Where the images are, how they are read and which labels may be used."""
+
+    root: str = PHANTOMS
+    layout: str = "auto"
+    labels: Positive | None = None
+    """Label budget in images, the validation part included; None: all labelled training images."""
+    label_cases: Positive | None = None
+    """Label budget in cases, instead of ``labels``."""
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
+    """Side of the square that the networks see; predictions are answered at the image's own size."""
+    classes: tuple[str, ...] | None = None
+    """Names of the foreground classes; None: as the data set says."""
+    window: tuple[float, float] | None = None
+    """Intensities shown as black and white, in stored units (HU for CT)."""
+    annotator: Literal[1, 2] = 1
+    structure: Literal["capsule", "regions"] = "capsule"
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Part of the labelled budget kept for validation."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Cases kept for the test where the data set has no split of its own."""
+    split_seed: int = 0
+    """Seed of the split and of the budget's order: the same split for every seed of training."""
+    allow_duplicates: bool = False
+    """Go on although an image is in training and test alike."""
+    phantom: PhantomConfig = PhantomConfig()
+
+
+class TrainConfig(Section):
+    """Settings every training shares."""
+
+    steps: Positive
+    batch_size: Positive = 16
+    accumulate: Positive = 1
+    """Parts a batch is cut into to save memory; the result is the same."""
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the moving average of the weights that is validated and kept; 0: the last weights."""
+    validate_every: Positive = 50
+    patience: Positive | None = None
+    """Validations without a better score after which training stops; None: never."""
+
+
+class TeacherConfig(TrainConfig):
+    """The large model that is adapted to the task on the labels."""
+
+    name: str = "auto"
+    """``auto`` (SAM ViT-B where its weights are on this machine, else the offline teacher), ``sam``, ``offline``, or
+    ``timm/<backbone>``."""
+    weights: str | None = None
+    """Local folder or file, or a hub id (fetched only with ``--download``)."""
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] | None = None
+    """None: 512 for SAM, ``data.image_size`` for others."""
+    adaptation: Literal["lora", "probe", "full"] = "lora"
+    rank: Positive = 4
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """None: equal to the rank, so that the update has scale 1 as in SAMed."""
+    augment: AugmentConfig = AugmentConfig()
+    steps: Positive = 400
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    patience: Positive | None = 8
+
+
+class DiffusionConfig(TrainConfig):
+    """The model that invents images for the transfer set; used where ``transfer.synthetic`` is above 0."""
+
+    preset: Literal["tiny", "small", "base"] = "tiny"
+    image_size: Annotated[int, Field(ge=16, le=512, multiple_of=16)] | None = None
+    """None: ``data.image_size``."""
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
+    schedule: Literal["linear", "cosine"] = "cosine"
+    conditional: bool = False
+    """Condition on the name of the folder an image lies in."""
+    sampler: Literal["dpmsolver++", "ddim", "ddpm"] = "dpmsolver++"
+    sampling_steps: Positive = 25
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    grid_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """A picture of samples is written this often."""
+    gradient_checkpointing: bool = False
+    steps: Positive = 3000
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
+
+
+class TransferConfig(Section):
+    """How many images of which origin the student learns from without labels; None: all there are."""
+
+    real: Count | None = None
+    """Unlabelled training images, then the labelled ones."""
+    synthetic: Count = 0
+    """Images sampled from the diffusion model."""
+    augmented: Count = 0
+    """Labelled training images under strong augmentation, stored as images of their own."""
+    copy_quantile: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
+    """A synthetic image nearer to a training image than this quantile of train-to-train distances is a copy: dropped."""
+
+
+class DistillConfig(TrainConfig):
+    """The student learns the teacher's features and logits on the transfer set."""
+
+    encoder_loss: str = "mse"
+    decoder_loss: str = "kl"
+    encoder_weight: Annotated[float, Field(ge=0)] = 0.5
+    decoder_weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    cache: Literal["auto", "on", "off"] = "auto"
+    """on: the teacher sees each stored view once and its answers are read from disk; auto decides by cost."""
+    views: Positive = 4
+    """Stored views of an image in the cache; view 0 is the image itself."""
+    augment: AugmentConfig = AugmentConfig()
+    steps: Positive = 1200
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> DistillConfig:
+        if self.encoder_weight == 0 and self.decoder_weight == 0:
+            raise ValueError(
+                "encoder_weight and decoder_weight are both 0: there is nothing to distil; set one above 0"
+            )
+        return self
+
+
+class StudentConfig(Section):
+    """The small model that is shipped."""
+
+    backbone: str = "vit_tiny_patch16_224"
+    """Any timm backbone."""
+    decoder: str = "detail"
+    weights: str | None = None
+    """Local file with ImageNet (or other) weights of the backbone; None: random."""
+
+
+class FinetuneConfig(TrainConfig):
+    """The student learns from the labels."""
+
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Factor of the learning rate from one block to the one before it; used where the student starts trained."""
+    augment: AugmentConfig = AugmentConfig()
+    steps: Positive = 300
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    scratch_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate where the student starts from random weights."""
+
+
+class ControlConfig(TrainConfig):
+    """A small U-Net trained on the same labels with the student's training compute: what the method has to beat."""
+
+    enabled: bool = True
+    channels: tuple[Positive, ...] = (16, 32, 64, 128)
+    augment: AugmentConfig = AugmentConfig()
+    steps: Positive = 10**9
+    """Upper limit; the number that the compute allows is used where it is smaller."""
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+
+
+class EvaluateConfig(Section):
+    """How models are scored on the test images."""
+
+    overlays: Count = 9
+    """Pictures of the worst, median and best cases."""
+
+
+class ExportConfig(Section):
+    """The file that is shipped."""
+
+    int8: bool = False
+    parity_cases: Positive = 16
+    max_dice_drop: Share = 0.001
+    """Largest difference of Dice between the network and the exported file."""
+
+
+class EngineConfig(Section):
+    """Where and how it is computed; nothing here but ``precision`` changes a result beyond rounding."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: Positive = 1
+    num_nodes: Positive = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
+    threads: Positive | None = None
+    """CPU threads; None: as torch chooses."""
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    seed: int = 0
+    method: str = "task_kd"
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    transfer: TransferConfig = TransferConfig()
+    distill: DistillConfig = DistillConfig()
+    student: StudentConfig = StudentConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    control: ControlConfig = ControlConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads ``1e-3`` as text; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(inf|Inf|INF)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Return the value of a YAML text; ``1e-3`` is a number.
+
+    Raises UserError naming ``source`` and the line of the mistake.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a file (None: all defaults) with ``section.key=value`` overrides applied in order.
+
+    Raises UserError naming every key or value that does not fit.
+    """
+    values: dict[str, Any] = {}
+    source = "the settings"
+    if path is not None:
+        source = str(path)
+        values = _read_mapping(path)
+    for override in overrides:
+        _apply_override(values, override)
+    return build_recipe(values, source)
+
+
+def build_recipe(values: Mapping[str, Any], source: str) -> Recipe:
+    """Return the recipe of a plain mapping; UserError names ``source`` and every key or value that does not fit."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
+        raise UserError(f"{source} cannot be used:\n{problems}") from error
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe. Give the path of a YAML file, or leave it out for the defaults.")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file. A recipe is a YAML file.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: a recipe is a mapping of sections (data, teacher, ...), not a {type(values).__name__}."
+        )
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"--set {override}: write section.key=value, for example --set teacher.rank=16")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        child = values.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: '{section}' is a value, not a section.")
+        values = child
+    values[last] = parse_yaml(text, f"--set {override}")
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key. Allowed here: {', '.join(_allowed(problem['loc']))}"
+    return f"{where}: {problem['msg']} (given: {problem['input']!r})" if where else str(problem["msg"])
+
+
+def _allowed(location: Sequence[Any]) -> list[str]:
+    section: Any = Recipe
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    return sorted(section.model_fields)

@@ -1,0 +1,84 @@
+"""What a person sees on stderr: messages and progress with the time left; plain lines where it is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two plain progress lines."""
+
+
+class Advance(Protocol):
+    """Report that ``done`` of the total is finished, with a short note such as the loss."""
+
+    def __call__(self, done: int, note: str = "") -> None: ...
+
+
+def say(message: str) -> None:
+    """Print one line for the person who started the command."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """Print one line that the person should act on."""
+    say(f"warning: {message}")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person would say them: ``42 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextmanager
+def progress(label: str, total: int, *, start: int = 0) -> Iterator[Advance]:
+    """Show how far a long job is and how long it still takes; ``start`` is where a resumed job goes on."""
+    if sys.stderr.isatty():
+        with _rich_progress(label, total, start) as advance:
+            yield advance
+    else:
+        yield _PlainProgress(label, total, start)
+
+
+class _PlainProgress:
+    def __init__(self, label: str, total: int, start: int) -> None:
+        self.label, self.total, self.start = label, total, start
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        finished = done >= self.total and now - self.began > 2
+        if now - self.last < PLAIN_INTERVAL and not finished:
+            return
+        self.last = now
+        left = (now - self.began) / max(done - self.start, 1) * (self.total - done)
+        say(f"{self.label}: {done}/{self.total}, {duration(left)} left{', ' + note if note else ''}")
+
+
+@contextmanager
+def _rich_progress(label: str, total: int, start: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+        task = bar.add_task(label, total=total, completed=start, note="")
+
+        def advance(done: int, note: str = "") -> None:
+            bar.update(task, completed=done, note=note)
+
+        yield advance

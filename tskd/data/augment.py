@@ -1,0 +1,103 @@
+"""Random changes of training images: parameters are drawn first, then applied, so image and mask cannot differ."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GeometryRange:
+    """How far images are moved."""
+
+    flip_horizontal: bool = True
+    flip_vertical: bool = False
+    rotate: float = 15.0
+    """Degrees to either side."""
+    scale: float = 0.15
+    """Largest relative change of size."""
+    shift: float = 0.08
+    """Share of the side."""
+
+
+class Photometry(NamedTuple):
+    """Drawn photometric parameters, one row an image."""
+
+    gain: Tensor
+    """(B, 3, 1, 1) factor of each colour."""
+    offset: Tensor
+    """(B, 1, 1, 1)"""
+    gamma: Tensor
+    """(B, 1, 1, 1) exponent."""
+    blur: Tensor
+    """(B, 1, 1, 1) share of the blurred image."""
+    noise: Tensor
+    """(B, 1, H, W) added values."""
+
+
+def draw_geometry(count: int, limits: GeometryRange, generator: torch.Generator) -> Tensor:
+    """Return (count, 2, 3) affine maps from the new image to the old one, in coordinates of [-1, 1]."""
+    uniform = torch.rand(count, 6, generator=generator)
+    signed = 2 * uniform - 1
+    angle = signed[:, 0] * math.radians(limits.rotate)
+    size = torch.exp(signed[:, 1] * math.log1p(limits.scale))
+    mirror_x = torch.where((uniform[:, 2] < 0.5) & limits.flip_horizontal, -1.0, 1.0)
+    mirror_y = torch.where((uniform[:, 3] < 0.5) & limits.flip_vertical, -1.0, 1.0)
+    cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
+    shift = 2 * limits.shift * signed[:, 4:]
+    rows = (
+        torch.stack([cos * mirror_x, -sin * mirror_y, shift[:, 0]], dim=1),
+        torch.stack([sin * mirror_x, cos * mirror_y, shift[:, 1]], dim=1),
+    )
+    return torch.stack(rows, dim=1)
+
+
+def move_images(images: Tensor, maps: Tensor) -> Tensor:
+    """Return (B, C, H, W) images resampled bilinearly along the maps; outside of the old image is black."""
+    grid = F.affine_grid(maps.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def move_masks(masks: Tensor, maps: Tensor) -> Tensor:
+    """Return (B, H, W) class indices moved along the maps by nearest neighbour; outside is background."""
+    planes = masks[:, None].float()
+    grid = F.affine_grid(maps.to(masks.device), list(planes.shape), align_corners=False)
+    moved = F.grid_sample(planes, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return moved[:, 0].round().to(masks.dtype)
+
+
+def draw_photometry(shape: torch.Size, strength: float, generator: torch.Generator) -> Photometry:
+    """Return parameters for images of a shape (B, C, H, W); ``strength`` 1 is the usual amount, 0 changes nothing."""
+    count, _, height, width = shape
+    signed = strength * (2 * torch.rand(count, 6, generator=generator) - 1)
+    level = strength * 0.04 * torch.rand(count, 1, 1, 1, generator=generator)
+    one = signed.reshape(count, 6, 1, 1)
+    return Photometry(
+        gain=torch.exp(0.25 * one[:, :1] + 0.06 * one[:, 3:6]),
+        offset=0.10 * one[:, 1:2],
+        gamma=torch.exp(0.25 * one[:, 2:3]),
+        blur=strength * torch.rand(count, 1, 1, 1, generator=generator).sub(0.5).clamp(min=0),
+        noise=level * torch.randn(count, 1, height, width, generator=generator),
+    )
+
+
+def apply_photometry(images: Tensor, drawn: Photometry) -> Tensor:
+    """Return (B, 3, H, W) images in [0, 1] with changed contrast, brightness, colour, sharpness and noise."""
+    drawn = Photometry(*(value.to(images.device) for value in drawn))
+    soft = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+    images = torch.lerp(images, soft, drawn.blur)
+    centre = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = (images - centre) * drawn.gain + centre + drawn.offset
+    return (images.clamp(0, 1).pow(drawn.gamma) + drawn.noise).clamp(0, 1)
+
+
+def transform_dihedral(planes: Tensor, element: int) -> Tensor:
+    """Return (..., S, S) planes turned by one of the 8 symmetries of a square: ``element % 4`` quarter turns, then a
+    left-right flip where ``element >= 4``; exact on any grid, so image, features and logits move alike."""
+    turned = torch.rot90(planes, element % 4, dims=(-2, -1))
+    return turned.flip(-1) if element >= 4 else turned

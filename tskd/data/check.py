@@ -1,0 +1,364 @@
+"""One pass over a data set before anything trains: what is in it, and every file that will not work, by name."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image
+from tskd.data.images import IMAGE_SUFFIXES, read_mask_indices
+from tskd.data.labels import COLOUR, map_labels, values_in
+from tskd.data.layouts import Dataset, LayoutOptions, detect, folder, open_dataset
+from tskd.data.layouts.base import require_mask, require_same_size
+from tskd.data.splits import make_split
+from tskd.errors import UserError
+from tskd.types import UNLABELLED, Record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_Read = TypeVar("_Read")
+_UNREADABLE = (ValueError, OSError, LookupError, EOFError, MemoryError)  # UserError is a ValueError
+_MAX_LIKELY_CLASSES = 32
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one file."""
+
+    path: Path
+    """Relative to the root."""
+    message: str
+    remedy: str
+    """Empty where the message says it all."""
+    severity: Literal["error", "warning"] = "error"
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """How often one class occurs; index 0 is the background."""
+
+    index: int
+    name: str
+    images: int
+    """Masks in which the class is present."""
+    share: float
+    """Of all labelled pixels, 0..1."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What :func:`inspect` found, and what the next stage would otherwise have to decode again."""
+
+    name: str
+    layout: str
+    root: Path
+    records: tuple[Record, ...]
+    notes: tuple[str, ...]
+    classes: tuple[ClassStatistics, ...]
+    sizes: Counter[tuple[int, int]]
+    """(height, width) of the readable images."""
+    file_kinds: Counter[str]
+    """File format and pixel mode of the readable images, such as ``JPEG L``."""
+    mask_values: Counter[int]
+    """Raw value (``labels.COLOUR | 0xRRGGBB`` for colours) to the number of masks; empty where the layout fixes it."""
+    label_map: Mapping[int, int]
+    """Raw value to class index, for each of ``mask_values`` that means something."""
+    empty_masks: tuple[str, ...]
+    """Ids whose mask holds no foreground."""
+    duplicates: tuple[DuplicatePair, ...]
+    """Across cases only: neighbouring slices of one patient look alike and are never split."""
+    problems: tuple[Problem, ...]
+    presence: Mapping[str, frozenset[int]] = field(repr=False)
+    """Id of each readable mask to the classes in it."""
+    fingerprints: Mapping[str, ImageFingerprint] = field(repr=False)
+    """Id of each readable image to its fingerprint."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether a run on this data set can start."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    @property
+    def splits(self) -> Counter[str | None]:
+        """Images by the part that the data set itself states; None: not stated."""
+        return Counter(record.split for record in self.records)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values; paths are relative to the root."""
+        from tskd.data.check_text import report_to_json
+
+        return report_to_json(self)
+
+    def render(self, console: Console) -> None:
+        """Print the report: tables without frames, plain text where the console is no terminal."""
+        from tskd.data.check_text import render_report
+
+        render_report(self, console)
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What one record's files hold; None where they could not be read."""
+
+    size: tuple[int, int] | None = None
+    file_kind: str | None = None
+    fingerprint: ImageFingerprint | None = None
+    class_pixels: np.ndarray | None = None
+    """(256,) pixels of each class index."""
+    mask_values: tuple[int, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def inspect(
+    root: Path,
+    layout: str = "auto",
+    *,
+    options: LayoutOptions | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Read every image and mask of a data set once and report what is there and what is wrong.
+
+    A broken file becomes a :class:`Problem` and never ends the pass. ``progress(done, total)`` is called in the
+    calling thread. Raises UserError only where there is nothing to look at: no such folder, or an unknown layout.
+    """
+    root = Path(root)
+    dataset, structural = _open(root, layout, options or LayoutOptions())
+    findings = dict(_examine_all(dataset, workers or min(os.cpu_count() or 1, 8), progress))
+    fingerprints = {id_: one.fingerprint for id_, one in findings.items() if one.fingerprint is not None}
+    pixels = {id_: one.class_pixels for id_, one in findings.items() if one.class_pixels is not None}
+    presence = {id_: _classes_present(counts) for id_, counts in pixels.items()}
+    duplicates = find_pairs(fingerprints, groups={record.id: record.case for record in dataset.records})
+    values = Counter(value for one in findings.values() for value in one.mask_values)
+    problems = [
+        *structural,
+        *_one_a_file([problem for one in findings.values() for problem in one.problems]),
+        *_duplicate_problems(dataset, duplicates),
+        *_split_problems(dataset.records, presence),
+    ]
+    return CheckReport(
+        name=dataset.name,
+        layout=dataset.layout,
+        root=root,
+        records=dataset.records,
+        notes=dataset.notes,
+        classes=_class_statistics(dataset.classes, pixels),
+        sizes=Counter(one.size for one in findings.values() if one.size is not None),
+        file_kinds=Counter(one.file_kind for one in findings.values() if one.file_kind is not None),
+        mask_values=values,
+        label_map=_label_map(dataset, values),
+        empty_masks=tuple(id_ for id_, classes in presence.items() if not classes),
+        duplicates=tuple(duplicates),
+        problems=tuple(problems),
+        presence=presence,
+        fingerprints=fingerprints,
+    )
+
+
+def _open(root: Path, layout: str, options: LayoutOptions) -> tuple[Dataset, list[Problem]]:
+    """Return the data set with the problems of its structure; a run would stop at the first of them."""
+    name = detect(root) if layout == "auto" else layout
+    if name != folder.FOLDER.name or not root.is_dir():
+        return open_dataset(root, name, options), []
+    records, found = folder._collect(root)
+    problems = [_problem(root, path, message) for path, message in found]
+    try:
+        described = folder.describe(root, options, records)
+    except UserError as error:
+        if not any(problem.path == Path("dataset.yaml") for problem in problems):
+            problems.append(_problem(root, root / "masks", str(error)))
+        classes = _likely_classes(records)
+        return Dataset(root.resolve().name, name, root, classes, tuple(records), options), problems
+    classes = described.options.classes or ()
+    return Dataset(described.name, name, root, classes, tuple(records), described.options, described.notes), problems
+
+
+def _likely_classes(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return the classes that most masks agree on, so that the odd ones can be named; empty where none do."""
+    readable = [_values_of(record.mask) for record in records if record.mask is not None]
+    labelled = [values for values in readable if values - {0}]
+    binary = sum(values <= {0, 255} or values <= {0, 1} for values in labelled)
+    if 2 * binary > len(labelled):
+        return ("foreground",)
+    small = set().union(*(values for values in labelled if max(values) <= _MAX_LIKELY_CLASSES))
+    count = next(index for index in range(len(small) + 1) if index + 1 not in small)
+    return tuple(f"class{index}" for index in range(1, count + 1))
+
+
+def _values_of(path: Path) -> set[int]:
+    try:
+        return set(values_in(read_mask_indices(path)).tolist())
+    except _UNREADABLE:  # named by the pass
+        return set()
+
+
+def _examine_all(
+    dataset: Dataset, workers: int, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[str, _Finding]]:
+    records = dataset.records
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:  # Pillow decodes without the interpreter lock
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what it warns of becomes a problem with a file name
+        for done, (record, finding) in enumerate(
+            zip(records, pool.map(lambda one: _examine(dataset, one), records)), 1
+        ):
+            if progress is not None:
+                progress(done, len(records))
+            yield record.id, finding
+
+
+def _examine(dataset: Dataset, record: Record) -> _Finding:
+    problems: list[Problem] = []
+    image = _attempt(dataset, record.image, lambda: dataset.read_image(record), problems)
+    fingerprint = None if image is None else fingerprint_image(image)
+    if fingerprint is not None and fingerprint.phash is None:
+        path = _relative(dataset.root, record.image)
+        problems.append(
+            Problem(path, "the image is one tone.", "Look at it; remove it if it shows nothing.", "warning")
+        )
+    size = None if image is None else (image.shape[0], image.shape[1])
+    mask = None
+    if record.mask is not None:
+        mask = _attempt(dataset, record.mask, lambda: _read_mask(dataset, record, size), problems)
+    classes, values = mask if mask is not None else (None, ())
+    return _Finding(
+        size=size,
+        file_kind=None if image is None else _file_kind(record.image),
+        fingerprint=fingerprint,
+        class_pixels=None if classes is None else np.bincount(classes.ravel(), minlength=UNLABELLED + 1),
+        mask_values=values,
+        problems=tuple(problems),
+    )
+
+
+def _attempt(dataset: Dataset, path: Path, read: Callable[[], _Read], problems: list[Problem]) -> _Read | None:
+    """Return what ``read`` answers, or note why it cannot."""
+    try:
+        if path.exists() and not os.access(path, os.R_OK):
+            raise UserError("the file may not be read (permission denied). Give yourself the right to read it.")
+        return read()
+    except _UNREADABLE as error:
+        problems.append(_problem(dataset.root, path, str(error) or type(error).__name__))
+        return None
+
+
+def _read_mask(
+    dataset: Dataset, record: Record, size: tuple[int, int] | None
+) -> tuple[np.ndarray | None, tuple[int, ...]]:
+    """Return the mask's class indices (None where the classes are unknown) and its raw values."""
+    if dataset.layout != folder.FOLDER.name:
+        return dataset.read_mask(record), ()
+    path = require_mask(record)
+    raw = read_mask_indices(path)
+    require_same_size(raw, record, size or (raw.shape[0], raw.shape[1]))  # an unreadable image is named already
+    values = tuple(values_in(raw).tolist())
+    if not dataset.classes:
+        return None, values
+    return map_labels(raw, dataset.options.labels, classes=len(dataset.classes), path=path), values
+
+
+def _file_kind(path: Path) -> str:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return "NIfTI" if ".nii" in path.suffixes else "DICOM"
+    try:
+        with Image.open(path) as image:
+            return f"{image.format} {image.mode}"
+    except OSError:  # a TIFF beyond Pillow, read by tifffile
+        return path.suffix.lstrip(".").upper()
+
+
+def _problem(root: Path, path: Path, text: str) -> Problem:
+    """Build a problem from a reader's message.
+
+    Absolute paths are cut: folder names above the root may tell who the patient is, and a report travels.
+    """
+    for prefix in {f"{root.resolve()}{os.sep}", f"{root}{os.sep}"}:
+        text = text.replace(prefix, "")
+    relative = _relative(root, path)
+    return Problem(relative, *_message_and_remedy(text.removeprefix(f"{relative}: ")))
+
+
+def _message_and_remedy(text: str) -> tuple[str, str]:
+    """Split a message of ours: its first sentence says what is wrong, the rest what to do."""
+    message, _, remedy = text.partition(". ")
+    return f"{message.rstrip('.')}.", remedy
+
+
+def _one_a_file(problems: Sequence[Problem]) -> Iterator[Problem]:
+    """Name each file once: a broken volume fails in each of its slices."""
+    by_file: dict[tuple[Path, str], list[Problem]] = defaultdict(list)
+    for problem in problems:
+        by_file[problem.path, problem.severity].append(problem)
+    for first, *others in by_file.values():
+        more = f" {len(others)} more images of this file fail as well." if others else ""
+        yield replace(first, message=first.message + more)
+
+
+def _relative(root: Path, path: Path) -> Path:
+    return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+
+
+def _classes_present(class_pixels: np.ndarray) -> frozenset[int]:
+    return frozenset((np.flatnonzero(class_pixels[1:UNLABELLED]) + 1).tolist())
+
+
+def _class_statistics(names: Sequence[str], pixels: Mapping[str, np.ndarray]) -> tuple[ClassStatistics, ...]:
+    if not pixels:
+        return ()
+    table = np.stack(list(pixels.values()))[:, : len(names) + 1]
+    total = max(int(table.sum()), 1)
+    return tuple(
+        ClassStatistics(index, name, int(np.count_nonzero(table[:, index])), float(table[:, index].sum() / total))
+        for index, name in enumerate(("background", *names))
+    )
+
+
+def _label_map(dataset: Dataset, values: Counter[int]) -> dict[int, int]:
+    stated = dataset.options.labels
+    if stated is not None:
+        return {value: stated.get(value, 0) for value in sorted(values) if value in stated or value in (0, COLOUR)}
+    one_class = len(dataset.classes) == 1
+    known = {value: value for value in range(len(dataset.classes) + 1)} | ({255: 1} if one_class else {})
+    return {value: known[value] for value in sorted(values) if value in known}
+
+
+def _duplicate_problems(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> Iterator[Problem]:
+    """Name exact duplicates one by one, near ones together: near ones are a suspicion, and may be hundreds."""
+    by_id = {record.id: record for record in dataset.records}
+    near = 0
+    for pair in pairs:
+        first, second = by_id[pair.first], by_id[pair.second]
+        parted = None not in (first.split, second.split) and first.split != second.split
+        near += not pair.exact
+        if pair.exact:
+            where = f" ({first.split} and {second.split})" if parted else ""
+            yield Problem(
+                _relative(dataset.root, first.image),
+                f"shows exactly what {_relative(dataset.root, second.image)} shows{where}.",
+                "Remove one of the two, or give both the same case.",
+                "error" if parted else "warning",
+            )
+    if near:
+        yield Problem(
+            Path(),
+            f"{near} pair(s) of images of different cases look nearly the same.",
+            "Look at them: where both show one patient, give them the same case, else test scores are too good.",
+            "warning",
+        )
+
+
+def _split_problems(records: Sequence[Record], presence: Mapping[str, frozenset[int]]) -> Iterator[Problem]:
+    """Report what would stop the split of a run: a case in two parts, or too few labelled cases."""
+    try:
+        make_split(records, presence=presence)
+    except UserError as error:
+        yield Problem(Path(), *_message_and_remedy(str(error)))

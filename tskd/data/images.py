@@ -1,0 +1,222 @@
+"""Image and mask files to arrays, whatever the format; DICOM and NIfTI are handed to their own readers."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image, ImageOps
+
+from tskd.data import dicom, nifti
+from tskd.data.intensity import IntensityWindow, to_rgb, to_uint8
+from tskd.data.labels import map_labels
+from tskd.errors import UserError
+
+__all__ = ["IMAGE_SUFFIXES", "IntensityWindow", "image_size", "map_labels", "read_image", "read_mask_indices"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp")
+"""What Pillow and tifffile read here, lower case."""
+
+_MAX_PIXELS = 89_000_000  # Pillow warns of a decompression bomb above 89.5 million: refuse before it does
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+_DEEP_MODES = {"I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
+
+
+def read_image(path: Path, *, index: int | None = None, intensity: IntensityWindow | None = None) -> np.ndarray:
+    """Read one image as (H, W, 3) uint8 RGB.
+
+    Grey is repeated, alpha dropped, the EXIF orientation honoured. 1 bit becomes 0 and 255, 8 bit stays, unsigned
+    16 bit is divided by 257; other types need ``intensity``. ``index`` chooses the page of a stack, the frame of a
+    DICOM file or the slice of a NIfTI volume. Raises :class:`UserError` naming the file and the remedy.
+    """
+    path = Path(path)
+    _require_content(path)
+    if nifti.is_nifti(path):
+        return to_rgb(nifti.read_slice(path, _required(index, path, "slice of a volume"), window=intensity))
+    if dicom.is_dicom(path):
+        return to_rgb(dicom.read_frame(path, index=index, window=intensity))
+    with _opened(path, index) as image:
+        values = _image_values(image)
+    return to_rgb(to_uint8(values, intensity, path))
+
+
+def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
+    """Read one mask's raw values: (H, W) grey levels or palette indices, or (H, W, 3) for colours; nothing is mapped.
+
+    1 bit gives 0 and 1; a palette of black and white alone, whichever comes first, gives 0 and 255; a colour file
+    whose channels agree everywhere is grey. Raises :class:`UserError` naming the file and the remedy.
+    """
+    path = Path(path)
+    _require_content(path)
+    if nifti.is_nifti(path):
+        return nifti.read_label_slice(path, _required(index, path, "slice of a volume"))
+    if dicom.is_dicom(path):
+        return dicom.read_stored(path, index=index)
+    with _opened(path, index) as image:
+        values = _mask_values(image)
+    if values.dtype.kind == "f":
+        return _whole_numbers(values, path)
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) from the file's head, after EXIF orientation, without decoding the pixels."""
+    path = Path(path)
+    _require_content(path)
+    if nifti.is_nifti(path) or dicom.is_dicom(path):
+        height, width = read_image(path).shape[:2]
+        return height, width
+    with _refusing_broken(path), Image.open(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5..8 exchange rows and columns
+    return (width, height) if turned else (height, width)
+
+
+def _require_content(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty (0 bytes). Copy it again from the source or remove it.")
+
+
+def _required(index: int | None, path: Path, what: str) -> int:
+    if index is None:
+        raise UserError(f"{path}: holds a volume; an image is one {what}. Use the `nifti` layout, or give the index.")
+    return index
+
+
+@contextmanager
+def _refusing_broken(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(_too_large(path)) from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(
+            f"{path}: is not an image that can be read (damaged, or another type under this name). "
+            f"Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI. Save it again as PNG or remove it."
+        ) from error
+    except _BROKEN as error:
+        raise UserError(
+            f"{path}: the file is damaged or cut short ({error}). Copy it again from the source or remove it."
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray]:
+    """Yield a Pillow image at the wanted page, or the array of a TIFF that Pillow cannot hold."""
+    with _refusing_broken(path):
+        if _beyond_pillow(path):
+            yield _read_tiff(path, index)
+            return
+        with Image.open(path) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise UserError(_too_large(path))
+            _seek(image, path, index)
+            image.load()
+            yield ImageOps.exif_transpose(image)
+
+
+def _too_large(path: Path) -> str:
+    return (
+        f"{path}: more than {_MAX_PIXELS // 1_000_000} million pixels; opening it could exhaust the memory. "
+        "Cut it into tiles or reduce it first."
+    )
+
+
+def _seek(image: Image.Image, path: Path, index: int | None) -> None:
+    if image.format == "MPO":  # a phone's JPEG: what follows the photograph is a preview, not a page
+        return
+    _require_page(getattr(image, "n_frames", 1), path, index)
+    image.seek(index or 0)
+
+
+def _require_page(pages: int, path: Path, index: int | None) -> None:
+    if index is None and pages > 1:
+        raise UserError(
+            f"{path}: holds {pages} pages or frames, and which of them is the image cannot be known. "
+            "Save each page as a file of its own, or name the page (Record.index)."
+        )
+    if index is not None and not 0 <= index < pages:
+        raise UserError(f"{path}: page {index} asked for, the file holds {pages} (0 to {pages - 1}).")
+
+
+def _beyond_pillow(path: Path) -> bool:
+    """Tell whether a TIFF's samples are wider than Pillow can hold: it would cut colours to 8 bit or refuse."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        with Image.open(path) as image:
+            bits = getattr(image, "tag_v2", {}).get(258, (1,))
+    except Image.UnidentifiedImageError:
+        return _is_tiff(path)
+    return len(bits) > 1 and max(bits) > 8
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _read_tiff(path: Path, index: int | None) -> np.ndarray:
+    with tifffile.TiffFile(path) as tiff:
+        _require_page(len(tiff.pages), path, index)
+        page = tiff.pages[index or 0]
+        if page.imagewidth * page.imagelength > _MAX_PIXELS:
+            raise UserError(_too_large(path))
+        values = page.asarray()
+        planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3
+    return np.moveaxis(values, 0, -1) if planar else values
+
+
+def _image_values(image: Image.Image | np.ndarray) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    if image.mode in _DEEP_MODES:
+        return np.asarray(image).astype(_DEEP_MODES[image.mode])
+    if image.mode in ("1", "L"):
+        return np.asarray(image)
+    return np.asarray(image.convert("L" if image.mode in ("LA", "La") else "RGB"))
+
+
+def _mask_values(image: Image.Image | np.ndarray) -> np.ndarray:
+    if isinstance(image, Image.Image) and image.mode == "P" and image.format != "GIF" and not _black_and_white(image):
+        return np.asarray(image)  # an indexed mask: the index is the label; a GIF's palette order means nothing
+    values = _image_values(image)
+    if values.ndim == 2:
+        return values
+    values = values[..., :3]
+    grey = values[..., 0]
+    return np.ascontiguousarray(grey) if (values == grey[..., None]).all() else values
+
+
+def _black_and_white(image: Image.Image) -> bool:
+    used = image.convert("RGB").getcolors(maxcolors=2) or []
+    return bool(used) and {colour for _, colour in used} <= {(0, 0, 0), (255, 255, 255)}
+
+
+def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
+    rounded = np.rint(values)
+    if not np.array_equal(rounded, values):
+        raise UserError(
+            f"{path}: a mask holds whole label numbers, this file holds fractions. Save label indices as PNG."
+        )
+    return rounded.astype(np.int32)

@@ -1,0 +1,95 @@
+"""Every known way of keeping a data set on disk: adding one is one file here and one line in ``LAYOUTS``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tskd.data.layouts.autooral import AUTOORAL
+from tskd.data.layouts.base import Description, Layout, LayoutOptions, with_classes
+from tskd.data.layouts.chaos import CHAOS_CT, CHAOS_MR
+from tskd.data.layouts.dicom import DICOM
+from tskd.data.layouts.drive import DRIVE
+from tskd.data.layouts.folder import FOLDER
+from tskd.data.layouts.kidneyus import KIDNEYUS
+from tskd.data.layouts.nifti import NIFTI
+from tskd.data.layouts.ph2 import PH2
+from tskd.errors import UserError
+from tskd.types import Record
+
+__all__ = ["LAYOUTS", "Dataset", "Layout", "LayoutOptions", "detect", "open_dataset"]
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (FOLDER, DRIVE, PH2, CHAOS_CT, CHAOS_MR, KIDNEYUS, AUTOORAL, NIFTI, DICOM)
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The records of one data set and how to read them."""
+
+    name: str
+    layout: str
+    root: Path
+    classes: tuple[str, ...]
+    """Foreground class names; class index = position + 1."""
+    records: tuple[Record, ...]
+    options: LayoutOptions
+    notes: tuple[str, ...] = ()
+    """What the user should know, such as the intensity scaling in use."""
+
+    def read_image(self, record: Record) -> np.ndarray:
+        """Read one image, (H, W, 3) uint8 RGB; raises :class:`UserError` naming file and remedy."""
+        return LAYOUTS[self.layout].read_image(record, self.options)
+
+    def read_mask(self, record: Record) -> np.ndarray:
+        """Read one mask, (H, W) uint8: 0 background, 1..K, ``UNLABELLED``; raises :class:`UserError`."""
+        return LAYOUTS[self.layout].read_mask(record, self.options)
+
+
+def detect(root: Path) -> str:
+    """Return the one layout whose evidence is in ``root``; raises :class:`UserError` where none or several fit."""
+    require_folder(root)
+    fitting = [layout.name for layout in LAYOUTS.values() if layout is not FOLDER and layout.fits(root)]
+    if not fitting and FOLDER.fits(root):  # the plainest evidence, a folder images/, is also part of other layouts
+        return FOLDER.name
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise UserError(f"{root}: fits the layouts {', '.join(fitting)}. Say which one with --layout (data.layout).")
+    trees = "\n".join(f"{layout.name}:\n{layout.description}" for layout in LAYOUTS.values())
+    raise UserError(f"{root}: no known layout was recognised. Looked for:\n{trees}")
+
+
+def open_dataset(root: Path, layout: str = "auto", options: LayoutOptions | None = None) -> Dataset:
+    """Find the records of a data set.
+
+    ``layout`` is a name in ``LAYOUTS`` or ``auto``, which goes by the folder names. Raises :class:`UserError` where the
+    root or the layout is unknown, or where the data set has structural problems.
+    """
+    root = Path(root)
+    name = detect(root) if layout == "auto" else layout
+    if name not in LAYOUTS:
+        raise UserError(f"layout {name!r} is unknown. Allowed: auto, {', '.join(LAYOUTS)}.")
+    require_folder(root)
+    chosen = LAYOUTS[name]
+    options = options or LayoutOptions()
+    records = chosen.find(root, options)
+    described = _describe(chosen, root, options, records)
+    classes = described.options.classes or chosen.classes
+    return Dataset(described.name, name, root, classes, tuple(records), described.options, described.notes)
+
+
+def require_folder(root: Path) -> None:
+    """Raise :class:`UserError` where ``root`` is not a folder."""
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "there is no such folder"
+        raise UserError(f"{root}: {what}. Give the folder that holds the data set.")
+
+
+def _describe(layout: Layout, root: Path, options: LayoutOptions, records: list[Record]) -> Description:
+    if layout.describe is not None:
+        return layout.describe(root, options, records)
+    return Description(root.resolve().name, with_classes(options, layout.classes))

@@ -1,0 +1,103 @@
+"""Autooral: oral ulcers in photographs (Jiang et al., Sci. Rep. 14:20085, 2024).
+
+Its exact tree is not documented in public, so the usual names of the three parts and of the folders in them are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tskd.data.images import IMAGE_SUFFIXES, map_labels, read_image, read_mask_indices
+from tskd.data.layouts.base import (
+    BLIND_TEST_NOTE,
+    Description,
+    Layout,
+    LayoutOptions,
+    missing,
+    refuse_problems,
+    require_mask,
+    require_same_size,
+    single_subfolder,
+    visible,
+    with_classes,
+    without_blind_test,
+)
+from tskd.types import Record
+
+CLASSES = ("ulcer",)
+DESCRIPTION = """\
+  train/images/<id>.<ext>   train/masks/<id>.png    (0 and 255; also <id>_segmentation, <id>_mask)
+  val/images/...            val/masks/...           (also Validation, Valid)
+  test/images/...           test/masks/...          (in any case; also image, img, mask, label, labels, gt)"""
+
+_PARTS = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+_IMAGE_FOLDERS = ("images", "image", "img", "imgs")
+_MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt")
+_MASK_ENDINGS = ("", "_segmentation", "_mask")
+
+
+def find(root: Path, options: LayoutOptions) -> list[Record]:
+    """Return the records of the three parts; ids carry the part, since numbers may repeat."""
+    records: list[Record] = []
+    problems: list[tuple[Path, str]] = []
+    for split, names in _PARTS.items():
+        part = single_subfolder(root, names)
+        if part is not None:
+            records += _part(part, split, problems)
+    refuse_problems(problems, root, DESCRIPTION)
+    if not records:
+        raise missing(root, "any image such as train/images/1.jpg", DESCRIPTION)
+    return without_blind_test(sorted(records, key=lambda record: record.id))
+
+
+def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
+    """Tell of a test part without labels."""
+    notes = (BLIND_TEST_NOTE,) if all(record.split is None for record in records) else ()
+    return Description("Autooral", with_classes(options, CLASSES), notes)
+
+
+def read_autooral_image(record: Record, options: LayoutOptions) -> np.ndarray:
+    """Read one photograph, (H, W, 3) uint8."""
+    return read_image(record.image)
+
+
+def read_autooral_mask(record: Record, options: LayoutOptions) -> np.ndarray:
+    """Read the ulcers, (H, W) uint8: 0 and 1."""
+    path = require_mask(record)
+    return map_labels(require_same_size(read_mask_indices(path), record), None, classes=1, path=path)
+
+
+def fits(root: Path) -> bool:
+    """Tell by a training and a test part that each hold a folder of images."""
+    parts = [single_subfolder(root, _PARTS[name]) for name in ("train", "test")]
+    return all(part is not None and single_subfolder(part, _IMAGE_FOLDERS) is not None for part in parts)
+
+
+def _part(part: Path, split: str, problems: list[tuple[Path, str]]) -> list[Record]:
+    images = _files(single_subfolder(part, _IMAGE_FOLDERS))
+    masks = _files(single_subfolder(part, _MASK_FOLDERS))
+    records = [_record(path, split, masks) for path in images.values()]
+    used = {record.mask for record in records}
+    problems += [(path, "a mask without an image.") for path in masks.values() if path not in used]
+    return records
+
+
+def _files(folder: Path | None) -> dict[str, Path]:
+    files = visible(list(folder.iterdir())) if folder is not None else []
+    return {path.stem: path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+
+
+def _record(image: Path, split: str, masks: dict[str, Path]) -> Record:
+    found = [masks[image.stem + ending] for ending in _MASK_ENDINGS if image.stem + ending in masks]
+    id = f"{split}/{image.stem}"
+    return Record(id, id, image, found[0] if found else None, split=split)
+
+
+AUTOORAL = Layout("autooral", CLASSES, find, read_autooral_image, read_autooral_mask, fits, DESCRIPTION, describe)

@@ -1,0 +1,162 @@
+"""CHAOS: abdominal organs in CT and MR (Kavur et al., Medical Image Analysis 69, 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tskd.data import dicom
+from tskd.data.images import map_labels, read_image, read_mask_indices
+from tskd.data.layouts.base import (
+    BLIND_TEST_NOTE,
+    Description,
+    Layout,
+    LayoutOptions,
+    missing,
+    require_mask,
+    require_same_size,
+    visible,
+    with_classes,
+    without_blind_test,
+)
+from tskd.errors import UserError
+from tskd.types import Record
+
+CT_CLASSES = ("liver",)
+MR_CLASSES = ("liver", "right kidney", "left kidney", "spleen")
+CT_DESCRIPTION = """\
+  [CHAOS_Train_Sets/][Train_Sets/][CT/]<case>/DICOM_anon/*.dcm   <case>/Ground/*.png   (paired by order of names)
+  [CHAOS_Test_Sets/][Test_Sets/][CT/]<case>/DICOM_anon/*.dcm     (no labels)"""
+MR_DESCRIPTION = """\
+  [CHAOS_Train_Sets/][Train_Sets/][MR/]<case>/T1DUAL/DICOM_anon/{InPhase,OutPhase}/*.dcm   T1DUAL/Ground/*.png
+  [CHAOS_Train_Sets/][Train_Sets/][MR/]<case>/T2SPIR/DICOM_anon/*.dcm                      T2SPIR/Ground/*.png
+  [CHAOS_Test_Sets/][Test_Sets/][MR/]<case>/...                                            (no labels)"""
+
+_MR_RANGES = ((55, 70), (110, 135), (175, 200), (240, 255))
+"""Mask values of liver, right and left kidney, spleen: nominally 63, 126, 189, 252; both ends belong to it."""
+_MR_LABELS = {value: index for index, (low, high) in enumerate(_MR_RANGES, 1) for value in range(low, high + 1)}
+_SEQUENCES = {
+    "t1_in": ("T1DUAL", "DICOM_anon/InPhase"),
+    "t1_out": ("T1DUAL", "DICOM_anon/OutPhase"),
+    "t2": ("T2SPIR", "DICOM_anon"),
+}
+_TEST_NAMES = ("test_sets", "chaos_test_sets")
+
+
+def find_ct(root: Path, options: LayoutOptions) -> list[Record]:
+    """Return every CT slice; a case is a volume."""
+    cases = _cases(root, "CT", "DICOM_anon")
+    if not cases:
+        raise missing(root, "any folder <case>/DICOM_anon with CT slices", CT_DESCRIPTION)
+    records = [
+        record
+        for case in cases
+        for record in _slices(case / "DICOM_anon", case / "Ground", case, root=root, sequence="")
+    ]
+    return without_blind_test(sorted(records, key=lambda record: record.id))
+
+
+def find_mr(root: Path, options: LayoutOptions) -> list[Record]:
+    """Return every MR slice of the chosen sequences; a case is a patient with all sequences."""
+    if options.sequence not in (*_SEQUENCES, "all"):
+        raise UserError(f"sequence {options.sequence!r} is unknown. Allowed: all, {', '.join(_SEQUENCES)}.")
+    cases = sorted({*_cases(root, "MR", "T1DUAL"), *_cases(root, "MR", "T2SPIR")})
+    chosen = _SEQUENCES if options.sequence == "all" else {options.sequence: _SEQUENCES[options.sequence]}
+    records = [
+        record
+        for case in cases
+        for sequence, (folder, images) in chosen.items()
+        for record in _slices(case / folder / images, case / folder / "Ground", case, root=root, sequence=sequence)
+    ]
+    if not records:
+        raise missing(root, "any MR slice such as <case>/T2SPIR/DICOM_anon/*.dcm", MR_DESCRIPTION)
+    return without_blind_test(sorted(records, key=lambda record: record.id))
+
+
+def describe_ct(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
+    """Tell the grey-level window in use."""
+    return _described("CHAOS CT", CT_CLASSES, options, records)
+
+
+def describe_mr(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
+    """Tell the grey-level window in use."""
+    return _described("CHAOS MR", MR_CLASSES, options, records)
+
+
+def read_chaos_image(record: Record, options: LayoutOptions) -> np.ndarray:
+    """Read one slice, (H, W, 3) uint8."""
+    return read_image(record.image, intensity=options.intensity)
+
+
+def read_ct_mask(record: Record, options: LayoutOptions) -> np.ndarray:
+    """Read the liver, (H, W) uint8: 0 and 1 (1-bit PNG)."""
+    return _read_mask(record, None, 1)
+
+
+def read_mr_mask(record: Record, options: LayoutOptions) -> np.ndarray:
+    """Read the four organs, (H, W) uint8: 0 background, 1 liver, 2 right kidney, 3 left kidney, 4 spleen."""
+    return _read_mask(record, _MR_LABELS, len(MR_CLASSES))
+
+
+def fits_ct(root: Path) -> bool:
+    """Tell by folders <case>/DICOM_anon that hold DICOM files."""
+    return bool(_cases(root, "CT", "DICOM_anon"))
+
+
+def fits_mr(root: Path) -> bool:
+    """Tell by folders <case>/T1DUAL or <case>/T2SPIR."""
+    return bool(_cases(root, "MR", "T1DUAL") or _cases(root, "MR", "T2SPIR"))
+
+
+def _cases(root: Path, modality: str, inside: str) -> list[Path]:
+    """Return the case folders, whichever outer folders of the two archives are kept."""
+    outer = ("", "Train_Sets", "CHAOS_Train_Sets", "CHAOS_Train_Sets/Train_Sets")
+    both = (*outer, *(name.replace("Train", "Test") for name in outer[1:]))
+    parents = {root / name / inner for name in both for inner in ("", modality)}
+    return sorted(path.parent for parent in parents for path in parent.glob(f"*/{inside}") if path.is_dir())
+
+
+def _slices(images: Path, ground: Path, case: Path, *, root: Path, sequence: str) -> list[Record]:
+    """Pair the slices of one volume; T1 out-phase slices take the in-phase mask, which lies on the same grid.
+
+    The masks have other names than CT and out-phase slices: both run in the order of their names [CHAOS data page].
+    """
+    files = visible(list(images.glob("*.dcm")))
+    masks: list[Path | None] = [*visible(list(ground.glob("*.png")))]
+    if masks and len(masks) != len(files):
+        raise UserError(
+            f"{ground}: {len(masks)} masks for {len(files)} slices in {images.name}; they are paired by order, so the "
+            "numbers must be equal. Unpack the archive again."
+        )
+    split = _split(case, root)
+    prefix = "/".join(part for part in ("test" if split == "test" else "", case.name, sequence) if part)
+    case_name = f"test/{case.name}" if split == "test" else case.name
+    spacing = [item.spacing for item in dicom.list_slices(files[:1])]
+    return [
+        Record(f"{prefix}/{number:03d}", case_name, file, mask, spacing[0], split=split)
+        for number, (file, mask) in enumerate(zip(files, masks or [None] * len(files)))
+    ]
+
+
+def _split(case: Path, root: Path) -> str:
+    above = [part.lower() for part in case.relative_to(root.parent).parts[:-1]]
+    return "test" if any(name in above for name in _TEST_NAMES) else "train"
+
+
+def _read_mask(record: Record, labels: dict[int, int] | None, classes: int) -> np.ndarray:
+    path = require_mask(record)
+    header = dicom.read_header(record.image)
+    raw = require_same_size(read_mask_indices(path), record, (int(header.Rows), int(header.Columns)))
+    return map_labels(raw, labels, classes=classes, path=path)
+
+
+def _described(name: str, classes: tuple[str, ...], options: LayoutOptions, records: Sequence[Record]) -> Description:
+    _, rule = dicom.grey_window(dicom.read_header(records[0].image), options.intensity)
+    blind = (BLIND_TEST_NOTE,) if all(record.split is None for record in records) else ()
+    return Description(name, with_classes(options, classes), (f"intensities: {rule}", *blind))
+
+
+CHAOS_CT = Layout("chaos_ct", CT_CLASSES, find_ct, read_chaos_image, read_ct_mask, fits_ct, CT_DESCRIPTION, describe_ct)
+CHAOS_MR = Layout("chaos_mr", MR_CLASSES, find_mr, read_chaos_image, read_mr_mask, fits_mr, MR_DESCRIPTION, describe_mr)

@@ -1,0 +1,135 @@
+"""dataset.yaml: what a data folder says about itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tskd.data.labels import COLOUR, colour_key
+from tskd.errors import UserError
+from tskd.types import UNLABELLED
+
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """The content of dataset.yaml; None where it says nothing."""
+
+    name: str | None = None
+    classes: tuple[str, ...] | None = None
+    """Names of the foreground classes 1..K."""
+    spacing: tuple[float, float] | None = None
+    """Millimetres per pixel (row, column)."""
+    labels: Mapping[int, int] | None = None
+    """Mask value or ``COLOUR | 0xRRGGBB`` to class index."""
+    window: tuple[float, float] | None = None
+    """Stored values that become black and white."""
+    case_pattern: str | None = None
+    """Regular expression whose first group, searched in the id, is the case."""
+
+
+def read_dataset_yaml(root: Path) -> DatasetFile:
+    """Read root/dataset.yaml, all None where it is absent; raises :class:`UserError` for unknown keys or values."""
+    path = root / "dataset.yaml"
+    if not path.exists():
+        return DatasetFile()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not readable YAML ({error}).") from error
+    allowed = [field.name for field in fields(DatasetFile)]
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be `key: value` lines. Allowed keys: {', '.join(allowed)}.")
+    unknown = [str(key) for key in content if key not in allowed]
+    if unknown:
+        raise UserError(f"{path}: unknown key {', '.join(unknown)}. Allowed: {', '.join(allowed)}.")
+    values: dict[str, Any] = {
+        key: _PARSERS[key](value, f"{path}: {key}") for key, value in content.items() if value is not None
+    }
+    return DatasetFile(**values)
+
+
+def _name(value: Any, where: str) -> str:
+    if not isinstance(value, str | int):
+        raise UserError(f"{where} must be a text, not {value!r}.")
+    return str(value)
+
+
+def _classes(value: Any, where: str) -> tuple[str, ...]:
+    names = [str(name) for name in value] if isinstance(value, list) else []
+    if not names or len(set(names)) != len(names) or any(isinstance(name, dict | list) for name in value):
+        raise UserError(
+            f"{where} must be a list of different foreground class names, e.g. [liver, spleen], not {value!r}."
+        )
+    return tuple(names)
+
+
+def _pair(value: Any, where: str) -> tuple[float, float]:
+    numbers = value if isinstance(value, list) else []
+    if len(numbers) != 2 or any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
+        raise UserError(f"{where} must be two numbers, e.g. [0.7, 0.7], not {value!r}.")
+    return float(numbers[0]), float(numbers[1])
+
+
+def _spacing(value: Any, where: str) -> tuple[float, float]:
+    rows, columns = _pair(value, where)
+    if not (0 < rows < float("inf") and 0 < columns < float("inf")):
+        raise UserError(f"{where} is in millimetres per pixel (row, column) and must be above 0, not {value!r}.")
+    return rows, columns
+
+
+def _window(value: Any, where: str) -> tuple[float, float]:
+    low, high = _pair(value, where)
+    if not low < high:
+        raise UserError(f"{where} must be [low, high] with low below high, not {value!r}.")
+    return low, high
+
+
+def _labels(value: Any, where: str) -> dict[int, int]:
+    if not isinstance(value, dict) or not value:
+        raise UserError(f'{where} must map mask values to classes, e.g. {{63: 1}} or {{"#ff0000": 1}}, not {value!r}.')
+    labels = {_label_key(key, where): _class_index(index, where) for key, index in value.items()}
+    if len({key >= COLOUR for key in labels}) > 1:
+        raise UserError(f"{where} mixes numbers and colours; a data set has one or the other.")
+    return labels
+
+
+def _label_key(key: Any, where: str) -> int:
+    if isinstance(key, int) and not isinstance(key, bool):
+        return key
+    try:
+        return colour_key(str(key))
+    except ValueError as error:
+        raise UserError(
+            f'{where}: {key!r} is neither a whole number nor a colour like "#ff0000" (in quotes).'
+        ) from error
+
+
+def _class_index(index: Any, where: str) -> int:
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index <= UNLABELLED:
+        raise UserError(f"{where}: {index!r} is not a class index (0 background, 1 to K, {UNLABELLED} unlabelled).")
+    return index
+
+
+def _case_pattern(value: Any, where: str) -> str:
+    try:
+        groups = re.compile(str(value)).groups
+    except re.error as error:
+        raise UserError(f"{where}: {value!r} is not a regular expression ({error}).") from error
+    if groups < 1:
+        raise UserError(f"{where}: {value!r} needs a group for the case, e.g. '^(patient\\d+)_'.")
+    return str(value)
+
+
+_PARSERS = {
+    "name": _name,
+    "classes": _classes,
+    "spacing": _spacing,
+    "labels": _labels,
+    "window": _window,
+    "case_pattern": _case_pattern,
+}

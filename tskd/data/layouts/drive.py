@@ -1,0 +1,101 @@
+"""DRIVE: retinal vessels in fundus photographs (Staal et al., IEEE TMI 23(4), 2004)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tskd.data.images import map_labels, read_image, read_mask_indices
+from tskd.data.layouts.base import (
+    BLIND_TEST_NOTE,
+    Description,
+    Layout,
+    LayoutOptions,
+    missing,
+    require_mask,
+    require_same_size,
+    visible,
+    with_classes,
+    without_blind_test,
+)
+from tskd.errors import UserError
+from tskd.types import UNLABELLED, Record
+
+CLASSES = ("vessel",)
+DESCRIPTION = """\
+  training/images/21_training.tif    training/1st_manual/21_manual1.gif    training/mask/21_training_mask.gif
+  test/images/01_test.tif            test/1st_manual/01_manual1.gif        test/mask/01_test_mask.gif
+  (1st_manual: vessels 0/255; mask: field of view, optional; test/1st_manual may be missing; annotator 2 reads
+  test/2nd_manual)"""
+
+_FIELD_OF_VIEW_NOTE = "pixels outside the field of view (mask/) count as unlabelled: neither trained on nor scored"
+
+
+def find(root: Path, options: LayoutOptions) -> list[Record]:
+    """Return the records of both parts, the case being the image number."""
+    if not (root / "training" / "images").is_dir():
+        raise missing(root, "the folder training/images/", DESCRIPTION)
+    records = [*_part(root / "training", "train", 1), *_part(root / "test", "test", options.annotator)]
+    if not records:
+        raise missing(root, "any image such as training/images/21_training.tif", DESCRIPTION)
+    return without_blind_test(sorted(records, key=lambda record: record.id))
+
+
+def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
+    """Tell of the field of view, and of a test part without labels."""
+    blind = BLIND_TEST_NOTE if all(record.split is None for record in records) else None
+    outside = _FIELD_OF_VIEW_NOTE if any(_field_of_view(record.image) is not None for record in records) else None
+    return Description("DRIVE", with_classes(options, CLASSES), _notes(outside, blind))
+
+
+def read_drive_image(record: Record, options: LayoutOptions) -> np.ndarray:
+    """Read one photograph, (H, W, 3) uint8."""
+    return read_image(record.image)
+
+
+def read_drive_mask(record: Record, options: LayoutOptions) -> np.ndarray:
+    """Read the vessels, (H, W) uint8: 0, 1, and ``UNLABELLED`` outside the field of view."""
+    mask = _binary(require_mask(record), record)
+    field = _field_of_view(record.image)
+    if field is not None:
+        mask[_binary(field, record) == 0] = UNLABELLED
+    return mask
+
+
+def fits(root: Path) -> bool:
+    """Tell by training/1st_manual."""
+    return (root / "training" / "1st_manual").is_dir()
+
+
+def _notes(*notes: str | None) -> tuple[str, ...]:
+    return tuple(note for note in notes if note is not None)
+
+
+def _part(folder: Path, split: str, annotator: int) -> list[Record]:
+    manual = folder / ("1st_manual" if annotator == 1 else "2nd_manual")
+    labels = {_number(path): path for path in visible(list(manual.glob("*_manual*.*")))}
+    images = visible(list((folder / "images").glob("*.tif")))
+    numbers = [_number(path) for path in images]
+    if split == "train" and images and not labels:
+        raise UserError(f"{folder}: holds no labels in {manual.name}/. Expected:\n{DESCRIPTION}")
+    return [
+        Record(image.stem, number, image, labels.get(number), split=split) for image, number in zip(images, numbers)
+    ]
+
+
+def _number(path: Path) -> str:
+    return path.name.split("_")[0]
+
+
+def _field_of_view(image: Path) -> Path | None:
+    path = image.parent.parent / "mask" / f"{image.stem}_mask.gif"
+    return path if path.is_file() else None
+
+
+def _binary(path: Path, record: Record) -> np.ndarray:
+    return map_labels(require_same_size(read_mask_indices(path), record), None, classes=1, path=path)
+
+
+DRIVE = Layout("drive", CLASSES, find, read_drive_image, read_drive_mask, fits, DESCRIPTION, describe)

@@ -1,0 +1,237 @@
+"""The default layout: images/ and masks/ with equal names, and optional split.csv and dataset.yaml."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tskd.data.images import IMAGE_SUFFIXES, map_labels, read_image, read_mask_indices
+from tskd.data.labels import values_in
+from tskd.data.layouts.base import (
+    Description,
+    Layout,
+    LayoutOptions,
+    class_names,
+    classes_by_values,
+    missing,
+    refuse_problems,
+    require_mask,
+    require_same_size,
+    visible,
+)
+from tskd.data.layouts.dataset_yaml import DatasetFile, read_dataset_yaml
+from tskd.errors import UserError
+from tskd.types import UNLABELLED, Record
+
+DESCRIPTION = """\
+  images/<id>.<ext>   PNG, JPEG, TIFF, GIF, BMP, WebP or DICOM; sub-folders are part of the id
+  masks/<id>.<ext>    label index, or 0/255 for one class; a missing mask means: unlabelled
+  split.csv           optional: id,split[,case|subject] with split train, val, test or empty
+  dataset.yaml        optional: name, classes, spacing, labels, window, case_pattern"""
+SPLITS = ("train", "val", "test")
+
+_IMAGE_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm")
+_Problems = list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class _SplitRow:
+    line: int
+    split: str | None
+    case: str | None
+
+
+def find(root: Path, options: LayoutOptions) -> list[Record]:
+    """Return all records, sorted by id; raises :class:`UserError` naming every structural problem (the first five)."""
+    records, found = _collect(root)
+    refuse_problems(found, root, DESCRIPTION)
+    return records
+
+
+def problems(root: Path, options: LayoutOptions) -> list[tuple[Path, str]]:
+    """Return every structural problem as (file, message) instead of raising; unreadable pixels are not looked for."""
+    try:
+        return _collect(root)[1]
+    except UserError as error:
+        return [(root, str(error))]
+
+
+def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
+    """Fill in name, classes, label map and window from options, dataset.yaml or, for the classes, the masks' values."""
+    stated = read_dataset_yaml(root)
+    window = options.window or stated.window
+    labels = options.labels if options.labels is not None else stated.labels
+    classes = options.classes or stated.classes
+    notes = [] if window is None else [f"intensities: {window[0]:g} becomes black, {window[1]:g} white"]
+    if classes is None:
+        classes, note = _classes_from_masks(records) if labels is None else _classes_from_map(labels)
+        notes.append(note)
+    return Description(
+        stated.name or root.resolve().name,
+        replace(options, classes=classes, labels=labels, window=window),
+        tuple(notes),
+    )
+
+
+def read_folder_image(record: Record, options: LayoutOptions) -> np.ndarray:
+    """Read one image, (H, W, 3) uint8."""
+    return read_image(record.image, index=record.index, intensity=options.intensity)
+
+
+def read_folder_mask(record: Record, options: LayoutOptions) -> np.ndarray:
+    """Read one mask, (H, W) uint8 class index, at the image's size."""
+    path = require_mask(record)
+    raw = require_same_size(read_mask_indices(path), record)
+    return map_labels(raw, options.labels, classes=len(options.classes or ("foreground",)), path=path)
+
+
+def fits(root: Path) -> bool:
+    """Tell whether images/ holds image files."""
+    images = root / "images"
+    return images.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in images.rglob("*"))
+
+
+def _collect(root: Path) -> tuple[list[Record], _Problems]:
+    if not (root / "images").is_dir():
+        raise missing(root, "the folder images/", DESCRIPTION)
+    found: _Problems = []
+    images = _by_id(root / "images", _IMAGE_SUFFIXES, found)
+    masks = _by_id(root / "masks", IMAGE_SUFFIXES, found)
+    if not images and not found:
+        raise missing(root, "any image in images/", DESCRIPTION)
+    found += [
+        (path, "a mask without an image: a mask has its image's name and sub-folder. Rename it or remove it.")
+        for id, path in masks.items()
+        if id not in images
+    ]
+    rows = _split_rows(root / "split.csv", images, found)
+    stated = _stated(root, found)
+    records = [
+        _record(id, path, masks.get(id), row=rows.get(id), stated=stated, found=found) for id, path in images.items()
+    ]
+    return records, found
+
+
+def _stated(root: Path, found: _Problems) -> DatasetFile:
+    try:
+        return read_dataset_yaml(root)
+    except UserError as error:
+        found.append((root / "dataset.yaml", str(error)))
+        return DatasetFile()
+
+
+def _record(
+    id: str, image: Path, mask: Path | None, *, row: _SplitRow | None, stated: DatasetFile, found: _Problems
+) -> Record:
+    case = row.case if row is not None and row.case else None
+    if case is None and stated.case_pattern is not None:
+        match = re.search(stated.case_pattern, id)
+        if match is None:
+            found.append((image, f"the id {id!r} does not match case_pattern {stated.case_pattern!r} of dataset.yaml."))
+        else:
+            case = match.group(1)
+    return Record(id, case or id, image, mask, stated.spacing, split=row.split if row is not None else None)
+
+
+def _by_id(folder: Path, suffixes: Sequence[str], found: _Problems) -> dict[str, Path]:
+    """Map id to file, sorted; files of another type and second files of one id go to ``found``."""
+    files: dict[str, Path] = {}
+    for path in visible([path for path in folder.rglob("*") if path.is_file()]):
+        if path.suffix.lower() not in suffixes:
+            found.append((path, f"{_type_hint(path)} Allowed here: {', '.join(suffixes)}."))
+            continue
+        id = path.relative_to(folder).with_suffix("").as_posix()
+        if id in files:
+            found.append((path, f"has the same id as {files[id].name}: keep one of the two."))
+            continue
+        files[id] = path
+    return dict(sorted(files.items()))
+
+
+def _type_hint(path: Path) -> str:
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return "a volume: use the `nifti` layout, which reads it as slices."
+    return "not an image file: move it elsewhere."
+
+
+def _split_rows(path: Path, images: dict[str, Path], found: _Problems) -> dict[str, _SplitRow]:
+    """Read split.csv where there is one; rows that cannot be used go to ``found`` with their line."""
+    rows: dict[str, _SplitRow] = {}
+    if not path.exists():
+        return rows
+    for line, row in _csv_lines(path, found):
+        id, split = row["id"].strip(), row["split"].strip()
+        problem = _row_problem(id, split, images, rows)
+        if problem is not None:
+            found.append((path, f"line {line}: {problem}"))
+            continue
+        case = (row.get("case") or row.get("subject") or "").strip()
+        rows[id] = _SplitRow(line, split or None, case or None)
+    return rows
+
+
+def _row_problem(id: str, split: str, images: dict[str, Path], rows: dict[str, _SplitRow]) -> str | None:
+    if id in rows:
+        return f"the id {id!r} was given before, in line {rows[id].line}."
+    if id not in images:
+        return f"no image has the id {id!r}: an id is the path below images/ without the extension."
+    if split and split not in SPLITS:
+        return f"split {split!r} is not one of {', '.join(SPLITS)} or empty."
+    return None
+
+
+def _csv_lines(path: Path, found: _Problems) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, row) of a CSV with a header; a byte order mark is skipped."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            header = reader.fieldnames or []
+            if not {"id", "split"} <= set(header):
+                found.append(
+                    (path, f"line 1 is {','.join(header)!r}; the columns id and split, set off by commas, are needed.")
+                )
+                return
+            for row in reader:
+                yield reader.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        found.append((path, f"is not a readable CSV file in UTF-8 ({error})."))
+
+
+def _classes_from_map(labels: Mapping[int, int]) -> tuple[tuple[str, ...], str]:
+    count = max((index for index in labels.values() if index != UNLABELLED), default=0)
+    return class_names(count), f"classes not named: {count} by the label map of dataset.yaml"
+
+
+def _classes_from_masks(records: Sequence[Record]) -> tuple[tuple[str, ...], str]:
+    """Count the classes by the values that all masks together hold."""
+    paths = [record.mask for record in records if record.mask is not None]
+    if not paths:
+        return class_names(1), "no masks and no class names: one class is assumed"
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+        found = sorted(set().union(*pool.map(_values_of, paths)))
+    return classes_by_values(found, paths[0].parent, len(paths))
+
+
+def _values_of(path: Path) -> set[int]:
+    try:
+        return set(values_in(read_mask_indices(path)).tolist())
+    except UserError:  # an unreadable mask is reported when it is read; here it only cannot vote
+        return {0}
+
+
+FOLDER = Layout(
+    name="folder",
+    classes=(),
+    find=find,
+    read_image=read_folder_image,
+    read_mask=read_folder_mask,
+    fits=fits,
+    description=DESCRIPTION,
+    describe=describe,
+)

@@ -1,0 +1,105 @@
+"""A data set as training sees it: square uint8 arrays read by memory map, and the test images at their own size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from tskd.types import Record
+
+IMAGES, MASKS, RECORDS, DATASET, NATIVE = "images.npy", "masks.npy", "records.jsonl", "dataset.json", "native"
+Part = Literal["train", "val", "unlabelled", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "unlabelled", "test")
+"""The order of the rows in the arrays."""
+
+
+@dataclass(frozen=True)
+class PreparedRecord:
+    """One image of a prepared data set; its place in the list is its row in the arrays."""
+
+    id: str
+    case: str
+    part: Part
+    height: int
+    width: int
+    spacing: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder that the ``prepare`` stage wrote. Rows: train, val, unlabelled, test; masks exist for train and val."""
+
+    folder: Path
+
+    @cached_property
+    def dataset(self) -> dict[str, Any]:
+        description: dict[str, Any] = json.loads((self.folder / DATASET).read_text(encoding="utf-8"))
+        return description
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.dataset["classes"])
+
+    @cached_property
+    def records(self) -> tuple[PreparedRecord, ...]:
+        lines = (self.folder / RECORDS).read_text(encoding="utf-8").splitlines()
+        return tuple(_parse_record(line) for line in lines)
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """(N, S, S, 3) uint8."""
+        return np.load(self.folder / IMAGES, mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """(train + val, S, S) uint8 class index."""
+        return np.load(self.folder / MASKS, mmap_mode="r", allow_pickle=False)
+
+    @property
+    def image_size(self) -> int:
+        return int(self.images.shape[1])
+
+    def rows(self, *parts: Part) -> np.ndarray:
+        """Return the row numbers of the parts, in order."""
+        return np.array([row for row, record in enumerate(self.records) if record.part in parts], dtype=np.int64)
+
+    def cases(self, *parts: Part) -> set[str]:
+        """Return the cases of the parts."""
+        return {record.case for record in self.records if record.part in parts}
+
+    def names(self, rows: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+        """Return the record ids of the rows."""
+        return tuple(self.records[row].id for row in rows)
+
+    def native_image(self, row: int) -> np.ndarray:
+        """Return a test image at its own size, (H, W, 3) uint8."""
+        with Image.open(native_path(self.folder, row, "image")) as image:
+            return np.asarray(image)
+
+    def native_mask(self, row: int) -> np.ndarray:
+        """Return a test mask at its own size, (H, W) uint8 class index."""
+        with Image.open(native_path(self.folder, row, "mask")) as mask:
+            return np.asarray(mask)
+
+
+def native_path(folder: Path, row: int, kind: Literal["image", "mask"]) -> Path:
+    """Return where a test image or mask is kept at its own size."""
+    return folder / NATIVE / f"{row:06d}_{kind}.png"
+
+
+def prepared_record(record: Record, part: Part, shape: tuple[int, ...]) -> PreparedRecord:
+    """Return what is kept of a record, whose image has the shape (H, W, ...)."""
+    return PreparedRecord(record.id, record.case, part, shape[0], shape[1], record.spacing)
+
+
+def _parse_record(line: str) -> PreparedRecord:
+    values = json.loads(line)
+    spacing = values.pop("spacing")
+    return PreparedRecord(**values, spacing=tuple(spacing) if spacing else None)

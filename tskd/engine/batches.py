@@ -1,0 +1,85 @@
+"""From stored images to training batches; every batch is a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tskd.config import AugmentConfig
+from tskd.data.augment import (
+    GeometryRange,
+    Photometry,
+    apply_photometry,
+    draw_geometry,
+    draw_photometry,
+    move_images,
+    move_masks,
+)
+from tskd.engine.order import batch_order, part_of
+from tskd.seeding import torch_generator
+from tskd.types import Batch
+
+Batches = Callable[[int, int, int], Batch]
+"""(step, part, parts) -> that part of the step's batch."""
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """Batches of stored images, with masks or without, augmented as the settings say."""
+
+    images: np.ndarray
+    """(N, S, S, 3) uint8, may be memory-mapped."""
+    masks: np.ndarray | None
+    """(N, S, S) uint8 class index."""
+    names: Sequence[str]
+    batch_size: int
+    augment: AugmentConfig
+    seed: int
+    flip: tuple[bool, bool] = (False, False)
+    """Whether flips (horizontal, vertical) are allowed."""
+
+    def __call__(self, step: int, part: int, parts: int) -> Batch:
+        indices = batch_order(len(self.images), self.batch_size, step, self.seed)
+        rows = part_of(indices, part, parts)
+        chosen = indices[rows]
+        maps, photometry = self._draw(step, rows)
+        images = move_images(to_images(self.images[chosen]), maps)
+        masks = None
+        if self.masks is not None:
+            masks = move_masks(torch.from_numpy(self.masks[chosen]), maps).long()
+        views = images if photometry is None else apply_photometry(images, photometry)
+        return Batch(images, views, masks, names=tuple(self.names[i] for i in chosen))
+
+    def _draw(self, step: int, rows: slice) -> tuple[Tensor, Photometry | None]:
+        """Draw for the whole batch and cut: the same numbers whatever the number of processes."""
+        generator = torch_generator(self.seed, "augment", step)
+        maps = draw_geometry(self.batch_size, geometry_range(self.augment, self.flip), generator)[rows]
+        if self.augment.photometric == 0:
+            return maps, None
+        size = self.images.shape[1]
+        shape = torch.Size((self.batch_size, 3, size, size))
+        photometry = draw_photometry(shape, self.augment.photometric, generator)
+        return maps, Photometry(*(value[rows] for value in photometry))
+
+
+def geometry_range(augment: AugmentConfig, flip: tuple[bool, bool]) -> GeometryRange:
+    """Return the limits of the geometric augmentation that the settings and the data set allow."""
+    return GeometryRange(*flip, augment.rotate, augment.scale, augment.shift)
+
+
+def allowed_flips(augment: AugmentConfig, classes: Sequence[str]) -> tuple[bool, bool]:
+    """Return whether images may be mirrored (horizontally, vertically); ``auto`` keeps left and right apart."""
+    if augment.flip == "auto":
+        sided = any(side in name.lower() for name in classes for side in ("left", "right"))
+        return (not sided, False)
+    return (augment.flip in ("horizontal", "both"), augment.flip == "both")
+
+
+def to_images(pixels: np.ndarray) -> Tensor:
+    """Return (B, 3, H, W) float32 in [0, 1] from (B, H, W, 3) uint8."""
+    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+    return planes.float().div_(255)

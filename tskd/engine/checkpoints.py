@@ -1,0 +1,40 @@
+"""Resumable state on disk: written beside its checksum and renamed into place; the last two are kept."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tskd.artifacts import CHECKPOINTS, file_sha256, write_atomic
+from tskd.console import warn
+
+KEPT = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write the state after ``step`` steps and drop all but the newest two; a kill at any moment loses none of them."""
+    folder = folder / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path = folder / f"step-{step:08d}.pt"
+    write_atomic(path, buffer.getvalue())
+    write_atomic(path.with_suffix(".sha256"), file_sha256(path).encode())
+    for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
+        old.with_suffix(".sha256").unlink(missing_ok=True)
+        old.unlink()
+    return path
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Return the newest state whose checksum fits, None where there is none; a damaged one is passed over with a warning."""
+    for path in sorted((folder / CHECKPOINTS).glob("step-*.pt"), reverse=True):
+        checksum = path.with_suffix(".sha256")
+        if checksum.is_file() and checksum.read_text() == file_sha256(path):
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            return state
+        warn(f"checkpoint {path.name} is damaged or unfinished; the one before it is used")
+    return None

@@ -1,0 +1,42 @@
+"""Where training runs: Fabric, threads, and the time it may take."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+
+from tskd.config import EngineConfig
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The machine side of a run."""
+
+    fabric: Fabric
+    checkpoint_seconds: float = 60.0
+    deadline: float | None = None
+    """``time.monotonic()`` after which training saves its state and pauses."""
+
+    @property
+    def out_of_time(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+def open_runtime(config: EngineConfig, *, minutes: float | None = None) -> Runtime:
+    """Start Fabric as the recipe says; ``minutes`` is the wall-clock limit after which a run pauses."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    strategy = "ddp" if config.strategy == "auto" and config.devices * config.num_nodes > 1 else config.strategy
+    fabric = Fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=strategy,
+        precision=config.precision,
+    )
+    fabric.launch()
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    return Runtime(fabric, config.checkpoint_seconds, deadline)

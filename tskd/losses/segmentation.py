@@ -1,0 +1,46 @@
+"""The loss on labels: teacher, student and control are all trained with it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor
+
+from tskd.types import UNLABELLED
+
+CROSS_ENTROPY_WEIGHT = 0.2
+DICE_WEIGHT = 0.8
+
+_dice = DiceLoss(include_background=False, softmax=False, squared_pred=True, smooth_nr=1.0, smooth_dr=1.0)
+
+
+def with_background(logits: Tensor) -> Tensor:
+    """Return (B, K + 1, H, W): the implicit background, a zero logit, in front."""
+    return F.pad(logits, (0, 0, 0, 0, 1, 0))
+
+
+def class_probabilities(logits: Tensor) -> Tensor:
+    """Return (B, K + 1, H, W) probabilities of background and classes."""
+    return with_background(logits).softmax(dim=1)
+
+
+def label_loss(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """Return ``loss`` = 0.2 cross-entropy + 0.8 Dice loss, and its parts (arXiv 2503.06976; weights of SAMed).
+
+    ``logits`` (B, K, H, W), ``masks`` (B, H, W) int64. Dice is taken per image and class, so that a batch cut over
+    processes gives the same loss; squared denominators and a smoothing of one pixel keep it defined where a class is
+    absent. Pixels marked UNLABELLED count in neither part.
+    """
+    scores = with_background(logits)
+    cross_entropy = F.cross_entropy(scores, masks, ignore_index=UNLABELLED)
+    known = (masks != UNLABELLED)[:, None]
+    target = F.one_hot(masks.where(known[:, 0], 0), scores.shape[1]).permute(0, 3, 1, 2).to(scores.dtype)
+    dice = _dice(scores.softmax(dim=1) * known, target * known)
+    loss = CROSS_ENTROPY_WEIGHT * cross_entropy + DICE_WEIGHT * dice
+    return {"loss": loss, "cross_entropy": cross_entropy, "dice_loss": dice}
+
+
+def hard_prediction(logits: Tensor) -> Tensor:
+    """Return (B, H, W) uint8 class index: the largest logit, background where all are below 0."""
+    return with_background(logits).argmax(dim=1).to(torch.uint8)

@@ -1,0 +1,75 @@
+"""Bootstrap confidence intervals over cases: the case is the unit that was sampled, so it is the unit resampled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from tskd.seeding import numpy_generator
+
+RESAMPLES = 10_000
+LEAST_CASES = 3
+"""Below this number a bootstrap says nothing: no interval is reported."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its bootstrap interval and the number of cases behind it."""
+
+    mean: float
+    ci95: tuple[float, float] | None
+    """None: fewer than ``LEAST_CASES`` cases."""
+    n: int
+
+    def __str__(self) -> str:
+        span = f"{self.ci95[0]:.3f} to {self.ci95[1]:.3f}" if self.ci95 else "no interval"
+        return f"{self.mean:.3f} ({span}, n = {self.n})"
+
+
+def expanded_level(n: int, *, level: float = 0.95) -> float:
+    """Return the level at which to read bootstrap percentiles so that ``n`` values cover at ``level``.
+
+    The bootstrap spread is too small by sqrt((n - 1) / n) and ignores that the variance is estimated; reading the
+    percentiles further out by the t quantile repairs both (the "expanded percentile" interval: T. Hesterberg, What
+    teachers should know about the bootstrap, The American Statistician 69(4), 2015, section 5.3). On skewed Dice-like
+    values it covered better than the plain percentile and the BCa interval at 5 to 40 cases.
+    """
+    t = stats.t.ppf(0.5 + level / 2, n - 1)
+    return float(1 - 2 * stats.norm.cdf(-math.sqrt(n / (n - 1)) * t))
+
+
+def percentile_interval(replicates: np.ndarray, *, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the expanded percentile interval of bootstrap ``replicates`` (R,) of a mean over ``n`` values."""
+    tail = (1 - expanded_level(n, level=level)) / 2
+    low, high = np.quantile(replicates, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def bootstrap_mean(values: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> Interval:
+    """Return the mean of ``values`` (n,), one a case, with its 95 % bootstrap interval.
+
+    The same values and seed give the same interval. Raises ValueError for no values or values that are not finite: a
+    case without a score is a defect of the caller, never something to skip.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs a list of finite values, one a case, not shape {values.shape}: {values!r}")
+    n = values.size
+    if n < LEAST_CASES:
+        return Interval(float(values.mean()), None, n)
+    replicates = resampled_means(values, rng=numpy_generator(seed, "bootstrap"), resamples=resamples)
+    return Interval(float(values.mean()), percentile_interval(replicates, n=n), n)
+
+
+def resampled_means(values: np.ndarray, *, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Return the means (resamples,) of draws with replacement from ``values`` (n,), in chunks of bounded memory."""
+    n = values.size
+    chunk = max(1, 4_000_000 // n)
+    means = [
+        values[rng.integers(0, n, size=(min(chunk, resamples - start), n))].mean(axis=1)
+        for start in range(0, resamples, chunk)
+    ]
+    return np.concatenate(means)

@@ -1,0 +1,76 @@
+"""Any timm backbone with one of our decoders: the student, and every teacher that is not SAM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tskd.errors import UserError
+from tskd.models.decoders import build_decoder
+from tskd.types import SegmentationOutput
+
+VIT_TAPS = 4
+
+
+class TimmSegmenter(nn.Module):
+    """A timm encoder and a decoder; ``encoder`` is what adapters and weight files are for."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: str, decoder: str, *, classes: int, image_size: int) -> None:
+        """Build with random weights; UserError where timm does not know the backbone or it cannot take the size."""
+        super().__init__()
+        self.image_size = image_size
+        self.encoder = _build_encoder(backbone, image_size)
+        self.feature_dims: tuple[int, ...] = tuple(self.encoder.feature_info.channels())
+        self.decoder = build_decoder(decoder, self.feature_dims, classes=classes)
+        statistics = timm.get_pretrained_cfg(backbone) or timm.get_pretrained_cfg("vit_tiny_patch16_224")
+        self.register_buffer("mean", torch.tensor(statistics.mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(statistics.std).reshape(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        """(B, 3, H, W) in [0, 1] to features and (B, K, H, W) logits."""
+        planes = (resize_images(images, self.image_size) - self.mean) / self.std
+        features = tuple(self.encoder(planes))
+        logits = self.decoder(planes, features)
+        return SegmentationOutput(features, resize_logits(logits, images.shape[-2:]))
+
+
+def resize_images(images: Tensor, size: int) -> Tensor:
+    """Return (B, 3, size, size), antialiased as Pillow does it; unchanged where the size fits."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return (B, K, *size), bilinear."""
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _build_encoder(backbone: str, image_size: int) -> Any:
+    if not timm.is_model(backbone):
+        near = timm.list_models(f"*{backbone.split('_')[0]}*")[:5]
+        raise UserError(f"timm has no backbone {backbone!r}. Similar names: {', '.join(near) or 'none'}")
+    try:
+        if is_transformer(backbone):
+            with torch.device("meta"):
+                depth = len(timm.create_model(backbone, num_classes=0).blocks)
+            taps = [round((i + 1) * depth / VIT_TAPS) - 1 for i in range(VIT_TAPS)]
+            return timm.create_model(backbone, img_size=image_size, features_only=True, out_indices=taps)
+        return timm.create_model(backbone, features_only=True)
+    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"backbone {backbone!r} cannot be built for {image_size} px images: {error}") from error
+
+
+def is_transformer(backbone: str) -> bool:
+    """Say whether the backbone is a plain vision transformer (one scale, one list of blocks)."""
+    return backbone.startswith(("vit_", "deit", "eva", "beit"))

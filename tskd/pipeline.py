@@ -1,0 +1,310 @@
+"""The whole method: which stage needs which, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tskd.artifacts import Artifact, Store, measured, write_json
+from tskd.config import PHANTOMS, Recipe, TrainConfig
+from tskd.console import say
+from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
+from tskd.data.phantoms import write_phantoms
+from tskd.data.prepared import Prepared
+from tskd.engine import Batches, ImageBatches, Runtime
+from tskd.engine.batches import allowed_flips
+from tskd.errors import UserError
+from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose
+from tskd.models.decoders import DECODERS
+from tskd.models.flops import training_flops
+from tskd.models.registry import build_model, load_model
+from tskd.seeding import derive
+from tskd.stages import distill, evaluate, finetune, prepare, teacher, transfer
+
+RUN_FILE = "run.json"
+
+
+@dataclass
+class Run:
+    """One recipe in one output folder. Each property is an artifact; asking for it computes what it needs first."""
+
+    recipe: Recipe
+    out: Path
+    runtime: Runtime
+    download: bool = False
+    """Allow fetching SAM's weights."""
+
+    def __post_init__(self) -> None:
+        check_names(self.recipe)
+        self.store = Store(self.out / "artifacts")
+
+    # --- data ---
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        data = self.recipe.data
+        options = LayoutOptions(
+            classes=data.classes, window=data.window, annotator=data.annotator, structure=data.structure
+        )
+        root = self._phantoms() if data.root == PHANTOMS else Path(data.root).expanduser()
+        return open_dataset(root, data.layout, options)
+
+    def _phantoms(self) -> Path:
+        phantom = self.recipe.data.phantom
+
+        def make(folder: Path) -> Mapping[str, Any]:
+            if not (folder / "data").exists():  # it appears whole or not at all
+                count = phantom.train + phantom.test
+                seed = self.recipe.data.split_seed
+                write_phantoms(
+                    phantom.family, folder / "data", count=count, size=phantom.size, seed=seed, test=phantom.test
+                )
+            return {}
+
+        config = phantom.model_dump()
+        artifact = self.store.build(
+            "phantoms", make, config=config, inputs={}, seed=self.recipe.data.split_seed, version=1
+        )
+        return artifact.path / "data"
+
+    @cached_property
+    def prepared_artifact(self) -> Artifact:
+        data = self.recipe.data
+        config = data.model_dump(exclude={"root", "phantom", "layout"})
+        inputs = {"data": prepare.dataset_digest(self.dataset)}
+        make: Callable[[Path], Mapping[str, Any]] = lambda folder: prepare.prepare(data, self.dataset, folder)  # noqa: E731
+        return self.store.build(
+            "prepare", make, config=config, inputs=inputs, seed=data.split_seed, version=prepare.VERSION
+        )
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return Prepared(self.prepared_artifact.path)
+
+    # --- teacher and transfer set ---
+
+    @cached_property
+    def teacher_source(self) -> teacher.TeacherSource:
+        prepared = self.prepared
+        source = teacher.choose_teacher(
+            self.recipe.teacher, prepared.classes, prepared.image_size, download=self.download
+        )
+        say(f"teacher: {source.title}")
+        return source
+
+    @cached_property
+    def teacher(self) -> Artifact:
+        config, source = self.recipe.teacher, self.teacher_source
+        return self._train(
+            "teacher",
+            lambda folder: teacher.train_teacher(
+                config, source, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
+            ),
+            config=config,
+            inputs={"data": self.prepared_artifact.digest, "weights": source.digest},
+            version=teacher.VERSION,
+        )
+
+    @cached_property
+    def transfer(self) -> Artifact:
+        config = self.recipe.transfer
+        return self._build(
+            "transfer",
+            lambda folder: transfer.build_transfer(config, self.prepared, folder),
+            config=config,
+            inputs={"data": self.prepared_artifact.digest},
+            version=transfer.VERSION,
+        )
+
+    @property
+    def transfer_set(self) -> transfer.TransferSet:
+        return transfer.TransferSet(self.transfer.path, self.prepared)
+
+    # --- student ---
+
+    @cached_property
+    def student_description(self) -> dict[str, Any]:
+        student = self.recipe.student
+        arguments = {"backbone": student.backbone, "decoder": student.decoder}
+        sizes = {"classes": list(self.prepared.classes), "image_size": self.prepared.image_size}
+        return {"kind": "timm", "arguments": arguments, "weights": student.weights, **sizes}
+
+    @cached_property
+    def distilled(self) -> Artifact:
+        config = self.recipe.distill
+        return self._train(
+            "distill",
+            self._distill,
+            config=config,
+            inputs={
+                "data": self.prepared_artifact.digest,
+                "teacher": self.teacher.digest,
+                "transfer": self.transfer.digest,
+                "student": str(self.student_description),
+            },
+            version=distill.VERSION,
+        )
+
+    def _distill(self, folder: Path) -> Mapping[str, Any]:
+        ask = distill.online(load_model(self.teacher.path), self.runtime)
+        return distill.distill(
+            self.recipe.distill, self.student_description, self._transfer_batches(), ask, self.prepared, folder,
+            seed=self.recipe.seed, runtime=self.runtime,
+        )  # fmt: skip
+
+    def _transfer_batches(self) -> Batches:
+        config, transfer_set = self.recipe.distill, self.transfer_set
+        return ImageBatches(
+            images=transfer_set.images,
+            masks=None,
+            names=transfer_set.names,
+            batch_size=config.batch_size,
+            augment=config.augment,
+            seed=derive(self.recipe.seed, "transfer batches"),
+            flip=allowed_flips(config.augment, self.prepared.classes),
+        )
+
+    @cached_property
+    def student(self) -> Artifact:
+        """The student as it is shipped: started as the method says, then fine-tuned."""
+        start = METHODS[self.recipe.method](self)
+        return self.finetuned(start)
+
+    def finetuned(self, start: Artifact | None) -> Artifact:
+        """Return the student fine-tuned from a start; without one it trains longer, for the same total compute."""
+        config = self.recipe.finetune
+        if start is None:
+            config = config.model_copy(update={"steps": self._scratch_steps})
+        inputs = {"data": self.prepared_artifact.digest, "student": str(self.student_description)}
+        if start is not None:
+            inputs["start"] = start.digest
+        return self._train(
+            "finetune",
+            lambda folder: finetune.finetune(
+                config, self.student_description, start and start.path, self.prepared, folder,
+                seed=self.recipe.seed, runtime=self.runtime,
+            ),
+            config=config,
+            inputs=inputs,
+            version=finetune.VERSION,
+        )  # fmt: skip
+
+    @property
+    def _scratch_steps(self) -> int:
+        tune, other = self.recipe.finetune, self.recipe.distill
+        return tune.steps + -(-other.steps * other.batch_size // tune.batch_size)
+
+    # --- control ---
+
+    @cached_property
+    def student_flops(self) -> int:
+        """Training compute of the student: distillation and fine-tuning together, the teacher's share left out."""
+        tune, other = self.recipe.finetune, self.recipe.distill
+        images = tune.steps * tune.batch_size + other.steps * other.batch_size
+        return images * training_flops(build_model(self.student_description), self.prepared.image_size)
+
+    @cached_property
+    def control(self) -> Artifact:
+        control = self.recipe.control
+        sizes = {"classes": list(self.prepared.classes), "image_size": self.prepared.image_size}
+        description = {"kind": "dynunet", "arguments": {"channels": list(control.channels)}, "weights": None, **sizes}
+        steps = min(control.steps, finetune.steps_within(self.student_flops, description, control.batch_size))
+        config = control.model_copy(update={"steps": steps})
+        return self._train(
+            "control",
+            lambda folder: finetune.train_control(
+                config, description, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
+            ),
+            config=config,
+            inputs={"data": self.prepared_artifact.digest},
+            version=finetune.VERSION,
+        )
+
+    # --- scores ---
+
+    def evaluation(self, model: Artifact, title: str) -> Artifact:
+        """Return the scores of a trained model on the test images."""
+        config = self.recipe.evaluate
+        return self._build(
+            "evaluate",
+            lambda folder: evaluate.evaluate(
+                config, load_model(model.path), self.prepared, folder, title=title, device=self.runtime.fabric.device
+            ),
+            config=config,
+            inputs={"data": self.prepared_artifact.digest, "model": model.digest, "title": title},
+            version=evaluate.VERSION,
+        )
+
+    # --- artifacts ---
+
+    def _train(
+        self, stage: str, make: Callable[[Path], Mapping[str, Any]], *, config: TrainConfig, **rest: Any
+    ) -> Artifact:
+        settings = {**config.model_dump(), "precision": self.recipe.engine.precision}
+        return self.store.build(stage, make, config=settings, seed=self.recipe.seed, **rest)
+
+    def _build(
+        self, stage: str, make: Callable[[Path], Mapping[str, Any]], *, config: BaseModel, **rest: Any
+    ) -> Artifact:
+        return self.store.build(stage, make, config=config.model_dump(), seed=self.recipe.seed, **rest)
+
+
+METHODS: dict[str, Callable[[Run], Artifact | None]] = {
+    "task_kd": lambda run: run.distilled,
+    "scratch": lambda run: None,
+}
+"""Method -> the stage that gives the student its start; None: random weights."""
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise UserError for a name in the recipe that nothing answers to, before any work is done."""
+    choices = {
+        "method": (recipe.method, METHODS),
+        "student.decoder": (recipe.student.decoder, DECODERS),
+    }
+    for key, (name, known) in choices.items():
+        if name not in known:
+            raise UserError(f"{key}: {name!r} is not known. Choose one of: {', '.join(sorted(known))}")
+    choose(ENCODER_LOSSES, recipe.distill.encoder_loss, "distill.encoder_loss")
+    choose(DECODER_LOSSES, recipe.distill.decoder_loss, "distill.decoder_loss")
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """Run the recipe's method to the end and return what ``run.json`` holds."""
+    began = time.monotonic()
+    with measured() as usage:
+        models = _models(run)
+        scores = {name: run.evaluation(model, name) for name, model in models.items()}
+    summary = _summary(run, models, scores) | {"seconds": round(time.monotonic() - began, 1), **usage}
+    write_json(run.out / RUN_FILE, summary)
+    return summary
+
+
+def _models(run: Run) -> dict[str, Artifact]:
+    models: dict[str, Artifact] = {}
+    if run.recipe.method != "scratch":
+        models["teacher"] = run.teacher
+        models["student_before_finetune"] = run.distilled
+    models["student"] = run.student
+    if run.recipe.control.enabled:
+        models["control"] = run.control
+    return models
+
+
+def _summary(run: Run, models: Mapping[str, Artifact], scores: Mapping[str, Artifact]) -> dict[str, Any]:
+    recipe = run.recipe
+    return {
+        "dataset": run.prepared.dataset["name"],
+        "labels": len(run.prepared.rows("train", "val")),
+        "seed": recipe.seed,
+        "method": recipe.method,
+        "metrics": {name: artifact.metrics for name, artifact in scores.items()},
+        "artifacts": {name: artifact.path.name for name, artifact in models.items()},
+        "recipe": recipe.model_dump(mode="json"),
+    }

@@ -1,0 +1,103 @@
+"""Distill: the student learns the adapted teacher's features and logits on the transfer set, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tskd.config import DistillConfig
+from tskd.data.prepared import Prepared
+from tskd.engine import Batches, Runtime, Training, fit
+from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose, match_grid
+from tskd.models.projections import Distilled, matching_level
+from tskd.models.registry import build_model, save_model
+from tskd.seeding import derive
+from tskd.stages.supervised import training_metrics, validation
+from tskd.types import Batch, SegmentationOutput, StepFn
+
+VERSION = 1
+FILE = "student.safetensors"
+PROJECTIONS = "projections.safetensors"
+Ask = Callable[[Batch], SegmentationOutput]
+"""Gives the teacher's answer for a batch, computed or read from the cache."""
+
+
+def distill(
+    config: DistillConfig,
+    description: Mapping[str, Any],
+    batches: Batches,
+    ask_teacher: Ask,
+    prepared: Prepared,
+    folder: Path,
+    *,
+    seed: int,
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """Train a student of that description; save it, and apart from it the projection."""
+    torch.manual_seed(derive(seed, "student"))
+    student = build_model(description)
+    level, module = attach_projection(student, ask_teacher(batches(0, 0, 1)))
+    training = Training(
+        label="distill",
+        module=module,
+        step=distillation_step(config, ask_teacher, level),
+        batches=batches,
+        settings=config,
+        seed=seed,
+        validate=_validate_student(prepared),
+    )
+    result = fit(training, folder, runtime)
+    save_model(folder, student, description, file=FILE)
+    save_file(module.projection.state_dict(), folder / PROJECTIONS)
+    return training_metrics(result, teacher_level=level)
+
+
+def attach_projection(student: nn.Module, answer: SegmentationOutput) -> tuple[int, Distilled]:
+    """Return which teacher features are matched, and the student with a projection to their width."""
+    with torch.no_grad():
+        side = student(answer.logits.new_zeros(1, 3, *answer.logits.shape[-2:])).features[-1].shape[-1]
+    level = matching_level(answer.features, side)
+    dims: Any = student.feature_dims
+    return level, Distilled(student, student_dim=dims[-1], teacher_dim=answer.features[level].shape[1])
+
+
+def distillation_step(config: DistillConfig, ask_teacher: Ask, level: int) -> StepFn:
+    """Return the step: weighted sum of the encoder loss (features) and the decoder loss (logits), both logged."""
+    encoder_loss = choose(ENCODER_LOSSES, config.encoder_loss, "distill.encoder_loss")
+    decoder_loss = choose(DECODER_LOSSES, config.decoder_loss, "distill.decoder_loss")
+
+    def step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        teacher = ask_teacher(batch)
+        projected, student = module(batch.views)
+        encoder = encoder_loss(projected, match_grid(teacher.features[level], projected.shape[-2:]))
+        decoder = decoder_loss(student.logits, teacher.logits, temperature=config.temperature)
+        loss = config.encoder_weight * encoder + config.decoder_weight * decoder
+        return {"loss": loss, "encoder_loss": encoder, "decoder_loss": decoder}
+
+    return step
+
+
+def online(teacher: nn.Module, runtime: Runtime) -> Ask:
+    """Return the teacher's answers computed when they are needed."""
+    teacher = teacher.to(runtime.fabric.device).requires_grad_(False).eval()
+
+    def ask(batch: Batch) -> SegmentationOutput:
+        with torch.no_grad(), runtime.fabric.autocast():
+            return teacher(batch.images.to(runtime.fabric.device))
+
+    return ask
+
+
+def _validate_student(prepared: Prepared) -> Callable[[nn.Module], Mapping[str, float]]:
+    score = validation(prepared)
+
+    def validate(module: nn.Module) -> Mapping[str, float]:
+        assert isinstance(module, Distilled)
+        return score(module.student)
+
+    return validate

@@ -1,0 +1,140 @@
+"""Evaluate: score a model on the test images at their own size, case by case, and draw what it does."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from tskd.artifacts import write_json
+from tskd.config import EvaluateConfig
+from tskd.console import progress
+from tskd.data.prepared import Prepared
+from tskd.engine.batches import to_images
+from tskd.errors import UserError
+from tskd.losses.segmentation import hard_prediction
+from tskd.metrics.segmentation import ScoreRow, agreement, score_case, shared_unit, summarise
+from tskd.overlays import overlay_panel
+
+VERSION = 1
+CASES, SUMMARY, OVERLAYS, PREDICTIONS = "cases.csv", "summary.json", "overlays", "predictions"
+
+
+def evaluate(
+    config: EvaluateConfig, model: nn.Module, prepared: Prepared, folder: Path, *, title: str, device: torch.device
+) -> dict[str, Any]:
+    """Predict every test image, score it, keep scores, predictions and overlays; return the summary."""
+    rows = prepared.rows("test")
+    unit, remark = shared_unit(prepared.records[row].spacing for row in rows)
+    (folder / PREDICTIONS).mkdir(exist_ok=True)
+    model.to(device).eval()
+    scores: list[ScoreRow] = []
+    with progress(f"evaluate {title}", len(rows)) as advance:
+        for done, row in enumerate(rows, start=1):
+            prediction = predict_image(model, prepared.native_image(row), device)
+            Image.fromarray(prediction).save(prediction_path(folder, row))
+            scores += _score(prepared, row, prediction, unit)
+            advance(done)
+    write_cases(scores, folder / CASES)
+    summary = {"model": title, **summarise(scores, seed=0).as_dict(), **({"remark": remark} if remark else {})}
+    write_json(folder / SUMMARY, summary)
+    draw_overlays(prepared, folder, scores, count=config.overlays, title=title)
+    return summary
+
+
+def predict_image(model: nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
+    """Return the class map (H, W) uint8 of one image (H, W, 3) uint8 at its own size."""
+    with torch.inference_mode():
+        logits = model(to_images(image[None]).to(device)).logits
+        return hard_prediction(logits)[0].cpu().numpy()
+
+
+def prediction_path(folder: Path, row: int) -> Path:
+    """Return where the prediction for a row is kept."""
+    return folder / PREDICTIONS / f"{row:06d}.png"
+
+
+def read_prediction(folder: Path, row: int) -> np.ndarray:
+    """Return a kept prediction, (H, W) uint8 class index."""
+    with Image.open(prediction_path(folder, row)) as image:
+        return np.asarray(image)
+
+
+def read_cases(folder: Path) -> list[ScoreRow]:
+    """Return the scores of an evaluation."""
+    with (folder / CASES).open(newline="", encoding="utf-8") as file:
+        return [ScoreRow.from_dict(line) for line in csv.DictReader(file)]
+
+
+def write_cases(scores: Sequence[ScoreRow], path: Path) -> None:
+    """Write one row an image and class."""
+    lines = [score.as_dict() for score in scores]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, lines[0].keys())
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def mean_agreement(first: Path, second: Path, prepared: Prepared) -> float:
+    """Return the mean Dice between the predictions of two evaluations, e.g. teacher and student."""
+    classes = len(prepared.classes)
+    rows = prepared.rows("test")
+    return float(np.mean([agreement(read_prediction(first, r), read_prediction(second, r), classes) for r in rows]))
+
+
+def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> None:
+    """Raise UserError where a model was trained on a test case."""
+    if shared := sorted(set(seen) & prepared.cases("test")):
+        raise UserError(
+            f"{what} has seen {len(shared)} test cases (first: {', '.join(shared[:3])}); scores would flatter. "
+            "Train it again on this data set's training cases."
+        )
+
+
+def pick_overlays(scores: Sequence[ScoreRow], count: int) -> list[tuple[str, str, float]]:
+    """Return (rank, image id, Dice) of the worst, median and best images by mean Dice over classes, thirds of ``count``."""
+    dice: dict[str, list[float]] = {}
+    for row in scores:
+        dice.setdefault(row.image, []).append(row.score.dice)
+    names = list(dice)
+    random.Random(0).shuffle(names)  # so that ties are not all from the first case
+    order = sorted(names, key=lambda name: float(np.mean(dice[name])))
+    each = min(max(count // 3, 1), len(order)) if count else 0
+    middle = max((len(order) - each) // 2, 0)
+    groups = (("worst", order[:each]), ("median", order[middle : middle + each]), ("best", order[len(order) - each :]))
+    picked: dict[str, tuple[str, str, float]] = {}
+    for rank, members in groups:
+        for name in members:
+            picked.setdefault(name, (rank, name, float(np.mean(dice[name]))))
+    return list(picked.values())
+
+
+def draw_overlays(prepared: Prepared, folder: Path, scores: Sequence[ScoreRow], *, count: int, title: str) -> None:
+    """Write a picture of each picked image: truth as line, prediction as area."""
+    (folder / OVERLAYS).mkdir(exist_ok=True)
+    row_of = {record.id: row for row, record in enumerate(prepared.records)}
+    for number, (rank, name, dice) in enumerate(pick_overlays(scores, count)):
+        row = row_of[name]
+        panel = overlay_panel(
+            prepared.native_image(row),
+            prepared.native_mask(row),
+            {title: read_prediction(folder, row)},
+            title=f"{rank}, Dice {dice:.3f}",
+            class_names=prepared.classes,
+        )
+        panel.save(folder / OVERLAYS / f"{number:02d}_{rank}.png")
+
+
+def _score(prepared: Prepared, row: int, prediction: np.ndarray, unit: str) -> list[ScoreRow]:
+    record = prepared.records[row]
+    classes = len(prepared.classes)
+    spacing = record.spacing if unit == "mm" else None
+    scores = score_case(prediction, prepared.native_mask(row), classes=classes, spacing=spacing)
+    return [ScoreRow(record.case, record.id, label, unit, score) for label, score in enumerate(scores, start=1)]  # type: ignore[arg-type]

@@ -1,0 +1,214 @@
+"""Prepare: read every file once, split by case, and keep what training and evaluation need in plain arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tskd.artifacts import canonical_json, file_sha256, write_json
+from tskd.config import DataConfig
+from tskd.console import progress, warn
+from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, join_duplicates
+from tskd.data.layouts import Dataset
+from tskd.data.prepared import DATASET, IMAGES, MASKS, NATIVE, PARTS, RECORDS, native_path, prepared_record
+from tskd.data.splits import Split, make_split, save_split
+from tskd.errors import UserError
+from tskd.types import UNLABELLED, Record
+
+VERSION = 1
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one pass over a record yields besides its resized pixels."""
+
+    shape: tuple[int, ...]
+    fingerprint: ImageFingerprint
+    presence: frozenset[int] | None
+    """Classes in its mask; None: unlabelled."""
+
+
+def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """Write arrays, split and native test images of a data set.
+
+    Raises UserError naming every file that cannot be used, and where an identical image is in training and test.
+    """
+    staged = _Staging(folder, len(dataset.records), config.image_size)
+    reads = _read_all(dataset, staged)
+    records, leaks = _settle_duplicates(dataset.records, reads, config)
+    presence = {
+        record.id: read.presence for record, read in zip(records, reads, strict=True) if read.presence is not None
+    }
+    split = make_split(
+        records,
+        presence=presence,
+        labels=config.labels,
+        label_cases=config.label_cases,
+        seed=config.split_seed,
+        val_share=config.val_share,
+        test_share=config.test_share,
+    )
+    _refuse_leaks(leaks, split, config)
+    save_split(split, folder / "split.json")
+    order = _row_order(records, split)
+    staged.reorder([index for index, _ in order], labelled=len(split.train) + len(split.val))
+    lines = [asdict(prepared_record(records[index], part, reads[index].shape)) for index, part in order]
+    (folder / RECORDS).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    _keep_native(dataset, [(row, index) for row, (index, part) in enumerate(order) if part == "test"], folder)
+    write_json(folder / DATASET, _describe(dataset, config))
+    return {"cases": len({record.case for record in records}), **{part: len(getattr(split, part)) for part in PARTS}}
+
+
+def dataset_digest(dataset: Dataset) -> str:
+    """Return a sha256 over everything that is read from a data set: file contents, ids, cases, splits, options."""
+    paths = sorted({path for record in dataset.records for path in (record.image, record.mask) if path is not None})
+    with ThreadPoolExecutor() as pool:
+        contents = dict(zip(paths, pool.map(_content_sha256, paths)))
+    described = [
+        (r.id, r.case, r.split, r.index, r.spacing, contents[r.image], r.mask and contents[r.mask])
+        for r in dataset.records
+    ]
+    identity = [dataset.layout, dataset.classes, asdict(dataset.options), described]
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def _content_sha256(path: Path) -> str:
+    if path.is_dir():  # a DICOM series
+        parts = [(file.name, file_sha256(file)) for file in sorted(path.rglob("*")) if file.is_file()]
+        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}. Check that it exists and that you may read it."
+        ) from error
+
+
+class _Staging:
+    """Resized pixels on disk, in the order of reading first and in the order of rows in the end."""
+
+    def __init__(self, folder: Path, count: int, size: int) -> None:
+        self.folder, self.size = folder, size
+        self.paths = (folder / ".images.npy", folder / ".masks.npy")
+        self.images = _open_array(self.paths[0], (count, size, size, 3))
+        self.masks = _open_array(self.paths[1], (count, size, size))
+
+    def put(self, index: int, image: np.ndarray, mask: np.ndarray | None) -> None:
+        square = (self.size, self.size)
+        self.images[index] = Image.fromarray(image).resize(square, Image.Resampling.BILINEAR)
+        if mask is not None:
+            self.masks[index] = Image.fromarray(mask).resize(square, Image.Resampling.NEAREST)
+
+    def reorder(self, order: Sequence[int], *, labelled: int) -> None:
+        images = _open_array(self.folder / IMAGES, (len(order), self.size, self.size, 3))
+        masks = _open_array(self.folder / MASKS, (labelled, self.size, self.size))
+        for row, index in enumerate(order):
+            images[row] = self.images[index]
+            if row < labelled:
+                masks[row] = self.masks[index]
+        images.flush()
+        masks.flush()
+        for path in self.paths:
+            path.unlink()
+
+
+def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+
+
+def _read_all(dataset: Dataset, staged: _Staging) -> list[_Read]:
+    """Read all records in parallel (decoders release the interpreter lock); name all that fail, not only the first."""
+
+    def read(index: int) -> _Read | str:
+        try:
+            return _read_one(dataset, dataset.records[index], index, staged)
+        except UserError as error:
+            return str(error)
+
+    reads: list[_Read] = []
+    problems: list[str] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("prepare: reading", len(dataset.records)) as advance:
+        for done, answer in enumerate(pool.map(read, range(len(dataset.records))), start=1):
+            reads.append(answer) if isinstance(answer, _Read) else problems.append(answer)
+            advance(done)
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        listed = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
+        raise UserError(f"{len(problems)} files cannot be used:{listed}{more}\n`tskd check` shows the whole data set.")
+    return reads
+
+
+def _read_one(dataset: Dataset, record: Record, index: int, staged: _Staging) -> _Read:
+    image = dataset.read_image(record)
+    mask = None if record.mask is None else dataset.read_mask(record)
+    staged.put(index, image, mask)
+    presence = None if mask is None else frozenset(np.unique(mask).tolist()) - {0, UNLABELLED}
+    return _Read(image.shape, fingerprint_image(image), presence)
+
+
+def _settle_duplicates(
+    records: Sequence[Record], reads: Sequence[_Read], config: DataConfig
+) -> tuple[tuple[Record, ...], list[DuplicatePair]]:
+    """Make one case of identical images, so that no drawn split parts them; return the pairs across cases too."""
+    fingerprints = {record.id: read.fingerprint for record, read in zip(records, reads, strict=True)}
+    pairs = find_pairs(fingerprints, groups={record.id: record.case for record in records})
+    exact = [pair for pair in pairs if pair.exact]
+    return join_duplicates(records, exact), pairs
+
+
+def _refuse_leaks(pairs: Sequence[DuplicatePair], split: Split, config: DataConfig) -> None:
+    sides: Mapping[str, str] = split.sides()
+    across = [p for p in pairs if {"train", "val"} & {sides.get(p.first), sides.get(p.second)} and
+              "test" in {sides.get(p.first), sides.get(p.second)}]  # fmt: skip
+    exact = [pair for pair in across if pair.exact]
+    if exact and not config.allow_duplicates:
+        listed = "".join(f"\n  {pair.first} = {pair.second}" for pair in exact[:_SHOWN])
+        raise UserError(
+            f"{len(exact)} images are in training and in test alike, so the test would flatter:{listed}\n"
+            "Take one of each pair out, or accept it with --set data.allow_duplicates=true"
+        )
+    if near := len(across) - len(exact):
+        warn(f"{near} pairs of nearly identical images lie across training and test; `tskd check` names them")
+
+
+def _row_order(records: Sequence[Record], split: Split) -> list[tuple[int, Any]]:
+    index_of = {record.id: index for index, record in enumerate(records)}
+    return [(index_of[name], part) for part in PARTS for name in getattr(split, part)]
+
+
+def _keep_native(dataset: Dataset, rows: Sequence[tuple[int, int]], folder: Path) -> None:
+    (folder / NATIVE).mkdir(exist_ok=True)
+
+    def keep(place: tuple[int, int]) -> None:
+        row, index = place
+        record = dataset.records[index]
+        for kind, read in _readers(dataset):
+            Image.fromarray(read(record)).save(native_path(folder, row, kind), compress_level=1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(keep, rows))
+
+
+def _readers(dataset: Dataset) -> tuple[tuple[Any, Callable[[Record], np.ndarray]], ...]:
+    return (("image", dataset.read_image), ("mask", dataset.read_mask))
+
+
+def _describe(dataset: Dataset, config: DataConfig) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "layout": dataset.layout,
+        "classes": list(dataset.classes),
+        "image_size": config.image_size,
+        "window": dataset.options.window,
+        "notes": list(dataset.notes),
+    }

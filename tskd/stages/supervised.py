@@ -1,0 +1,64 @@
+"""Learning from the labels: what the teacher, the fine-tuned student and the control share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tskd.config import AugmentConfig, TrainConfig
+from tskd.data.prepared import Prepared
+from tskd.engine import FitResult, ImageBatches
+from tskd.engine.batches import allowed_flips, to_images
+from tskd.losses.segmentation import hard_prediction, label_loss
+from tskd.metrics.segmentation import agreement
+from tskd.types import Batch
+
+VALIDATION_BATCH = 16
+
+
+def label_step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    """One step of learning from labels."""
+    assert batch.masks is not None
+    return label_loss(module(batch.views).logits, batch.masks)
+
+
+def labelled_batches(prepared: Prepared, settings: TrainConfig, augment: AugmentConfig, seed: int) -> ImageBatches:
+    """Return the batches of the labelled training images."""
+    rows = prepared.rows("train")
+    return ImageBatches(
+        images=prepared.images[rows],
+        masks=prepared.masks[rows],
+        names=prepared.names(rows),
+        batch_size=settings.batch_size,
+        augment=augment,
+        seed=seed,
+        flip=allowed_flips(augment, prepared.classes),
+    )
+
+
+def validation(prepared: Prepared) -> Callable[[nn.Module], Mapping[str, float]]:
+    """Return the score on the validation part of the labelled budget: mean Dice over images and classes at the
+    network's size."""
+    rows = prepared.rows("val")
+    images, masks = to_images(prepared.images[rows]), np.asarray(prepared.masks[rows])
+    classes = len(prepared.classes)
+
+    def score(module: nn.Module) -> Mapping[str, float]:
+        device = next(module.parameters()).device
+        with torch.inference_mode():
+            parts = (part.to(device) for part in images.split(VALIDATION_BATCH))
+            predictions = torch.cat([hard_prediction(module(part).logits) for part in parts])
+        dice = [agreement(prediction, mask, classes) for prediction, mask in zip(predictions.cpu().numpy(), masks)]
+        return {"score": float(np.mean(dice))}
+
+    return score
+
+
+def training_metrics(result: FitResult, **more: Any) -> dict[str, Any]:
+    """Return what a stage's manifest says of a training."""
+    scored = {"val_dice": round(result.best_score, 5), "best_step": result.best_step} if result.best_step else {}
+    return {"steps": result.steps, **scored, "train_seconds": round(result.seconds, 2), **more}

