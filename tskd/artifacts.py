@@ -60,6 +60,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.used: dict[str, Artifact] = {}
+        """Every artifact that was asked for, by folder name."""
 
     def build(
         self, stage: str, make: Make, *, config: Mapping[str, Any], inputs: Mapping[str, str], seed: int, version: int
@@ -72,13 +74,16 @@ class Store:
         identity = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "seed": seed, "version": version}
         fingerprint = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
         path = self.root / f"{stage}-{fingerprint[:12]}"
-        if (found := self._find(path)) is not None:
-            return found
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        self.used[path.name] = artifact = self._find_or_make(path, make, identity | {"fingerprint": fingerprint})
+        return artifact
+
+    def _find_or_make(self, path: Path, make: Make, identity: dict[str, Any]) -> Artifact:
+        locks = self.root / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / path.name):  # finding too: two processes must not both move a damaged one aside
             if (found := self._find(path)) is not None:
                 return found
-            return _make(path, make, identity | {"fingerprint": fingerprint})
+            return _make(path, make, identity)
 
     def _find(self, path: Path) -> Artifact | None:
         if not (path / MANIFEST).is_file():
@@ -135,11 +140,12 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions of Python and libraries, the operating system and the git commit of the working folder."""
+    """Return versions of Python and libraries, system, device and the git commit of the working folder."""
     installed = {name: _version(name) for name in ("tskd", *_LIBRARIES)}
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "device": _device(),
         "libraries": {name: version for name, version in installed.items() if version},
         "git_commit": _git_commit(),
     }
@@ -181,6 +187,7 @@ def _reset_peak_memory() -> None:
 def _make(path: Path, make: Make, identity: dict[str, Any]) -> Artifact:
     partial = path.with_name(f"{path.name}.partial")
     partial.mkdir(exist_ok=True)
+    (partial / MANIFEST).unlink(missing_ok=True)  # of an attempt that was killed just before the rename
     with _clock(partial), measured() as usage:
         metrics = dict(make(partial))
     seconds = json.loads((partial / _CLOCK).read_text())["seconds"]
@@ -209,6 +216,13 @@ def _clock(partial: Path) -> Iterator[None]:
         yield
     finally:
         write_json(path, {"seconds": round(before + time.monotonic() - began, 2)})
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")  # not imported for this: what did not load it did not use a GPU
+    if torch is not None and torch.cuda.is_initialized():
+        return str(torch.cuda.get_device_name())
+    return f"CPU, {os.cpu_count()} cores"
 
 
 def _version(name: str) -> str | None:

@@ -76,6 +76,30 @@ def stage(
     print(run_stage(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), name).path)
 
 
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="Data folder.")],
+    layout: Annotated[str, typer.Option(help="Layout of the folder; auto goes by the folder names.")] = "auto",
+    json_: Json = False,
+) -> None:
+    """Look at a data folder and name every problem; exit 0 if it can be used, 2 if not.
+
+    Example: tskd check my_images
+    """
+    from rich.console import Console
+
+    from tskd.console import counting
+    from tskd.data.check import inspect
+
+    with counting("check") as count:
+        report = inspect(data, layout, progress=count)
+    if json_:
+        print(json.dumps(report.to_json()))
+    else:
+        report.render(Console())
+    raise SystemExit(0 if report.usable else 2)
+
+
 def _load(recipe: Path | None, data: str | None, overrides: list[str] | None) -> Recipe:
     from tskd.config import load_recipe
 

@@ -66,7 +66,13 @@ class DataConfig(Section):
     window: tuple[float, float] | None = None
     """Intensities shown as black and white, in stored units (HU for CT)."""
     annotator: Literal[1, 2] = 1
+    """``kidneyus`` and ``drive``: whose labels."""
     structure: Literal["capsule", "regions"] = "capsule"
+    """``kidneyus``: one class, or three."""
+    sequence: Literal["all", "t1_in", "t1_out", "t2"] = "all"
+    """``chaos_mr``"""
+    axis: Literal[0, 1, 2] = 2
+    """``nifti``: the axis sliced along (0 left-right, 1 back-front, 2 foot-head)."""
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Part of the labelled budget kept for validation."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -245,6 +251,8 @@ class Recipe(Section):
 
     seed: int = 0
     method: str = "task_kd"
+    rivals: tuple[str, ...] = ()
+    """Methods that are trained and scored beside it, e.g. ``[scratch]``."""
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     diffusion: DiffusionConfig = DiffusionConfig()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 PLAIN_INTERVAL = 10.0
@@ -46,6 +46,20 @@ def progress(label: str, total: int, *, start: int = 0) -> Iterator[Advance]:
             yield advance
     else:
         yield _PlainProgress(label, total, start)
+
+
+@contextmanager
+def counting(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show progress of a job that says ``(done, total)`` itself."""
+    with ExitStack() as stack:
+        shown: list[Advance] = []
+
+        def count(done: int, total: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(progress(label, total)))
+            shown[0](done)
+
+        yield count
 
 
 class _PlainProgress:

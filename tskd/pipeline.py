@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,21 +10,22 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tskd.artifacts import Artifact, Store, measured, write_json
+from tskd.artifacts import Artifact, Store, canonical_json, measured, write_json
 from tskd.config import PHANTOMS, Recipe, TrainConfig
 from tskd.console import say
 from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
 from tskd.data.phantoms import write_phantoms
 from tskd.data.prepared import Prepared
+from tskd.data.transfer_set import TransferSet
 from tskd.engine import Batches, ImageBatches, Runtime
 from tskd.engine.batches import allowed_flips
 from tskd.errors import UserError
-from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose
+from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES
 from tskd.models.decoders import DECODERS
 from tskd.models.flops import training_flops
 from tskd.models.registry import build_model, load_model
 from tskd.seeding import derive
-from tskd.stages import distill, evaluate, finetune, prepare, teacher, transfer
+from tskd.stages import cache, distill, evaluate, finetune, prepare, teacher, transfer
 
 RUN_FILE = "run.json"
 
@@ -50,7 +50,12 @@ class Run:
     def dataset(self) -> Dataset:
         data = self.recipe.data
         options = LayoutOptions(
-            classes=data.classes, window=data.window, annotator=data.annotator, structure=data.structure
+            classes=data.classes,
+            window=data.window,
+            annotator=data.annotator,
+            structure=data.structure,
+            sequence=data.sequence,
+            axis=data.axis,
         )
         root = self._phantoms() if data.root == PHANTOMS else Path(data.root).expanduser()
         return open_dataset(root, data.layout, options)
@@ -123,8 +128,8 @@ class Run:
         )
 
     @property
-    def transfer_set(self) -> transfer.TransferSet:
-        return transfer.TransferSet(self.transfer.path, self.prepared)
+    def transfer_set(self) -> TransferSet:
+        return TransferSet(self.transfer.path, self.prepared)
 
     # --- student ---
 
@@ -142,33 +147,61 @@ class Run:
             "distill",
             self._distill,
             config=config,
-            inputs={
-                "data": self.prepared_artifact.digest,
-                "teacher": self.teacher.digest,
-                "transfer": self.transfer.digest,
-                "student": str(self.student_description),
-            },
+            inputs=self._distillation_inputs,
             version=distill.VERSION,
         )
 
+    @property
+    def _distillation_inputs(self) -> dict[str, str]:
+        return {
+            "data": self.prepared_artifact.digest,
+            "teacher": self.teacher.digest,
+            "transfer": self.transfer.digest,
+            "student": canonical_json(self.student_description),
+        }
+
+    @cached_property
+    def cache(self) -> Artifact | None:
+        """The teacher's stored answers; None where computing them online is cheaper."""
+        config, transfer_set = self.recipe.distill, self.transfer_set
+        if not cache.cache_pays(config, len(transfer_set.images)):
+            return None
+        return self.store.build(
+            "cache",
+            self._build_cache,
+            config={"views": config.views, "augment": config.augment.model_dump()},
+            inputs=self._distillation_inputs,
+            seed=self.recipe.seed,
+            version=cache.VERSION,
+        )
+
+    def _build_cache(self, folder: Path) -> Mapping[str, Any]:
+        config, seed = self.recipe.distill, self.recipe.seed
+        network, transfer_set = load_model(self.teacher.path), self.transfer_set
+        student = build_model(self.student_description)
+        layout = cache.plan_cache(network, student, transfer_set, views=config.views, seed=seed)
+        return cache.build_cache(network, transfer_set, layout, config.augment, folder, runtime=self.runtime)
+
     def _distill(self, folder: Path) -> Mapping[str, Any]:
-        ask = distill.online(load_model(self.teacher.path), self.runtime)
+        config = self.recipe.distill
+        common: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "augment": config.augment,
+            "seed": derive(self.recipe.seed, "transfer batches"),
+            "flip": allowed_flips(config.augment, self.prepared.classes),
+        }
+        batches: Batches
+        if self.cache is None:
+            ask = distill.online(load_model(self.teacher.path), self.runtime)
+            transfer_set = self.transfer_set
+            batches = ImageBatches(transfer_set.images, None, transfer_set.names, **common)
+        else:
+            ask = distill.stored
+            batches = cache.CachedBatches(self.cache.path, self.transfer_set, **common)
         return distill.distill(
-            self.recipe.distill, self.student_description, self._transfer_batches(), ask, self.prepared, folder,
+            config, self.student_description, batches, ask, self.prepared, folder,
             seed=self.recipe.seed, runtime=self.runtime,
         )  # fmt: skip
-
-    def _transfer_batches(self) -> Batches:
-        config, transfer_set = self.recipe.distill, self.transfer_set
-        return ImageBatches(
-            images=transfer_set.images,
-            masks=None,
-            names=transfer_set.names,
-            batch_size=config.batch_size,
-            augment=config.augment,
-            seed=derive(self.recipe.seed, "transfer batches"),
-            flip=allowed_flips(config.augment, self.prepared.classes),
-        )
 
     @cached_property
     def student(self) -> Artifact:
@@ -181,7 +214,7 @@ class Run:
         config = self.recipe.finetune
         if start is None:
             config = config.model_copy(update={"steps": self._scratch_steps})
-        inputs = {"data": self.prepared_artifact.digest, "student": str(self.student_description)}
+        inputs = {"data": self.prepared_artifact.digest, "student": canonical_json(self.student_description)}
         if start is not None:
             inputs["start"] = start.digest
         return self._train(
@@ -241,6 +274,20 @@ class Run:
             version=evaluate.VERSION,
         )
 
+    @property
+    def models(self) -> dict[str, Artifact]:
+        """What is scored: every model that the method and its rivals make, by the names that run.json uses."""
+        models: dict[str, Artifact] = {}
+        if self.recipe.method == "task_kd":
+            models["teacher"] = self.teacher
+            models["student_before_finetune"] = self.distilled
+        models["student"] = self.student
+        for rival in self.recipe.rivals:
+            models[rival] = self.finetuned(METHODS[rival](self))
+        if self.recipe.control.enabled:
+            models["control"] = self.control
+        return models
+
     # --- artifacts ---
 
     def _train(
@@ -264,47 +311,65 @@ METHODS: dict[str, Callable[[Run], Artifact | None]] = {
 
 def check_names(recipe: Recipe) -> None:
     """Raise UserError for a name in the recipe that nothing answers to, before any work is done."""
-    choices = {
-        "method": (recipe.method, METHODS),
-        "student.decoder": (recipe.student.decoder, DECODERS),
-    }
-    for key, (name, known) in choices.items():
+    for key, name, known in (
+        ("method", recipe.method, METHODS),
+        *(("rivals", rival, METHODS) for rival in recipe.rivals),
+        ("student.decoder", recipe.student.decoder, DECODERS),
+        ("distill.encoder_loss", recipe.distill.encoder_loss, ENCODER_LOSSES),
+        ("distill.decoder_loss", recipe.distill.decoder_loss, DECODER_LOSSES),
+    ):
         if name not in known:
             raise UserError(f"{key}: {name!r} is not known. Choose one of: {', '.join(sorted(known))}")
-    choose(ENCODER_LOSSES, recipe.distill.encoder_loss, "distill.encoder_loss")
-    choose(DECODER_LOSSES, recipe.distill.decoder_loss, "distill.decoder_loss")
 
 
 def execute(run: Run) -> dict[str, Any]:
     """Run the recipe's method to the end and return what ``run.json`` holds."""
-    began = time.monotonic()
     with measured() as usage:
-        models = _models(run)
+        models = run.models
         scores = {name: run.evaluation(model, name) for name, model in models.items()}
-    summary = _summary(run, models, scores) | {"seconds": round(time.monotonic() - began, 1), **usage}
+    metrics = {name: artifact.metrics for name, artifact in scores.items()}
+    if "teacher" in scores:
+        paths = scores["teacher"].path, scores["student"].path
+        metrics["student"]["teacher_agreement"] = round(evaluate.mean_agreement(*paths, run.prepared), 4)
+    summary = {
+        "dataset": run.prepared.dataset["name"],
+        "labels": len(run.prepared.rows("train", "val")),
+        "seed": run.recipe.seed,
+        "method": run.recipe.method,
+        "teacher": run.teacher.manifest["metrics"]["teacher"] if "teacher" in models else None,
+        **usage,
+        "metrics": metrics,
+        "artifacts": {name: artifact.path.name for name, artifact in models.items()},
+        "evaluations": {name: artifact.path.name for name, artifact in scores.items()},
+        "stages": _costs(run),
+        "recipe": run.recipe.model_dump(mode="json"),
+    }
     write_json(run.out / RUN_FILE, summary)
     return summary
 
 
-def _models(run: Run) -> dict[str, Artifact]:
-    models: dict[str, Artifact] = {}
-    if run.recipe.method != "scratch":
-        models["teacher"] = run.teacher
-        models["student_before_finetune"] = run.distilled
-    models["student"] = run.student
-    if run.recipe.control.enabled:
-        models["control"] = run.control
-    return models
-
-
-def _summary(run: Run, models: Mapping[str, Artifact], scores: Mapping[str, Artifact]) -> dict[str, Any]:
-    recipe = run.recipe
+def _costs(run: Run) -> dict[str, dict[str, float]]:
+    """Return seconds and peak memory of each artifact the run used, as measured when it was made."""
     return {
-        "dataset": run.prepared.dataset["name"],
-        "labels": len(run.prepared.rows("train", "val")),
-        "seed": recipe.seed,
-        "method": recipe.method,
-        "metrics": {name: artifact.metrics for name, artifact in scores.items()},
-        "artifacts": {name: artifact.path.name for name, artifact in models.items()},
-        "recipe": recipe.model_dump(mode="json"),
+        artifact.path.name: {name: artifact.manifest[name] for name in ("seconds", "peak_memory_mb")}
+        for artifact in run.store.used.values()
     }
+
+
+STAGES: dict[str, Callable[[Run], Artifact | None]] = {
+    "prepare": lambda run: run.prepared_artifact,
+    "teacher": lambda run: run.teacher,
+    "transfer": lambda run: run.transfer,
+    "cache": lambda run: run.cache,
+    "distill": lambda run: run.distilled,
+    "finetune": lambda run: run.student,
+    "control": lambda run: run.control,
+    "evaluate": lambda run: run.evaluation(run.student, "student"),
+}
+
+
+def run_stage(run: Run, name: str) -> Artifact | None:
+    """Run one stage and what it needs; None where the recipe does without it. UserError lists the names."""
+    if name not in STAGES:
+        raise UserError(f"there is no stage {name!r}. Choose one of: {', '.join(STAGES)}")
+    return STAGES[name](run)

@@ -41,14 +41,14 @@ def verdict(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return plain sentences: whether the student beats the control and the start from scratch, and by how much."""
     lines = []
     for rival in ("control", "scratch"):
-        if rival in metrics and rival != "student":
+        if rival in metrics:
             gain = metrics["student"]["dice"] - metrics[rival]["dice"]
             word = "beats" if gain > 0 else "does NOT beat"
-            lines.append(f"The student {word} {_article(rival)}: Dice {gain:+.3f}.")
+            lines.append(f"The student {word} {_phrase(rival)}: Dice {gain:+.3f}.")
     return lines
 
 
-def _article(rival: str) -> str:
+def _phrase(rival: str) -> str:
     return {"control": "the control U-Net", "scratch": "the same student from scratch"}[rival]
 
 

@@ -7,9 +7,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from tskd.models.diffusion import (
+    BETA_SCHEDULES,
     PredictionKind,
     SamplingPlan,
     ScheduleKind,
@@ -31,6 +33,12 @@ def alpha_bar(schedule: ScheduleKind) -> Tensor:
         level = [math.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(T + 1)]
         betas = [min(1 - after / before, 0.999) for before, after in pairwise(level)]
     return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
+
+
+def noise_in_gaussian(noisy: Tensor, level: Tensor, *, mean: float, spread: float) -> Tensor:
+    """Return the expected noise in ``noisy`` where clean pixels are N(mean, spread²), by Gauss conditioning."""
+    variance = level * spread**2 + 1 - level
+    return ((1 - level).sqrt() / variance * (noisy - level.sqrt() * mean)).float()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -86,11 +94,29 @@ def test_sampling_with_the_exact_denoiser_of_a_gaussian_has_its_mean_and_spread(
     levels = alpha_bar("linear")
 
     def exact(noisy: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        level = levels[timesteps].view(-1, 1, 1, 1)
-        variance = level * spread**2 + 1 - level
-        return ((1 - level).sqrt() / variance * (noisy - level.sqrt() * mean)).float()
+        return noise_in_gaussian(noisy, levels[timesteps].view(-1, 1, 1, 1), mean=mean, spread=spread)
 
     plan = SamplingPlan(prediction="epsilon", schedule="linear", image_size=32, channels=1, solver=solver, steps=steps)
     pixels = 2 * sample(exact, plan=plan, seeds=range(16)) - 1
     assert pixels.mean().item() == pytest.approx(mean, abs=0.01)
     assert pixels.std().item() == pytest.approx(spread, rel=0.1)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_ddim_takes_the_steps_of_the_reference_implementation(schedule: ScheduleKind) -> None:
+    """The first-order DPM-Solver++ that stands for DDIM against diffusers' DDIM on the strides that both can take."""
+    reference = DDIMScheduler(
+        beta_schedule=BETA_SCHEDULES[schedule], prediction_type="epsilon", timestep_spacing="trailing"
+    )
+    reference.set_timesteps(20)
+    ours = build_scheduler("ddim", prediction="epsilon", schedule=schedule)
+    ours.set_timesteps(timesteps=reference.timesteps[1:].tolist())
+    levels = alpha_bar(schedule)
+    states = [torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))] * 2
+    for timestep in reference.timesteps[1:]:
+        noises = [noise_in_gaussian(state, levels[timestep], mean=0.2, spread=0.15) for state in states]
+        states = [
+            scheduler.step(noise, timestep, state, return_dict=False)[0]
+            for scheduler, noise, state in zip((reference, ours), noises, states)
+        ]
+    torch.testing.assert_close(*states, atol=1e-4, rtol=1e-3)

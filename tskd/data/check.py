@@ -170,7 +170,7 @@ def _open(root: Path, layout: str, options: LayoutOptions) -> tuple[Dataset, lis
     name = detect(root) if layout == "auto" else layout
     if name != folder.FOLDER.name or not root.is_dir():
         return open_dataset(root, name, options), []
-    records, found = folder._collect(root)
+    records, found = folder.collect(root)
     problems = [_problem(root, path, message) for path, message in found]
     try:
         described = folder.describe(root, options, records)

@@ -81,5 +81,5 @@ def allowed_flips(augment: AugmentConfig, classes: Sequence[str]) -> tuple[bool,
 
 def to_images(pixels: np.ndarray) -> Tensor:
     """Return (B, 3, H, W) float32 in [0, 1] from (B, H, W, 3) uint8."""
-    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+    planes = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)  # a copy: arrays on disk are not writable
     return planes.float().div_(255)

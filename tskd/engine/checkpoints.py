@@ -30,11 +30,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return the newest state whose checksum fits, None where there is none; a damaged one is passed over with a warning."""
+    """Return the newest state whose checksum fits, or None; a damaged one is passed over with a warning."""
     for path in sorted((folder / CHECKPOINTS).glob("step-*.pt"), reverse=True):
         checksum = path.with_suffix(".sha256")
         if checksum.is_file() and checksum.read_text() == file_sha256(path):
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
             return state
-        warn(f"checkpoint {path.name} is damaged or unfinished; the one before it is used")
+        warn(f"checkpoint {path.name} is damaged or unfinished: it is passed over")
     return None

@@ -98,6 +98,7 @@ class _Loop:
         optimizer = torch.optim.AdamW(groups, fused=True)
         self.module, self.optimizer = runtime.fabric.setup(training.module, optimizer)
         self.weights = {name: p for name, p in training.module.named_parameters() if p.requires_grad}
+        self.buffers = dict(training.module.named_buffers())
         self.average = {name: p.detach().clone() for name, p in self.weights.items()} if settings.ema else {}
         self.best: dict[str, Tensor] = {}
         self.result = FitResult()
@@ -118,25 +119,28 @@ class _Loop:
         self.module.train()
         with progress(training.label, total, start=result.steps) as advance:
             for parts in self._upcoming():
-                losses = self._update(result.steps, parts)
-                pending.append((result.steps, losses))
+                pending.append((result.steps, self._update(result.steps, parts)))
                 result.steps += 1
                 result.seconds = time.monotonic() - began
                 at_validation = result.steps % training.settings.validate_every == 0 or result.steps == total
-                late = self.runtime.out_of_time
-                if at_validation or late or len(pending) == LOG_EVERY:
+                looking = at_validation or len(pending) == LOG_EVERY or self._out_of_time_alone
+                if looking:
                     self._report(pending, log, advance)
                     pending.clear()
-                    self._save_if_due()
                 if at_validation:
                     self._validate(log)
                 if training.on_step is not None:
                     training.on_step(result.steps, training.module)
                 if self.finished:
                     break
-                if late:
-                    self._pause()
+                if looking:
+                    self._save_if_due()
         self._save()
+
+    @property
+    def _out_of_time_alone(self) -> bool:
+        """Several processes ask for the time only where they look at the loss: asking together costs as much."""
+        return self.runtime.fabric.world_size == 1 and self.runtime.out_of_time
 
     def _upcoming(self) -> Iterator[list[Batch]]:
         """Yield the parts of each coming batch for this process; on a GPU the next batch is read during the step."""
@@ -177,11 +181,12 @@ class _Loop:
                 fabric.backward(answer["loss"] / len(parts))
             for name, value in answer.items():
                 losses[name] = losses[name] + value.detach() / len(parts)
-        fabric.clip_gradients(self.module, self.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+        norm = fabric.clip_gradients(self.module, self.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+        assert norm is not None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._move_average(step)
-        return dict(losses)
+        return {**losses, "gradient_norm": norm.detach()}
 
     def _move_average(self, step: int) -> None:
         if self.average:
@@ -190,22 +195,28 @@ class _Loop:
             torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
     def _report(self, pending: list[tuple[int, dict[str, Tensor]]], log: TrainingLog | None, advance: Advance) -> None:
-        """Log the mean losses of the pending steps; no state with a loss that is not finite is ever saved."""
-        for step, losses in pending:
-            if not math.isfinite(float(losses["loss"])):
+        """Log the mean losses of the pending steps over all processes; no state is ever saved after a step whose loss
+        or gradient was not finite."""
+        names = list(pending[0][1])
+        table = torch.stack([torch.stack([losses[name].float() for name in names]) for _, losses in pending])
+        values = self.runtime.fabric.all_reduce(table, reduce_op="mean").tolist()
+        for (step, _), row in zip(pending, values):
+            losses = dict(zip(names, row))
+            if not math.isfinite(losses["loss"] + losses["gradient_norm"]):
                 raise RunFailed(self._not_finite(step, losses))
-        means = {name: sum(float(losses[name]) for _, losses in pending) / len(pending) for name in pending[0][1]}
+        means = {name: sum(column) / len(pending) for name, column in zip(names, zip(*values))}
         advance(self.result.steps, f"loss {means['loss']:.4f}")
         if log is not None:
             rate = self.optimizer.param_groups[-1]["lr"]
             log.write(self.result.steps, {**means, "lr": rate, "seconds": self.result.seconds})
 
-    def _not_finite(self, step: int, losses: dict[str, Tensor]) -> str:
+    def _not_finite(self, step: int, losses: Mapping[str, float]) -> str:
         names = ", ".join(name for part in self._read(step) for name in part.names)
-        values = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
         return (
-            f"{self.training.label}: the loss of step {step} is not finite ({values}). Batch: {names or 'unnamed'}. "
-            "The last good checkpoint is kept. Look at these images, or lower the learning rate (lr)."
+            f"{self.training.label}: the loss or its gradient in step {step} is not finite ({values}). "
+            f"Batch: {names or 'unnamed'}. The last good checkpoint is kept. "
+            "Look at these images, or lower the learning rate (lr)."
         )
 
     def _validate(self, log: TrainingLog | None) -> None:
@@ -213,13 +224,14 @@ class _Loop:
             return
         with self._averaged():
             self.training.module.eval()
-            scores = dict(self.training.validate(self.training.module))
+            scores = self.runtime.fabric.broadcast(dict(self.training.validate(self.training.module)))
             self.module.train()
         result = self.result
         result.misses += 1
         if scores["score"] > result.best_score:
             result.best_score, result.best_step, result.misses = scores["score"], result.steps, 0
-            self.best = {name: value.clone() for name, value in (self.average or self._current()).items()}
+            chosen = (self.average or self._current()) | self.buffers  # batch norm statistics belong to the weights
+            self.best = {name: value.clone() for name, value in chosen.items()}
         if log is not None:
             log.write(result.steps, {f"val_{name}": value for name, value in scores.items()})
 
@@ -232,18 +244,20 @@ class _Loop:
     def select(self) -> None:
         """Put the best weights (without validation: the averaged ones) into the module."""
         chosen = self.best or self.average
+        own = self.weights | self.buffers
         with torch.no_grad():
             for name, value in chosen.items():
-                self.weights[name].copy_(value)
+                own[name].copy_(value)
         self.training.module.eval()
 
     def _save_if_due(self) -> None:
-        if time.monotonic() - self.last_save >= self.runtime.checkpoint_seconds:
+        """Save when it is time and pause when there is no more; the first process decides, since clocks differ."""
+        due = time.monotonic() - self.last_save >= self.runtime.checkpoint_seconds
+        due, late = self.runtime.fabric.broadcast((due, self.runtime.out_of_time))
+        if due or late:
             self._save()
-
-    def _pause(self) -> None:
-        self._save()
-        raise Paused(f"{self.training.label} paused at step {self.result.steps}/{self.training.settings.steps}")
+        if late:
+            raise Paused(f"{self.training.label} paused at step {self.result.steps}/{self.training.settings.steps}")
 
     def _save(self) -> None:
         if self.runtime.fabric.is_global_zero:
@@ -255,7 +269,7 @@ class _Loop:
         return {
             "result": asdict(self.result),
             "weights": self._current(),
-            "buffers": dict(self.training.module.named_buffers()),
+            "buffers": self.buffers,
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "best": self.best,
@@ -272,7 +286,7 @@ class _Loop:
         with torch.no_grad():
             for name, value in state["weights"].items():
                 self.weights[name].copy_(value)
-            for name, buffer in self.training.module.named_buffers():
+            for name, buffer in self.buffers.items():
                 buffer.copy_(state["buffers"][name])
         self.average = {name: value.to(device) for name, value in state["average"].items()}
         self.best = {name: value.to(device) for name, value in state["best"].items()}

@@ -28,5 +28,5 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     path = folder / TRAINING_LOG
     if not path.is_file():
         return []
-    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]

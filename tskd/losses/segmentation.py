@@ -28,13 +28,15 @@ def class_probabilities(logits: Tensor) -> Tensor:
 def label_loss(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """Return ``loss`` = 0.2 cross-entropy + 0.8 Dice loss, and its parts (arXiv 2503.06976; weights of SAMed).
 
-    ``logits`` (B, K, H, W), ``masks`` (B, H, W) int64. Dice is taken per image and class, so that a batch cut over
-    processes gives the same loss; squared denominators and a smoothing of one pixel keep it defined where a class is
-    absent. Pixels marked UNLABELLED count in neither part.
+    ``logits`` (B, K, H, W), ``masks`` (B, H, W) int64. Cross-entropy is averaged per image and Dice per image and
+    class, so that a batch cut over processes gives the same loss; squared denominators and a smoothing of one pixel
+    keep Dice defined where a class is absent. Pixels marked UNLABELLED count in neither part; an image of nothing else
+    has loss 0.
     """
     scores = with_background(logits)
-    cross_entropy = F.cross_entropy(scores, masks, ignore_index=UNLABELLED)
     known = (masks != UNLABELLED)[:, None]
+    surprise = F.cross_entropy(scores, masks, ignore_index=UNLABELLED, reduction="none")
+    cross_entropy = (surprise.sum(dim=(1, 2)) / known.sum(dim=(1, 2, 3)).clamp(min=1)).mean()
     target = F.one_hot(masks.where(known[:, 0], 0), scores.shape[1]).permute(0, 3, 1, 2).to(scores.dtype)
     dice = _dice(scores.softmax(dim=1) * known, target * known)
     loss = CROSS_ENTROPY_WEIGHT * cross_entropy + DICE_WEIGHT * dice

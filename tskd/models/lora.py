@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tskd.errors import UserError
 
 AdaptationName = Literal["lora", "probe", "full"]
-_QUERY_OR_VALUE = re.compile(r"(?:.*\.)?(?:q|k|v|q_proj|v_proj|query|value)")
+_QUERY_OR_VALUE = re.compile(r"(?:.*\.)?(?:q|v|q_proj|v_proj|query|value)")
 
 
 class Adaptation(NamedTuple):

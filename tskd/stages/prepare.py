@@ -45,7 +45,7 @@ def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any
     """
     staged = _Staging(folder, len(dataset.records), config.image_size)
     reads = _read_all(dataset, staged)
-    records, leaks = _settle_duplicates(dataset.records, reads, config)
+    records, pairs = _settle_duplicates(dataset.records, reads)
     presence = {
         record.id: read.presence for record, read in zip(records, reads, strict=True) if read.presence is not None
     }
@@ -58,7 +58,7 @@ def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any
         val_share=config.val_share,
         test_share=config.test_share,
     )
-    _refuse_leaks(leaks, split, config)
+    _refuse_leaks(pairs, split, config)
     save_split(split, folder / "split.json")
     order = _row_order(records, split)
     staged.reorder([index for index, _ in order], labelled=len(split.train) + len(split.val))
@@ -157,13 +157,18 @@ def _read_one(dataset: Dataset, record: Record, index: int, staged: _Staging) ->
 
 
 def _settle_duplicates(
-    records: Sequence[Record], reads: Sequence[_Read], config: DataConfig
+    records: Sequence[Record], reads: Sequence[_Read]
 ) -> tuple[tuple[Record, ...], list[DuplicatePair]]:
-    """Make one case of identical images, so that no drawn split parts them; return the pairs across cases too."""
+    """Make one case of images that show the same, so that no drawn split parts them; return the pairs across cases.
+
+    Identical images are joined always; nearly identical ones where the data set names no cases (every image is its
+    own): there they are the only trace of a patient scanned twice.
+    """
     fingerprints = {record.id: read.fingerprint for record, read in zip(records, reads, strict=True)}
     pairs = find_pairs(fingerprints, groups={record.id: record.case for record in records})
-    exact = [pair for pair in pairs if pair.exact]
-    return join_duplicates(records, exact), pairs
+    caseless = all(record.case == record.id for record in records)
+    joined = join_duplicates(records, [pair for pair in pairs if pair.exact or caseless])
+    return joined, pairs
 
 
 def _refuse_leaks(pairs: Sequence[DuplicatePair], split: Split, config: DataConfig) -> None:

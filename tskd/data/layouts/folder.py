@@ -49,7 +49,7 @@ class _SplitRow:
 
 def find(root: Path, options: LayoutOptions) -> list[Record]:
     """Return all records, sorted by id; raises :class:`UserError` naming every structural problem (the first five)."""
-    records, found = _collect(root)
+    records, found = collect(root)
     refuse_problems(found, root, DESCRIPTION)
     return records
 
@@ -57,7 +57,7 @@ def find(root: Path, options: LayoutOptions) -> list[Record]:
 def problems(root: Path, options: LayoutOptions) -> list[tuple[Path, str]]:
     """Return every structural problem as (file, message) instead of raising; unreadable pixels are not looked for."""
     try:
-        return _collect(root)[1]
+        return collect(root)[1]
     except UserError as error:
         return [(root, str(error))]
 
@@ -97,7 +97,7 @@ def fits(root: Path) -> bool:
     return images.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in images.rglob("*"))
 
 
-def _collect(root: Path) -> tuple[list[Record], _Problems]:
+def collect(root: Path) -> tuple[list[Record], _Problems]:
     if not (root / "images").is_dir():
         raise missing(root, "the folder images/", DESCRIPTION)
     found: _Problems = []

@@ -6,7 +6,10 @@ at one pixel: else none would be left in a small image. Retinas without vessels 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -31,6 +34,8 @@ POINTS = 24
 ALONG = np.linspace(0, 1, POINTS)
 MIN_WIDTH, MAX_WIDTH = 1.0, 5.0
 """Vessel widths in pixels of an image of side 512."""
+BRANCHES = ((4, 7), (1, 2))
+"""Fewest and most branches off a trunk, and off each of those."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,19 @@ class _Branch:
     widths: Array
     """(POINTS,) pixels at side 512."""
     vein: bool
+
+
+class _Root(NamedTuple):
+    """Where and how a branch starts to grow."""
+
+    start: Array
+    heading: float
+    """Radians; 0 points along the columns."""
+    bow: float
+    """Radians turned over the whole length."""
+    length: float
+    width: float
+    """Pixels at side 512."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +77,7 @@ class _Look:
 
 def _draw_look(rng: np.random.Generator) -> _Look:
     return _Look(
-        background=np.clip(np.array([0.72, 0.36, 0.16]) + rng.normal(0, [0.08, 0.07, 0.05]), 0.05, 1).astype(
-            np.float32
-        ),
+        background=np.clip(rgb(0.72, 0.36, 0.16) + rng.normal(0, (0.08, 0.07, 0.05)), 0.05, 1),
         vessel=rng.uniform(0.22, 0.5),
         artery=rng.uniform(0.45, 0.9),
         reflex=rng.uniform(0.0, 0.3),
@@ -73,63 +89,56 @@ def _draw_look(rng: np.random.Generator) -> _Look:
     )
 
 
-def _grow(rng: np.random.Generator, start: Array, heading: float, bow: float, length: float) -> Array:
-    """Return the points of a branch that turns by ``bow`` radians over its length and wanders a little."""
-    wander = np.cumsum(rng.normal(0, 0.105, POINTS))
-    turn = heading + bow * ALONG + wander - wander[0]
-    steps = np.empty((POINTS, 2))
-    steps[0] = start
-    steps[1:, 0], steps[1:, 1] = np.sin(turn[1:]), np.cos(turn[1:])
-    steps[1:] *= length / POINTS
-    return np.cumsum(steps, axis=0)
-
-
-def _grow_tree(rng: np.random.Generator, disc: Point, side: int) -> list[_Branch]:
-    """Return all branches: arcades of a vein and an artery to each quadrant, then two generations of branches.
+def _grow_tree(rng: np.random.Generator, disc: Point, side: int) -> Iterator[_Branch]:
+    """Yield all branches: a vein and an artery to each quadrant, and two generations of branches off each.
 
     ``side`` is 1 where the macula lies towards larger columns, else -1: the temporal arcades bow around it.
     """
-    branches: list[_Branch] = []
-    for vertical in (-1, 1):
-        for horizontal in (-side, side):
-            for vein in (True, False):
-                temporal = horizontal == side
-                rise = rng.uniform(0.9, 1.3) if temporal else rng.uniform(0.3, 1.0)
-                heading = np.arctan2(vertical * np.sin(rise), horizontal * np.cos(rise))
-                bow = -vertical * horizontal * (rng.uniform(0.9, 1.6) if temporal else rng.uniform(-0.5, 0.6))
-                length = rng.uniform(1.3, 1.9) if temporal else rng.uniform(0.7, 1.1)
-                width = MAX_WIDTH * rng.uniform(0.75, 1.0) * (1.0 if vein else 0.8)
-                _add_branch(rng, branches, (np.array(disc), heading, bow, length, width), vein, depth=0)
-    return branches
+    for vertical, horizontal, vein in product((-1, 1), (-side, side), (True, False)):
+        temporal = horizontal == side
+        rise = rng.uniform(0.9, 1.3) if temporal else rng.uniform(0.3, 1.0)
+        root = _Root(
+            start=np.array(disc),
+            heading=np.arctan2(vertical * np.sin(rise), horizontal * np.cos(rise)),
+            bow=-vertical * horizontal * (rng.uniform(0.9, 1.6) if temporal else rng.uniform(-0.5, 0.6)),
+            length=rng.uniform(1.3, 1.9) if temporal else rng.uniform(0.7, 1.1),
+            width=MAX_WIDTH * rng.uniform(0.75, 1.0) * (1.0 if vein else 0.8),
+        )
+        yield from _grow(rng, root, vein, BRANCHES)
 
 
-def _add_branch(
-    rng: np.random.Generator,
-    branches: list[_Branch],
-    root: tuple[Array, float, float, float, float],
-    vein: bool,
-    depth: int,
-) -> None:
-    """Grow one branch from ``root`` (start, heading, bow, length, width) and, to depth 2, what branches off it."""
-    start, heading, bow, length, width = root
-    points = _grow(rng, start, heading, bow, length)
-    end = width * rng.uniform(0.4, 0.65)
-    widths = np.maximum(width + (end - width) * ALONG, MIN_WIDTH)
-    branches.append(_Branch(points, widths, vein))
-    if depth == 2:
+def _grow(
+    rng: np.random.Generator, root: _Root, vein: bool, generations: Sequence[tuple[int, int]]
+) -> Iterator[_Branch]:
+    """Yield one branch and what branches off it; ``generations`` holds the range of their number, eldest first."""
+    points = _wander(rng, root)
+    end = root.width * rng.uniform(0.4, 0.65)
+    widths = np.maximum(root.width + (end - root.width) * ALONG, MIN_WIDTH)
+    yield _Branch(points, widths, vein)
+    if not generations:
         return
-    for _ in range(int(rng.integers((4, 1)[depth], (8, 3)[depth]))):
+    for _ in range(int(rng.integers(*generations[0], endpoint=True))):
         at = int(rng.integers(3, POINTS - 2))
         direction = points[at + 1] - points[at]
-        turned = np.arctan2(direction[0], direction[1]) + rng.choice([-1, 1]) * rng.uniform(0.4, 1.2)
-        child = (
-            points[at],
-            turned,
-            rng.normal(0, 0.5),
-            length * rng.uniform(0.25, 0.55),
-            widths[at] * rng.uniform(0.5, 0.9),
+        child = _Root(
+            start=points[at],
+            heading=np.arctan2(direction[0], direction[1]) + rng.choice([-1, 1]) * rng.uniform(0.4, 1.2),
+            bow=rng.normal(0, 0.5),
+            length=root.length * rng.uniform(0.25, 0.55),
+            width=widths[at] * rng.uniform(0.5, 0.9),
         )
-        _add_branch(rng, branches, child, vein, depth + 1)
+        yield from _grow(rng, child, vein, generations[1:])
+
+
+def _wander(rng: np.random.Generator, root: _Root) -> Array:
+    """Return the points (POINTS, 2) of a branch: it turns by its bow over its length and strays a little."""
+    stray = np.cumsum(rng.normal(0, 0.105, POINTS))
+    turn = root.heading + root.bow * ALONG + stray - stray[0]
+    steps = np.empty((POINTS, 2))
+    steps[0] = root.start
+    steps[1:, 0], steps[1:, 1] = np.sin(turn[1:]), np.cos(turn[1:])
+    steps[1:] *= root.length / POINTS
+    return np.cumsum(steps, axis=0)
 
 
 def _strokes(branches: list[_Branch], view: View, size: int) -> Array:
@@ -142,7 +151,7 @@ def _strokes(branches: list[_Branch], view: View, size: int) -> Array:
 def _lay_retina(rng: np.random.Generator, grid: Grid, look: _Look, disc: Point, side: int) -> Array:
     """Return the retina without vessels: pigment, choroidal streaks, optic disc with cup, macula."""
     size = grid[0].shape[0]
-    image = np.broadcast_to(look.background, (size, size, 3)).copy()
+    image = np.broadcast_to(look.background, (size, size, 3)).astype(np.float32)
     streaks = np.exp(-((smooth_field(rng, size, 9) / 0.35) ** 2)) - 0.4
     mottling = look.texture * fractal_field(rng, size, 8, 4) - look.choroid * streaks
     image *= (1 + mottling)[..., None]
@@ -197,7 +206,7 @@ def draw(case_rng: np.random.Generator, image_rng: np.random.Generator, size: in
     look = _draw_look(case_rng)
     side = int(case_rng.choice([-1, 1]))
     disc = (case_rng.uniform(-0.12, 0.12), -side * case_rng.uniform(0.35, 0.6))
-    branches = _grow_tree(case_rng, disc, side)
+    branches = list(_grow_tree(case_rng, disc, side))
     view = random_view(image_rng, shift=0.15, rotation=0.15, zoom=0.06)
     grid = view.grid(size)
     image = _lay_retina(case_rng, grid, look, disc, side)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tskd.data.phantoms.family import ABSENT_SHARE, Drawing, Family
 from tskd.data.phantoms.noise import Array, blend, fractal_field, grain, rgb, smooth_field, step, to_bytes
-from tskd.data.phantoms.shapes import Blob, Grid, pixel_grid, random_outline, random_view, warp
+from tskd.data.phantoms.shapes import Blob, Grid, Point, pixel_grid, random_outline, random_view, warp
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class _Mouth:
     texture: float
     folds: float
     teeth: Blob | None
+    gaps: Point
+    """Frequency and phase of the gaps between the teeth."""
     gloss: float
     blur: float
     exposure: float
@@ -52,6 +54,7 @@ def _draw_mouth(rng: np.random.Generator) -> _Mouth:
         texture=rng.uniform(0.02, 0.09),
         folds=rng.uniform(0.0, 0.25),
         teeth=teeth if rng.random() < 0.4 else None,
+        gaps=(rng.uniform(4, 7), rng.uniform(0, 3)),
         gloss=rng.uniform(2.2, 3.2),
         blur=rng.uniform(0.004, 0.02),
         exposure=rng.uniform(0.75, 1.35),
@@ -113,11 +116,12 @@ def _lay_distractors(rng: np.random.Generator, image: Array, grid: Grid, ulcer: 
         blend(image, np.clip(colour + rng.normal(0, 0.04, 3), 0, 1), alpha)
 
 
-def _lay_teeth(rng: np.random.Generator, image: Array, grid: Grid, teeth: Blob) -> NDArray[np.bool_]:
+def _lay_teeth(image: Array, grid: Grid, teeth: Blob, gaps: Point) -> NDArray[np.bool_]:
     """Paint a row of teeth in place; return where they are."""
     distance = teeth.distance(grid)
-    gaps = np.abs(np.sin(grid[1] * rng.uniform(4, 7) + rng.uniform(0, 3)))
-    enamel = rgb(0.88, 0.83, 0.70) * (0.55 + 0.45 * np.clip(gaps * 4, 0, 1))[..., None]
+    frequency, phase = gaps
+    lit = np.abs(np.sin(grid[1] * frequency + phase))
+    enamel = rgb(0.88, 0.83, 0.70) * (0.55 + 0.45 * np.clip(lit * 4, 0, 1))[..., None]
     blend(image, enamel, step(distance, 0.03))
     return distance < 0
 
@@ -152,7 +156,7 @@ def draw(case_rng: np.random.Generator, image_rng: np.random.Generator, size: in
     for ulcer in () if absent else ulcers:
         mask[_lay_ulcer(case_rng, image, grid, ulcer)] = 1
     if mouth.teeth is not None:
-        mask[_lay_teeth(case_rng, image, grid, mouth.teeth)] = 0
+        mask[_lay_teeth(image, grid, mouth.teeth, mouth.gaps)] = 0
     return to_bytes(_light(image_rng, image, mouth)), mask
 
 

@@ -1,0 +1,172 @@
+"""The bundle: the folder that is shipped. It is verified before it is used, and nothing in it can run code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tskd.artifacts import file_sha256, write_atomic
+from tskd.data.intensity import IntensityWindow
+from tskd.errors import UserError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+DESCRIPTION, WEIGHTS, ONNX, ONNX_INT8 = "model.json", "model.safetensors", "model.onnx", "model.int8.onnx"
+CARD, SUMS = "MODEL_CARD.md", "SHA256SUMS"
+FOLDER = "model"
+"""Name of the bundle's folder in a run's output folder."""
+_REQUIRED = (DESCRIPTION, ONNX)
+_SUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
+
+
+class Answer(NamedTuple):
+    """What the exported network says about one image."""
+
+    classes: np.ndarray
+    """(H, W) uint8 class index, 0 background."""
+    probabilities: np.ndarray
+    """(K + 1, H, W) float32, background first."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are those that were exported."""
+
+    folder: Path
+    network: str = ONNX
+    """Which of its networks answers."""
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What ``model.json`` holds."""
+        description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
+        return description
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.description["classes"])
+
+    @property
+    def window(self) -> IntensityWindow | None:
+        """The intensity window the network was trained with; None: each format's own rule."""
+        window = self.description["input"]["window"]
+        return None if window is None else IntensityWindow(*window)
+
+    def session(self, threads: int | None = None) -> InferenceSession:
+        """Open the network in onnxruntime on the CPU; ``threads`` None: as many as onnxruntime chooses."""
+        return open_session(self.folder / self.network, threads)
+
+
+def open_session(path: Path, threads: int | None = None) -> InferenceSession:
+    """Open an ONNX file on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def ask(session: InferenceSession, image: np.ndarray) -> Answer:
+    """Return the answer for one image (H, W, 3) uint8 RGB."""
+    return Answer(*session.run(["classes", "probabilities"], {"image": image}))
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Return the verified bundle of a bundle's folder, a run's output folder, or an ONNX file inside a bundle.
+
+    Raises UserError where there is none and where a file differs from ``SHA256SUMS``, which it names.
+    """
+    bundle = _locate(Path(path))
+    _verify(bundle)
+    return bundle
+
+
+def write_sums(folder: Path) -> None:
+    """Write ``SHA256SUMS`` of every file in the folder, as ``sha256sum --check`` reads it."""
+    names = sorted(file.name for file in folder.iterdir() if file.is_file() and _belongs(file.name))
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in names]
+    write_atomic(folder / SUMS, "".join(lines).encode())
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return file name to sha256; raises UserError for a missing list, or one that is not of plain file names."""
+    path = folder / SUMS
+    if not path.is_file():
+        raise UserError(f"{folder} is no bundle: it has no {SUMS}. Give the folder `{FOLDER}` that a run wrote.")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    matches = [_SUM_LINE.fullmatch(line) for line in lines]
+    entries = {match[2]: match[1] for match in matches if match is not None}
+    if None in matches or any(name not in entries for name in _REQUIRED):
+        raise UserError(f"{path} is damaged: it must list at least {' and '.join(_REQUIRED)}. Copy the bundle again.")
+    return entries
+
+
+def publish(source: Path, place: Path) -> None:
+    """Copy the bundle in ``source`` to ``place``; an older one there is replaced only when the new one is whole.
+
+    Files of ``source`` that its ``SHA256SUMS`` does not list stay behind.
+    """
+    partial, old = (place.with_name(f".{place.name}.{what}.{os.getpid()}") for what in ("new", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in (*read_sums(source), SUMS):
+        shutil.copyfile(source / name, partial / name)
+    _verify(Bundle(partial))
+    if place.exists():
+        place.rename(old)
+    partial.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _belongs(name: str) -> bool:
+    return name in (DESCRIPTION, WEIGHTS, ONNX, ONNX_INT8, CARD)
+
+
+def _locate(path: Path) -> Bundle:
+    if path.suffix == ".onnx" and path.is_file():
+        return Bundle(path.parent, path.name)
+    for folder in (path, path / FOLDER):
+        if (folder / SUMS).is_file():
+            return Bundle(folder)
+    what = "has no bundle in it" if path.exists() else "does not exist"
+    raise UserError(
+        f"{path} {what}. Give the folder `{FOLDER}` that `tskd run` wrote, the run's output folder, or a .onnx file "
+        f"beside its {SUMS}."
+    )
+
+
+def _verify(bundle: Bundle) -> None:
+    sums = read_sums(bundle.folder)
+    for name, expected in sums.items():
+        path = bundle.folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, though {SUMS} lists it. Copy the bundle again from its source.")
+        if file_sha256(path) != expected:
+            raise UserError(
+                f"{path} is damaged or was changed: its sha256 is not the one in {SUMS}. "
+                "Copy the bundle again from its source."
+            )
+    if bundle.network not in sums:
+        raise UserError(f"{bundle.folder / bundle.network} is not listed in {SUMS}: it is not part of the bundle.")
+    _check_description(bundle)
+
+
+def _check_description(bundle: Bundle) -> None:
+    try:
+        description: Mapping[str, Any] = bundle.description
+        complete = bool(description["classes"]) and "window" in description["input"]
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise UserError(f"{bundle.folder / DESCRIPTION} is not the description of a bundle. Export the model again.")

@@ -1,0 +1,83 @@
+"""The network as it is shipped: bytes of an image in, classes and probabilities out, everything inside one graph."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim
+
+from tskd.models.timm_segmenter import TimmSegmenter
+
+INPUT, OUTPUTS = "image", ("classes", "probabilities")
+OPSET = 18
+"""The first version of ONNX whose Resize is antialiased."""
+_LARGEST_SIDE = 16384
+
+
+class Deployed(nn.Module):
+    """A segmenter whose input is an image file's pixels at any size.
+
+    It computes what :class:`TimmSegmenter` and a softmax compute, without the branches on sizes that would tie an
+    exported graph to one of them.
+    """
+
+    def __init__(self, segmenter: TimmSegmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(H, W, 3) uint8 RGB to classes (H, W) uint8 and probabilities (K + 1, H, W) float32, background first."""
+        segmenter = self.segmenter
+        height, width = image.shape[:2]
+        planes = image.permute(2, 0, 1)[None].to(torch.float32) / 255
+        square = (segmenter.image_size, segmenter.image_size)
+        planes = F.interpolate(planes, size=square, mode="bilinear", antialias=True, align_corners=False)
+        planes = (planes - segmenter.mean) / segmenter.std
+        logits = segmenter.decoder(planes, tuple(segmenter.encoder(planes)))
+        logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)[0]
+        scores = torch.cat([torch.zeros_like(logits[:1]), logits])
+        return scores.argmax(dim=0).to(torch.uint8), scores.softmax(dim=0)
+
+
+def write_onnx(segmenter: TimmSegmenter, path: Path) -> None:
+    """Write the network as one ONNX file; input and outputs as :class:`Deployed` says, height and width free.
+
+    The segmenter has to be freshly loaded on the CPU: wrappers of a training (mixed precision) would end in the graph.
+    """
+    sides = {0: Dim("height", min=2, max=_LARGEST_SIDE), 1: Dim("width", min=2, max=_LARGEST_SIDE)}
+    # height, width and the network's side differ, so that the exporter cannot take one for another
+    example = torch.zeros(segmenter.image_size + 7, segmenter.image_size + 13, 3, dtype=torch.uint8)
+    with silenced():
+        torch.onnx.export(
+            Deployed(segmenter).eval(),
+            (example,),
+            path,
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={INPUT: sides},
+            verbose=False,
+        )
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep what a library remarks on its own progress from the user; its errors still come as exceptions."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,249 @@
+"""Cache: the teacher looks at each stored view of a transfer image once; distillation then costs the student alone.
+
+View 0 of an image is the image itself, the others are moved by a map drawn from (seed, image, view). The teacher's
+features, on the student's grid, and its logits are kept as fp16 in safetensors shards that are read by memory map.
+In training, view and symmetry (flips, quarter turns) are drawn anew; image, features and logits move alike.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tskd.artifacts import write_json
+from tskd.config import AugmentConfig, DistillConfig
+from tskd.console import progress, say
+from tskd.data.augment import (
+    Photometry,
+    apply_photometry,
+    draw_geometry,
+    draw_photometry,
+    move_images,
+    transform_dihedral,
+)
+from tskd.engine import Runtime
+from tskd.engine.batches import geometry_range, to_images
+from tskd.engine.order import batch_order, part_of
+from tskd.errors import RunFailed
+from tskd.losses.distance import match_grid
+from tskd.models.projections import matching_level
+from tskd.seeding import numpy_generator, torch_generator
+from tskd.data.transfer_set import TransferSet
+from tskd.types import Batch, SegmentationOutput
+
+VERSION = 1
+LAYOUT = "cache.json"
+SHARD_IMAGES = 64
+LARGEST_SHARE_OF_TRAINING = 0.5
+QUARTER_TURN = 90.0
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """What is in a cache: the shapes of one stored answer and how its views were drawn."""
+
+    images: int
+    views: int
+    level: int
+    """Which of the teacher's features is kept."""
+    features: tuple[int, int, int]
+    """(C, h, w) on the student's grid."""
+    logits: tuple[int, int, int]
+    """(K, S, S)"""
+    seed: int
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        each = int(np.prod(self.features)) + int(np.prod(self.logits))
+        return 2 * self.images * self.views * each
+
+    @property
+    def shards(self) -> int:
+        return -(-self.images // SHARD_IMAGES)
+
+
+def cache_pays(config: DistillConfig, images: int) -> bool:
+    """Say whether to cache: where the recipe decides, or (``auto``) by the rule of thumb.
+
+    The rule: cache where the stored views are at most half of the views that training looks at. Below that the teacher
+    would see most stored views only once or twice anyway, and computing online gives fresh ones for the same price.
+    """
+    if config.cache != "auto":
+        return config.cache == "on"
+    return images * config.views <= LARGEST_SHARE_OF_TRAINING * config.steps * config.batch_size
+
+
+def plan_cache(teacher: nn.Module, student: nn.Module, transfer: TransferSet, *, views: int, seed: int) -> CacheLayout:
+    """Return the shapes of the stored answers of a teacher for a student, by asking both about one image."""
+    image = to_images(transfer.images[[0]])
+    with torch.no_grad():
+        answer = teacher.cpu().eval()(image)
+        side = student(image).features[-1].shape[-1]
+    level = matching_level(answer.features, side)
+    features = (answer.features[level].shape[1], side, side)
+    return CacheLayout(len(transfer.images), views, level, features, tuple(answer.logits.shape[1:]), seed)
+
+
+def build_cache(
+    teacher: nn.Module,
+    transfer: TransferSet,
+    layout: CacheLayout,
+    augment: AugmentConfig,
+    folder: Path,
+    *,
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """Write all shards; finished ones are kept when the work is taken up again, and processes share them out.
+
+    Raises RunFailed where the disk has too little room for what is left to write.
+    """
+    _require_room(layout, folder)
+    fabric = runtime.fabric
+    teacher = teacher.to(fabric.device).requires_grad_(False).eval()
+    say(f"cache: {layout.images} images x {layout.views} views, {layout.bytes / 1e6:.0f} MB on disk")
+    with progress("cache: teacher", layout.shards) as advance:
+        for shard in range(fabric.global_rank, layout.shards, fabric.world_size):
+            if not shard_path(folder, shard).exists():
+                _write_shard(teacher, transfer, layout, augment, folder, shard, runtime)
+            advance(shard + 1)
+    fabric.barrier()
+    if fabric.is_global_zero:
+        write_json(folder / LAYOUT, asdict(layout))
+    return {"images": layout.images, "views": layout.views, "megabytes": round(layout.bytes / 1e6, 1)}
+
+
+def read_layout(folder: Path) -> CacheLayout:
+    """Return what is in a finished cache."""
+    values = json.loads((folder / LAYOUT).read_text(encoding="utf-8"))
+    return CacheLayout(**{**values, "features": tuple(values["features"]), "logits": tuple(values["logits"])})
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Return where a shard lies."""
+    return folder / f"shard-{shard:05d}.safetensors"
+
+
+def view_maps(images: np.ndarray, views: np.ndarray, augment: AugmentConfig, seed: int) -> Tensor:
+    """Return (B, 2, 3) maps of stored views, each a function of (seed, image, view) alone; view 0 is the identity."""
+    limits = geometry_range(augment, (False, False))
+    identity = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    maps = [
+        draw_geometry(1, limits, torch_generator(seed, "view", image, view))[0] if view else identity
+        for image, view in zip(images.tolist(), views.tolist(), strict=True)
+    ]
+    return torch.stack(maps)
+
+
+@dataclass(frozen=True)
+class CachedBatches:
+    """Batches whose targets are the teacher's stored answers; a pure function of (seed, step) like all others."""
+
+    folder: Path
+    transfer: TransferSet
+    batch_size: int
+    augment: AugmentConfig
+    seed: int
+    flip: tuple[bool, bool] = (False, False)
+
+    def __call__(self, step: int, part: int, parts: int) -> Batch:
+        layout = _layout_of(self.folder)
+        indices = batch_order(layout.images, self.batch_size, step, self.seed)
+        rows = part_of(indices, part, parts)
+        chosen = indices[rows]
+        views = numpy_generator(self.seed, "views", step).integers(layout.views, size=self.batch_size)[rows]
+        elements = numpy_generator(self.seed, "symmetry", step).choice(self.symmetries, size=self.batch_size)[rows]
+        images = to_images(self.transfer.images[chosen])
+        images = _turn(move_images(images, view_maps(chosen, views, self.augment, layout.seed)), elements)
+        answers = [_read_answer(self.folder, int(image), int(view)) for image, view in zip(chosen, views)]
+        features = _turn(torch.stack([answer[0] for answer in answers]), elements)
+        logits = _turn(torch.stack([answer[1] for answer in answers]), elements)
+        names = tuple(self.transfer.records[index].id for index in chosen)
+        return Batch(images, self._photometry(images, step, rows), None, SegmentationOutput((features,), logits), names)
+
+    @property
+    def symmetries(self) -> list[int]:
+        """Which of the square's 8 symmetries the augmentation allows: quarter turns only where it turns that far."""
+        turns = range(4) if self.augment.rotate >= QUARTER_TURN else range(1)
+        horizontal = [4 + turn for turn in turns] if self.flip[0] else []
+        vertical = [4 + (turn + 2) % 4 for turn in turns] if self.flip[1] else []
+        both = [(turn + 2) % 4 for turn in turns] if all(self.flip) else []
+        return sorted({*turns, *horizontal, *vertical, *both})
+
+    def _photometry(self, images: Tensor, step: int, rows: slice) -> Tensor:
+        if self.augment.photometric == 0:
+            return images
+        shape = torch.Size((self.batch_size, *images.shape[1:]))
+        drawn = draw_photometry(shape, self.augment.photometric, torch_generator(self.seed, "photometry", step))
+        return apply_photometry(images, Photometry(*(value[rows] for value in drawn)))
+
+
+def _require_room(layout: CacheLayout, folder: Path) -> None:
+    written = sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
+    left, free = layout.bytes - written, shutil.disk_usage(folder).free
+    if left > 0.9 * free:
+        raise RunFailed(
+            f"the teacher's answers need {left / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. Free some, or lower "
+            "distill.views, or compute online: --set distill.cache=off"
+        )
+
+
+def _write_shard(
+    teacher: nn.Module,
+    transfer: TransferSet,
+    layout: CacheLayout,
+    augment: AugmentConfig,
+    folder: Path,
+    shard: int,
+    runtime: Runtime,
+) -> None:
+    images = np.arange(shard * SHARD_IMAGES, min((shard + 1) * SHARD_IMAGES, layout.images))
+    features = torch.empty(len(images), layout.views, *layout.features, dtype=torch.float16)
+    logits = torch.empty(len(images), layout.views, *layout.logits, dtype=torch.float16)
+    for rows in _chunks(len(images), 8):
+        pixels = to_images(transfer.images[images[rows]])
+        for view in range(layout.views):
+            maps = view_maps(images[rows], np.full(len(images[rows]), view), augment, layout.seed)
+            with torch.no_grad(), runtime.fabric.autocast():
+                answer = teacher(move_images(pixels, maps).to(runtime.fabric.device))
+            features[rows, view] = match_grid(answer.features[layout.level], torch.Size(layout.features[1:])).cpu().half()
+            logits[rows, view] = answer.logits.cpu().half()
+    partial = folder / f".shard-{shard:05d}"
+    save_file({"features": features, "logits": logits}, partial)
+    partial.rename(shard_path(folder, shard))
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _read_answer(folder: Path, image: int, view: int) -> tuple[Tensor, Tensor]:
+    shard, place = divmod(image, SHARD_IMAGES)
+    file = _open_shard(shard_path(folder, shard))
+    features, logits = (file.get_slice(name)[place : place + 1, view : view + 1] for name in ("features", "logits"))
+    return features[0, 0].float(), logits[0, 0].float()
+
+
+@lru_cache(maxsize=1024)
+def _open_shard(path: Path) -> Any:
+    return safe_open(path, framework="pt").__enter__()
+
+
+@lru_cache(maxsize=4)
+def _layout_of(folder: Path) -> CacheLayout:
+    return read_layout(folder)
+
+
+def _turn(planes: Tensor, elements: np.ndarray) -> Tensor:
+    return torch.stack([transform_dihedral(plane, int(element)) for plane, element in zip(planes, elements)])

@@ -1,0 +1,317 @@
+"""Export: the student as one ONNX file, proved equal to the network on real cases, in a bundle that can be shipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnxruntime import InferenceSession
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from PIL import Image
+from torch import nn
+
+from tskd.artifacts import Artifact, Store, canonical_json, environment, write_atomic
+from tskd.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, Answer, ask, open_session, publish, write_sums
+from tskd.config import ExportConfig
+from tskd.console import say, warn
+from tskd.data.prepared import PARTS, Prepared
+from tskd.engine.batches import to_images
+from tskd.errors import RunFailed, UserError
+from tskd.losses.segmentation import class_probabilities
+from tskd.metrics.segmentation import agreement
+from tskd.models.deployed import silenced, write_onnx
+from tskd.models.registry import load_model, read_description, save_model
+from tskd.models.timm_segmenter import TimmSegmenter
+from tskd.stages.model_card import model_card
+
+VERSION = 1
+RUN_FILE = "run.json"
+MAX_PROBABILITY_DIFFERENCE = 1e-3
+"""Largest difference of one probability of one pixel between network and file; rounding alone gives about 1e-6."""
+MAX_INT8_DICE_DROP = 0.01
+"""An int8 network that loses more Dice than this is not shipped."""
+ODD_SIZE = (173, 211)
+"""A size (rows, columns) that no data set has: the file must answer at any."""
+_TIMED_RUNS = 15
+_SCORES = ("dice", "iou", "hd95", "assd", "n_cases", "n_images", "scored", "both_empty", "missed", "false_positive")
+
+
+@dataclass(frozen=True)
+class ParityCase:
+    """One real image with labels."""
+
+    id: str
+    image: np.ndarray
+    """(H, W, 3) uint8."""
+    mask: np.ndarray
+    """(H, W) uint8 class index."""
+
+
+@dataclass(frozen=True)
+class Int8Verdict:
+    """Whether the int8 network is worth shipping, and the figures that say so."""
+
+    shipped: bool
+    reason: str
+    dice_drop: float
+    """Mean Dice of the float network minus that of the int8 network, over the parity cases."""
+    float_ms: float
+    int8_ms: float
+
+
+def build_export(
+    store: Store, config: ExportConfig, student: Artifact, prepared: Artifact, scores: Mapping[str, Any]
+) -> Artifact:
+    """Return the artifact that holds the bundle of a student; ``scores`` are evaluation metrics by model name."""
+    inputs = {
+        "data": prepared.digest,
+        "model": student.digest,
+        "scores": hashlib.sha256(canonical_json(scores).encode()).hexdigest(),
+    }
+    return store.build(
+        "export",
+        lambda folder: export(
+            config, student.path, Prepared(prepared.path), folder, scores=scores, data_digest=prepared.digest
+        ),
+        config=config.model_dump(),
+        inputs=inputs,
+        seed=0,
+        version=VERSION,
+    )
+
+
+def export_again(model: Path, *, int8: bool) -> Path:
+    """Export a finished run's student once more, with an int8 network if asked; return the bundle's folder.
+
+    ``model`` is the run's output folder or the bundle in it: the cases that prove the export are in the run's
+    artifacts. Raises UserError where they are not there.
+    """
+    out = model if (model / RUN_FILE).is_file() else model.parent
+    if not (out / RUN_FILE).is_file():
+        raise UserError(
+            f"{model}: an export is checked on the run's own test images, and there is no {RUN_FILE} here or beside "
+            "it. Give the output folder of a finished `tskd run`."
+        )
+    run = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
+    store = Store(out / "artifacts")
+    student = Artifact(store.root / run["artifacts"]["student"])
+    config = ExportConfig(**run["recipe"]["export"]).model_copy(update={"int8": int8})
+    artifact = build_export(store, config, student, _prepared_of(student), run["metrics"])
+    publish(artifact.path, out / FOLDER)
+    return out / FOLDER
+
+
+def export(
+    config: ExportConfig,
+    student: Path,
+    prepared: Prepared,
+    folder: Path,
+    *,
+    scores: Mapping[str, Mapping[str, Any]],
+    data_digest: str,
+) -> dict[str, Any]:
+    """Write the bundle of the student saved in a folder; return parity, latency and the verdict on int8.
+
+    The network is rebuilt from disk on the CPU, so that nothing of its training ends in the file. Raises RunFailed
+    naming the worst case where the file does not do what the network does.
+    """
+    segmenter = load_model(student)
+    if not isinstance(segmenter, TimmSegmenter):
+        raise UserError(f"{student}: only students (kind timm) can be exported, this is a {type(segmenter).__name__}.")
+    write_onnx(segmenter, folder / ONNX)
+    cases = parity_cases(prepared, config.parity_cases)
+    metrics: dict[str, Any] = {
+        "parity": check_parity(segmenter, open_session(folder / ONNX), cases, max_dice_drop=config.max_dice_drop),
+        "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
+        "latency": _latency(folder / ONNX, cases[0].image),
+    }
+    (folder / ONNX_INT8).unlink(missing_ok=True)  # of an interrupted attempt
+    if config.int8:
+        metrics["int8"] = asdict(ship_int8(folder, cases))
+    description = {
+        **_identity(read_description(student)),
+        **_provenance(prepared, scores, data_digest),
+        "export": metrics,
+    }
+    save_model(folder, segmenter, description, file=WEIGHTS)
+    write_atomic(folder / CARD, model_card(description).encode())
+    write_sums(folder)
+    return metrics
+
+
+def parity_cases(prepared: Prepared, count: int) -> list[ParityCase]:
+    """Return up to ``count`` labelled images evenly spaced over the test part, at their own size (else: validation)."""
+    rows = prepared.rows("test")
+    native = len(rows) > 0
+    rows = rows if native else prepared.rows("val")
+    if not len(rows):
+        raise UserError("An export is checked on labelled images, and there are neither test nor validation images.")
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
+    return [
+        ParityCase(
+            prepared.records[row].id,
+            prepared.native_image(row) if native else np.asarray(prepared.images[row]),
+            prepared.native_mask(row) if native else np.asarray(prepared.masks[row]),
+        )
+        for row in chosen
+    ]
+
+
+def check_parity(
+    segmenter: nn.Module, session: InferenceSession, cases: Sequence[ParityCase], *, max_dice_drop: float
+) -> dict[str, Any]:
+    """Compare file and network on real cases and at a size of no case; return the differences found.
+
+    Raises RunFailed naming the worst case where Dice differs by more than ``max_dice_drop`` or a probability by more
+    than ``MAX_PROBABILITY_DIFFERENCE``.
+    """
+    dice, probability = {}, {}
+    for case in cases:
+        ours, theirs = network_answer(segmenter, case.image), ask(session, case.image)
+        dice[case.id] = abs(_dice(ours, case) - _dice(theirs, case))
+        probability[case.id] = _probability_difference(ours, theirs)
+    resized = np.asarray(Image.fromarray(cases[0].image).resize(ODD_SIZE[::-1], Image.Resampling.BILINEAR))
+    odd = f"an image of {ODD_SIZE[1]}x{ODD_SIZE[0]} pixels"
+    probability[odd] = _probability_difference(network_answer(segmenter, resized), ask(session, resized))
+    _refuse(dice, max_dice_drop, "Dice")
+    _refuse(probability, MAX_PROBABILITY_DIFFERENCE, "a probability")
+    return {
+        "images": len(cases),
+        "dice_difference_mean": float(np.mean(list(dice.values()))),
+        "dice_difference_worst": max(dice.values()),
+        "probability_difference_worst": max(probability.values()),
+    }
+
+
+def network_answer(segmenter: nn.Module, image: np.ndarray) -> Answer:
+    """Return what the network itself says about one image (H, W, 3) uint8: the reference of an export."""
+    with torch.inference_mode():
+        probabilities = class_probabilities(segmenter(to_images(image[None])).logits)[0]
+    return Answer(probabilities.argmax(dim=0).to(torch.uint8).numpy(), probabilities.numpy())
+
+
+def ship_int8(folder: Path, cases: Sequence[ParityCase]) -> Int8Verdict:
+    """Write the int8 network beside the float one, measure both, and keep it only where it earns its place."""
+    path = folder / ONNX_INT8
+    write_int8(folder / ONNX, path)
+    floats, int8 = open_session(folder / ONNX), open_session(path)
+    drop = float(np.mean([_dice(ask(floats, case.image), case) - _dice(ask(int8, case.image), case) for case in cases]))
+    milliseconds = median_ms([floats, int8], cases[0].image)
+    verdict = judge_int8(drop, *milliseconds)
+    if verdict.shipped:
+        say(f"int8: shipped ({verdict.reason})")
+    else:
+        path.unlink()
+        warn(f"int8: not shipped ({verdict.reason}); the float network is")
+    return verdict
+
+
+def judge_int8(dice_drop: float, float_ms: float, int8_ms: float) -> Int8Verdict:
+    """Return the verdict: an int8 network must lose at most ``MAX_INT8_DICE_DROP`` Dice and be faster."""
+    figures = f"Dice {-dice_drop:+.4f}, {int8_ms:.1f} ms against {float_ms:.1f} ms an image"
+    if dice_drop > MAX_INT8_DICE_DROP:
+        return Int8Verdict(
+            False, f"it loses more Dice than {MAX_INT8_DICE_DROP}: {figures}", dice_drop, float_ms, int8_ms
+        )
+    if int8_ms >= float_ms:
+        return Int8Verdict(False, f"it is not faster here: {figures}", dice_drop, float_ms, int8_ms)
+    return Int8Verdict(True, figures, dice_drop, float_ms, int8_ms)
+
+
+def write_int8(network: Path, path: Path) -> None:
+    """Write a copy whose matrix products take int8 weights and activations quantised as they come.
+
+    Convolutions stay in float: onnxruntime's ConvInteger is slower than its float convolution.
+    """
+    with silenced():
+        quantize_dynamic(network, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+
+
+def median_ms(sessions: Sequence[InferenceSession], image: np.ndarray) -> list[float]:
+    """Return each session's median milliseconds an image; they take turns, so that a busy machine slows all alike."""
+    seconds: list[list[float]] = [[] for _ in sessions]
+    for _ in range(_TIMED_RUNS):
+        for session, times in zip(sessions, seconds, strict=True):
+            began = time.perf_counter()
+            ask(session, image)
+            times.append(time.perf_counter() - began)
+    return [round(1000 * float(np.median(times[1:])), 2) for times in seconds]  # the first run allocates
+
+
+def _latency(network: Path, image: np.ndarray) -> dict[str, Any]:
+    counts = sorted({1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1})
+    milliseconds = median_ms([open_session(network, threads) for threads in counts], image)
+    by_threads = {str(threads): value for threads, value in zip(counts, milliseconds, strict=True)}
+    return {"image": list(image.shape[:2]), "ms_by_threads": by_threads}
+
+
+def _dice(answer: Answer, case: ParityCase) -> float:
+    return agreement(answer.classes, case.mask, len(answer.probabilities) - 1)
+
+
+def _probability_difference(ours: Answer, theirs: Answer) -> float:
+    return float(np.abs(ours.probabilities - theirs.probabilities).max())
+
+
+def _refuse(differences: Mapping[str, float], limit: float, what: str) -> None:
+    worst = max(differences, key=lambda name: differences[name])
+    if not differences[worst] <= limit:  # not-a-number fails too
+        raise RunFailed(
+            f"The exported file does not do what the network does: {what} differs by {differences[worst]:.2g} on "
+            f"{worst} (allowed: {limit:g}). No bundle was written. Try another version of torch or onnxruntime."
+        )
+
+
+def _prepared_of(student: Artifact) -> Artifact:
+    """Return the data a student was trained on, found by the digest in its manifest."""
+    wanted = student.manifest["inputs"]["data"]
+    for path in sorted(student.path.parent.glob("prepare-*/manifest.json")):
+        if (artifact := Artifact(path.parent)).digest == wanted:
+            return artifact
+    raise UserError(f"{student.path.parent}: the data the student was trained on is gone. Run `tskd run` again.")
+
+
+def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what rebuilds the network; the place of its first weights is a path on this machine and stays here."""
+    kept = {key: description[key] for key in ("kind", "classes", "image_size", "arguments")}
+    return kept | {"weights": None}
+
+
+def _provenance(prepared: Prepared, scores: Mapping[str, Mapping[str, Any]], data_digest: str) -> dict[str, Any]:
+    dataset = prepared.dataset
+    versions = environment()
+    return {
+        "input": {
+            "shape": ["height", "width", 3],
+            "dtype": "uint8",
+            "colour": "RGB, grey repeated",
+            "window": dataset["window"],
+            "intensities": [note for note in dataset["notes"] if note.startswith("intensities:")],
+        },
+        "outputs": {
+            "classes": {"shape": ["height", "width"], "dtype": "uint8"},
+            "probabilities": {"shape": [len(dataset["classes"]) + 1, "height", "width"], "dtype": "float32"},
+        },
+        "dataset": dataset["name"],
+        "training_data_sha256": data_digest,
+        "images": {part: len(prepared.rows(part)) for part in PARTS},
+        "cases": {part: len(prepared.cases(part)) for part in PARTS},
+        "scores": {name: _score_fields(values) for name, values in scores.items()},
+        "versions": {"python": versions["python"], **versions["libraries"]},
+    }
+
+
+def _score_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores alone: nothing else of an evaluation may leave with the bundle."""
+    kept = {key: value for key, value in values.items() if key.startswith(_SCORES)}
+    if "classes" in values:
+        kept["classes"] = {label: _score_fields(one) for label, one in values["classes"].items()}
+    return kept

@@ -1,0 +1,164 @@
+"""The model card: what a shipped model does, how well, on what grounds, and how to run it. No case is named in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_TITLES = {
+    "student": "**this model**",
+    "student_before_finetune": "this model before fine-tuning on labels",
+    "scratch": "same network, trained on the labels alone",
+    "teacher": "teacher (large model it learned from)",
+    "control": "control (U-Net, same labels)",
+}
+
+
+def model_card(description: Mapping[str, Any]) -> str:
+    """Return the card as Markdown from the bundle's description (``model.json``)."""
+    sections = (_head, _use, _data, _scores, _classes, _network, _export, _running)
+    return "\n\n".join(section(description) for section in sections) + "\n"
+
+
+def _head(description: Mapping[str, Any]) -> str:
+    return (
+        f"# {description['dataset']}: segmentation of {', '.join(description['classes'])}\n\n"
+        "A small segmentation network, distilled by `tskd` from a large one that was adapted to this task."
+    )
+
+
+def _use(description: Mapping[str, Any]) -> str:
+    return (
+        "## Intended use and limits\n\n"
+        "Research use only. This is not a medical device: it has not been validated for diagnosis or "
+        "treatment.\n\n"
+        "- It was trained and tested on images of one data set. On another scanner, protocol, population or disease "
+        "expect worse scores than below; test it on labelled images of your own first.\n"
+        "- It answers for every image, also for one that shows nothing it knows.\n"
+        "- Probabilities are not calibrated."
+    )
+
+
+def _data(description: Mapping[str, Any]) -> str:
+    images, cases = description["images"], description["cases"]
+    uses = {
+        "train": "trained on, with labels",
+        "val": "selection of weights, with labels",
+        "unlabelled": "trained on without labels",
+        "test": "scored once, never trained on",
+    }
+    rows = "\n".join(f"| {use} | {images[part]} | {cases[part]} |" for part, use in uses.items())
+    return (
+        f"## Data\n\n| use | images | cases |\n|---|---:|---:|\n{rows}\n\n"
+        "A case is a patient or a volume; no case of the test is in another row. "
+        f"sha256 of the prepared data: `{description['training_data_sha256']}`."
+    )
+
+
+def _scores(description: Mapping[str, Any]) -> str:
+    scores = description["scores"]
+    unit = _unit(next(iter(scores.values()), {}))
+    lines = [_score_row(_TITLES.get(name, name), scores[name], unit) for name in _ordered(scores)]
+    return (
+        "## Scores on the test images\n\n"
+        f"| model | Dice | 95 % interval | HD95 ({unit}) | cases | missed | false positive |\n"
+        "|---|---:|---|---:|---:|---:|---:|\n" + "\n".join(lines) + "\n\n"
+        "Means over cases at the images' own size, bootstrap intervals over cases. Where mask and prediction are both "
+        "empty Dice is 1 and the distance 0; where only one is, Dice is 0 and the distance the image diagonal "
+        f"(missed, false positive: counted over images and classes).{_rivals(scores)}"
+    )
+
+
+def _rivals(scores: Mapping[str, Any]) -> str:
+    better = [
+        name for name in scores if "student" in scores and scores[name].get("dice", 0) > scores["student"]["dice"]
+    ]
+    if not better:
+        return ""
+    return "\n\nBetter than this model by Dice: " + ", ".join(_TITLES.get(name, name) for name in better) + "."
+
+
+def _classes(description: Mapping[str, Any]) -> str:
+    by_class = description["scores"].get("student", {}).get("classes", {})
+    unit = _unit(description["scores"].get("student", {}))
+    lines = ["| 0 | background | | | |"]
+    for label, name in enumerate(description["classes"], start=1):
+        one = by_class.get(str(label), {})
+        lines.append(f"| {label} | {name} | {_number(one, 'dice')} | {_interval(one)} | {_distance(one, unit)} |")
+    return (
+        f"## Classes\n\n| index | name | Dice | 95 % interval | HD95 ({unit}) |\n|---:|---|---:|---|---:|\n"
+        + "\n".join(lines)
+    )
+
+
+def _network(description: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key} `{value}`" for key, value in description["arguments"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in description["versions"].items())
+    window = description["input"]["window"]
+    rules = description["input"]["intensities"] or ["intensities: 8-bit values as they are"]
+    stated = f"{window[0]:g} becomes black, {window[1]:g} white" if window else "; ".join(rules)
+    return (
+        f"## Network\n\n- {settings}, {description['export']['parameters']:,} parameters; sees images at "
+        f"{description['image_size']} px, answers at their own size\n"
+        f"- input: {description['input']['colour']}; {stated}\n"
+        f"- made with {versions}"
+    )
+
+
+def _export(description: Mapping[str, Any]) -> str:
+    export = description["export"]
+    parity, latency = export["parity"], export["latency"]
+    times = ", ".join(f"{ms:g} ms with {n} thread(s)" for n, ms in latency["ms_by_threads"].items())
+    height, width = latency["image"]
+    lines = [
+        f"- `model.onnx` against the network on {parity['images']} images: Dice differs by "
+        f"{parity['dice_difference_worst']:.1e} at most ({parity['dice_difference_mean']:.1e} on average), a "
+        f"probability by {parity['probability_difference_worst']:.1e} at most",
+        f"- one {width}x{height} image on the exporting machine's processor: {times} (median)",
+    ]
+    if "int8" in export:
+        verdict = "shipped as `model.int8.onnx`" if export["int8"]["shipped"] else "not shipped"
+        lines.append(f"- int8: {verdict}: {export['int8']['reason']}")
+    return "## Exported file\n\n" + "\n".join(lines)
+
+
+def _running(description: Mapping[str, Any]) -> str:
+    return (
+        "## Running it\n\n"
+        "```\ntskd predict MODEL_FOLDER IMAGES --out PREDICTIONS\n```\n\n"
+        "or with onnxruntime alone, all processing is in the graph:\n\n"
+        "```python\n"
+        "import numpy, onnxruntime\nfrom PIL import Image\n\n"
+        'session = onnxruntime.InferenceSession("model.onnx")\n'
+        'image = numpy.asarray(Image.open("image.png").convert("RGB"))          # (H, W, 3) uint8, any size\n'
+        'classes, probabilities = session.run(None, {"image": image})           # (H, W), (K + 1, H, W)\n'
+        "```\n\n"
+        "`sha256sum --check SHA256SUMS` proves that the files are those that were exported."
+    )
+
+
+def _ordered(scores: Mapping[str, Any]) -> list[str]:
+    known = [name for name in _TITLES if name in scores]
+    return known + [name for name in scores if name not in _TITLES]
+
+
+def _unit(scores: Mapping[str, Any]) -> str:
+    return "mm" if "hd95_mm" in scores else "px"
+
+
+def _score_row(title: str, scores: Mapping[str, Any], unit: str) -> str:
+    counts = " | ".join(str(scores.get(name, "")) for name in ("n_cases", "missed", "false_positive"))
+    return f"| {title} | {_number(scores, 'dice')} | {_interval(scores)} | {_distance(scores, unit)} | {counts} |"
+
+
+def _number(scores: Mapping[str, Any], key: str) -> str:
+    return f"{scores[key]:.3f}" if key in scores else ""
+
+
+def _distance(scores: Mapping[str, Any], unit: str) -> str:
+    return f"{scores[f'hd95_{unit}']:.1f}" if f"hd95_{unit}" in scores else ""
+
+
+def _interval(scores: Mapping[str, Any]) -> str:
+    bounds = scores.get("dice_ci95")
+    return f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "too few cases"
