@@ -165,7 +165,7 @@ def measured() -> Iterator[dict[str, float]]:
 
 
 def peak_memory_mb() -> float:
-    """Return the largest resident memory of this process since the last reset, in MiB (since its start on non-Linux)."""
+    """Return the largest resident memory of this process in MiB since the last reset (not on Linux: its start)."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

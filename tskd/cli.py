@@ -34,6 +34,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 @app.command()
+def demo(out: Out = Path("out/demo"), json_: Json = False) -> None:
+    """Show the whole method on built-in phantoms: offline, no downloads, a few minutes on two cores.
+
+    Example: tskd demo --out out/demo
+    """
+    from tskd.demo import demo_recipe
+
+    _execute(_open_run(demo_recipe(), out), json_=json_)
+
+
+@app.command()
 def run(
     recipe: RecipeFile = None,
     data: Data = None,
@@ -47,14 +58,7 @@ def run(
 
     Example: tskd run --data my_images --set data.labels=60 --out out/first
     """
-    from tskd.pipeline import execute
-    from tskd.report import print_summary
-
-    summary = execute(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download))
-    if json_:
-        print(json.dumps(summary, default=str))
-    else:
-        print_summary(summary, out)
+    _execute(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), json_=json_)
 
 
 @app.command()
@@ -73,7 +77,8 @@ def stage(
     """
     from tskd.pipeline import run_stage
 
-    print(run_stage(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), name).path)
+    artifact = run_stage(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), name)
+    print(artifact.path if artifact else f"{name}: this recipe does without it")
 
 
 @app.command()
@@ -100,6 +105,17 @@ def check(
     raise SystemExit(0 if report.usable else 2)
 
 
+def _execute(run: Run, *, json_: bool) -> None:
+    from tskd.pipeline import execute
+    from tskd.report import print_summary
+
+    summary = execute(run)
+    if json_:
+        print(json.dumps(summary, default=str))
+    else:
+        print_summary(summary, run.out)
+
+
 def _load(recipe: Path | None, data: str | None, overrides: list[str] | None) -> Recipe:
     from tskd.config import load_recipe
 
@@ -109,7 +125,7 @@ def _load(recipe: Path | None, data: str | None, overrides: list[str] | None) ->
     return load_recipe(recipe, changes)
 
 
-def _open_run(recipe: Recipe, out: Path, *, minutes: float | None, download: bool) -> Run:
+def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, download: bool = False) -> Run:
     from tskd.engine import open_runtime
     from tskd.pipeline import Run
 

@@ -156,7 +156,7 @@ class TransferConfig(Section):
     augmented: Count = 0
     """Labelled training images under strong augmentation, stored as images of their own."""
     copy_quantile: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
-    """A synthetic image nearer to a training image than this quantile of train-to-train distances is a copy: dropped."""
+    """A synthetic image nearer to a training image than this quantile of train-to-train distances is a copy: out."""
 
 
 class DistillConfig(TrainConfig):

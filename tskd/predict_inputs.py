@@ -53,21 +53,20 @@ class Failure:
     problem: str
 
 
-def find_items(inputs: Sequence[Path], *, leave_out: Path) -> tuple[list[Item], list[Failure]]:
+def find_items(inputs: Sequence[Path], *, results: Path) -> tuple[list[Item], list[Failure]]:
     """Return everything that can be predicted, folders searched to the bottom, and what cannot be read.
 
-    Other files in folders are passed over, as is the folder ``leave_out``, where results go. Raises UserError for an
-    input that does not exist, and where two inputs would give one file of results.
+    Other files in folders are passed over, as is the folder of the ``results`` where it lies in an input. Raises
+    UserError for an input that does not exist.
     """
     items: list[Item] = []
     failures: list[Failure] = []
     for given in inputs:
         if not given.exists():
             raise UserError(f"{given}: there is no such file or folder.")
-        found = _in_folder(given, leave_out) if given.is_dir() else _in_files([given], given.parent)
+        found = _in_folder(given, results) if given.is_dir() else _in_files([given], given.parent)
         for one in found:
             items.append(one) if isinstance(one, Item) else failures.append(one)
-    _refuse_collisions(items)
     return items, failures
 
 
@@ -94,12 +93,14 @@ def series_affine(frames: Sequence[Frame]) -> np.ndarray | None:
     return affine
 
 
-def _in_folder(root: Path, leave_out: Path) -> Iterator[Item | Failure]:
+def _in_folder(root: Path, results: Path) -> Iterator[Item | Failure]:
     """Yield what is in a folder; files of one subfolder stay together, since a DICOM series lies in one."""
     by_folder: dict[Path, list[Path]] = {}
+    inside = results.resolve().is_relative_to(root.resolve()) and results.resolve() != root.resolve()
     for path in sorted(root.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path.is_file() and not hidden and not path.resolve().is_relative_to(leave_out.resolve()):
+        own = inside and path.resolve().is_relative_to(results.resolve())
+        if path.is_file() and not hidden and not own:
             by_folder.setdefault(path.parent, []).append(path)
     for files in by_folder.values():
         yield from _in_files([path for path in files if _is_known(path)], root)
@@ -163,7 +164,7 @@ def _series_name(frames: Sequence[Frame], pseudonym: str, root: Path, *, alone: 
     """Return the file's name for a multi-frame file, else the folder's, with a pseudonym where it holds several."""
     path = frames[0].path
     if len({frame.path for frame in frames}) == 1:
-        return path.relative_to(root).with_suffix("")
+        return _dicom_name(path, root)
     folder = path.parent.relative_to(root)
     name = folder if folder.name else Path(path.parent.resolve().name)
     return name if alone else name / f"series_{pseudonym}"
@@ -175,18 +176,13 @@ def _source(frames: Sequence[Frame]) -> Path:
 
 
 def _frame_item(frame: Frame, root: Path) -> Item:
-    path = frame.path.relative_to(root)
-    stem = path.stem if path.suffix.lower() in (".dcm", ".dicom") else path.name  # names of digits and dots are common
-    name = stem if frame.index is None else f"{stem}_{frame.index:04d}"
-    return Item("image", (frame,), path.with_name(name), frame.path)
+    name = _dicom_name(frame.path, root)
+    if frame.index is not None:
+        name = name.with_name(f"{name.name}_{frame.index:04d}")
+    return Item("image", (frame,), name, frame.path)
 
 
-def _refuse_collisions(items: Sequence[Item]) -> None:
-    first: dict[Path, Item] = {}
-    for item in items:
-        other = first.setdefault(item.output, item)
-        if other is not item:
-            raise UserError(
-                f"{other.source} and {item.source} would both be answered in {item.output}. "
-                "Rename one, or predict them into two folders."
-            )
+def _dicom_name(path: Path, root: Path) -> Path:
+    """Return the relative path without an extension; a name such as 1.2.840.7 has none."""
+    name = path.relative_to(root)
+    return name.with_suffix("") if name.suffix.lower() in (".dcm", ".dicom") else name

@@ -72,6 +72,12 @@ def test_more_seeds_than_fit_at_once_are_sampled_in_order() -> None:
     assert torch.equal(samples[-1:], last)
 
 
+def test_bfloat16_sampling_stays_close_to_float32() -> None:
+    model = untrained()
+    exact, rounded = (sample(model, plan=replace(PLAN, bf16=bf16), seeds=[0]) for bf16 in (False, True))
+    assert 0 < (exact - rounded).abs().mean() < 0.02
+
+
 @pytest.mark.parametrize(("image_size", "count"), [(64, 16), (128, 16), (256, 8), (1024, 1)])
 def test_images_at_once_fall_with_their_size(image_size: int, count: int) -> None:
     assert images_at_once(image_size) == count

@@ -56,7 +56,7 @@ def validate(module: nn.Module) -> Mapping[str, float]:
     """A score that goes up and down, so that neither the first nor the last validation is the best one."""
     values = read_batch(10**6, 0, 1).images
     with torch.no_grad():
-        return {"score": float(torch.cos(40 * module(values)).mean())}
+        return {"score": float(torch.cos(60 * module(values)).mean())}
 
 
 def training(settings: TrainConfig = SETTINGS, module: nn.Module | None = None) -> Training:
@@ -101,14 +101,14 @@ def broken_by(folder: Path, settings: TrainConfig, kills: list[int]) -> tuple[di
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"accumulate": 2}, {"ema": 0.0}, {"patience": 2}, {"validate_every": 7, "weight_decay": 0.3}],
+    [{}, {"accumulate": 2}, {"ema": 0.0}, {"patience": 2}, {"validate_every": 6}, {"validate_every": 12}],
     ids=str,
 )
 def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, changes: dict[str, object]) -> None:
     settings = SETTINGS.model_copy(update=changes)
     expected = uninterrupted(settings, tmp_path / "whole")
     assert 0 < expected[1].best_step < settings.steps, "the best weights must not be the last, or selection is untested"
-    weights, result = broken_by(tmp_path / "broken", settings, [1, 4, 5, 9])
+    weights, result = broken_by(tmp_path / "broken", settings, [1, 4, 8, 11, 13])
     assert_same(weights, expected[0])
     assert result == expected[1]
 
@@ -176,8 +176,10 @@ def test_batches_cut_into_parts_give_the_same_weights(tmp_path: Path) -> None:
 
     weights = []
     for accumulate in (1, 2, 4):
+        folder = tmp_path / str(accumulate)
+        folder.mkdir()
         work = training(SETTINGS.model_copy(update={"accumulate": accumulate}), plain())
-        fit(work, tmp_path / str(accumulate), EVERY_STEP) if (tmp_path / str(accumulate)).mkdir() is None else None
+        fit(work, folder, EVERY_STEP)
         weights.append(selected(work))
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5)
@@ -307,16 +309,15 @@ def test_the_gradient_is_clipped_to_the_norm(tmp_path: Path) -> None:
     """A huge slope: every step sees a gradient of norm 0.5 at most, the log tells the norm before."""
     norms: list[float] = []
 
-    class Watched(nn.Module):
+    class Slope(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(6))
-            self.weight.register_post_accumulate_grad_hook(lambda p: None)
 
         def forward(self, values: Tensor) -> Tensor:
             return values @ self.weight
 
-    module = Watched()
+    module = Slope()
     original = torch.optim.AdamW.step
 
     def spy(optimizer: torch.optim.AdamW, *rest: object, **more: object) -> object:

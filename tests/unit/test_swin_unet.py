@@ -112,3 +112,13 @@ def test_a_size_that_does_not_fit_is_refused_with_sizes_that_do() -> None:
 def test_sizes_below_the_smallest_are_refused(image_size: int) -> None:
     with pytest.raises(UserError, match="nearest"):
         check_image_size(SIZE, image_size)
+
+
+def test_images_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="for \\(1, 16, 16\\)"):
+        build()(torch.zeros(1, 1, 32, 32), torch.tensor([0]))
+
+
+def test_labels_are_refused_by_a_model_without_classes(noisy: Tensor) -> None:
+    with pytest.raises(ValueError, match="without classes"):
+        build()(noisy, torch.tensor([0, 0]), torch.tensor([0, 1]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ import numpy as np
 
 from tskd.data.prepared import Prepared
 
-RECORDS = "records.jsonl"
+RECORDS, IMAGES = "records.jsonl", "images"
 Origin = Literal["real", "synthetic", "augmented"]
 
 
@@ -54,7 +54,7 @@ class TransferImages:
     def __init__(self, transfer: TransferSet) -> None:
         self.sources = {"real": transfer.prepared.images}
         self.sources |= {
-            path.stem: np.load(path, mmap_mode="r") for path in sorted((transfer.folder / "images").glob("*.npy"))
+            path.stem: np.load(path, mmap_mode="r") for path in sorted((transfer.folder / IMAGES).glob("*.npy"))
         }
         self.places = [(record.origin, record.row) for record in transfer.records]
         self.shape = (len(self.places), *transfer.prepared.images.shape[1:])
@@ -65,3 +65,23 @@ class TransferImages:
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         places = [self.places[index] for index in indices]
         return np.stack([self.sources[origin][row] for origin, row in places])
+
+
+def write_records(folder: Path, records: Iterable[TransferRecord]) -> None:
+    """Write the list of a transfer set's images."""
+    lines = (json.dumps(asdict(record)) + "\n" for record in records)
+    (folder / RECORDS).write_text("".join(lines), encoding="utf-8")
+
+
+def images_path(folder: Path, origin: Origin) -> Path:
+    """Return where a transfer set keeps the images of an origin; real ones stay in the prepared data."""
+    return folder / IMAGES / f"{origin}.npy"
+
+
+def write_images(path: Path, images: Iterable[np.ndarray], *, count: int, size: int) -> None:
+    """Write ``count`` images (size, size, 3) uint8 as one array, one at a time: memory does not grow with them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
+    for row, image in zip(range(count), images, strict=True):
+        array[row] = image
+    array.flush()

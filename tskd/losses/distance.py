@@ -35,8 +35,8 @@ def feature_cosine(student: Tensor, teacher: Tensor) -> Tensor:
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the squared distance of unit-length attention maps (Zagoruyko and Komodakis 2017, equation 2, p = 2).
 
-    (B, C_s, h, w) and (B, C_t, h, w): an attention map is the sum of squares over channels, so C may differ. The sum over
-    positions makes the value independent of the grid.
+    (B, C_s, h, w) and (B, C_t, h, w): an attention map is the sum of squares over channels, so C may differ. The sum
+    over positions makes the value independent of the grid.
     """
     maps = [F.normalize(features.pow(2).sum(dim=1).flatten(1), dim=1) for features in (student, teacher)]
     return (maps[0] - maps[1]).pow(2).sum(dim=1).mean()
@@ -47,12 +47,14 @@ def relation(student: Tensor, teacher: Tensor) -> Tensor:
 
     (B, C_s, h, w) and (B, C_t, h, w); grids above 12 x 12 are pooled first (structured distillation, Liu et al. 2019).
     """
-    similarities = []
-    for features in (student, teacher):
-        size = [min(side, RELATION_GRID) for side in features.shape[-2:]]
-        tokens = F.normalize(F.adaptive_avg_pool2d(features, size).flatten(2), dim=1)
-        similarities.append(tokens.transpose(1, 2) @ tokens)
-    return F.mse_loss(*similarities)
+    return F.mse_loss(_similarities(student), _similarities(teacher))
+
+
+def _similarities(features: Tensor) -> Tensor:
+    """Return (B, N, N): the cosines between the channels of all pairs of N positions."""
+    height, width = (min(side, RELATION_GRID) for side in features.shape[-2:])
+    tokens = F.normalize(F.adaptive_avg_pool2d(features, (height, width)).flatten(2), dim=1)
+    return tokens.transpose(1, 2) @ tokens
 
 
 def logit_mse(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -108,5 +110,5 @@ def match_grid(features: Tensor, size: torch.Size) -> Tensor:
     if features.shape[-2:] == size:
         return features
     if features.shape[-1] >= size[-1]:
-        return F.adaptive_avg_pool2d(features, size)
+        return F.adaptive_avg_pool2d(features, (size[0], size[1]))
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

@@ -1,9 +1,9 @@
 """Find images that copy a training image: what a generator memorised is no new transfer image, and leaks patients.
 
-Two steps. Coarse: grey images on a grid of ``GRID`` cells, mean and contrast removed, are correlated with all references
-in every mirror image and shift by up to one cell; that leaves a few suspects. Fine: the distance to a suspect is
-1 - normalised correlation of the slightly blurred images at the best shift of up to ``REACH`` pixels. Brightness and
-contrast do not change it, and it is near 0 for a copy.
+Two steps. Coarse: grey images on a grid of ``GRID`` cells, mean and contrast removed, are correlated with every
+reference in every mirror image and shift by up to one cell; that leaves a few suspects. Fine: the distance to a suspect
+is 1 - normalised correlation of the slightly blurred images at the best shift of up to ``REACH`` pixels. Brightness
+and contrast do not change it, and it is near 0 for a copy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ DUPLICATE = 0.02
 different new images are."""
 MARGIN = 0.6
 """A low quantile of a few hundred distances is itself uncertain, and images of a case come together: at the quantile
-itself up to 4 % of held-out real images were called copies, at 0.6 of it at most 1.3 %, while copies lie far below."""
+itself up to 4 % of held-out images of other cases were called copies, at 0.6 of it at most 1.3 %; copies lie far
+below."""
 BLUR = 1.0
 """Standard deviation in pixels: fine noise on a copy must not hide it."""
 CHUNK = 64
@@ -158,11 +159,11 @@ def _prepared(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Brightening clips light pixels, which no change of contrast undoes: they and what the blur mixes with them are left
     out, unless little would remain.
     """
-    grey = images.astype(np.float32) @ (LUMINANCE / 255)
-    clipped = (images >= CLIPPED).any(axis=3).astype(np.float32)
+    grey: np.ndarray = np.tensordot(images.astype(np.float32), LUMINANCE / 255, axes=1)
+    clipped = np.asarray(images.max(axis=3) >= CLIPPED, dtype=np.float32)
     if grey.shape[1] > SIZE:
         grey, clipped = _resized(grey, SIZE), _resized(clipped, SIZE)
-    valid = ndimage.maximum_filter(clipped, (0, 3, 3)) == 0
+    valid = ndimage.maximum_filter(clipped, (1, 3, 3)) == 0
     valid[valid.mean(axis=(1, 2)) < LEAST_VALID] = True
     return ndimage.gaussian_filter(grey, (0, BLUR, BLUR)), valid
 

@@ -117,7 +117,7 @@ def denoising_loss(
     draw: TrainingDraw,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """Return the mean squared error of the predicted noise (or velocity), a scalar; predicting zero scores about 1.
+    """Return the mean squared error of the predicted noise (or velocity), a scalar; zero noise predicted scores 1.
 
     ``images`` (B, C, S, S) in [-1, 1]; ``labels`` (B,) count only where the draw does not withhold them.
     """

@@ -1,4 +1,4 @@
-"""What only distillation needs: from the student's features to the teacher's. Trained and saved apart from the student."""
+"""What only distillation needs: from student features to the teacher's. Trained and saved apart from the student."""
 
 from __future__ import annotations
 

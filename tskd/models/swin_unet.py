@@ -217,8 +217,14 @@ class SwinUNet(nn.Module):
     def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, C, S, S) noisy images, (B,) time steps and (B,) class indices -> (B, C, S, S).
 
-        Without ``labels`` every image counts as unlabelled, as do those whose label is ``NULL_LABEL``.
+        Without ``labels`` every image counts as unlabelled, as do those whose label is ``NULL_LABEL``. Raises
+        ValueError for images of another size than the network's and for labels that it has no classes for.
         """
+        expected = (self.channels, self.image_size, self.image_size)
+        if noisy.shape[1:] != expected:
+            raise ValueError(f"Images of shape {tuple(noisy.shape[1:])} given to a denoiser for {expected}.")
+        if labels is not None and self.classes is None:
+            raise ValueError("Labels given to a denoiser without classes: build it with num_classes.")
         condition = self._condition(timesteps, labels)
         features = self.stem(self.patch(noisy))
         skips = []

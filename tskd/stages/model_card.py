@@ -21,9 +21,11 @@ def model_card(description: Mapping[str, Any]) -> str:
 
 
 def _head(description: Mapping[str, Any]) -> str:
+    distilled = "teacher" in description["scores"]
+    origin = "distilled by `tskd` from a large one that was adapted to this task" if distilled else "trained by `tskd`"
     return (
         f"# {description['dataset']}: segmentation of {', '.join(description['classes'])}\n\n"
-        "A small segmentation network, distilled by `tskd` from a large one that was adapted to this task."
+        f"A small segmentation network, {origin}."
     )
 
 

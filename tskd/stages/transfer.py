@@ -1,32 +1,103 @@
-"""Transfer: choose the images that the student learns from without labels."""
+"""Transfer: choose, and partly make, the images that the student learns from without labels.
+
+Real training images first, then images sampled from the diffusion model that passed the gate against copies, then
+labelled training images under strong augmentation. Validation and test images never enter.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tskd.config import TransferConfig
+from tskd.config import AugmentConfig, TransferConfig
+from tskd.data.augment import GeometryRange, apply_photometry, draw_geometry, draw_photometry, move_images
 from tskd.data.prepared import Prepared
-from tskd.data.transfer_set import RECORDS, TransferRecord
+from tskd.data.transfer_set import Origin, TransferRecord, images_path, write_images, write_records
+from tskd.engine import Runtime
+from tskd.engine.batches import allowed_flips, to_images
 from tskd.errors import UserError
+from tskd.models.diffusion import to_uint8
+from tskd.seeding import torch_generator
+from tskd.stages.transfer_quality import Synthetic, judge_samples
 
-VERSION = 1
+VERSION = 2
+ROTATION, SCALE, SHIFT, PHOTOMETRY = 30.0, 0.3, 0.15, 1.5
+"""About twice what training draws anyway: a stored image should add to what training makes of its source."""
 
 
-def build_transfer(config: TransferConfig, prepared: Prepared, folder: Path) -> dict[str, Any]:
-    """Write the list of transfer images: unlabelled training images first, then the labelled ones; never val or test."""
-    rows = np.concatenate([prepared.rows("unlabelled"), prepared.rows("train")])
-    wanted = len(rows) if config.real is None else config.real
-    if wanted > len(rows):
-        raise UserError(f"transfer.real: {wanted} images are asked for, the training data has {len(rows)}")
-    records = [TransferRecord(prepared.records[row].id, "real", int(row)) for row in rows[:wanted]]
-    if not records:
+def build_transfer(
+    config: TransferConfig,
+    prepared: Prepared,
+    folder: Path,
+    *,
+    seed: int,
+    runtime: Runtime,
+    synthetic: Synthetic | None = None,
+) -> dict[str, Any]:
+    """Write the list of transfer images and those that exist nowhere else; judge the synthetic ones.
+
+    ``synthetic`` is needed where ``config.synthetic`` is above 0. Raises UserError for more real images than there are,
+    too few synthetic ones to judge, and a transfer set without any image.
+    """
+    records = real_records(config, prepared)
+    if not len(records) + config.synthetic + config.augmented:
         raise UserError(
             "the transfer set is empty: set transfer.real, transfer.synthetic or transfer.augmented above 0"
         )
-    (folder / RECORDS).write_text("".join(json.dumps(asdict(record)) + "\n" for record in records), encoding="utf-8")
-    return {"real": len(records), "synthetic": 0, "augmented": 0}
+    judged: dict[str, Any] = {}
+    if runtime.fabric.is_global_zero:
+        if config.synthetic:
+            assert synthetic is not None
+            kept, judged = judge_samples(synthetic, prepared, folder, quantile=config.copy_quantile, seed=seed)
+            records += _store(folder, "synthetic", kept, (synthetic.images[number] for number in kept), prepared)
+        if config.augmented:
+            numbers = range(config.augmented)
+            records += _store(folder, "augmented", numbers, augmented_images(numbers, prepared, seed=seed), prepared)
+        write_records(folder, records)
+    return runtime.fabric.broadcast({**count_origins(records), **judged})
+
+
+def real_records(config: TransferConfig, prepared: Prepared) -> list[TransferRecord]:
+    """Return the real images: unlabelled training images first, then the labelled ones; never val or test."""
+    rows = np.concatenate([prepared.rows("unlabelled"), prepared.rows("train")])
+    wanted = len(rows) if config.real is None else config.real
+    if wanted > len(rows):
+        raise UserError(
+            f"transfer.real: {wanted} images are asked for, the training data has {len(rows)}. Set at most that, or "
+            "leave it out for all."
+        )
+    return [TransferRecord(prepared.records[row].id, "real", int(row)) for row in rows[:wanted]]
+
+
+def augmented_images(numbers: Sequence[int], prepared: Prepared, *, seed: int) -> Iterator[np.ndarray]:
+    """Yield labelled training images (S, S, 3) uint8 under strong augmentation, each source equally often.
+
+    Image k is a function of (seed, k) alone.
+    """
+    rows = prepared.rows("train")
+    limits = GeometryRange(*allowed_flips(AugmentConfig(), prepared.classes), ROTATION, SCALE, SHIFT)
+    for number in numbers:
+        generator = torch_generator(seed, "augmented", number)
+        image = to_images(prepared.images[[rows[number % len(rows)]]])
+        moved = move_images(image, draw_geometry(1, limits, generator))
+        yield to_uint8(apply_photometry(moved, draw_photometry(moved.shape, PHOTOMETRY, generator)))[0]
+
+
+def count_origins(records: Sequence[TransferRecord]) -> dict[str, Any]:
+    """Return how many images come from where, and their shares of the whole."""
+    found = Counter(record.origin for record in records)
+    origins: tuple[Origin, ...] = ("real", "synthetic", "augmented")
+    counts = {origin: found[origin] for origin in origins}
+    return {**counts, "shares": {origin: round(count / len(records), 4) for origin, count in counts.items()}}
+
+
+def _store(
+    folder: Path, origin: Origin, numbers: Sequence[int], images: Iterator[np.ndarray], prepared: Prepared
+) -> list[TransferRecord]:
+    """Write images of a made-up origin and return their records, named by the numbers they were drawn with."""
+    write_images(images_path(folder, origin), images, count=len(numbers), size=prepared.image_size)
+    return [TransferRecord(f"{origin}/{number:06d}", origin, row) for row, number in enumerate(numbers)]

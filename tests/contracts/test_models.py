@@ -1,0 +1,169 @@
+"""Every model with every decoder: what stages, export and serving rely on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tskd.config import Recipe
+from tskd.errors import UserError
+from tskd.models.decoders import DECODERS
+from tskd.models.registry import MODELS, adapt, build_model, load_model, save_model
+
+SIZE = 64
+CLASSES = ["kidney", "tumour"]
+BACKBONES = {"vit": "vit_tiny_patch16_224", "convolutional": "mobilenetv3_small_050"}
+
+
+def description(kind: str, **arguments: Any) -> dict[str, Any]:
+    return {"kind": kind, "arguments": arguments, "classes": CLASSES, "image_size": SIZE, "weights": None}
+
+
+CASES = {
+    **{
+        f"timm-{name}-{decoder}": description("timm", backbone=backbone, decoder=decoder)
+        for name, backbone in BACKBONES.items()
+        for decoder in DECODERS
+    },
+    "dynunet": description("dynunet", channels=[8, 16, 32]),
+}
+NEEDS_FILES = {"sam"}
+"""Kinds that are built from a checkpoint; their contract is tested beside their parity."""
+
+
+@pytest.fixture(params=CASES)
+def described(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return CASES[request.param]
+
+
+def built(described: Mapping[str, Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(described)
+
+
+def images(batch: int, height: int = SIZE, width: int = SIZE) -> Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+def test_every_kind_has_a_case_here() -> None:
+    assert {case["kind"] for case in CASES.values()} == MODELS.keys() - NEEDS_FILES
+
+
+def test_logits_come_at_the_inputs_size_and_features_as_declared(described: dict[str, Any]) -> None:
+    model = built(described).eval()
+    for height, width in ((SIZE, SIZE), (50, 77), (129, 128), (1, 1)):
+        with torch.inference_mode():
+            features, logits = model(images(2, height, width))
+        assert logits.shape == (2, len(CLASSES), height, width)
+        assert logits.dtype == torch.float32
+        assert logits.isfinite().all()
+        assert tuple(plane.shape[1] for plane in features) == model.feature_dims
+        sides = [plane.shape[-1] for plane in features]
+        assert sides == sorted(sides, reverse=True), "shallow to deep"
+
+
+def test_backward_reaches_every_parameter(described: dict[str, Any]) -> None:
+    """A parameter without a gradient would stop training in several processes."""
+    model = built(described).train()
+    model(images(2)).logits.square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
+
+
+def test_the_images_of_a_batch_do_not_see_each_other(described: dict[str, Any]) -> None:
+    model = built(described).eval()
+    batch = images(3, 48, 80)
+    with torch.inference_mode():
+        together = model(batch).logits
+        alone = torch.cat([model(batch[i : i + 1]).logits for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_answer_depends_on_the_image(described: dict[str, Any]) -> None:
+    model = built(described).eval()
+    with torch.inference_mode():
+        assert not torch.allclose(model(images(1)).logits, model(1 - images(1)).logits, atol=1e-5)
+
+
+def test_a_saved_model_answers_with_the_same_bits(described: dict[str, Any], tmp_path: Path) -> None:
+    model = built(described).train()
+    model(images(4))  # batch norm statistics move and must be saved
+    save_model(tmp_path, model, described, file="student.safetensors")
+    loaded = load_model(tmp_path)
+    assert not loaded.training
+    with torch.inference_mode():
+        assert torch.equal(loaded(images(2)).logits, model.eval()(images(2)).logits)
+    assert json.loads((tmp_path / "model.json").read_text())["classes"] == CLASSES
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "probe", "full"])
+@pytest.mark.parametrize("backbone", BACKBONES.values())
+def test_an_adapted_teacher_is_its_base_and_what_was_trained(adaptation: str, backbone: str, tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    start = description("timm", backbone=backbone, decoder="pyramid")
+    save_backbone(built(start), base)
+    described = {**start, "weights": str(base), "adaptation": {"name": adaptation, "rank": 2, "alpha": None}}
+    model = built(described)
+    trained = adapt(model, described)
+    train_a_little(model)
+    save_model(tmp_path, model, described, file="adapter.safetensors")
+    torch.manual_seed(99)  # nothing may hang on how the decoder was drawn
+    loaded = load_model(tmp_path)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images(2)).logits, model.eval()(images(2)).logits)
+    assert any(name.startswith("encoder.") for name in trained) == (adaptation != "probe")
+
+
+def save_backbone(model: nn.Module, path: Path) -> None:
+    """Write the encoder's tensors under timm's names; a transformer's are one level down."""
+    state = model.get_submodule("encoder").state_dict()
+    save_file({name.removeprefix("model."): tensor.contiguous() for name, tensor in state.items()}, path)
+
+
+def train_a_little(model: nn.Module) -> None:
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(images(4)).logits.square().mean().backward()
+        optimizer.step()
+
+
+def test_weights_of_another_backbone_are_refused_not_loaded_in_part(tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    save_backbone(built(CASES["timm-convolutional-plain"]), base)
+    with pytest.raises(UserError, match=r"does not fit vit_tiny_patch16_224: \d+ of \d+ tensors are missing"):
+        build_model({**CASES["timm-vit-plain"], "weights": str(base)})
+
+
+def test_a_student_can_start_from_a_file(tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    first = built(CASES["timm-vit-detail"])
+    save_backbone(first, base)
+    torch.manual_seed(5)
+    second = build_model({**CASES["timm-vit-detail"], "weights": str(base)})
+    with torch.inference_mode():
+        pairs = zip(first.eval()(images(1)).features, second.eval()(images(1)).features)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_default_student_is_small() -> None:
+    student = Recipe().student
+    model = build_model({**description("timm", **student.model_dump(exclude={"weights"})), "image_size": 128})
+    assert sum(p.numel() for p in model.parameters()) <= 8_000_000
+
+
+def test_an_unknown_backbone_is_refused_with_the_nearest_names() -> None:
+    with pytest.raises(UserError, match=r"no backbone 'vit_tinny_patch16_224'. Similar names: vit_tiny_patch16_224,"):
+        build_model(description("timm", backbone="vit_tinny_patch16_224", decoder="plain"))
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model kind 'unet' is not known. Choose one of: dynunet, sam, timm"):
+        build_model(description("unet"))

@@ -1,0 +1,316 @@
+"""From a student on disk to a bundle, and from files to masks; the student is tiny and its weights are random."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from tskd.artifacts import Store, write_json
+from tskd.bundle import Bundle, ask, open_bundle, write_sums
+from tskd.config import ExportConfig
+from tskd.data.images import IntensityWindow, read_image
+from tskd.data.nifti import read_slice
+from tskd.data.prepared import Prepared
+from tskd.errors import RunFailed, UserError
+from tskd.models.registry import build_model, load_model, save_model
+from tskd.predict import PredictOptions, predict_paths
+from tskd.stages.export import check_parity, export_again, judge_int8, parity_cases
+
+SIZE, CLASSES = 32, ("cyst", "duct")
+SECRET = "patient-Jane-Doe"
+SCORES = {
+    "student": {"model": SECRET, "dice": 0.5, "dice_ci95": [0.4, 0.6], "hd95_px": 3.0, "n_cases": 3, "missed": 1,
+                "false_positive": 0, "classes": {"1": {"dice": 0.4}, "2": {"dice": 0.6}}},
+    "control": {"dice": 0.7, "dice_ci95": None, "hd95_px": 2.0, "n_cases": 3, "missed": 0, "false_positive": 0},
+}  # fmt: skip
+
+
+def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_prepared(folder: Path) -> Mapping[str, float]:
+    (folder / "native").mkdir()
+    records = []
+    for row, part in enumerate(["train", "val", "test", "test", "test"]):
+        height, width = 30 + row, 50 + row
+        records.append({"id": f"{SECRET}/{row}", "case": SECRET + part, "part": part, "height": height, "width": width})
+        Image.fromarray(pixels(height, width, row)).save(folder / "native" / f"{row:06d}_image.png")
+        mask = np.zeros((height, width), np.uint8)
+        mask[5:20, 5:20], mask[10:15, 25:40] = 1, 2
+        Image.fromarray(mask).save(folder / "native" / f"{row:06d}_mask.png")
+    (folder / "records.jsonl").write_text("".join(json.dumps({**r, "spacing": None}) + "\n" for r in records))
+    notes = ["intensities: 8-bit values as they are", f"{SECRET}.png has no mask"]
+    write_json(folder / "dataset.json", {"name": "phantoms", "classes": CLASSES, "window": None, "notes": notes})
+    np.save(folder / "images.npy", np.zeros((5, SIZE, SIZE, 3), np.uint8))
+    np.save(folder / "masks.npy", np.zeros((2, SIZE, SIZE), np.uint8))
+    return {}
+
+
+class FinishedRun(NamedTuple):
+    out: Path
+    prepared: Path
+    student: Path
+
+
+def write_student(folder: Path) -> Mapping[str, float]:
+    arguments = {"backbone": "test_efficientnet", "decoder": "pyramid"}
+    description = {"kind": "timm", "classes": CLASSES, "image_size": SIZE, "arguments": arguments, "weights": None}
+    torch.manual_seed(0)
+    model = build_model(description)
+    model.decoder.head.weight.data.mul_(20)  # random logits near 0 would make one class of every pixel
+    save_model(folder, model, {**description, "weights": f"/home/{SECRET}/w.pth"}, file="student.safetensors")
+    return {}
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A folder as a run leaves it, exported by what ``tskd export --int8`` calls."""
+    out = tmp_path_factory.mktemp("run")
+    store = Store(out / "artifacts")
+    prepared = store.build("prepare", write_prepared, config={}, inputs={}, seed=0, version=1)
+    inputs = {"data": prepared.digest}
+    student = store.build("finetune", write_student, config={}, inputs=inputs, seed=0, version=1)
+    recipe = {"export": ExportConfig().model_dump()}
+    write_json(out / "run.json", {"artifacts": {"student": student.path.name}, "metrics": SCORES, "recipe": recipe})
+    assert export_again(out, int8=True) == out / "model"
+    return FinishedRun(out, prepared.path, student.path)
+
+
+@pytest.fixture
+def bundle(run: FinishedRun) -> Bundle:
+    return open_bundle(run.out)
+
+
+def labels(bundle: Bundle, image: np.ndarray) -> np.ndarray:
+    return ask(bundle.session(1), image).classes
+
+
+# --- the bundle ---
+
+
+def test_bundle_rebuilds_the_network_and_names_no_case(run: FinishedRun, bundle: Bundle) -> None:
+    ours, shipped = load_model(run.student).state_dict(), load_model(bundle.folder).state_dict()
+    assert all(torch.equal(ours[name], shipped[name]) for name in ours)
+    content = b"".join(file.read_bytes() for file in bundle.folder.iterdir())
+    assert SECRET.encode() not in content
+    assert str(run.out).encode() not in content
+
+
+def test_card_tells_scores_of_rivals_and_the_verdict_on_int8(bundle: Bundle) -> None:
+    card = (bundle.folder / "MODEL_CARD.md").read_text()
+    expected = (
+        "not a medical device",
+        "| **this model** | 0.500 | 0.400 to 0.600 | 3.0 | 3 | 1 | 0 |",
+        "Better than this model by Dice: control",
+        "| scored once, never trained on | 3 | 1 |",
+        "- int8: ",
+        "A small segmentation network, trained by `tskd`.",  # no teacher among the scores: nothing was distilled
+    )
+    assert [text for text in expected if text not in card] == []
+    shipped = bundle.description["export"]["int8"]["shipped"]
+    assert (bundle.folder / "model.int8.onnx").exists() == shipped
+
+
+def test_a_file_that_differs_from_the_network_fails_and_names_the_worst_case(run: FinishedRun, bundle: Bundle) -> None:
+    segmenter, cases = load_model(run.student), parity_cases(Prepared(run.prepared), 2)
+    assert [case.image.shape[:2] for case in cases] == [(32, 52), (34, 54)], "native size, first and last of the test"
+    segmenter.decoder.head.bias.data.add_(1.0)
+    with pytest.raises(RunFailed, match=rf"differs by .* on {SECRET}"):
+        check_parity(segmenter, bundle.session(1), cases, max_dice_drop=0.001)
+    with pytest.raises(RunFailed, match="a probability differs"):
+        check_parity(segmenter, bundle.session(1), cases, max_dice_drop=1.0)
+
+
+@pytest.mark.parametrize(
+    ("drop", "int8_ms", "shipped"), [(0.0, 5.0, True), (0.011, 5.0, False), (0.0, 10.0, False), (-0.1, 9.9, True)]
+)
+def test_int8_has_to_be_as_good_and_faster(drop: float, int8_ms: float, shipped: bool) -> None:
+    assert judge_int8(drop, 10.0, int8_ms).shipped is shipped
+
+
+def test_an_export_needs_the_run_it_belongs_to(run: FinishedRun, tmp_path: Path) -> None:
+    shutil.copytree(run.out / "model", tmp_path / "model")
+    with pytest.raises(UserError, match=r"there is no run\.json"):
+        export_again(tmp_path / "model", int8=True)
+    shutil.copyfile(run.out / "run.json", tmp_path / "run.json")
+    with pytest.raises(UserError, match=r"the student that run\.json names is gone"):
+        export_again(tmp_path / "model", int8=True)
+    shutil.copytree(run.student, tmp_path / "artifacts" / run.student.name)
+    with pytest.raises(UserError, match="data the student was trained on is gone"):
+        export_again(tmp_path / "model", int8=True)
+
+
+# --- prediction ---
+
+
+def test_intensities_are_windowed_as_in_training(bundle: Bundle, tmp_path: Path) -> None:
+    folder = shutil.copytree(bundle.folder, tmp_path / "model")
+    description = json.loads((folder / "model.json").read_text())
+    description["input"]["window"] = [-100.0, 155.0]
+    write_json(folder / "model.json", description)
+    write_sums(folder)
+    values = np.random.default_rng(1).integers(-1000, 1000, (24, 20, 2), dtype=np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "ct.nii")
+    predict_paths(open_bundle(folder), [tmp_path / "ct.nii"], tmp_path / "out")
+    windowed = read_image(tmp_path / "ct.nii", index=0, intensity=IntensityWindow(-100, 155))
+    answer = read_slice(tmp_path / "out" / "ct.nii.gz", 0)
+    np.testing.assert_array_equal(answer, labels(bundle, windowed))
+    assert (answer != labels(bundle, read_image(tmp_path / "ct.nii", index=0))).any()
+
+
+def test_folders_keep_their_shape_and_a_bad_file_stops_nothing(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "in" / "predictions"
+    (source / "deep").mkdir(parents=True)
+    images = {"a.png": pixels(40, 60, 1), "deep/b.tif": pixels(33, 33, 2), "z.bmp": pixels(20, 90, 3)}
+    for name, image in images.items():
+        Image.fromarray(image).save(source / name)
+    (source / "broken.png").write_bytes(b"not an image")
+    (source / "notes.txt").write_text("passed over")
+    outcome = predict_paths(bundle, [source], out)
+    for name, image in images.items():
+        written = np.asarray(Image.open((out / name).with_suffix(".png")))
+        np.testing.assert_array_equal(written, labels(bundle, image))
+    assert [failure.source for failure in outcome.failures] == [source / "broken.png"]
+    assert "broken.png" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"1 inputs could not be predicted(.|\n)*broken\.png"):
+        outcome.require_complete()
+    again = predict_paths(bundle, [source], out, options=PredictOptions(overwrite=True))
+    assert len(again.predictions) == 3, "results in the folder are no inputs"
+
+
+def test_table_counts_pixels_of_each_class(bundle: Bundle, tmp_path: Path) -> None:
+    image = pixels(40, 60, 1)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    predict_paths(bundle, [tmp_path / "a.png"], tmp_path / "out")
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    expected = np.bincount(labels(bundle, image).ravel(), minlength=3)
+    assert [(line["name"], int(line["pixels"])) for line in lines] == [("cyst", expected[1]), ("duct", expected[2])]
+    assert expected[1:].all(), "the random network must find both classes, or this test proves nothing"
+    assert {(line["height"], line["width"], line["mm2"]) for line in lines} == {("40", "60", "")}
+
+
+def test_extras_are_written_when_asked(bundle: Bundle, tmp_path: Path) -> None:
+    image = pixels(40, 60, 1)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    options = PredictOptions(probabilities=True, overlays=True)
+    predict_paths(bundle, [tmp_path / "a.png"], tmp_path / "out", options=options)
+    names = ["a.overlay.png", "a.png", "a.probabilities.npz", "predictions.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    stored = np.load(tmp_path / "out" / "a.probabilities.npz", allow_pickle=False)["probabilities"]
+    np.testing.assert_array_equal(stored.argmax(axis=0), labels(bundle, image))
+
+
+def test_nothing_is_overwritten_unasked_and_inputs_never(bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels(20, 20)).save(path)
+    before = path.read_bytes()
+    predict_paths(bundle, [path], tmp_path / "out")
+    with pytest.raises(UserError, match="--overwrite"):
+        predict_paths(bundle, [path], tmp_path / "out")
+    predict_paths(bundle, [path], tmp_path / "out", options=PredictOptions(overwrite=True))
+    with pytest.raises(UserError, match="never replace"):
+        predict_paths(bundle, [path], tmp_path, options=PredictOptions(overwrite=True))
+    with pytest.raises(UserError, match="is a file"):
+        predict_paths(bundle, [path], path)
+    assert path.read_bytes() == before
+
+
+def test_two_inputs_with_one_answer_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    for name in ("a.png", "a.bmp"):
+        Image.fromarray(pixels(20, 20)).save(tmp_path / name)
+    with pytest.raises(UserError, match=r"a\.bmp and .*a\.png would both"):
+        predict_paths(bundle, [tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_or_missing_input_is_said_plainly(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image found"):
+        predict_paths(bundle, [tmp_path], tmp_path / "out")
+    with pytest.raises(UserError, match="no such file"):
+        predict_paths(bundle, [tmp_path / "nowhere"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
+def test_nifti_labels_lie_on_the_volumes_own_grid(bundle: Bundle, codes: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    canonical = nibabel.Nifti1Image(values, np.array([[2.0, 0.1, 0, 5], [0, 3, 0, -7], [0, 0, 4, 9], [0, 0, 0, 1]]))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(canonical.affine), nibabel.orientations.axcodes2ornt(codes)
+    )
+    path = tmp_path / "liver.v1.nii.gz"
+    nibabel.save(canonical.as_reoriented(turn), path)
+    outcome = predict_paths(bundle, [path], tmp_path / "out")
+    written = tmp_path / "out" / "liver.v1.nii.gz"
+    source, answer = nibabel.load(path), nibabel.load(written)
+    np.testing.assert_allclose(answer.affine, source.affine, atol=1e-5)
+    assert (answer.shape, answer.get_data_dtype()) == (source.shape, np.uint8)
+    for index in range(3):
+        expected = labels(bundle, read_image(path, index=index))
+        np.testing.assert_array_equal(read_slice(written, index), expected)
+    first = outcome.predictions[0]
+    assert first.pixel_mm2 == pytest.approx(2 * np.hypot(0.1, 3), rel=1e-4)
+    assert [prediction.slice for prediction in outcome.predictions] == [0, 1, 2]
+
+
+def write_dicom(path: Path, number: int, *, series: str, z: float | None) -> Path:
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.SeriesInstanceUID = CTImageStorage, generate_uid(), series
+    dataset.PatientName, dataset.PatientID, dataset.InstanceNumber = SECRET, SECRET, number
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 20, 24, 1
+    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 0
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit = 7
+    if z is not None:
+        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [-10.0, -20.0, z], [1, 0, 0, 0, 1, 0]
+        dataset.PixelSpacing = [0.5, 0.7]
+    dataset.PixelData = pixels(20, 24, number)[..., 0].tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_a_dicom_series_becomes_one_volume_in_order_of_position(bundle: Bundle, tmp_path: Path) -> None:
+    series, heights = generate_uid(), {"c.dcm": 0.0, "a.dcm": 5.0, "b.dcm": 10.0}
+    for number, (name, z) in enumerate(heights.items()):
+        write_dicom(tmp_path / "in" / "case7" / name, number, series=series, z=z)
+    outcome = predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
+    volume = nibabel.load(tmp_path / "out" / "case7.nii.gz")
+    expected = [labels(bundle, read_image(tmp_path / "in" / "case7" / name)) for name in heights]
+    np.testing.assert_array_equal(np.asarray(volume.dataobj), np.stack(expected, axis=2))
+    # row 0, column 0 of the first slice at (-10, -20, 0) in DICOM's LPS is (10, 20, 0) in NIfTI's RAS
+    np.testing.assert_allclose(volume.affine, [[0, -0.7, 0, 10], [-0.5, 0, 0, 20], [0, 0, 5, 0], [0, 0, 0, 1]])
+    assert [prediction.pixel_mm2 for prediction in outcome.predictions] == pytest.approx([0.35] * 3)
+    everything = b"".join(file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
+    assert SECRET.encode() not in everything
+
+
+@pytest.mark.parametrize("heights", [[None, None], [0.0, 5.0, 20.0]], ids=["no geometry", "a slice is missing"])
+def test_dicom_files_that_form_no_grid_become_images(
+    bundle: Bundle, heights: list[float | None], tmp_path: Path
+) -> None:
+    series = generate_uid()
+    paths = [write_dicom(tmp_path / f"1.2.{n}", n, series=series, z=z) for n, z in enumerate(heights)]
+    assert pydicom.misc.is_dicom(paths[0])
+    predict_paths(bundle, [tmp_path], tmp_path / "out")
+    for path in paths:
+        written = np.asarray(Image.open(tmp_path / "out" / f"{path.name}.png"))
+        np.testing.assert_array_equal(written, labels(bundle, read_image(path)))

@@ -1,0 +1,127 @@
+"""The comparison's statistics against scipy, worked examples and, for intervals, simulated truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tskd.metrics.comparison import (
+    compare_methods,
+    difference_interval,
+    holm,
+    rank_table,
+    wilcoxon,
+    win_tie_loss,
+)
+
+A = np.array([[0.80, 0.70, 0.91, 0.64, 0.75, 0.88], [0.82, 0.72, 0.89, 0.60, 0.77, 0.86]])
+B = np.array([[0.75, 0.71, 0.85, 0.60, 0.70, 0.80], [0.77, 0.71, 0.85, 0.56, 0.72, 0.82]])
+C = np.full_like(A, 0.5)
+
+
+def test_wilcoxon_is_scipys_on_case_means() -> None:
+    expected = stats.wilcoxon(A.mean(axis=0), B.mean(axis=0)).pvalue
+    assert wilcoxon(A - B) == pytest.approx(expected)
+
+
+def test_wilcoxon_by_hand() -> None:
+    """Five positive differences without ties: the two tails of 2^5 sign patterns hold 2 of 32."""
+    assert wilcoxon(np.array([[1.0, 2.0, 3.0, 4.0, 5.0]])) == pytest.approx(2 / 32)
+
+
+def test_equal_methods_differ_by_chance_alone() -> None:
+    assert wilcoxon(A - A) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    """0.01 x 4, 0.02 x 3, then 0.03 x 2 is under the step before and keeps it; 0.9 x 1."""
+    np.testing.assert_allclose(holm(np.array([0.02, 0.9, 0.01, 0.03])), [0.06, 0.9, 0.04, 0.06])
+    np.testing.assert_allclose(holm(np.array([0.6, 0.7])), [1.0, 1.0])
+
+
+def test_win_tie_loss_counts_cases_with_a_margin() -> None:
+    gain = np.array([[0.02, 0.005, -0.02, 0.03], [0.02, -0.005, -0.04, -0.03]])
+    assert win_tie_loss(gain, margin=0.01) == (1, 2, 1)
+    assert win_tie_loss(np.array([[0.01, -0.01]]), margin=0.01) == (0, 2, 0)
+
+
+def test_every_pair_is_tested_and_corrected_over_the_table() -> None:
+    tests = compare_methods({"a": A, "b": B, "c": C}, measure="dice", tie_margin=0.01, seed=0)
+    assert [(test.method, test.baseline) for test in tests] == [("a", "b"), ("a", "c"), ("b", "c")]
+    np.testing.assert_allclose([test.p_holm for test in tests], holm(np.array([test.p_wilcoxon for test in tests])))
+    first = tests[0]
+    assert first.difference == pytest.approx((A - B).mean())
+    assert first.ci95_low is not None
+    assert first.ci95_high is not None
+    assert first.ci95_low < first.difference < first.ci95_high
+    assert (first.wins, first.ties, first.losses) == (5, 1, 0)
+    assert (first.n_cases, first.n_seeds) == (6, 2)
+    assert first.as_dict()["p_holm"] == first.p_holm
+
+
+def test_baseline_is_the_second_of_every_pair() -> None:
+    tests = compare_methods({"a": A, "b": B, "c": C}, measure="dice", tie_margin=0, seed=0, baseline="b")
+    assert [(test.method, test.baseline) for test in tests] == [("a", "b"), ("c", "b")]
+    assert tests[1].difference < 0
+
+
+def test_smaller_distances_win() -> None:
+    (test,) = compare_methods({"a": A, "b": B}, measure="hd95_px", tie_margin=0.01, seed=0, higher_is_better=False)
+    assert (test.wins, test.losses) == (0, 5)
+    assert test.difference > 0
+
+
+def test_ranks_share_ties_as_scipy_does() -> None:
+    table = rank_table({"c": C, "b": A.copy(), "a": A}, measure="dice")
+    assert [(row.method, row.mean_rank) for row in table] == [("b", 1.5), ("a", 1.5), ("c", 3.0)]
+    assert rank_table({"c": C, "a": A}, measure="hd95_px", higher_is_better=False)[0].method == "c"
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"a": A}, "at least two methods"),
+        ({"a": A, "b": B[:, :4]}, "one shape"),
+        ({"a": A[0], "b": B[0]}, "one shape"),
+        ({"a": A, "b": np.where(B > 0.8, np.nan, B)}, "not finite numbers: b"),
+    ],
+)
+def test_scores_that_do_not_pair_are_refused(scores: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare_methods(scores, measure="dice", tie_margin=0, seed=0)
+
+
+def test_unknown_baseline_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'z'; there are a, b"):
+        compare_methods({"a": A, "b": B}, measure="dice", tie_margin=0, seed=0, baseline="z")
+
+
+def test_two_cases_have_no_interval() -> None:
+    assert difference_interval(A[:, :2], seed=0) is None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "cases", "between_seeds", "least"),
+    [(1, 20, 0.0, 0.91), (3, 30, 0.2, 0.91), (10, 60, 0.3, 0.91), (3, 60, 1.0, 0.70)],
+)
+def test_intervals_cover_the_true_difference(seeds: int, cases: int, between_seeds: float, least: float) -> None:
+    """Differences = seed effect + case effect + noise around 0; the last setting is the stated limit of three seeds."""
+    rng = np.random.default_rng(0)
+    trials = 300
+    hits = 0
+    for trial in range(trials):
+        effects = rng.normal(0, between_seeds, (seeds, 1)) + rng.normal(0, 1, (1, cases))
+        interval = difference_interval(effects + rng.normal(0, 0.7, (seeds, cases)), seed=trial, resamples=800)
+        assert interval is not None
+        hits += interval[0] <= 0 <= interval[1]
+    assert least <= hits / trials <= 0.985
+
+
+def test_case_difficulty_shared_by_seeds_is_not_averaged_away() -> None:
+    """The same cases scored thrice are no more cases: repeating seeds must not shorten the interval."""
+    one = np.random.default_rng(0).normal(size=(1, 40))
+    alone, repeated = (difference_interval(scores, seed=0) for scores in (one, one.repeat(3, axis=0)))
+    assert alone is not None
+    assert repeated is not None
+    assert repeated[1] - repeated[0] == pytest.approx(alone[1] - alone[0], rel=0.05)

@@ -1,0 +1,160 @@
+"""Two processes give the weights of one process with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tskd
+
+PROGRAM = '''
+"""Trains a small network; run alone, or once for each rank with torchrun's variables set."""
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tskd.config import EngineConfig, TrainConfig
+from tskd.engine import Training, fit, open_runtime
+from tskd.errors import Paused
+from tskd.models.decoders import PlainDecoder, convolution
+from tskd.seeding import torch_generator
+from tskd.types import Batch
+
+folder, devices, accumulate, minutes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+rank = sys.argv[5]
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(convolution(3, 8, stride=2), convolution(8, 8, stride=2))
+        self.decoder = PlainDecoder((8,), classes=2, width=16)
+
+    def forward(self, images):
+        return self.decoder(images, [self.encoder(images)])
+
+
+def batches(step, part, parts):
+    global position
+    position = step
+    generator = torch_generator("ddp", step)
+    images = torch.rand(8, 3, 16, 16, generator=generator).chunk(parts)[part]
+    return Batch(images, images)
+
+
+def step(module, batch):
+    return {"loss": (module(batch.views) - batch.images[:, :2]).square().mean()}
+
+
+def validate(module):
+    """Rank 0 is content twice, rank 1 once: were the score not agreed upon, the ranks would stop apart and hang."""
+    return {"score": float(position if rank == "0" and position < 8 else -position)}
+
+
+position = 0
+runtime = open_runtime(EngineConfig(accelerator="cpu", devices=devices, checkpoint_seconds=0), minutes=minutes or None)
+torch.manual_seed(int(rank))  # every rank draws other weights: rank 0's hold
+settings = TrainConfig(
+    steps=24, batch_size=8, accumulate=accumulate, lr=0.01, validate_every=4, ema=0.5, patience=2,
+)
+module = Network()
+work = Training("ddp", module, step, batches, settings, 0, validate)
+try:
+    result = fit(work, folder, runtime)
+except Paused:
+    sys.exit(75)
+torch.save({**module.state_dict(), "steps": result.steps}, folder / f"rank{rank}.pt")
+'''
+TIME_LIMIT = 240
+ROOT = Path(tskd.__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def train(program: Path, folder: Path, *, processes: int, accumulate: int = 1, minutes: float = 0) -> set[int]:
+    """Run the program in so many processes and return their exit codes."""
+    folder.mkdir(exist_ok=True)
+    port = free_port()
+    running = []
+    for rank in range(processes):
+        torchrun = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "test",
+        }
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            **(torchrun if processes > 1 else {}),
+        }
+        command = [sys.executable, str(program), str(folder), str(processes), str(accumulate), str(minutes), str(rank)]
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        errors = [process.communicate(timeout=TIME_LIMIT)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    codes = {process.returncode for process in running}
+    assert codes <= {0, 75}, "\n".join(errors)
+    return codes
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ddp") / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(program: Path) -> dict[str, torch.Tensor]:
+    folder = program.parent / "alone"
+    train(program, folder, processes=1)
+    return torch.load(folder / "rank0.pt", weights_only=True)
+
+
+def assert_close(folder: Path, alone: dict[str, torch.Tensor]) -> None:
+    for rank in range(2):
+        weights = torch.load(folder / f"rank{rank}.pt", weights_only=True)
+        assert weights.pop("steps") == alone["steps"]
+        for name, value in weights.items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_weights_of_one(program: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    assert train(program, tmp_path, processes=2) == {0}
+    assert_close(tmp_path, alone)
+    one, two = (log_of(folder) for folder in (program.parent / "alone", tmp_path))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_two_processes_pause_together_and_go_on(program: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    assert train(program, tmp_path, processes=2, accumulate=2, minutes=1e-9) == {75}
+    assert train(program, tmp_path, processes=2, accumulate=2) == {0}
+    assert_close(tmp_path, alone)

@@ -1,0 +1,279 @@
+"""Finished work: found again only when it is whole and was made from the same things."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tskd.artifacts import (
+    CHECKPOINTS,
+    MANIFEST,
+    TRAINING_LOG,
+    Artifact,
+    Store,
+    canonical_json,
+    measured,
+    peak_memory_mb,
+    write_atomic,
+)
+
+WORK: dict[str, Any] = {"config": {"steps": 3, "lr": 0.1}, "inputs": {"data": "abc"}, "seed": 1, "version": 1}
+
+
+def make(folder: Path) -> Mapping[str, Any]:
+    (folder / "sub").mkdir(exist_ok=True)
+    (folder / "sub" / "weights.bin").write_bytes(b"weights")
+    (folder / "model.json").write_text("{}")
+    (folder / TRAINING_LOG).write_text('{"step": 1, "seconds": 0.3}\n')
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    (folder / CHECKPOINTS / "step-1.pt").write_bytes(b"state")
+    return {"dice": 0.5}
+
+
+def refuse(folder: Path) -> Mapping[str, Any]:
+    raise AssertionError("this work was done before")
+
+
+def test_equal_work_is_found_not_done_again(tmp_path: Path) -> None:
+    first = Store(tmp_path).build("teacher", make, **WORK)
+    again = Store(tmp_path).build("teacher", refuse, **WORK)
+    assert again.path == first.path
+    assert again.metrics == {"dice": 0.5}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"steps": 4, "lr": 0.1}},
+        {"config": {"steps": 3, "lr": 0.1, "more": None}},
+        {"inputs": {"data": "abd"}},
+        {"inputs": {}},
+        {"seed": 2},
+        {"version": 2},
+    ],
+    ids=str,
+)
+def test_other_work_has_another_name(tmp_path: Path, change: dict[str, Any]) -> None:
+    store = Store(tmp_path)
+    assert store.build("teacher", make, **WORK).path != store.build("teacher", make, **(WORK | change)).path
+
+
+def test_the_stage_is_part_of_the_identity_and_the_order_of_keys_is_not(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = store.build("teacher", make, **WORK)
+    other = store.build("distill", make, **WORK)
+    assert first.path.name.startswith("teacher-")
+    assert first.manifest["fingerprint"] != other.manifest["fingerprint"]
+    turned = WORK | {"config": {"lr": 0.1, "steps": 3}}
+    assert store.build("teacher", refuse, **turned).path == first.path
+
+
+def test_the_manifest_says_what_made_it(tmp_path: Path) -> None:
+    artifact = Store(tmp_path).build("teacher", make, **WORK)
+    manifest = artifact.manifest
+    assert {key: manifest[key] for key in ("stage", *WORK)} == {"stage": "teacher", **WORK}
+    assert manifest["files"] == {
+        "model.json": hashlib.sha256(b"{}").hexdigest(),
+        "sub/weights.bin": hashlib.sha256(b"weights").hexdigest(),
+        TRAINING_LOG: hashlib.sha256(b'{"step": 1, "seconds": 0.3}\n').hexdigest(),
+    }
+    assert manifest["metrics"] == {"dice": 0.5}
+    assert manifest["seconds"] >= 0
+    assert manifest["peak_memory_mb"] > 1
+    assert manifest["libraries"]["torch"]
+    assert manifest["device"]
+    assert "git_commit" in manifest
+    assert manifest["fingerprint"].startswith(artifact.path.name.partition("-")[2])
+    assert sorted(path.name for path in artifact.path.iterdir()) == [MANIFEST, TRAINING_LOG, "model.json", "sub"]
+
+
+def test_the_digest_is_of_the_content_not_of_the_times(tmp_path: Path) -> None:
+    def slower(folder: Path) -> Mapping[str, Any]:
+        metrics = make(folder)
+        (folder / TRAINING_LOG).write_text('{"step": 1, "seconds": 77}\n')
+        return metrics
+
+    def different(folder: Path) -> Mapping[str, Any]:
+        metrics = make(folder)
+        (folder / "sub" / "weights.bin").write_bytes(b"WEIGHTS")
+        return metrics
+
+    digests = [Store(tmp_path / f.__name__).build("teacher", f, **WORK).digest for f in (make, slower, different)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_an_interrupted_attempt_is_no_result_and_goes_on_in_its_folder(tmp_path: Path) -> None:
+    def interrupted(folder: Path) -> Mapping[str, Any]:
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    def resume(folder: Path) -> Mapping[str, Any]:
+        assert (folder / "half").read_text() == "half"
+        return make(folder)
+
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        store.build("teacher", interrupted, **WORK)
+    assert not list(tmp_path.glob(f"*/{MANIFEST}"))
+    assert "half" in store.build("teacher", resume, **WORK).manifest["files"]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_kill_between_manifest_and_rename_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    store = Store(tmp_path)
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.build("teacher", make, **WORK)
+    monkeypatch.undo()
+    store.build("teacher", make, **WORK)
+    store.build("teacher", refuse, **WORK)
+
+
+def test_seconds_of_all_attempts_are_added(tmp_path: Path) -> None:
+    def slow(folder: Path) -> Mapping[str, Any]:
+        time.sleep(0.06)
+        raise KeyboardInterrupt
+
+    store = Store(tmp_path)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            store.build("teacher", slow, **WORK)
+    assert store.build("teacher", make, **WORK).manifest["seconds"] >= 0.12
+
+
+def flip(path: Path) -> None:
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+def cut_manifest(path: Path) -> None:
+    manifest = path.parents[1] / MANIFEST
+    manifest.write_text(manifest.read_text()[:-5])
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink, cut_manifest], ids=["flipped", "missing", "manifest"])
+def test_damage_is_found_moved_aside_and_mended(
+    tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    first = store.build("teacher", make, **WORK)
+    digest = first.digest
+    damage(first.path / "sub" / "weights.bin")
+    mended = store.build("teacher", make, **WORK)
+    assert (mended.path, mended.digest) == (first.path, digest)
+    assert len(list(tmp_path.glob(f"{first.path.name}.damaged-*"))) == 1
+    assert f"{first.path.name} is damaged" in capsys.readouterr().err
+
+
+def test_threads_that_need_the_same_build_it_once(tmp_path: Path) -> None:
+    began = []
+
+    def slow(folder: Path) -> Mapping[str, Any]:
+        began.append(folder)
+        time.sleep(0.2)
+        return make(folder)
+
+    found: list[Artifact] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(Store(tmp_path).build("teacher", slow, **WORK))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(began) == 1
+    assert {artifact.path for artifact in found} == {tmp_path / began[0].name.removesuffix(".partial")}
+
+
+def _build_and_count(folder: Path, count: Path, barrier: Any) -> None:
+    def counted(partial: Path) -> Mapping[str, Any]:
+        with count.open("a") as file:
+            file.write("x")
+        time.sleep(0.1)
+        return make(partial)
+
+    barrier.wait()
+    Store(folder).build("teacher", counted, **WORK)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_processes_that_need_the_same_build_it_once(tmp_path: Path, damaged: bool) -> None:
+    """Also where all find the same damage at once."""
+    if damaged:
+        flip(Store(tmp_path / "store").build("teacher", make, **WORK).path / "model.json")
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(3)
+    arguments = (tmp_path / "store", tmp_path / "count", barrier)
+    processes = [context.Process(target=_build_and_count, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "x"
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from tskd.artifacts import Store\n"
+        "def make(folder):\n"
+        "    (folder / 'half').write_text('half'); print('ready', flush=True); time.sleep(60)\n"
+        f"Store(Path(sys.argv[1])).build('teacher', make, **{WORK!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert (Store(tmp_path).build("teacher", make, **WORK).path / "half").exists()
+
+
+def test_a_store_remembers_what_it_gave(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    artifact = store.build("teacher", make, **WORK)
+    assert store.used == {artifact.path.name: artifact}
+
+
+def test_a_write_that_is_cut_short_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.json"
+    write_atomic(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_canonical_json_is_one_text_a_value() -> None:
+    assert canonical_json({"b": 1, "a": [1.5, None]}) == '{"a":[1.5,null],"b":1}'
+    assert json.loads(canonical_json({"path": Path("x/y")})) == {"path": "x/y"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_peak_memory_is_that_of_the_block() -> None:
+    with measured() as large:
+        block = bytearray(200 * 2**20)
+        block[:: 2**12] = b"x" * len(block[:: 2**12])
+        del block
+    with measured() as small:
+        pass
+    assert large["peak_memory_mb"] - small["peak_memory_mb"] > 100
+    assert small["peak_memory_mb"] <= peak_memory_mb() + 1

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tskd.config import AugmentConfig
+from tskd.engine.batches import ImageBatches, allowed_flips, to_images
+from tskd.types import Batch
+
+PLAIN = AugmentConfig(flip="none", rotate=0, scale=0, shift=0, photometric=0)
+COUNT, SIZE = 7, 16
+
+
+def stored() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
+    return pixels, (pixels[..., 0] > 127).astype(np.uint8)
+
+
+def batches(augment: AugmentConfig = PLAIN, *, masks: bool = True) -> ImageBatches:
+    pixels, labels = stored()
+    names = [f"image{i}" for i in range(COUNT)]
+    return ImageBatches(pixels, labels if masks else None, names, batch_size=4, augment=augment, seed=9)
+
+
+def assert_equal(first: Batch, second: Batch) -> None:
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.views, second.views)
+    assert first.masks is not None
+    assert second.masks is not None
+    assert torch.equal(first.masks, second.masks)
+    assert first.names == second.names
+
+
+def test_a_batch_holds_what_is_stored_under_its_names() -> None:
+    pixels, labels = stored()
+    batch = batches()(5, 0, 1)
+    rows = [int(name.removeprefix("image")) for name in batch.names]
+    assert batch.images.dtype == torch.float32
+    expected = torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(batch.images, expected, rtol=0, atol=1e-5)
+    assert batch.masks is not None
+    assert batch.masks.dtype == torch.int64
+    assert torch.equal(batch.masks, torch.from_numpy(labels[rows]).long())
+
+
+def test_every_image_is_seen_once_before_any_is_seen_twice() -> None:
+    names = [name for step in range(7) for name in batches()(step, 0, 1).names]
+    assert [sorted(names[i : i + COUNT]) for i in (0, 7, 14, 21)] == [[f"image{i}" for i in range(COUNT)]] * 4
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_make_up_the_whole_batch_augmentation_included(parts: int) -> None:
+    source = batches(AugmentConfig(flip="both", rotate=90))
+    whole, cut = source(3, 0, 1), [source(3, part, parts) for part in range(parts)]
+    joined = Batch(
+        torch.cat([part.images for part in cut]),
+        torch.cat([part.views for part in cut]),
+        torch.cat([part.masks for part in cut if part.masks is not None]),
+        names=tuple(name for part in cut for name in part.names),
+    )
+    assert_equal(joined, whole)
+
+
+def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
+    first = batches(AugmentConfig())
+    for step in (4, 0, 2):
+        first(step, 0, 1)
+    torch.manual_seed(1)
+    assert_equal(first(1, 0, 1), batches(AugmentConfig())(1, 0, 1))
+    other = replace(first, seed=10)(1, 0, 1)
+    assert not torch.equal(other.images, first(1, 0, 1).images)
+
+
+def test_the_same_image_is_changed_anew_each_time() -> None:
+    source = replace(batches(AugmentConfig(photometric=0)), batch_size=COUNT)
+    views = [dict(zip(batch.names, batch.images)) for batch in (source(0, 0, 1), source(1, 0, 1))]
+    assert not torch.equal(views[0]["image0"], views[1]["image0"])
+
+
+def test_photometry_is_for_the_view_and_leaves_the_image() -> None:
+    """The teacher is asked about ``images``; the student sees ``views``."""
+    geometric, both = AugmentConfig(photometric=0), AugmentConfig()
+    plain, changed = batches(geometric)(2, 0, 1), batches(both)(2, 0, 1)
+    assert torch.equal(plain.images, plain.views)
+    assert torch.equal(plain.images, changed.images)
+    assert not torch.equal(changed.images, changed.views)
+
+
+def test_without_masks_there_are_none() -> None:
+    assert batches(masks=False)(0, 0, 1).masks is None
+
+
+def test_arrays_on_disk_are_read_by_memory_map(tmp_path: Path) -> None:
+    pixels, _ = stored()
+    np.save(tmp_path / "images.npy", pixels)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    batch = replace(batches(), images=mapped)(0, 0, 1)
+    batch.images.zero_()
+    assert_equal(replace(batches(), images=mapped)(0, 0, 1), batches()(0, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("flip", "classes", "allowed"),
+    [
+        ("auto", ["kidney"], (True, False)),
+        ("auto", ["Left lung", "right lung"], (False, False)),
+        ("none", ["kidney"], (False, False)),
+        ("horizontal", ["left lung"], (True, False)),
+        ("both", ["kidney"], (True, True)),
+    ],
+)
+def test_left_and_right_are_not_mirrored_unless_asked(
+    flip: str, classes: list[str], allowed: tuple[bool, bool]
+) -> None:
+    assert allowed_flips(AugmentConfig.model_validate({"flip": flip}), classes) == allowed
+
+
+def test_images_are_in_zero_to_one() -> None:
+    pixels = np.array([[[[0, 51, 255]]]], dtype=np.uint8)
+    assert to_images(pixels)[0, :, 0, 0].tolist() == pytest.approx([0, 0.2, 1])

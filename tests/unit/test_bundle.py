@@ -1,0 +1,93 @@
+"""A bundle is used only as it was exported, whole, and replaced only by a whole one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tskd.bundle import SUMS, Bundle, open_bundle, publish, write_sums
+from tskd.data.intensity import IntensityWindow
+from tskd.errors import UserError
+
+
+def write_bundle(folder: Path, text: str = "network") -> Path:
+    folder.mkdir(parents=True)
+    description = {"classes": ["cyst", "duct"], "input": {"window": [-160, 240]}}
+    (folder / "model.json").write_text(json.dumps(description))
+    (folder / "model.onnx").write_text(text)
+    (folder / "MODEL_CARD.md").write_text("card")
+    (folder / "manifest.json").write_text("case names and places of this machine")
+    write_sums(folder)
+    return folder
+
+
+@pytest.mark.parametrize("place", [".", "model", "model/model.onnx"])
+def test_found_as_folder_as_run_and_as_file(place: str, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "model")
+    bundle = open_bundle(tmp_path / place)
+    assert bundle == Bundle(folder)
+    assert bundle.classes == ("cyst", "duct")
+    assert bundle.window == IntensityWindow(-160, 240)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.onnx", "MODEL_CARD.md"])
+def test_a_changed_or_missing_file_is_named(name: str, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "model")
+    (folder / name).write_text("changed")
+    with pytest.raises(UserError, match=rf"{name} is damaged or was changed"):
+        open_bundle(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=rf"{name} is missing"):
+        open_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "lines", ["", "no list at all\n", f"{'0' * 64}  ../outside\n", f"{'0' * 64}  model.json\n"], ids=str
+)
+def test_a_list_that_proves_nothing_is_refused(lines: str, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "model")
+    (folder / SUMS).write_text(lines)
+    with pytest.raises(UserError, match="is damaged: it must list"):
+        open_bundle(folder)
+
+
+def test_a_network_that_was_added_later_is_refused(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "model")
+    (folder / "other.onnx").write_text("foreign")
+    with pytest.raises(UserError, match="not part of the bundle"):
+        open_bundle(folder / "other.onnx")
+
+
+def test_no_bundle_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no bundle in it"):
+        open_bundle(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        open_bundle(tmp_path / "nowhere")
+
+
+def test_sums_are_those_of_sha256sum(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "model")
+    subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder, check=True, capture_output=True)
+
+
+def test_publish_ships_the_listed_files_alone(tmp_path: Path) -> None:
+    place = tmp_path / "out" / "model"
+    publish(write_bundle(tmp_path / "export"), place)
+    assert sorted(file.name for file in place.iterdir()) == ["MODEL_CARD.md", SUMS, "model.json", "model.onnx"]
+    assert list(place.parent.iterdir()) == [place]
+
+
+def test_publish_keeps_the_old_bundle_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    publish(write_bundle(tmp_path / "first", "first"), place)
+    damaged = write_bundle(tmp_path / "second", "second")
+    (damaged / "model.onnx").write_text("torn")
+    with pytest.raises(UserError, match=r"model\.onnx is damaged"):
+        publish(damaged, place)
+    assert (open_bundle(place).folder / "model.onnx").read_text() == "first"
+    publish(write_bundle(tmp_path / "third", "third"), place)
+    assert (open_bundle(place).folder / "model.onnx").read_text() == "third"
+    assert not list(tmp_path.glob(".model.old*"))

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from tskd import console
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(console.time, "monotonic", clock.monotonic)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7800, "2 h 10 min"),
+    ],
+)
+def test_durations_as_a_person_says_them(seconds: float, said: str) -> None:
+    assert console.duration(seconds) == said
+
+
+def test_plain_progress_says_the_time_left_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """40 of 100 steps done before the resume; 15 steps in 30 s make 2 s each."""
+    with console.progress("distill", 100, start=40) as advance:
+        for done in range(41, 101):
+            clock.now += 2
+            advance(done, f"loss {done}")
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert captured.out == ""
+    assert lines[2] == "distill: 55/100, 1 min 30 s left, loss 55"
+    assert lines[-1] == "distill: 100/100, 0 s left, loss 100"
+    assert len(lines) == 12
+
+
+def test_a_short_job_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("quick", 3) as advance:
+        for done in range(1, 4):
+            clock.now += 0.5
+            advance(done)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.progress("distill", 10, start=4) as advance:
+        advance(10, "loss 0.5")
+    assert "10/10" in screen.getvalue()
+    assert "loss 0.5" in screen.getvalue()
+
+
+def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("hello")
+    console.warn("careful")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "hello\nwarning: careful\n")
+
+
+def test_counting_shows_a_job_whose_total_comes_late(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.counting("images") as count:
+        for done in range(1, 5):
+            clock.now += 4
+            count(done, 4)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("images: 4/4")

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tskd.errors import UserError
+from tskd.models.decoders import DECODERS, DetailDecoder, PlainDecoder, build_decoder
+
+DIMS = (8, 16, 24)
+
+
+def pyramid(image: int = 32, dims: tuple[int, ...] = DIMS) -> list[Tensor]:
+    """Features of an encoder of several scales, strides 4, 8, 16."""
+    return [torch.randn(2, dim, image // 4 // 2**level, image // 4 // 2**level) for level, dim in enumerate(dims)]
+
+
+def one_scale(image: int = 32) -> list[Tensor]:
+    """Features of a plain transformer with patches of 16."""
+    return [torch.randn(2, dim, image // 16, image // 16) for dim in DIMS]
+
+
+@pytest.mark.parametrize(("name", "stride"), [("plain", 4), ("detail", 2), ("pyramid", 4)])
+def test_the_stride_of_the_logits(name: str, stride: int) -> None:
+    """plain: 4 times the deepest grid; detail: half the image; pyramid: the finest features."""
+    features = pyramid(64) if name == "pyramid" else one_scale(64)
+    logits = build_decoder(name, DIMS, classes=5)(torch.rand(2, 3, 64, 64), features)
+    assert logits.shape == (2, 5, 64 // stride, 64 // stride) if name != "plain" else (2, 5, 16, 16)
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+@pytest.mark.parametrize("features", [pyramid(), one_scale()], ids=["pyramid", "one scale"])
+def test_every_decoder_takes_every_kind_of_encoder(name: str, features: list[Tensor]) -> None:
+    logits = build_decoder(name, DIMS, classes=2)(torch.rand(2, 3, 32, 32), features)
+    assert logits.shape[:2] == (2, 2)
+    assert logits.isfinite().all()
+
+
+def test_plain_looks_at_the_embedding_alone() -> None:
+    decoder = PlainDecoder(DIMS, classes=1)
+    features = one_scale()
+    others = [torch.zeros_like(plane) for plane in features[:-1]]
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(decoder(images, features), decoder(0 * images, [*others, features[-1]]))
+
+
+def test_detail_sees_a_line_one_pixel_wide() -> None:
+    """The encoder's grid of 2 x 2 cannot show it; the stem's answer differs exactly along the line."""
+    torch.manual_seed(0)
+    decoder = DetailDecoder(DIMS, classes=1).eval()
+    features = [0 * plane for plane in one_scale(64)]
+    images = torch.zeros(2, 3, 64, 64)
+    images[1, :, :, 40] = 1
+    with torch.no_grad():
+        logits = decoder(images, features)
+    difference = (logits[1] - logits[0]).abs().mean(dim=(0, 1))
+    assert int(difference.argmax()) in (19, 20, 21)
+    assert difference[18:23].mean() > 3 * difference[:8].mean()
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_detail_and_pyramid_use_every_level(level: int) -> None:
+    for name in ("detail", "pyramid"):
+        features = [plane.requires_grad_() for plane in pyramid()]
+        build_decoder(name, DIMS, classes=1)(torch.rand(2, 3, 32, 32), features).square().mean().backward()
+        gradient = features[level].grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+
+
+def test_an_unknown_name_is_refused_with_the_choices() -> None:
+    with pytest.raises(UserError, match=r"decoder 'unet' is not known. Choose one of: detail, plain, pyramid"):
+        build_decoder("unet", DIMS, classes=1)

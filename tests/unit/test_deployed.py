@@ -1,0 +1,56 @@
+"""The shipped graph answers what the network answers, at any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tskd.bundle import ask, open_session
+from tskd.models.deployed import Deployed, write_onnx
+from tskd.models.timm_segmenter import TimmSegmenter
+from tskd.stages.export import network_answer, write_int8
+
+SIZES = [(32, 32), (33, 47), (96, 20), (1, 5)]
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def student() -> TimmSegmenter:
+    torch.manual_seed(0)
+    return TimmSegmenter("vit_tiny_patch16_224", "detail", classes=2, image_size=32).eval()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_deployed_is_the_segmenter_with_softmax(student: TimmSegmenter, size: tuple[int, int]) -> None:
+    image = picture(*size)
+    expected = network_answer(student, image)
+    with torch.inference_mode():
+        classes, probabilities = Deployed(student)(torch.from_numpy(image))
+    assert classes.dtype == torch.uint8
+    assert (classes.numpy() == expected.classes).mean() > 0.999
+    np.testing.assert_allclose(probabilities.numpy(), expected.probabilities, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_onnx_file_answers_at_every_size_and_int8_follows(
+    student: TimmSegmenter, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_onnx(student, tmp_path / "model.onnx")
+    write_int8(tmp_path / "model.onnx", tmp_path / "model.int8.onnx")
+    assert capfd.readouterr() == ("", ""), "the exporter's chatter reached the user"
+    session, int8 = open_session(tmp_path / "model.onnx", 1), open_session(tmp_path / "model.int8.onnx", 1)
+    for size in SIZES:
+        image = picture(*size)
+        expected, answer = network_answer(student, image), ask(session, image)
+        assert (answer.classes.dtype, answer.classes.shape) == (np.uint8, size)
+        assert (answer.probabilities.dtype, answer.probabilities.shape) == (np.float32, (3, *size))
+        np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=1e-5)
+        np.testing.assert_allclose(ask(int8, image).probabilities, expected.probabilities, atol=0.05)
+    assert not (tmp_path / "model.onnx.data").exists()
+    assert (tmp_path / "model.int8.onnx").stat().st_size < 0.5 * (tmp_path / "model.onnx").stat().st_size

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tskd.engine.schedules import learning_rate_factor, parameter_groups
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.floats(0, 1))
+def test_the_rate_rises_to_one_and_falls_without_reaching_zero(steps: int, warmup: float) -> None:
+    factors = [learning_rate_factor(step, steps, warmup) for step in range(steps)]
+    top = factors.index(max(factors))
+    assert factors[top] == pytest.approx(1)
+    assert all(a < b for a, b in pairwise(factors[: top + 1]))
+    assert all(a >= b for a, b in pairwise(factors[top:]))
+    assert min(factors) > 0, "a step at rate 0 is wasted"
+
+
+class Student(nn.Module):
+    """Names as in a student: a transformer of two blocks and a decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Module()
+        self.encoder.model = nn.Module()
+        self.encoder.model.pos_embed = nn.Parameter(torch.zeros(1, 4, 3))
+        self.encoder.model.cls_token = nn.Parameter(torch.zeros(1, 1, 3))
+        self.encoder.model.patch_embed = nn.Conv2d(3, 3, 1)
+        self.encoder.model.blocks = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+        self.decoder = nn.Module()
+        self.decoder.blocks = nn.ModuleList([nn.Linear(3, 3)])
+
+
+def rates_and_decays(module: nn.Module, layer_decay: float) -> dict[str, tuple[float, float]]:
+    groups = parameter_groups(module, lr=1.0, weight_decay=0.1, layer_decay=layer_decay)
+    names = {id(p): name for name, p in module.named_parameters()}
+    assert all(group["lr"] == group["base_lr"] for group in groups)
+    return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+
+
+def test_early_blocks_learn_slower_and_vectors_are_not_decayed() -> None:
+    assert rates_and_decays(Student(), layer_decay=0.5) == {
+        "encoder.model.pos_embed": (0.25, 0.0),
+        "encoder.model.cls_token": (0.25, 0.0),
+        "encoder.model.patch_embed.weight": (0.25, 0.1),
+        "encoder.model.patch_embed.bias": (0.25, 0.0),
+        "encoder.model.blocks.0.weight": (0.5, 0.1),
+        "encoder.model.blocks.0.bias": (0.5, 0.0),
+        "encoder.model.blocks.1.weight": (1.0, 0.1),
+        "encoder.model.blocks.1.bias": (1.0, 0.0),
+        "decoder.blocks.0.weight": (1.0, 0.1),
+        "decoder.blocks.0.bias": (1.0, 0.0),
+    }
+
+
+def test_without_layer_decay_all_learn_alike() -> None:
+    assert {rate for rate, _ in rates_and_decays(Student(), layer_decay=1.0).values()} == {1.0}
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    module = Student()
+    module.encoder.requires_grad_(False)
+    assert set(rates_and_decays(module, layer_decay=0.5)) == {"decoder.blocks.0.weight", "decoder.blocks.0.bias"}

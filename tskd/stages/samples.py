@@ -1,0 +1,116 @@
+"""Samples: draw images from the trained diffusion model; image k is the same however many are drawn, where and when."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from tskd.artifacts import CHECKPOINTS, write_atomic
+from tskd.config import DiffusionConfig
+from tskd.console import progress
+from tskd.data.transfer_set import write_images
+from tskd.engine import Runtime
+from tskd.errors import Paused
+from tskd.models.diffusion import SamplingPlan, images_at_once, sample, to_uint8
+from tskd.models.swin_unet import SwinUNet
+from tskd.models.timm_segmenter import resize_images
+from tskd.seeding import derive, numpy_generator
+from tskd.stages.diffusion import load_denoiser, plan_of
+
+VERSION = 1
+FILE = "samples.npy"
+
+
+class Sampler(Protocol):
+    """Draws images by number."""
+
+    image_size: int
+    at_once: int
+    """How many it draws best in one call."""
+
+    def __call__(self, numbers: Sequence[int]) -> np.ndarray:
+        """Return (n, S, S, 3) uint8; image k depends on its number ``numbers[k]`` alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class DiffusionSampler:
+    """Images of a trained denoiser, resized to the side that the students see."""
+
+    model: SwinUNet
+    plan: SamplingPlan
+    class_shares: Sequence[float]
+    """Share of each class in the training images, which the samples repeat; empty: unconditional."""
+    image_size: int
+    seed: int
+    device: torch.device
+
+    @property
+    def at_once(self) -> int:
+        return images_at_once(self.plan.image_size)
+
+    def __call__(self, numbers: Sequence[int]) -> np.ndarray:
+        seeds = [derive(self.seed, "synthetic", number) for number in numbers]
+        labels = [self._label(number) for number in numbers] if self.class_shares else None
+        drawn = sample(self.model, plan=self.plan, seeds=seeds, labels=labels, device=self.device)
+        # one by one: a resize of many may round otherwise than a resize of few
+        return to_uint8(torch.cat([resize_images(one, self.image_size) for one in drawn.split(1)]))
+
+    def _label(self, number: int) -> int:
+        return int(numpy_generator(self.seed, "class", number).choice(len(self.class_shares), p=self.class_shares))
+
+
+def open_sampler(
+    denoiser: Path, config: DiffusionConfig, *, image_size: int, seed: int, runtime: Runtime, bf16: bool = False
+) -> DiffusionSampler:
+    """Return the sampler of a ``diffusion`` artifact, by the solver, steps and guidance of the settings."""
+    model, description = load_denoiser(denoiser)
+    changes = {"solver": config.sampler, "steps": config.sampling_steps, "guidance": config.guidance, "bf16": bf16}
+    counts = np.array(list(description["classes"].values()), dtype=np.float64)
+    device = runtime.fabric.device
+    shares = (counts / counts.sum()).tolist() if counts.size else []
+    return DiffusionSampler(model.to(device), plan_of(description, **changes), shares, image_size, seed, device)
+
+
+def draw_samples(count: int, sampler: Sampler, folder: Path, *, runtime: Runtime) -> dict[str, Any]:
+    """Write images 0 to ``count`` - 1 as one array; finished chunks are kept, and processes share the chunks out.
+
+    Raises Paused when the time limit is reached; the same work then goes on at the first chunk that is missing.
+    """
+    paths = [folder / CHECKPOINTS / f"samples-{start:06d}.npy" for start in range(0, count, sampler.at_once)]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    fabric = runtime.fabric
+    with progress("samples", len(paths)) as advance:
+        for chunk in range(fabric.global_rank, len(paths), fabric.world_size):
+            if not paths[chunk].exists() and not runtime.out_of_time:
+                start = chunk * sampler.at_once
+                _write_chunk(sampler(range(start, min(start + sampler.at_once, count))), paths[chunk])
+            advance(chunk + 1)
+    fabric.barrier()
+    if missing := [path for path in paths if not path.exists()]:
+        raise Paused(f"samples paused with {len(paths) - len(missing)} of {len(paths)} chunks drawn")
+    if fabric.is_global_zero:
+        write_images(folder / FILE, _read_chunks(paths), count=count, size=sampler.image_size)
+    fabric.barrier()
+    return {"images": count, "image_size": sampler.image_size}
+
+
+def read_samples(folder: Path) -> np.ndarray:
+    """Return the images of a ``samples`` artifact, (N, S, S, 3) uint8, read by memory map."""
+    return np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
+
+
+def _write_chunk(images: np.ndarray, path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, images, allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
+
+
+def _read_chunks(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    return (image for path in paths for image in np.load(path, allow_pickle=False))
