@@ -55,47 +55,86 @@ class Artifact:
         return dict(self.manifest["metrics"])
 
 
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among those that train together."""
+
+    rank: int = 0
+    barrier: Callable[[], object] = lambda: None
+    """Returns when all processes have called it."""
+
+
 class Store:
     """The artifacts of one output folder; equal work is found instead of done again."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, processes: Processes | None = None) -> None:
         self.root = root
+        self.processes = processes or Processes()
         self.used: dict[str, Artifact] = {}
         """Every artifact that was asked for, by folder name."""
 
     def build(
-        self, stage: str, make: Make, *, config: Mapping[str, Any], inputs: Mapping[str, str], seed: int, version: int
+        self,
+        stage: str,
+        make: Make,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        seed: int,
+        version: int,
+        together: bool = False,
     ) -> Artifact:
         """Return the artifact of a stage, computed now if it is not there yet.
 
         ``inputs`` maps names to content digests. ``make`` works in ``<name>.partial``, which an interrupted run leaves
-        behind and the next one finds again. Two processes that need the same artifact build it once.
+        behind and the next one finds again. Two runs that need the same artifact build it once. Of several processes
+        of one run the first computes and the others wait; with ``together`` all call ``make`` on the same folder, and
+        those that are not the first must not write results.
         """
         identity = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "seed": seed, "version": version}
         fingerprint = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
         path = self.root / f"{stage}-{fingerprint[:12]}"
-        self.used[path.name] = artifact = self._find_or_make(path, make, identity | {"fingerprint": fingerprint})
+        if self.processes.rank == 0:
+            self._find_or_make(path, make, identity | {"fingerprint": fingerprint})
+        else:
+            self._accompany(path, make if together else None)
+        self.used[path.name] = artifact = Artifact(path)
         return artifact
 
-    def _find_or_make(self, path: Path, make: Make, identity: dict[str, Any]) -> Artifact:
+    def _find_or_make(self, path: Path, make: Make, identity: dict[str, Any]) -> None:
         locks = self.root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / path.name):  # finding too: two processes must not both move a damaged one aside
-            if (found := self._find(path)) is not None:
-                return found
-            return _make(path, make, identity)
+        with FileLock(locks / path.name):  # finding too: two runs must not both move a damaged one aside
+            found = self._find(path)
+            self.processes.barrier()
+            if not found:
+                _make(path, make, identity)
+        self.processes.barrier()
 
-    def _find(self, path: Path) -> Artifact | None:
+    def _accompany(self, path: Path, make: Make | None) -> None:
+        """Do what a process does that is not the first: wait until it has looked, help, wait until it is done."""
+        self.processes.barrier()
+        if make is not None and not path.exists():
+            make(partial_path(path))
+        self.processes.barrier()
+
+    def _find(self, path: Path) -> bool:
         if not (path / MANIFEST).is_file():
-            return None
-        artifact = Artifact(path)
-        damaged = next(find_damage(artifact), None)
+            partial_path(path).mkdir(parents=True, exist_ok=True)
+            return False
+        damaged = next(find_damage(Artifact(path)), None)
         if damaged is None:
-            return artifact
+            return True
         aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
         path.rename(aside)
         warn(f"{path.name} is damaged ({damaged}); it was moved to {aside.name} and is computed again")
-        return None
+        partial_path(path).mkdir(exist_ok=True)
+        return False
+
+
+def partial_path(path: Path) -> Path:
+    """Return where an artifact is made before it gets its name."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def find_damage(artifact: Artifact) -> Iterator[str]:
@@ -184,9 +223,8 @@ def _reset_peak_memory() -> None:
         return
 
 
-def _make(path: Path, make: Make, identity: dict[str, Any]) -> Artifact:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.mkdir(exist_ok=True)
+def _make(path: Path, make: Make, identity: dict[str, Any]) -> None:
+    partial = partial_path(path)
     (partial / MANIFEST).unlink(missing_ok=True)  # of an attempt that was killed just before the rename
     with _clock(partial), measured() as usage:
         metrics = dict(make(partial))
@@ -203,7 +241,6 @@ def _make(path: Path, make: Make, identity: dict[str, Any]) -> Artifact:
     manifest = identity | {"digest": digest, "files": files, "metrics": metrics}
     write_json(partial / MANIFEST, manifest | usage | {"seconds": seconds} | environment())
     partial.rename(path)
-    return Artifact(path)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +20,9 @@ class Advance(Protocol):
 
 
 def say(message: str) -> None:
-    """Print one line for the person who started the command."""
-    print(message, file=sys.stderr, flush=True)
+    """Print one line for the person who started the command; of several processes only the first speaks."""
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(message, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

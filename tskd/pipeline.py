@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tskd.artifacts import Artifact, Store, canonical_json, measured, write_json
+from tskd.artifacts import Artifact, Processes, Store, canonical_json, write_json
 from tskd.config import PHANTOMS, Recipe, TrainConfig
 from tskd.console import say
 from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
@@ -42,7 +43,8 @@ class Run:
 
     def __post_init__(self) -> None:
         check_names(self.recipe)
-        self.store = Store(self.out / "artifacts")
+        fabric = self.runtime.fabric
+        self.store = Store(self.out / "artifacts", Processes(fabric.global_rank, fabric.barrier))
 
     # --- data ---
 
@@ -173,6 +175,7 @@ class Run:
             inputs=self._distillation_inputs,
             seed=self.recipe.seed,
             version=cache.VERSION,
+            together=True,
         )
 
     def _build_cache(self, folder: Path) -> Mapping[str, Any]:
@@ -294,7 +297,7 @@ class Run:
         self, stage: str, make: Callable[[Path], Mapping[str, Any]], *, config: TrainConfig, **rest: Any
     ) -> Artifact:
         settings = {**config.model_dump(), "precision": self.recipe.engine.precision}
-        return self.store.build(stage, make, config=settings, seed=self.recipe.seed, **rest)
+        return self.store.build(stage, make, config=settings, seed=self.recipe.seed, together=True, **rest)
 
     def _build(
         self, stage: str, make: Callable[[Path], Mapping[str, Any]], *, config: BaseModel, **rest: Any
@@ -324,9 +327,9 @@ def check_names(recipe: Recipe) -> None:
 
 def execute(run: Run) -> dict[str, Any]:
     """Run the recipe's method to the end and return what ``run.json`` holds."""
-    with measured() as usage:
-        models = run.models
-        scores = {name: run.evaluation(model, name) for name, model in models.items()}
+    began = time.monotonic()
+    models = run.models
+    scores = {name: run.evaluation(model, name) for name, model in models.items()}
     metrics = {name: artifact.metrics for name, artifact in scores.items()}
     if "teacher" in scores:
         paths = scores["teacher"].path, scores["student"].path
@@ -337,14 +340,16 @@ def execute(run: Run) -> dict[str, Any]:
         "seed": run.recipe.seed,
         "method": run.recipe.method,
         "teacher": run.teacher.manifest["metrics"]["teacher"] if "teacher" in models else None,
-        **usage,
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_memory_mb": max(artifact.manifest["peak_memory_mb"] for artifact in run.store.used.values()),
         "metrics": metrics,
         "artifacts": {name: artifact.path.name for name, artifact in models.items()},
         "evaluations": {name: artifact.path.name for name, artifact in scores.items()},
         "stages": _costs(run),
         "recipe": run.recipe.model_dump(mode="json"),
     }
-    write_json(run.out / RUN_FILE, summary)
+    if run.runtime.fabric.is_global_zero:
+        write_json(run.out / RUN_FILE, summary)
     return summary
 
 

@@ -59,7 +59,7 @@ class Batch(NamedTuple):
     views: Tensor
     """The same images after photometric augmentation: what the network in training sees."""
     masks: Tensor | None = None
-    """(B, H, W) int64 class index, 0 background, ``UNLABELLED`` outside the image."""
+    """(B, H, W) int64 class index; 0 background, also where augmentation shows what lies outside of the image."""
     targets: SegmentationOutput | None = None
     """The teacher's answer for ``images`` where it was cached."""
     names: tuple[str, ...] = ()

