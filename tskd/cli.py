@@ -28,8 +28,12 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interru
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: section.key=value. May be repeated.")]
 Data = Annotated[str | None, typer.Option("--data", help="Data folder, or 'phantoms' (the default).")]
 RecipeFile = Annotated[Path | None, typer.Argument(help="YAML file of settings; without it the defaults hold.")]
-Minutes = Annotated[float | None, typer.Option("--minutes", min=0, help="Pause after so long; the same command goes on.")]
-Download = Annotated[bool, typer.Option("--download", help="Allow fetching SAM's weights; nothing is fetched otherwise.")]
+Minutes = Annotated[
+    float | None, typer.Option("--minutes", min=0, help="Pause after so long; the same command goes on.")
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Allow fetching SAM's weights; nothing is fetched otherwise.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -63,7 +67,9 @@ def run(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="prepare, teacher, transfer, distill, finetune, control, evaluate, export")],
+    name: Annotated[
+        str, typer.Argument(help="prepare, teacher, transfer, distill, finetune, control, evaluate, export")
+    ],
     recipe: RecipeFile = None,
     data: Data = None,
     out: Out = Path("out"),

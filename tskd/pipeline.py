@@ -26,7 +26,7 @@ from tskd.models.decoders import DECODERS
 from tskd.models.flops import training_flops
 from tskd.models.registry import build_model, load_model
 from tskd.seeding import derive
-from tskd.stages import cache, distill, evaluate, finetune, prepare, teacher, transfer
+from tskd.stages import cache, diffusion, distill, evaluate, finetune, prepare, teacher, transfer
 
 RUN_FILE = "run.json"
 
@@ -119,14 +119,31 @@ class Run:
         )
 
     @cached_property
-    def transfer(self) -> Artifact:
-        config = self.recipe.transfer
-        return self._build(
-            "transfer",
-            lambda folder: transfer.build_transfer(config, self.prepared, folder),
+    def diffusion(self) -> Artifact:
+        config = self.recipe.diffusion
+        return self._train(
+            "diffusion",
+            lambda folder: diffusion.train_diffusion(
+                config, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
+            ),
             config=config,
             inputs={"data": self.prepared_artifact.digest},
+            version=diffusion.VERSION,
+        )
+
+    @cached_property
+    def transfer(self) -> Artifact:
+        config = self.recipe.transfer
+        inputs = {"data": self.prepared_artifact.digest}
+        return self._build(
+            "transfer",
+            lambda folder: transfer.build_transfer(
+                config, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
+            ),
+            config=config,
+            inputs=inputs,
             version=transfer.VERSION,
+            together=True,
         )
 
     @property
@@ -223,7 +240,7 @@ class Run:
         return self._train(
             "finetune",
             lambda folder: finetune.finetune(
-                config, self.student_description, start and start.path, self.prepared, folder,
+                config, self.student_description, start.path if start else None, self.prepared, folder,
                 seed=self.recipe.seed, runtime=self.runtime,
             ),
             config=config,
@@ -314,13 +331,14 @@ METHODS: dict[str, Callable[[Run], Artifact | None]] = {
 
 def check_names(recipe: Recipe) -> None:
     """Raise UserError for a name in the recipe that nothing answers to, before any work is done."""
-    for key, name, known in (
+    choices: tuple[tuple[str, str, Mapping[str, object]], ...] = (
         ("method", recipe.method, METHODS),
         *(("rivals", rival, METHODS) for rival in recipe.rivals),
         ("student.decoder", recipe.student.decoder, DECODERS),
         ("distill.encoder_loss", recipe.distill.encoder_loss, ENCODER_LOSSES),
         ("distill.decoder_loss", recipe.distill.decoder_loss, DECODER_LOSSES),
-    ):
+    )
+    for key, name, known in choices:
         if name not in known:
             raise UserError(f"{key}: {name!r} is not known. Choose one of: {', '.join(sorted(known))}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,16 @@ from tskd.engine.order import batch_order, part_of
 from tskd.seeding import torch_generator
 from tskd.types import Batch
 
+
+class ImageArray(Protocol):
+    """Images (N, S, S, 3) uint8 that are read by index: an array, a memory map, or several of them as one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, indices: Any, /) -> np.ndarray: ...
+
+
 Batches = Callable[[int, int, int], Batch]
 """(step, part, parts) -> that part of the step's batch."""
 
@@ -31,8 +42,7 @@ Batches = Callable[[int, int, int], Batch]
 class ImageBatches:
     """Batches of stored images, with masks or without, augmented as the settings say."""
 
-    images: np.ndarray
-    """(N, S, S, 3) uint8, may be memory-mapped."""
+    images: ImageArray
     masks: np.ndarray | None
     """(N, S, S) uint8 class index."""
     names: Sequence[str]

@@ -32,6 +32,7 @@ from tskd.data.augment import (
     move_images,
     transform_dihedral,
 )
+from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
 from tskd.engine.batches import geometry_range, to_images
 from tskd.engine.order import batch_order, part_of
@@ -39,7 +40,6 @@ from tskd.errors import RunFailed
 from tskd.losses.distance import match_grid
 from tskd.models.projections import matching_level
 from tskd.seeding import numpy_generator, torch_generator
-from tskd.data.transfer_set import TransferSet
 from tskd.types import Batch, SegmentationOutput
 
 VERSION = 1
@@ -217,7 +217,9 @@ def _write_shard(
             maps = view_maps(images[rows], np.full(len(images[rows]), view), augment, layout.seed)
             with torch.no_grad(), runtime.fabric.autocast():
                 answer = teacher(move_images(pixels, maps).to(runtime.fabric.device))
-            features[rows, view] = match_grid(answer.features[layout.level], torch.Size(layout.features[1:])).cpu().half()
+            features[rows, view] = (
+                match_grid(answer.features[layout.level], torch.Size(layout.features[1:])).cpu().half()
+            )
             logits[rows, view] = answer.logits.cpu().half()
     partial = folder / f".shard-{shard:05d}"
     save_file({"features": features, "logits": logits}, partial)

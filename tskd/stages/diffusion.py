@@ -113,7 +113,9 @@ def describe(config: DiffusionConfig, prepared: Prepared, classes: Mapping[str, 
 
 def build_denoiser(description: Mapping[str, Any], *, checkpointing: bool = False) -> SwinUNet:
     """Return the network of a description with random weights, drawn from torch's global generator."""
-    size: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in description["size"].items()}
+    size: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in description["size"].items()
+    }
     try:
         model = SwinUNet(
             SwinUNetSize(**size),

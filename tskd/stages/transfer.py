@@ -53,7 +53,9 @@ def build_transfer(
         if config.synthetic:
             assert synthetic is not None
             kept, judged = judge_samples(synthetic, prepared, folder, quantile=config.copy_quantile, seed=seed)
-            records += _store(folder, "synthetic", kept.tolist(), (synthetic.images[number] for number in kept), prepared)
+            records += _store(
+                folder, "synthetic", kept.tolist(), (synthetic.images[number] for number in kept), prepared
+            )
         if config.augmented:
             numbers = range(config.augmented)
             records += _store(folder, "augmented", numbers, augmented_images(numbers, prepared, seed=seed), prepared)
