@@ -76,6 +76,7 @@ def stage(
     set_: Set = None,
     minutes: Minutes = None,
     download: Download = False,
+    count: Annotated[int | None, typer.Option(min=0, help="Short for --set transfer.synthetic=COUNT.")] = None,
 ) -> None:
     """Run one stage and what it needs; print its folder.
 
@@ -83,6 +84,8 @@ def stage(
     """
     from tskd.pipeline import run_stage
 
+    if count is not None:
+        set_ = [*(set_ or []), f"transfer.synthetic={count}"]
     artifact = run_stage(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), name)
     print(artifact.path if artifact else f"{name}: this recipe does without it")
 
@@ -109,6 +112,58 @@ def check(
     else:
         report.render(Console())
     raise SystemExit(0 if report.usable else 2)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Output folder of a finished run, or the bundle in it.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Add an int8 network if it is faster and as good.")] = False,
+) -> None:
+    """Write the bundle of a finished run again, checked against the network on real cases; print its folder.
+
+    Example: tskd export out/first --int8
+    """
+    from tskd.stages.export import export_again
+
+    print(export_again(model, int8=int8))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Bundle (OUT/model of a run), or the run's output folder.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Images, DICOM or NIfTI files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also keep the probabilities.")] = False,
+    overlays: Annotated[bool, typer.Option("--overlays", help="Also draw the masks on the images.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    json_: Json = False,
+) -> None:
+    """Segment images, DICOM series and NIfTI volumes on the CPU, offline.
+
+    Example: tskd predict out/first/model scans/ --out masks --overlays
+    """
+    from tskd.bundle import open_bundle
+    from tskd.predict import PredictOptions, predict_paths
+
+    options = PredictOptions(probabilities, overlays, overwrite, threads)
+    outcome = predict_paths(open_bundle(model), inputs, out, options=options)
+    if json_:
+        print(json.dumps(outcome.as_dict()))
+    outcome.require_complete()
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine: libraries, memory, GPU, teachers' weights, DICOM codecs; exit 1 where something is broken.
+
+    Example: tskd doctor
+    """
+    from tskd.doctor import as_text, examine, is_broken
+
+    checks = examine()
+    print(as_text(checks))
+    raise SystemExit(1 if is_broken(checks) else 0)
 
 
 def _execute(run: Run, *, json_: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tskd.artifacts import Artifact, Processes, Store, canonical_json, write_json
+from tskd.bundle import publish
 from tskd.config import PHANTOMS, Recipe, TrainConfig
 from tskd.console import say
 from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
@@ -26,9 +27,11 @@ from tskd.models.decoders import DECODERS
 from tskd.models.flops import training_flops
 from tskd.models.registry import build_model, load_model
 from tskd.seeding import derive
-from tskd.stages import cache, diffusion, distill, evaluate, finetune, prepare, teacher, transfer
+from tskd.stages import cache, diffusion, distill, evaluate, finetune, prepare, samples, teacher, transfer
+from tskd.stages.export import build_export
+from tskd.stages.transfer_quality import Synthetic, embedding_features, imagenet_features
 
-RUN_FILE = "run.json"
+RUN_FILE, BUNDLE = "run.json", "model"
 
 
 @dataclass
@@ -127,24 +130,70 @@ class Run:
                 config, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
             ),
             config=config,
+            without=diffusion.SAMPLING_SETTINGS,
             inputs={"data": self.prepared_artifact.digest},
             version=diffusion.VERSION,
+        )
+
+    @cached_property
+    def samples(self) -> Artifact:
+        """The images sampled from the diffusion model, before the gate."""
+        count, config = self.recipe.transfer.synthetic, self.recipe.diffusion
+        evaluate.refuse_seen_cases(
+            diffusion.read_seen_cases(self.diffusion.path), self.prepared, what="the diffusion model"
+        )
+
+        def make(folder: Path) -> Mapping[str, Any]:
+            sampler = samples.open_sampler(
+                self.diffusion.path,
+                config,
+                image_size=self.prepared.image_size,
+                seed=self.recipe.seed,
+                runtime=self.runtime,
+                bf16=self.recipe.engine.precision == "bf16-mixed",
+            )
+            return samples.draw_samples(count, sampler, folder, runtime=self.runtime)
+
+        settings = config.model_dump(include=set(diffusion.SAMPLING_SETTINGS))
+        return self.store.build(
+            "samples",
+            make,
+            config={**settings, "count": count, "image_size": self.prepared.image_size},
+            inputs={"diffusion": self.diffusion.digest},
+            seed=self.recipe.seed,
+            version=samples.VERSION,
+            together=True,
         )
 
     @cached_property
     def transfer(self) -> Artifact:
         config = self.recipe.transfer
         inputs = {"data": self.prepared_artifact.digest}
+        if config.synthetic:  # the teacher's features are a part of the judgement on them
+            inputs |= {"samples": self.samples.digest, "teacher": self.teacher.digest}
         return self._build(
             "transfer",
             lambda folder: transfer.build_transfer(
-                config, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
+                config,
+                self.prepared,
+                folder,
+                seed=self.recipe.seed,
+                runtime=self.runtime,
+                synthetic=self._synthetic() if config.synthetic else None,
             ),
             config=config,
             inputs=inputs,
             version=transfer.VERSION,
             together=True,
         )
+
+    def _synthetic(self) -> Synthetic:
+        device = self.runtime.fabric.device
+        features = {
+            "teacher": embedding_features(load_model(self.teacher.path), device),
+            "imagenet": imagenet_features(self.prepared.image_size, device),
+        }
+        return Synthetic(samples.read_samples(self.samples.path), features)
 
     @property
     def transfer_set(self) -> TransferSet:
@@ -308,12 +357,29 @@ class Run:
             models["control"] = self.control
         return models
 
+    @cached_property
+    def scores(self) -> dict[str, Artifact]:
+        """The evaluation of every model, by its name in run.json."""
+        return {name: self.evaluation(model, name) for name, model in self.models.items()}
+
+    @cached_property
+    def exported(self) -> Artifact:
+        """The bundle to ship, proved against the network on real cases."""
+        metrics = {name: artifact.metrics for name, artifact in self.scores.items()}
+        return build_export(self.store, self.recipe.export, self.student, self.prepared_artifact, metrics)
+
     # --- artifacts ---
 
     def _train(
-        self, stage: str, make: Callable[[Path], Mapping[str, Any]], *, config: TrainConfig, **rest: Any
+        self,
+        stage: str,
+        make: Callable[[Path], Mapping[str, Any]],
+        *,
+        config: TrainConfig,
+        without: frozenset[str] = frozenset(),
+        **rest: Any,
     ) -> Artifact:
-        settings = {**config.model_dump(), "precision": self.recipe.engine.precision}
+        settings = {**config.model_dump(exclude=set(without)), "precision": self.recipe.engine.precision}
         return self.store.build(stage, make, config=settings, seed=self.recipe.seed, together=True, **rest)
 
     def _build(
@@ -346,8 +412,8 @@ def check_names(recipe: Recipe) -> None:
 def execute(run: Run) -> dict[str, Any]:
     """Run the recipe's method to the end and return what ``run.json`` holds."""
     began = time.monotonic()
-    models = run.models
-    scores = {name: run.evaluation(model, name) for name, model in models.items()}
+    models, scores = run.models, run.scores
+    exported = run.exported
     metrics = {name: artifact.metrics for name, artifact in scores.items()}
     if "teacher" in scores:
         paths = scores["teacher"].path, scores["student"].path
@@ -362,11 +428,13 @@ def execute(run: Run) -> dict[str, Any]:
         "peak_memory_mb": max(artifact.manifest["peak_memory_mb"] for artifact in run.store.used.values()),
         "metrics": metrics,
         "artifacts": {name: artifact.path.name for name, artifact in models.items()},
+        "export": exported.metrics,
         "evaluations": {name: artifact.path.name for name, artifact in scores.items()},
         "stages": _costs(run),
         "recipe": run.recipe.model_dump(mode="json"),
     }
     if run.runtime.fabric.is_global_zero:
+        publish(exported.path, run.out / BUNDLE)
         write_json(run.out / RUN_FILE, summary)
     return summary
 
@@ -382,12 +450,15 @@ def _costs(run: Run) -> dict[str, dict[str, float]]:
 STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "prepare": lambda run: run.prepared_artifact,
     "teacher": lambda run: run.teacher,
+    "diffusion": lambda run: run.diffusion,
+    "samples": lambda run: run.samples,
     "transfer": lambda run: run.transfer,
     "cache": lambda run: run.cache,
     "distill": lambda run: run.distilled,
     "finetune": lambda run: run.student,
     "control": lambda run: run.control,
     "evaluate": lambda run: run.evaluation(run.student, "student"),
+    "export": lambda run: run.exported,
 }
 
 

@@ -152,8 +152,7 @@ def test_the_class_folders_are_counted_on_training_images(prepared: Prepared, tm
     model, description = load_denoiser(tmp_path)
     assert description["classes"] == {"a": 7, "b": 7}
     assert isinstance(model.classes, nn.Embedding)
-    trained = model.classes.weight.detach()
-    assert not torch.equal(trained[0], trained[1])
+    assert model.classes.num_embeddings == 3, "two classes and the null class"
 
 
 @pytest.mark.parametrize("names", [["one", "two"], [f"patient{number}/slice" for number in range(51)]])

@@ -99,7 +99,7 @@ def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> 
 
 
 def pick_overlays(scores: Sequence[ScoreRow], count: int) -> list[tuple[str, str, float]]:
-    """Return (rank, image id, Dice) of the worst, median and best images by mean Dice over classes, thirds of ``count``."""
+    """Return (rank, image id, mean Dice over classes) of the worst, median and best images."""
     dice: dict[str, list[float]] = {}
     for row in scores:
         dice.setdefault(row.image, []).append(row.score.dice)

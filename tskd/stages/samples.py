@@ -30,9 +30,15 @@ FILE = "samples.npy"
 class Sampler(Protocol):
     """Draws images by number."""
 
-    image_size: int
-    at_once: int
-    """How many it draws best in one call."""
+    @property
+    def image_size(self) -> int:
+        """Side in pixels."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """How many it draws best in one call."""
+        ...
 
     def __call__(self, numbers: Sequence[int]) -> np.ndarray:
         """Return (n, S, S, 3) uint8; image k depends on its number ``numbers[k]`` alone."""

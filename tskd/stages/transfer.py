@@ -43,24 +43,32 @@ def build_transfer(
     ``synthetic`` is needed where ``config.synthetic`` is above 0. Raises UserError for more real images than there are,
     too few synthetic ones to judge, and a transfer set without any image.
     """
-    records = real_records(config, prepared)
-    if not len(records) + config.synthetic + config.augmented:
-        raise UserError(
-            "the transfer set is empty: set transfer.real, transfer.synthetic or transfer.augmented above 0"
-        )
-    judged: dict[str, Any] = {}
+    counted = None
     if runtime.fabric.is_global_zero:
-        if config.synthetic:
-            assert synthetic is not None
-            kept, judged = judge_samples(synthetic, prepared, folder, quantile=config.copy_quantile, seed=seed)
-            records += _store(
-                folder, "synthetic", kept.tolist(), (synthetic.images[number] for number in kept), prepared
-            )
-        if config.augmented:
-            numbers = range(config.augmented)
-            records += _store(folder, "augmented", numbers, augmented_images(numbers, prepared, seed=seed), prepared)
-        write_records(folder, records)
-    return runtime.fabric.broadcast({**count_origins(records), **judged})
+        counted = _write_set(config, prepared, folder, seed, synthetic)
+    metrics: dict[str, Any] = runtime.fabric.broadcast(counted)
+    return metrics
+
+
+def _write_set(
+    config: TransferConfig, prepared: Prepared, folder: Path, seed: int, synthetic: Synthetic | None
+) -> dict[str, Any]:
+    records = real_records(config, prepared)
+    judged: dict[str, Any] = {}
+    if config.synthetic:
+        assert synthetic is not None
+        kept, judged = judge_samples(synthetic, prepared, folder, quantile=config.copy_quantile, seed=seed)
+        records += _store(folder, "synthetic", kept.tolist(), (synthetic.images[number] for number in kept), prepared)
+    if config.augmented:
+        numbers = range(config.augmented)
+        records += _store(folder, "augmented", numbers, augmented_images(numbers, prepared, seed=seed), prepared)
+    if not records:
+        gate = f"; all {config.synthetic} synthetic images were copies" if config.synthetic else ""
+        raise UserError(
+            f"the transfer set is empty{gate}: set transfer.real, transfer.synthetic or transfer.augmented above 0"
+        )
+    write_records(folder, records)
+    return count_origins(records) | judged
 
 
 def real_records(config: TransferConfig, prepared: Prepared) -> list[TransferRecord]:
