@@ -9,13 +9,13 @@ from tskd.config import Recipe, build_recipe
 SETTINGS: dict[str, Any] = {
     "rivals": ["scratch"],
     "data": {
-        "image_size": 96,
+        "image_size": 64,
         "labels": 30,
-        "phantom": {"family": "kidney_us", "train": 430, "test": 80, "size": 96},
+        "phantom": {"family": "abdomen", "train": 400, "test": 80, "size": 64},
     },
-    "teacher": {"name": "offline", "steps": 250},
-    "distill": {"steps": 500},
-    "finetune": {"steps": 120},
+    "teacher": {"name": "offline", "steps": 200},
+    "distill": {"steps": 320, "views": 3},
+    "finetune": {"steps": 80},
 }
 
 

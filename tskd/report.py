@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from rich.table import Table
 
 from tskd.console import duration
 
+PLAIN_WIDTH = 100
+"""Columns of the table where the output is no terminal."""
 TITLES = {
     "teacher": "teacher",
     "scratch": "student from scratch",
@@ -22,7 +25,7 @@ TITLES = {
 
 def print_summary(summary: Mapping[str, Any], out: Path) -> None:
     """Print the scores of a run and the verdict as a table on stdout."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     metrics = summary["metrics"]
     unit = "mm" if "hd95_mm" in metrics["student"] else "px"
     table = Table(title=f"{summary['dataset']}, {summary['labels']} labels, seed {summary['seed']}")

@@ -278,3 +278,8 @@ def test_distances_are_to_the_nearest_image_of_another_case() -> None:
 def test_a_summary_counts_what_is_infinite() -> None:
     summary = summarise(np.array([1.0, 3.0, np.inf]))
     assert (summary["n"], summary["infinite"], summary["mean"], summary["quantiles"]["0.5"]) == (3, 1, 2.0, 2.0)
+
+
+def test_nothing_to_sample_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"transfer\.synthetic is 0"):
+        draw_samples(0, Noise(), tmp_path, runtime=RUNTIME)

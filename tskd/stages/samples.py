@@ -16,7 +16,7 @@ from tskd.config import DiffusionConfig
 from tskd.console import progress
 from tskd.data.transfer_set import write_images
 from tskd.engine import Runtime
-from tskd.errors import Paused
+from tskd.errors import Paused, UserError
 from tskd.models.diffusion import SamplingPlan, images_at_once, sample, to_uint8
 from tskd.models.swin_unet import SwinUNet
 from tskd.models.timm_segmenter import resize_images
@@ -87,8 +87,11 @@ def open_sampler(
 def draw_samples(count: int, sampler: Sampler, folder: Path, *, runtime: Runtime) -> dict[str, Any]:
     """Write images 0 to ``count`` - 1 as one array; finished chunks are kept, and processes share the chunks out.
 
-    Raises Paused when the time limit is reached; the same work then goes on at the first chunk that is missing.
+    Raises Paused when the time limit is reached; the same work then goes on at the first chunk that is missing. Raises
+    UserError where no image is wanted.
     """
+    if count < 1:
+        raise UserError("transfer.synthetic is 0: there is nothing to sample. Set how many images are wanted.")
     paths = [folder / CHECKPOINTS / f"samples-{start:06d}.npy" for start in range(0, count, sampler.at_once)]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     fabric = runtime.fabric
