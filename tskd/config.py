@@ -163,7 +163,7 @@ class DistillConfig(TrainConfig):
     """The student learns the teacher's features and logits on the transfer set."""
 
     encoder_loss: str = "mse"
-    decoder_loss: str = "kl"
+    decoder_loss: str = "kl_dice"
     encoder_weight: Annotated[float, Field(ge=0)] = 0.5
     decoder_weight: Annotated[float, Field(ge=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 1.0

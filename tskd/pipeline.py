@@ -268,7 +268,7 @@ class Run:
             ask = distill.stored
             batches = cache.CachedBatches(self.cache.path, self.transfer_set, **common)
         return distill.distill(
-            config, self.student_description, batches, ask, self.prepared, folder,
+            config, self.student_description, batches, ask, folder,
             seed=self.recipe.seed, runtime=self.runtime,
         )  # fmt: skip
 

@@ -28,20 +28,13 @@ def tiny_sam(folder: Path) -> Path:
     """Save a SAM of 128 px and some thousand parameters with ``save_pretrained``."""
     vision = {
         "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 128, "patch_size": 16,
-        "window_size": 4, "global_attn_indexes": [1, 3], "output_channels": 32, "mlp_dim": 64,
+        "window_size": 4, "global_attn_indexes": [1, 3], "output_channels": 32, "mlp_dim": 64, "num_pos_feats": 16,
     }  # fmt: skip
     prompt = {"hidden_size": 32, "image_size": 128, "patch_size": 16, "mask_input_channels": 4}
-    decoder = {
-        "hidden_size": 32,
-        "mlp_dim": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "iou_head_hidden_dim": 32,
-    }
+    decoder = {"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
     torch.manual_seed(0)
-    SamModel(
-        SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-    ).save_pretrained(folder)
+    config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    SamModel(config).save_pretrained(folder)
     return folder
 
 

@@ -11,16 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tskd.config import DistillConfig
-from tskd.data.prepared import Prepared
 from tskd.engine import Batches, Runtime, Training, fit
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose, match_grid
 from tskd.models.projections import Distilled, matching_level
 from tskd.models.registry import build_model, save_model
 from tskd.seeding import derive
-from tskd.stages.supervised import training_metrics, validation
+from tskd.stages.supervised import training_metrics
 from tskd.types import Batch, SegmentationOutput, StepFn
 
-VERSION = 1
+VERSION = 2
 FILE = "student.safetensors"
 PROJECTIONS = "projections.safetensors"
 Ask = Callable[[Batch], SegmentationOutput]
@@ -32,13 +31,16 @@ def distill(
     description: Mapping[str, Any],
     batches: Batches,
     ask_teacher: Ask,
-    prepared: Prepared,
     folder: Path,
     *,
     seed: int,
     runtime: Runtime,
 ) -> dict[str, Any]:
-    """Train a student of that description; save it, and apart from it the projection."""
+    """Train a student of that description; save it, and apart from it the projection.
+
+    The last (averaged) weights are kept: the transfer set is large enough to learn from to the end, and a selection by
+    the few labelled validation images was seen to pick a student that had hardly begun.
+    """
     torch.manual_seed(derive(seed, "student"))
     student = build_model(description)
     level, module = attach_projection(student, ask_teacher(batches(0, 0, 1)))
@@ -49,7 +51,6 @@ def distill(
         batches=batches,
         settings=config,
         seed=seed,
-        validate=_validate_student(prepared),
     )
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:
@@ -99,13 +100,3 @@ def stored(batch: Batch) -> SegmentationOutput:
     """Return the teacher's answers that came with the batch from the cache."""
     assert batch.targets is not None
     return batch.targets
-
-
-def _validate_student(prepared: Prepared) -> Callable[[nn.Module], Mapping[str, float]]:
-    score = validation(prepared)
-
-    def validate(module: nn.Module) -> Mapping[str, float]:
-        assert isinstance(module, Distilled)
-        return score(module.student)
-
-    return validate
