@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path = folder / f"step-{step:08d}.pt"
-    write_atomic(path, buffer.getvalue())
-    write_atomic(path.with_suffix(".sha256"), file_sha256(path).encode())
+    content = buffer.getvalue()
+    checksum = hashlib.sha256(content).hexdigest()
+    write_atomic(path.with_suffix(".sha256"), checksum.encode())  # first, so that no state is ever without it
+    write_atomic(path, content)
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
         old.with_suffix(".sha256").unlink(missing_ok=True)
         old.unlink()

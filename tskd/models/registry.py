@@ -96,7 +96,7 @@ def save_model(folder: Path, model: nn.Module, description: Description, *, file
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(model).items()}
         safetensors.torch.save_file(tensors, folder / file)
     else:
-        safetensors.torch.save_model(model, str(folder / file))  # unlike save_file it knows of shared tensors
+        safetensors.torch.save_file(_unshared(model.state_dict()), folder / file)
     write_json(folder / DESCRIPTION, {**description, "file": file})
 
 
@@ -112,6 +112,17 @@ def load_model(folder: Path) -> nn.Module:
         model = build_model({**description, "weights": None})
         safetensors.torch.load_model(model, path)
     return model.eval()
+
+
+def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors on the CPU, those that share memory under their first name only.
+
+    safetensors' own ``save_model`` keeps whichever name a set yields first, so equal networks gave different files.
+    """
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(tensor.data_ptr(), name)
+    return {name: tensors[name].detach().cpu().contiguous() for name in first.values()}
 
 
 def read_description(folder: Path) -> dict[str, Any]:
