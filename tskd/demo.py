@@ -13,9 +13,9 @@ SETTINGS: dict[str, Any] = {
         "labels": 30,
         "phantom": {"family": "abdomen", "train": 400, "test": 80, "size": 64},
     },
-    "teacher": {"name": "offline", "steps": 200},
-    "distill": {"steps": 320, "views": 3},
-    "finetune": {"steps": 80},
+    "teacher": {"name": "offline", "steps": 160},
+    "distill": {"steps": 230, "views": 3},
+    "finetune": {"steps": 50},
 }
 
 
