@@ -15,8 +15,7 @@ from tskd.artifacts import Artifact, Processes, Store, canonical_json, write_jso
 from tskd.bundle import publish
 from tskd.config import PHANTOMS, Recipe, TrainConfig
 from tskd.console import say
-from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
-from tskd.data.phantoms import write_phantoms
+from tskd.data.layouts import Dataset
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Batches, ImageBatches, Runtime
@@ -54,34 +53,21 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         data = self.recipe.data
-        options = LayoutOptions(
-            classes=data.classes,
-            window=data.window,
-            annotator=data.annotator,
-            structure=data.structure,
-            sequence=data.sequence,
-            axis=data.axis,
+        root = self.phantoms.path if data.root == PHANTOMS else Path(data.root).expanduser()
+        return prepare.open_data(data, root)
+
+    @property
+    def phantoms(self) -> Artifact:
+        """The built-in images, drawn once."""
+        data = self.recipe.data
+        return self.store.build(
+            "phantoms",
+            lambda folder: prepare.draw_phantoms(data, folder),
+            config=data.phantom.model_dump(),
+            inputs={},
+            seed=data.split_seed,
+            version=1,
         )
-        root = self._phantoms() if data.root == PHANTOMS else Path(data.root).expanduser()
-        return open_dataset(root, data.layout, options)
-
-    def _phantoms(self) -> Path:
-        phantom = self.recipe.data.phantom
-
-        def make(folder: Path) -> Mapping[str, Any]:
-            if not (folder / "data").exists():  # it appears whole or not at all
-                count = phantom.train + phantom.test
-                seed = self.recipe.data.split_seed
-                write_phantoms(
-                    phantom.family, folder / "data", count=count, size=phantom.size, seed=seed, test=phantom.test
-                )
-            return {}
-
-        config = phantom.model_dump()
-        artifact = self.store.build(
-            "phantoms", make, config=config, inputs={}, seed=self.recipe.data.split_seed, version=1
-        )
-        return artifact.path / "data"
 
     @cached_property
     def prepared_artifact(self) -> Artifact:
@@ -154,7 +140,7 @@ class Run:
             )
             return samples.draw_samples(count, sampler, folder, runtime=self.runtime)
 
-        settings = config.model_dump(include=set(diffusion.SAMPLING_SETTINGS))
+        settings = config.model_dump(include=set(diffusion.SAMPLING_SETTINGS) - {"grid_minutes"})
         return self.store.build(
             "samples",
             make,

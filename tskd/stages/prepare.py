@@ -15,16 +15,18 @@ import numpy as np
 from PIL import Image
 
 from tskd.artifacts import canonical_json, file_sha256, write_json
-from tskd.config import DataConfig
+from tskd.config import PHANTOMS, DataConfig
 from tskd.console import progress, warn
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, join_duplicates
-from tskd.data.layouts import Dataset
+from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
+from tskd.data.phantoms import write_phantoms
 from tskd.data.prepared import DATASET, IMAGES, MASKS, NATIVE, PARTS, RECORDS, native_path, prepared_record
 from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
 
 VERSION = 1
+PHANTOM_DATA = "data"
 _SHOWN = 10
 
 
@@ -36,6 +38,36 @@ class _Read:
     fingerprint: ImageFingerprint
     presence: frozenset[int] | None
     """Classes in its mask; None: unlabelled."""
+
+
+def draw_phantoms(config: DataConfig, folder: Path) -> dict[str, Any]:
+    """Draw the built-in data set into the folder; what an interrupted attempt drew is kept."""
+    phantom = config.phantom
+    count = phantom.train + phantom.test
+    if not (folder / PHANTOM_DATA).exists():  # it appears whole or not at all
+        write_phantoms(
+            phantom.family,
+            folder / PHANTOM_DATA,
+            count=count,
+            size=phantom.size,
+            seed=config.split_seed,
+            test=phantom.test,
+        )
+    return {"images": count}
+
+
+def open_data(config: DataConfig, root: Path) -> Dataset:
+    """Find the records of the data set that the settings name, or of phantoms drawn to ``root``."""
+    options = LayoutOptions(
+        classes=config.classes,
+        window=config.window,
+        annotator=config.annotator,
+        structure=config.structure,
+        sequence=config.sequence,
+        axis=config.axis,
+    )
+    drawn = config.root == PHANTOMS
+    return open_dataset(root / PHANTOM_DATA if drawn else root, config.layout, options)
 
 
 def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any]:
