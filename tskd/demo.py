@@ -10,12 +10,12 @@ SETTINGS: dict[str, Any] = {
     "rivals": ["scratch"],
     "data": {
         "image_size": 64,
-        "labels": 30,
-        "phantom": {"family": "abdomen", "train": 400, "test": 80, "size": 64},
+        "labels": 20,
+        "phantom": {"family": "oral_ulcer", "train": 400, "test": 80, "size": 64},
     },
-    "teacher": {"name": "offline", "steps": 160},
-    "distill": {"steps": 230, "views": 3},
-    "finetune": {"steps": 50},
+    "teacher": {"name": "offline", "steps": 120},
+    "distill": {"steps": 200, "views": 3},
+    "finetune": {"steps": 40},
 }
 
 
