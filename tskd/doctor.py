@@ -146,7 +146,8 @@ def _accelerator() -> Iterator[Check]:
 
 
 def _teachers() -> Iterator[Check]:
-    from tskd.models.weights import EFFICIENTNET_LITE0_SHA256, efficientnet_lite0_path, file_sha256
+    from tskd.artifacts import file_sha256
+    from tskd.models.weights import EFFICIENTNET_LITE0_SHA256, efficientnet_lite0_path
 
     yield _sam()
     path = efficientnet_lite0_path()

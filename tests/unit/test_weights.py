@@ -13,13 +13,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from tskd.artifacts import file_sha256
 from tskd.errors import UserError
 from tskd.models.weights import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_SHA256,
     WEIGHTS_VARIABLE,
     efficientnet_lite0_path,
-    file_sha256,
     find_sam,
     load_state,
     resolve_sam,

@@ -6,7 +6,6 @@ the weight package is located without importing it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tskd.artifacts import file_sha256
 from tskd.errors import UserError
 
 SAM_DEFAULT = "facebook/sam-vit-base"
@@ -94,12 +94,6 @@ def load_state(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
     raise UserError(
         f"{path} is no known weight file: allowed are .safetensors, and .pth, .pt or .bin holding tensors only."
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def efficientnet_lite0_path() -> Path | None:

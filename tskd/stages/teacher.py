@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tskd.artifacts import file_sha256
 from tskd.config import TeacherConfig
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
@@ -18,7 +19,6 @@ from tskd.models.weights import (
     EFFICIENTNET_LITE0_SHA256,
     SAM_DEFAULT,
     efficientnet_lite0_path,
-    file_sha256,
     find_sam,
     resolve_sam,
 )
