@@ -8,10 +8,11 @@ EXTRAS := offline,serve,cluster,dev
 .venv: .venv/installed
 
 # uv resolves and links in a minute what takes pip ten; it lives inside the environment and needs nothing else.
+# Bytecode is compiled here: where Python may not write it (PYTHONDONTWRITEBYTECODE), every start would take twice as long.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
 # The whole method on built-in phantoms: offline, a few minutes on two cores.

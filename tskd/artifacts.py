@@ -94,6 +94,8 @@ class Store:
         identity = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "seed": seed, "version": version}
         fingerprint = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
         path = self.root / f"{stage}-{fingerprint[:12]}"
+        if path.name in self.used:
+            return self.used[path.name]
         if self.processes.rank == 0:
             self._find_or_make(path, make, identity | {"fingerprint": fingerprint})
         else:

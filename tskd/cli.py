@@ -13,7 +13,7 @@ from tskd.errors import Paused, RunFailed, UserError
 
 if TYPE_CHECKING:
     from tskd.config import Recipe
-    from tskd.pipeline import Run
+    from tskd.run import Run
 
 app = typer.Typer(
     name="tskd",
@@ -187,8 +187,11 @@ def _load(recipe: Path | None, data: str | None, overrides: list[str] | None) ->
 
 
 def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, download: bool = False) -> Run:
+    from tskd.methods import check_names
+
+    check_names(recipe)  # before the heavy imports: a mistake is answered at once
     from tskd.engine import open_runtime
-    from tskd.pipeline import Run
+    from tskd.run import Run
 
     return Run(recipe, out, open_runtime(recipe.engine, minutes=minutes), download)
 

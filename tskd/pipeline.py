@@ -1,405 +1,56 @@
-"""The whole method: which stage needs which, and what a run leaves behind."""
+"""The whole method in order, one stage of it, and what a run leaves behind."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel
-
-from tskd.artifacts import Artifact, Processes, Store, canonical_json, write_json
+from tskd.artifacts import Artifact, write_json
 from tskd.bundle import publish
-from tskd.config import PHANTOMS, Recipe, TrainConfig
-from tskd.console import say
-from tskd.data.layouts import Dataset
-from tskd.data.prepared import Prepared
-from tskd.data.transfer_set import TransferSet
-from tskd.engine import Batches, ImageBatches, Runtime
-from tskd.engine.batches import allowed_flips
 from tskd.errors import UserError
-from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES
-from tskd.models.decoders import DECODERS
-from tskd.models.flops import training_flops
-from tskd.models.registry import build_model, load_model
-from tskd.seeding import derive
-from tskd.stages import cache, diffusion, distill, evaluate, finetune, prepare, samples, teacher, transfer
+from tskd.methods import METHODS
+from tskd.run import Run
+from tskd.stages import evaluate
 from tskd.stages.export import build_export
-from tskd.stages.transfer_quality import Synthetic, embedding_features, imagenet_features
 
 RUN_FILE, BUNDLE = "run.json", "model"
 
 
-@dataclass
-class Run:
-    """One recipe in one output folder. Each property is an artifact; asking for it computes what it needs first."""
-
-    recipe: Recipe
-    out: Path
-    runtime: Runtime
-    download: bool = False
-    """Allow fetching SAM's weights."""
-
-    def __post_init__(self) -> None:
-        check_names(self.recipe)
-        fabric = self.runtime.fabric
-        self.store = Store(self.out / "artifacts", Processes(fabric.global_rank, fabric.barrier))
-
-    # --- data ---
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        data = self.recipe.data
-        root = self.phantoms.path if data.root == PHANTOMS else Path(data.root).expanduser()
-        return prepare.open_data(data, root)
-
-    @property
-    def phantoms(self) -> Artifact:
-        """The built-in images, drawn once."""
-        data = self.recipe.data
-        return self.store.build(
-            "phantoms",
-            lambda folder: prepare.draw_phantoms(data, folder),
-            config=data.phantom.model_dump(),
-            inputs={},
-            seed=data.split_seed,
-            version=1,
-        )
-
-    @cached_property
-    def prepared_artifact(self) -> Artifact:
-        data = self.recipe.data
-        config = data.model_dump(exclude={"root", "phantom", "layout"})
-        inputs = {"data": prepare.dataset_digest(self.dataset)}
-        make: Callable[[Path], Mapping[str, Any]] = lambda folder: prepare.prepare(data, self.dataset, folder)  # noqa: E731
-        return self.store.build(
-            "prepare", make, config=config, inputs=inputs, seed=data.split_seed, version=prepare.VERSION
-        )
-
-    @cached_property
-    def prepared(self) -> Prepared:
-        return Prepared(self.prepared_artifact.path)
-
-    # --- teacher and transfer set ---
-
-    @cached_property
-    def teacher_source(self) -> teacher.TeacherSource:
-        prepared = self.prepared
-        source = teacher.choose_teacher(
-            self.recipe.teacher, prepared.classes, prepared.image_size, download=self.download
-        )
-        say(f"teacher: {source.title}")
-        return source
-
-    @cached_property
-    def teacher(self) -> Artifact:
-        config, source = self.recipe.teacher, self.teacher_source
-        return self._train(
-            "teacher",
-            lambda folder: teacher.train_teacher(
-                config, source, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
-            ),
-            config=config,
-            inputs={"data": self.prepared_artifact.digest, "weights": source.digest},
-            version=teacher.VERSION,
-        )
-
-    @cached_property
-    def diffusion(self) -> Artifact:
-        config = self.recipe.diffusion
-        return self._train(
-            "diffusion",
-            lambda folder: diffusion.train_diffusion(
-                config, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
-            ),
-            config=config,
-            without=diffusion.SAMPLING_SETTINGS,
-            inputs={"data": self.prepared_artifact.digest},
-            version=diffusion.VERSION,
-        )
-
-    @cached_property
-    def samples(self) -> Artifact:
-        """The images sampled from the diffusion model, before the gate."""
-        count, config = self.recipe.transfer.synthetic, self.recipe.diffusion
-        evaluate.refuse_seen_cases(
-            diffusion.read_seen_cases(self.diffusion.path), self.prepared, what="the diffusion model"
-        )
-
-        def make(folder: Path) -> Mapping[str, Any]:
-            sampler = samples.open_sampler(
-                self.diffusion.path,
-                config,
-                image_size=self.prepared.image_size,
-                seed=self.recipe.seed,
-                runtime=self.runtime,
-                bf16=self.recipe.engine.precision == "bf16-mixed",
-            )
-            return samples.draw_samples(count, sampler, folder, runtime=self.runtime)
-
-        settings = config.model_dump(include=set(diffusion.SAMPLING_SETTINGS) - {"grid_minutes"})
-        return self.store.build(
-            "samples",
-            make,
-            config={**settings, "count": count, "image_size": self.prepared.image_size},
-            inputs={"diffusion": self.diffusion.digest},
-            seed=self.recipe.seed,
-            version=samples.VERSION,
-            together=True,
-        )
-
-    @cached_property
-    def transfer(self) -> Artifact:
-        config = self.recipe.transfer
-        inputs = {"data": self.prepared_artifact.digest}
-        if config.synthetic:  # the teacher's features are a part of the judgement on them
-            inputs |= {"samples": self.samples.digest, "teacher": self.teacher.digest}
-        return self._build(
-            "transfer",
-            lambda folder: transfer.build_transfer(
-                config,
-                self.prepared,
-                folder,
-                seed=self.recipe.seed,
-                runtime=self.runtime,
-                synthetic=self._synthetic() if config.synthetic else None,
-            ),
-            config=config,
-            inputs=inputs,
-            version=transfer.VERSION,
-            together=True,
-        )
-
-    def _synthetic(self) -> Synthetic:
-        device = self.runtime.fabric.device
-        features = {
-            "teacher": embedding_features(load_model(self.teacher.path), device),
-            "imagenet": imagenet_features(self.prepared.image_size, device),
-        }
-        return Synthetic(samples.read_samples(self.samples.path), features)
-
-    @property
-    def transfer_set(self) -> TransferSet:
-        return TransferSet(self.transfer.path, self.prepared)
-
-    # --- student ---
-
-    @cached_property
-    def student_description(self) -> dict[str, Any]:
-        student = self.recipe.student
-        arguments = {"backbone": student.backbone, "decoder": student.decoder}
-        sizes = {"classes": list(self.prepared.classes), "image_size": self.prepared.image_size}
-        return {"kind": "timm", "arguments": arguments, "weights": student.weights, **sizes}
-
-    @cached_property
-    def distilled(self) -> Artifact:
-        config = self.recipe.distill
-        return self._train(
-            "distill",
-            self._distill,
-            config=config,
-            inputs=self._distillation_inputs,
-            version=distill.VERSION,
-        )
-
-    @property
-    def _distillation_inputs(self) -> dict[str, str]:
-        return {
-            "data": self.prepared_artifact.digest,
-            "teacher": self.teacher.digest,
-            "transfer": self.transfer.digest,
-            "student": canonical_json(self.student_description),
-        }
-
-    @cached_property
-    def cache(self) -> Artifact | None:
-        """The teacher's stored answers; None where computing them online is cheaper."""
-        config, transfer_set = self.recipe.distill, self.transfer_set
-        if not cache.cache_pays(config, len(transfer_set.images)):
-            return None
-        return self.store.build(
-            "cache",
-            self._build_cache,
-            config={"views": config.views, "augment": config.augment.model_dump()},
-            inputs=self._distillation_inputs,
-            seed=self.recipe.seed,
-            version=cache.VERSION,
-            together=True,
-        )
-
-    def _build_cache(self, folder: Path) -> Mapping[str, Any]:
-        config, seed = self.recipe.distill, self.recipe.seed
-        network, transfer_set = load_model(self.teacher.path), self.transfer_set
-        student = build_model(self.student_description)
-        layout = cache.plan_cache(network, student, transfer_set, views=config.views, seed=seed)
-        return cache.build_cache(network, transfer_set, layout, config.augment, folder, runtime=self.runtime)
-
-    def _distill(self, folder: Path) -> Mapping[str, Any]:
-        config = self.recipe.distill
-        common: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "augment": config.augment,
-            "seed": derive(self.recipe.seed, "transfer batches"),
-            "flip": allowed_flips(config.augment, self.prepared.classes),
-        }
-        batches: Batches
-        if self.cache is None:
-            ask = distill.online(load_model(self.teacher.path), self.runtime)
-            transfer_set = self.transfer_set
-            batches = ImageBatches(transfer_set.images, None, transfer_set.names, **common)
-        else:
-            ask = distill.stored
-            batches = cache.CachedBatches(self.cache.path, self.transfer_set, **common)
-        return distill.distill(
-            config, self.student_description, batches, ask, folder,
-            seed=self.recipe.seed, runtime=self.runtime,
-        )  # fmt: skip
-
-    @cached_property
-    def student(self) -> Artifact:
-        """The student as it is shipped: started as the method says, then fine-tuned."""
-        start = METHODS[self.recipe.method](self)
-        return self.finetuned(start)
-
-    def finetuned(self, start: Artifact | None) -> Artifact:
-        """Return the student fine-tuned from a start; without one it trains longer, for the same total compute."""
-        config = self.recipe.finetune
-        if start is None:
-            config = config.model_copy(update={"steps": self._scratch_steps})
-        inputs = {"data": self.prepared_artifact.digest, "student": canonical_json(self.student_description)}
-        if start is not None:
-            inputs["start"] = start.digest
-        return self._train(
-            "finetune",
-            lambda folder: finetune.finetune(
-                config, self.student_description, start.path if start else None, self.prepared, folder,
-                seed=self.recipe.seed, runtime=self.runtime,
-            ),
-            config=config,
-            inputs=inputs,
-            version=finetune.VERSION,
-        )  # fmt: skip
-
-    @property
-    def _scratch_steps(self) -> int:
-        tune, other = self.recipe.finetune, self.recipe.distill
-        return tune.steps + -(-other.steps * other.batch_size // tune.batch_size)
-
-    # --- control ---
-
-    @cached_property
-    def student_flops(self) -> int:
-        """Training compute of the student: distillation and fine-tuning together, the teacher's share left out."""
-        tune, other = self.recipe.finetune, self.recipe.distill
-        images = tune.steps * tune.batch_size + other.steps * other.batch_size
-        return images * training_flops(build_model(self.student_description), self.prepared.image_size)
-
-    @cached_property
-    def control(self) -> Artifact:
-        control = self.recipe.control
-        sizes = {"classes": list(self.prepared.classes), "image_size": self.prepared.image_size}
-        description = {"kind": "dynunet", "arguments": {"channels": list(control.channels)}, "weights": None, **sizes}
-        steps = min(control.steps, finetune.steps_within(self.student_flops, description, control.batch_size))
-        config = control.model_copy(update={"steps": steps})
-        return self._train(
-            "control",
-            lambda folder: finetune.train_control(
-                config, description, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
-            ),
-            config=config,
-            inputs={"data": self.prepared_artifact.digest},
-            version=finetune.VERSION,
-        )
-
-    # --- scores ---
-
-    def evaluation(self, model: Artifact, title: str) -> Artifact:
-        """Return the scores of a trained model on the test images."""
-        config = self.recipe.evaluate
-        return self._build(
-            "evaluate",
-            lambda folder: evaluate.evaluate(
-                config, load_model(model.path), self.prepared, folder, title=title, device=self.runtime.fabric.device
-            ),
-            config=config,
-            inputs={"data": self.prepared_artifact.digest, "model": model.digest, "title": title},
-            version=evaluate.VERSION,
-        )
-
-    @property
-    def models(self) -> dict[str, Artifact]:
-        """What is scored: every model that the method and its rivals make, by the names that run.json uses."""
-        models: dict[str, Artifact] = {}
-        if self.recipe.method == "task_kd":
-            models["teacher"] = self.teacher
-            models["student_before_finetune"] = self.distilled
-        models["student"] = self.student
-        for rival in self.recipe.rivals:
-            models[rival] = self.finetuned(METHODS[rival](self))
-        if self.recipe.control.enabled:
-            models["control"] = self.control
-        return models
-
-    @cached_property
-    def scores(self) -> dict[str, Artifact]:
-        """The evaluation of every model, by its name in run.json."""
-        return {name: self.evaluation(model, name) for name, model in self.models.items()}
-
-    @cached_property
-    def exported(self) -> Artifact:
-        """The bundle to ship, proved against the network on real cases."""
-        metrics = {name: artifact.metrics for name, artifact in self.scores.items()}
-        return build_export(self.store, self.recipe.export, self.student, self.prepared_artifact, metrics)
-
-    # --- artifacts ---
-
-    def _train(
-        self,
-        stage: str,
-        make: Callable[[Path], Mapping[str, Any]],
-        *,
-        config: TrainConfig,
-        without: frozenset[str] = frozenset(),
-        **rest: Any,
-    ) -> Artifact:
-        settings = {**config.model_dump(exclude=set(without)), "precision": self.recipe.engine.precision}
-        return self.store.build(stage, make, config=settings, seed=self.recipe.seed, together=True, **rest)
-
-    def _build(
-        self, stage: str, make: Callable[[Path], Mapping[str, Any]], *, config: BaseModel, **rest: Any
-    ) -> Artifact:
-        return self.store.build(stage, make, config=config.model_dump(), seed=self.recipe.seed, **rest)
+def trained_models(run: Run) -> dict[str, tuple[str, Artifact]]:
+    """Return name in run.json -> (title, model) of everything that the recipe's method and its rivals make."""
+    models: dict[str, tuple[str, Artifact]] = {}
+    if run.recipe.method == "task_kd":
+        models["teacher"] = METHODS["teacher"].title, run.teacher
+        models["student_before_finetune"] = "student after distillation", run.distilled
+    models["student"] = METHODS[run.recipe.method].title, student(run)
+    controls = ("control",) if run.recipe.control.enabled else ()
+    for rival in dict.fromkeys((*run.recipe.rivals, *controls)):
+        models[rival] = METHODS[rival].title, METHODS[rival].model(run)
+    return models
 
 
-METHODS: dict[str, Callable[[Run], Artifact | None]] = {
-    "task_kd": lambda run: run.distilled,
-    "scratch": lambda run: None,
-}
-"""Method -> the stage that gives the student its start; None: random weights."""
+def student(run: Run) -> Artifact:
+    """Return the model that the recipe's method ends with: the one that is shipped."""
+    return METHODS[run.recipe.method].model(run)
 
 
-def check_names(recipe: Recipe) -> None:
-    """Raise UserError for a name in the recipe that nothing answers to, before any work is done."""
-    choices: tuple[tuple[str, str, Mapping[str, object]], ...] = (
-        ("method", recipe.method, METHODS),
-        *(("rivals", rival, METHODS) for rival in recipe.rivals),
-        ("student.decoder", recipe.student.decoder, DECODERS),
-        ("distill.encoder_loss", recipe.distill.encoder_loss, ENCODER_LOSSES),
-        ("distill.decoder_loss", recipe.distill.decoder_loss, DECODER_LOSSES),
-    )
-    for key, name, known in choices:
-        if name not in known:
-            raise UserError(f"{key}: {name!r} is not known. Choose one of: {', '.join(sorted(known))}")
+def exported(run: Run) -> Artifact:
+    """Return the bundle to ship, proved against the network on real cases."""
+    metrics = {name: artifact.metrics for name, artifact in evaluations(run).items()}
+    return build_export(run.store, run.recipe.export, student(run), run.prepared_artifact, metrics)
+
+
+def evaluations(run: Run) -> dict[str, Artifact]:
+    """Return the scores of every model, by its name in run.json."""
+    return {name: run.evaluation(model, title) for name, (title, model) in trained_models(run).items()}
 
 
 def execute(run: Run) -> dict[str, Any]:
     """Run the recipe's method to the end and return what ``run.json`` holds."""
     began = time.monotonic()
-    models, scores = run.models, run.scores
-    exported = run.exported
+    models, scores = trained_models(run), evaluations(run)
+    bundle = exported(run)
     metrics = {name: artifact.metrics for name, artifact in scores.items()}
     if "teacher" in scores:
         paths = scores["teacher"].path, scores["student"].path
@@ -413,14 +64,14 @@ def execute(run: Run) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_mb": max(artifact.manifest["peak_memory_mb"] for artifact in run.store.used.values()),
         "metrics": metrics,
-        "artifacts": {name: artifact.path.name for name, artifact in models.items()},
-        "export": exported.metrics,
+        "artifacts": {name: artifact.path.name for name, (_, artifact) in models.items()},
+        "export": bundle.metrics,
         "evaluations": {name: artifact.path.name for name, artifact in scores.items()},
         "stages": _costs(run),
         "recipe": run.recipe.model_dump(mode="json"),
     }
     if run.runtime.fabric.is_global_zero:
-        publish(exported.path, run.out / BUNDLE)
+        publish(bundle.path, run.out / BUNDLE)
         write_json(run.out / RUN_FILE, summary)
     return summary
 
@@ -441,10 +92,10 @@ STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "transfer": lambda run: run.transfer,
     "cache": lambda run: run.cache,
     "distill": lambda run: run.distilled,
-    "finetune": lambda run: run.student,
+    "finetune": student,
     "control": lambda run: run.control,
-    "evaluate": lambda run: run.evaluation(run.student, "student"),
-    "export": lambda run: run.exported,
+    "evaluate": lambda run: run.evaluation(student(run), METHODS[run.recipe.method].title),
+    "export": exported,
 }
 
 

@@ -1,4 +1,4 @@
-"""Every method of the recipe: it is accepted by name, says what it needs, and starts the student in its own way."""
+"""Every method of the recipe: it is accepted by name, says what it needs, and ends with a model of its own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 
 from tskd.config import Recipe, load_recipe
 from tskd.errors import UserError
-from tskd.pipeline import METHODS, check_names
+from tskd.methods import METHODS, check_names
 
 
 class Name(str):
     """Stands for an artifact, or for the method of a run that answers with one."""
 
-    def __call__(self, *choices: object) -> Name:
-        return Name(f"{self}{choices}")
+    def __call__(self, *inputs: object, **settings: object) -> Name:
+        return Name(f"{self}{inputs}{settings or ''}")
 
 
 class Recorder:
@@ -27,22 +27,30 @@ class Recorder:
         return Name(name)
 
 
+def model_of(method: str) -> str:
+    return str(METHODS[method].model(Recorder()))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_is_accepted_by_name(method: str) -> None:
     check_names(load_recipe(None, [f"method={method}", f"rivals=[{method}]"]))
 
 
-def test_no_two_methods_start_the_student_alike() -> None:
-    starts = {method: METHODS[method](Recorder()) for method in METHODS}  # type: ignore[arg-type]
-    assert len(set(starts.values())) == len(METHODS)
-    assert starts["scratch"] is None
-    assert starts["task_kd"] == "distilled"
+def test_no_two_methods_end_with_the_same_model_or_title() -> None:
+    assert len({model_of(method) for method in METHODS}) == len(METHODS)
+    assert len({method.title for method in METHODS.values()}) == len(METHODS)
 
 
-def test_a_rival_without_distillation_never_asks_for_the_teacher() -> None:
+def test_task_kd_fine_tunes_what_was_distilled_and_scratch_starts_from_nothing() -> None:
+    assert model_of("task_kd") == "finetuned('distilled',)"
+    assert model_of("scratch") == "finetuned(None,)"
+
+
+@pytest.mark.parametrize("method", ["scratch", "control"])
+def test_a_rival_without_distillation_never_asks_for_the_teacher(method: str) -> None:
     run = Recorder()
-    METHODS["scratch"](run)  # type: ignore[arg-type]
-    assert run.asked == []
+    METHODS[method].model(run)  # type: ignore[arg-type]
+    assert set(run.asked) <= {"finetuned", "control"}
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_a_kill_between_manifest_and_rename_is_no_damage(tmp_path: Path, monkeyp
         store.build("teacher", make, **WORK)
     monkeypatch.undo()
     store.build("teacher", make, **WORK)
-    store.build("teacher", refuse, **WORK)
+    Store(tmp_path).build("teacher", refuse, **WORK)
 
 
 def test_seconds_of_all_attempts_are_added(tmp_path: Path) -> None:
@@ -169,11 +169,10 @@ def cut_manifest(path: Path) -> None:
 def test_damage_is_found_moved_aside_and_mended(
     tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = Store(tmp_path)
-    first = store.build("teacher", make, **WORK)
+    first = Store(tmp_path).build("teacher", make, **WORK)
     digest = first.digest
     damage(first.path / "sub" / "weights.bin")
-    mended = store.build("teacher", make, **WORK)
+    mended = Store(tmp_path).build("teacher", make, **WORK)
     assert (mended.path, mended.digest) == (first.path, digest)
     assert len(list(tmp_path.glob(f"{first.path.name}.damaged-*"))) == 1
     assert f"{first.path.name} is damaged" in capsys.readouterr().err
@@ -247,6 +246,13 @@ def test_a_store_remembers_what_it_gave(tmp_path: Path) -> None:
     store = Store(tmp_path)
     artifact = store.build("teacher", make, **WORK)
     assert store.used == {artifact.path.name: artifact}
+
+
+def test_a_store_reads_the_files_of_what_it_gave_only_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    artifact = store.build("teacher", make, **WORK)
+    flip(artifact.path / "sub" / "weights.bin")  # would be noticed if it were read again
+    assert store.build("teacher", refuse, **WORK) is artifact
 
 
 def test_a_write_that_is_cut_short_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -357,3 +357,16 @@ def test_the_learning_rate_follows_the_schedule_of_the_group(tmp_path: Path) -> 
     assert rates[1] == pytest.approx(0.001)
     assert rates[10] == pytest.approx(0.01)
     assert rates[16] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(("candidate", "kept"), [(True, 0), (False, 4)])
+def test_the_start_is_kept_where_it_is_a_candidate_and_nothing_later_is_better(
+    tmp_path: Path, candidate: bool, kept: int
+) -> None:
+    scores = iter([1.0, *[0.5] * 6] if candidate else [0.5] * 6)
+    module = Network()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    work = replace(training(module=module), validate=lambda _: {"score": next(scores)}, validate_start=candidate)
+    assert fit(work, tmp_path, EVERY_STEP).best_step == kept
+    same = all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert same is candidate

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from tskd.losses.segmentation import class_probabilities, hard_prediction, label_loss, with_background
+from tskd.losses.classes import class_probabilities, hard_prediction, with_background
+from tskd.losses.segmentation import label_loss
 from tskd.types import UNLABELLED
 
 

@@ -44,6 +44,8 @@ class Training:
     seed: int
     validate: Validate | None = None
     """None: the last weights are kept."""
+    validate_start: bool = False
+    """The weights it starts from are a candidate too: for a start that is already trained."""
     layer_decay: float = 1.0
     lr: float | None = None
     """None: as the settings say."""
@@ -116,6 +118,8 @@ class _Loop:
         pending: list[tuple[int, dict[str, Tensor]]] = []
         began = time.monotonic() - result.seconds
         total = training.settings.steps
+        if training.validate_start and result.steps == 0:
+            self._validate(log)
         self.module.train()
         with progress(training.label, total, start=result.steps) as advance:
             for parts in self._upcoming():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tskd.errors import UserError
-from tskd.losses.segmentation import class_probabilities, with_background
+from tskd.losses.classes import class_probabilities, with_background
 
 RELATION_GRID = 12
 """Side to which feature maps are pooled before all pairs of positions are compared."""

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor
 
+from tskd.losses.classes import with_background
 from tskd.types import UNLABELLED
 
 CROSS_ENTROPY_WEIGHT = 0.2
 DICE_WEIGHT = 0.8
 
 _dice = DiceLoss(include_background=False, softmax=False, squared_pred=True, smooth_nr=1.0, smooth_dr=1.0)
-
-
-def with_background(logits: Tensor) -> Tensor:
-    """Return (B, K + 1, H, W): the implicit background, a zero logit, in front."""
-    return F.pad(logits, (0, 0, 0, 0, 1, 0))
-
-
-def class_probabilities(logits: Tensor) -> Tensor:
-    """Return (B, K + 1, H, W) probabilities of background and classes."""
-    return with_background(logits).softmax(dim=1)
 
 
 def label_loss(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
@@ -41,8 +31,3 @@ def label_loss(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
     dice = _dice(scores.softmax(dim=1) * known, target * known)
     loss = CROSS_ENTROPY_WEIGHT * cross_entropy + DICE_WEIGHT * dice
     return {"loss": loss, "cross_entropy": cross_entropy, "dice_loss": dice}
-
-
-def hard_prediction(logits: Tensor) -> Tensor:
-    """Return (B, H, W) uint8 class index: the largest logit, background where all are below 0."""
-    return with_background(logits).argmax(dim=1).to(torch.uint8)

@@ -19,7 +19,7 @@ from tskd.console import progress
 from tskd.data.prepared import Prepared
 from tskd.engine.batches import to_images
 from tskd.errors import UserError
-from tskd.losses.segmentation import hard_prediction
+from tskd.losses.classes import hard_prediction
 from tskd.metrics.segmentation import ScoreRow, agreement, score_case, shared_unit, summarise
 from tskd.overlays import overlay_panel
 

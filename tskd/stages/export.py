@@ -25,7 +25,7 @@ from tskd.console import say, warn
 from tskd.data.prepared import PARTS, Prepared
 from tskd.engine.batches import to_images
 from tskd.errors import RunFailed, UserError
-from tskd.losses.segmentation import class_probabilities
+from tskd.losses.classes import class_probabilities
 from tskd.metrics.segmentation import agreement
 from tskd.models.deployed import silenced, write_onnx
 from tskd.models.registry import load_model, read_description, save_model

@@ -17,7 +17,7 @@ from tskd.models.registry import build_model, save_model
 from tskd.seeding import derive
 from tskd.stages.supervised import label_step, labelled_batches, training_metrics, validation
 
-VERSION = 1
+VERSION = 2
 FILE = "student.safetensors"
 
 
@@ -33,7 +33,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Train a student on the labels, from the weights in the folder ``start`` or (None) from its description's.
 
-    A trained start is changed carefully: lower learning rate, lower still in early blocks.
+    A trained start is changed carefully: lower learning rate, lower still in early blocks; it is kept as it is where no
+    later weights score better on the validation part.
     """
     torch.manual_seed(derive(seed, "student"))
     model = build_model(description)
@@ -44,6 +45,7 @@ def finetune(
         augment=config.augment,
         lr=config.scratch_lr if start is None else config.lr,
         layer_decay=1.0 if start is None else config.layer_decay,
+        validate_start=start is not None,
     )  # fmt: skip
 
 
@@ -91,6 +93,7 @@ def _train_on_labels(
     augment: AugmentConfig,
     lr: float | None = None,
     layer_decay: float = 1.0,
+    validate_start: bool = False,
 ) -> dict[str, Any]:
     training = Training(
         label=label,
@@ -100,6 +103,7 @@ def _train_on_labels(
         settings=config,
         seed=seed,
         validate=validation(prepared),
+        validate_start=validate_start,
         lr=lr,
         layer_decay=layer_decay,
     )

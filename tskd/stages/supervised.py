@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,8 @@ from tskd.config import AugmentConfig, TrainConfig
 from tskd.data.prepared import Prepared
 from tskd.engine import FitResult, ImageBatches
 from tskd.engine.batches import allowed_flips, to_images
-from tskd.losses.segmentation import hard_prediction, label_loss
+from tskd.losses.classes import hard_prediction
+from tskd.losses.segmentation import label_loss
 from tskd.metrics.segmentation import agreement
 from tskd.types import Batch
 
@@ -60,5 +62,6 @@ def validation(prepared: Prepared) -> Callable[[nn.Module], Mapping[str, float]]
 
 def training_metrics(result: FitResult, **more: Any) -> dict[str, Any]:
     """Return what a stage's manifest says of a training."""
-    scored = {"val_dice": round(result.best_score, 5), "best_step": result.best_step} if result.best_step else {}
+    validated = result.best_score > -math.inf
+    scored = {"val_dice": round(result.best_score, 5), "best_step": result.best_step} if validated else {}
     return {"steps": result.steps, **scored, "train_seconds": round(result.seconds, 2), **more}
