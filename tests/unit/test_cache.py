@@ -1,0 +1,216 @@
+"""Stored teacher answers: they are the teacher's, they move with the image, and a kill costs one shard at most."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tskd.config import AugmentConfig, DistillConfig, EngineConfig
+from tskd.data.prepared import DATASET, IMAGES, RECORDS, Prepared
+from tskd.data.transfer_set import TransferRecord, TransferSet, write_records
+from tskd.engine import Runtime, open_runtime
+from tskd.errors import RunFailed
+from tskd.models.registry import build_model
+from tskd.seeding import numpy_generator
+from tskd.stages import cache
+from tskd.stages.cache import CachedBatches, CacheLayout, build_cache, plan_cache, shard_path
+from tskd.stages.distill import attach_projection, distillation_step, stored
+from tskd.types import SegmentationOutput
+
+SIZE, COUNT, VIEWS = 32, 70, 2
+"""70 images fill one shard of 64 and begin a second."""
+RUNTIME = open_runtime(EngineConfig(accelerator="cpu"))
+SIZES = {"classes": ["one", "two"], "image_size": SIZE}
+STUDENT = {"kind": "timm", "arguments": {"backbone": "vit_tiny_patch16_224", "decoder": "plain"}, **SIZES}
+TEACHER = {"kind": "timm", "arguments": {"backbone": "resnet10t", "decoder": "pyramid"}, **SIZES}
+
+
+class Equivariant(nn.Module):
+    """A teacher that answers a turned image with the turned answer, exactly: it only averages and mixes channels."""
+
+    feature_dims = (5,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix, self.head = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        return SegmentationOutput((F.avg_pool2d(self.mix(images), 8),), self.head(images))
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of building."""
+
+
+@pytest.fixture(scope="module")
+def transfer(tmp_path_factory: pytest.TempPathFactory) -> TransferSet:
+    folder = tmp_path_factory.mktemp("transfer")
+    images = numpy_generator("cache test").integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
+    np.save(folder / IMAGES, images)
+    square = {"height": SIZE, "width": SIZE, "spacing": None}
+    records = [{"id": f"i{k}", "case": f"c{k}", "part": "unlabelled", **square} for k in range(COUNT)]
+    (folder / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / DATASET).write_text(json.dumps({"name": "noise", "classes": SIZES["classes"]}))
+    listed = folder / "listed"
+    listed.mkdir()
+    write_records(listed, [TransferRecord(f"i{row}", "real", row) for row in range(COUNT)])
+    return TransferSet(listed, Prepared(folder))
+
+
+def plan(teacher: nn.Module, transfer: TransferSet) -> CacheLayout:
+    torch.manual_seed(1)
+    return plan_cache(teacher, build_model(STUDENT), transfer, views=VIEWS, seed=5)
+
+
+def built(
+    teacher: nn.Module, transfer: TransferSet, folder: Path, augment: AugmentConfig, runtime: Runtime = RUNTIME
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    build_cache(teacher, transfer, plan(teacher, transfer), augment, folder, runtime=runtime)
+    return folder
+
+
+def batches(folder: Path, transfer: TransferSet, augment: AugmentConfig, flip: tuple[bool, bool]) -> CachedBatches:
+    return CachedBatches(folder, transfer, 8, augment, seed=9, flip=flip)
+
+
+@pytest.mark.parametrize(
+    ("rotate", "flip"),
+    [
+        (15.0, (False, False)),
+        (15.0, (True, False)),
+        (15.0, (True, True)),
+        (180.0, (True, True)),
+        (90.0, (False, False)),
+    ],
+)
+def test_stored_answers_are_those_the_teacher_gives_for_the_batch(
+    transfer: TransferSet, tmp_path: Path, rotate: float, flip: tuple[bool, bool]
+) -> None:
+    """The teacher turns with its input, so any symmetry applied to the image but not to its answer would show."""
+    teacher, augment = Equivariant(), AugmentConfig(rotate=rotate)
+    reader = batches(built(teacher, transfer, tmp_path / "cache", augment), transfer, augment, flip)
+    for step in range(6):
+        batch = reader(step, 0, 1)
+        assert batch.targets is not None
+        with torch.no_grad():
+            answer = teacher(batch.images)
+        features = F.adaptive_avg_pool2d(answer.features[0], batch.targets.features[0].shape[-2:])
+        torch.testing.assert_close(batch.targets.logits, answer.logits, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(batch.targets.features[0], features, atol=2e-3, rtol=2e-3)
+
+
+def test_an_fp16_cache_changes_the_loss_by_less_than_a_thousandth(transfer: TransferSet, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    teacher, student = build_model(TEACHER).eval(), build_model(STUDENT)
+    augment = AugmentConfig()
+    reader = batches(built(teacher, transfer, tmp_path / "cache", augment), transfer, augment, (False, False))
+    first = reader(0, 0, 1)
+    level, module = attach_projection(student, stored(first))
+    config = DistillConfig()
+
+    def ask(batch: Any) -> SegmentationOutput:
+        answer = teacher(batch.images)
+        return SegmentationOutput((answer.features[cache.read_layout(reader.folder).level],), answer.logits)
+
+    for step in range(3):
+        batch = reader(step, 0, 1)
+        with torch.no_grad():
+            from_cache = distillation_step(config, stored, level)(module, batch)["loss"]
+            online = distillation_step(config, ask, level)(module, batch)["loss"]
+        assert from_cache != online, "the same number would mean that the cache was not read"
+        assert abs(from_cache - online) < 1e-3 * online
+
+
+def test_a_batch_is_a_function_of_seed_and_step_and_cuts_into_parts(transfer: TransferSet, tmp_path: Path) -> None:
+    augment = AugmentConfig()
+    reader = batches(built(Equivariant(), transfer, tmp_path / "cache", augment), transfer, augment, (True, False))
+    whole, again, other = reader(3, 0, 1), reader(3, 0, 1), reader(4, 0, 1)
+    parts = [reader(3, part, 2) for part in range(2)]
+    assert torch.equal(whole.views, again.views)
+    assert whole.names != other.names
+    assert torch.equal(whole.views, torch.cat([part.views for part in parts]))
+    assert torch.equal(stored(whole).logits, torch.cat([stored(part).logits for part in parts]))
+
+
+def test_finished_shards_survive_a_kill_and_the_result_is_the_same(
+    transfer: TransferSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, augment = Equivariant(), AugmentConfig()
+    whole = built(teacher, transfer, tmp_path / "whole", augment)
+    write = cache._write_shard
+
+    def killed_at_the_second(*arguments: Any, **more: Any) -> None:
+        if shard_path(tmp_path / "broken", 0).exists():
+            raise Killed
+        write(*arguments, **more)
+
+    monkeypatch.setattr(cache, "_write_shard", killed_at_the_second)
+    with pytest.raises(Killed):
+        built(teacher, transfer, tmp_path / "broken", augment)
+    kept = shard_path(tmp_path / "broken", 0).stat().st_mtime_ns
+    monkeypatch.setattr(cache, "_write_shard", write)
+    broken = built(teacher, transfer, tmp_path / "broken", augment)
+    assert shard_path(broken, 0).stat().st_mtime_ns == kept
+    assert [path.read_bytes() for path in sorted(whole.glob("*.safetensors"))] == [
+        path.read_bytes() for path in sorted(broken.glob("*.safetensors"))
+    ]
+
+
+def test_two_processes_share_the_shards_out(transfer: TransferSet, tmp_path: Path) -> None:
+    teacher, augment = Equivariant(), AugmentConfig()
+    whole = built(teacher, transfer, tmp_path / "whole", augment)
+    written = []
+    for rank in range(2):
+        shared = built(teacher, transfer, tmp_path / "shared", augment, process(rank, 2))
+        written.append(len(list(shared.glob("*.safetensors"))))
+    assert written == [1, 2]
+    assert shard_path(shared, 1).read_bytes() == shard_path(whole, 1).read_bytes()
+
+
+def test_too_little_room_is_said_before_anything_is_written(
+    transfer: TransferSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(RunFailed, match=r"need .* GB .* distill\.views"):
+        built(Equivariant(), transfer, tmp_path / "cache", AugmentConfig())
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize(("steps", "pays"), [(17, False), (18, True)])
+def test_the_rule_of_thumb_caches_where_views_are_seen_twice(steps: int, pays: bool) -> None:
+    """70 images in 2 views are half of 280 looked at: 17.5 steps of 16."""
+    config = DistillConfig(steps=steps, batch_size=16, views=VIEWS)
+    assert cache.cache_pays(config, COUNT) is pays
+    assert cache.cache_pays(config.model_copy(update={"cache": "on"}), COUNT)
+    assert not cache.cache_pays(config.model_copy(update={"cache": "off"}), COUNT)
+
+
+def process(rank: int, of: int) -> Runtime:
+    """Return the view that one of several processes has; its barrier does not wait."""
+    fabric = SimpleNamespace(
+        global_rank=rank, world_size=of, is_global_zero=rank == 0, barrier=lambda: None,
+        device=torch.device("cpu"), autocast=lambda: torch.autocast("cpu", enabled=False),
+    )  # fmt: skip
+    return Runtime(cast("Any", fabric))
+
+
+@pytest.fixture(autouse=True)
+def forget_open_shards() -> Iterator[None]:
+    """Paths repeat from test to test only by chance; what is open is closed all the same."""
+    yield
+    cache._open_shard.cache_clear()
+    cache._layout_of.cache_clear()
