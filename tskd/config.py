@@ -46,6 +46,9 @@ class AugmentConfig(Section):
     """Largest relative change of size."""
     shift: Share = 0.08
     """Largest shift as a share of the side."""
+    crop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest part of the side that a crop cuts off, in whole cells of 16 px (with stored teacher answers: of the
+    student's feature grid); one size a batch, one place an image."""
     photometric: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Strength of brightness, contrast, gamma, colour, blur and noise; 0 switches them off."""
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tskd.config import AugmentConfig
-from tskd.engine.batches import ImageBatches, allowed_flips, to_images
+from tskd.engine.batches import ImageBatches, allowed_flips, crop_batch, to_images
+from tskd.errors import UserError
 from tskd.types import Batch
 
 PLAIN = AugmentConfig(flip="none", rotate=0, scale=0, shift=0, photometric=0)
@@ -123,3 +124,29 @@ def test_left_and_right_are_not_mirrored_unless_asked(
 def test_images_are_in_zero_to_one() -> None:
     pixels = np.array([[[[0, 51, 255]]]], dtype=np.uint8)
     assert to_images(pixels)[0, :, 0, 0].tolist() == pytest.approx([0, 0.2, 1])
+
+
+def test_crops_cut_image_view_and_mask_alike_in_whole_cells() -> None:
+    """Each pixel of the image names its place, and the mask repeats it: a crop of one and not the other would show."""
+    places = np.arange(16, dtype=np.uint8).reshape(4, 4).repeat(16, 0).repeat(16, 1)
+    augment = PLAIN.model_copy(update={"crop": 0.5})
+    images = np.repeat(places[None, :, :, None], 3, axis=3)
+    batches = ImageBatches(images, places[None], ["one"], 4, augment, seed=1)
+    sides = set()
+    for step in range(8):
+        batch = batches(step, 0, 1)
+        assert batch.masks is not None
+        assert torch.equal((batch.images[:, 0] * 255).round().long(), batch.masks)
+        assert torch.equal(batch.views, batch.images)
+        assert (batch.masks[:, ::16, ::16] == batch.masks[:, 15::16, 15::16]).all(), "cells are whole"
+        assert torch.equal(torch.cat([batches(step, part, 2).images for part in range(2)]), batch.images)
+        sides.add(batch.masks.shape[-1])
+    assert sides == {32, 48, 64}
+
+
+def test_a_grid_that_does_not_divide_the_image_is_refused() -> None:
+    images = np.zeros((2, 80, 80, 3), dtype=np.uint8)
+    whole = ImageBatches(images, None, ["one", "two"], 2, PLAIN, seed=1)
+    cropping = replace(whole, augment=PLAIN.model_copy(update={"crop": 0.5}))
+    with pytest.raises(UserError, match="80 px are not a multiple of the student's 3 cells"):
+        crop_batch(whole(0, 0, 1), cropping, 0, slice(0, 2), grid=3)

@@ -87,29 +87,33 @@ def batches(folder: Path, transfer: TransferSet, augment: AugmentConfig, flip: t
 
 
 @pytest.mark.parametrize(
-    ("rotate", "flip"),
+    ("rotate", "flip", "crop"),
     [
-        (15.0, (False, False)),
-        (15.0, (True, False)),
-        (15.0, (True, True)),
-        (180.0, (True, True)),
-        (90.0, (False, False)),
+        (15.0, (False, False), 0.0),
+        (15.0, (True, False), 0.0),
+        (15.0, (True, True), 0.0),
+        (180.0, (True, True), 0.0),
+        (180.0, (True, True), 0.5),
+        (90.0, (False, False), 0.0),
     ],
 )
 def test_stored_answers_are_those_the_teacher_gives_for_the_batch(
-    transfer: TransferSet, tmp_path: Path, rotate: float, flip: tuple[bool, bool]
+    transfer: TransferSet, tmp_path: Path, rotate: float, flip: tuple[bool, bool], crop: float
 ) -> None:
     """The teacher turns with its input, so any symmetry applied to the image but not to its answer would show."""
-    teacher, augment = Equivariant(), AugmentConfig(rotate=rotate)
+    teacher, augment = Equivariant(), AugmentConfig(rotate=rotate, crop=crop)
     reader = batches(built(teacher, transfer, tmp_path / "cache", augment), transfer, augment, flip)
+    sides = set()
     for step in range(6):
         batch = reader(step, 0, 1)
         assert batch.targets is not None
+        sides.add(batch.images.shape[-1])
         with torch.no_grad():
             answer = teacher(batch.images)
         features = F.adaptive_avg_pool2d(answer.features[0], batch.targets.features[0].shape[-2:])
         torch.testing.assert_close(batch.targets.logits, answer.logits, atol=2e-3, rtol=2e-3)
         torch.testing.assert_close(batch.targets.features[0], features, atol=2e-3, rtol=2e-3)
+    assert sides == ({16, 32} if crop else {32})
 
 
 def test_an_fp16_cache_changes_the_loss_by_less_than_a_thousandth(transfer: TransferSet, tmp_path: Path) -> None:

@@ -57,6 +57,24 @@ def draw_geometry(count: int, limits: GeometryRange, generator: torch.Generator)
     return torch.stack(rows, dim=1)
 
 
+def draw_crops(count: int, grid: int, largest: float, generator: torch.Generator) -> tuple[int, Tensor]:
+    """Return the side of square crops in cells of a ``grid`` x ``grid`` image, at least 1, and their top left cells
+    (count, 2); ``largest`` is the largest part of the side that is cut off."""
+    least = max(grid - int(largest * grid), 1)
+    side = int(torch.randint(least, grid + 1, (1,), generator=generator))
+    return side, torch.randint(0, grid - side + 1, (count, 2), generator=generator)
+
+
+def crop_cells(planes: Tensor, side: int, corners: Tensor, grid: int) -> Tensor:
+    """Return (B, ..., side * S / grid, side * S / grid) crops of (B, ..., S, S) planes, exact on any grid that ``grid``
+    divides, so image, mask, features and logits are cut alike."""
+    cell = planes.shape[-1] // grid
+    starts = (corners * cell).tolist()
+    length = side * cell
+    cut = [plane[..., top : top + length, left : left + length] for plane, (top, left) in zip(planes, starts)]
+    return torch.stack(cut)
+
+
 def move_images(images: Tensor, maps: Tensor) -> Tensor:
     """Return (B, C, H, W) images resampled bilinearly along the maps; outside of the old image is black."""
     grid = F.affine_grid(maps.to(images.device), list(images.shape), align_corners=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,14 +16,17 @@ from tskd.data.augment import (
     GeometryRange,
     Photometry,
     apply_photometry,
+    crop_cells,
+    draw_crops,
     draw_geometry,
     draw_photometry,
     move_images,
     move_masks,
 )
 from tskd.engine.order import batch_order, part_of
+from tskd.errors import UserError
 from tskd.seeding import torch_generator
-from tskd.types import Batch
+from tskd.types import Batch, SegmentationOutput
 
 
 class ImageArray(Protocol):
@@ -33,6 +37,9 @@ class ImageArray(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, indices: Any, /) -> np.ndarray: ...
 
+
+CELL = 16
+"""Side in pixels of the cells that crops are made of: image sizes are multiples of it."""
 
 Batches = Callable[[int, int, int], Batch]
 """(step, part, parts) -> that part of the step's batch."""
@@ -62,7 +69,8 @@ class ImageBatches:
         if self.masks is not None:
             masks = move_masks(torch.from_numpy(self.masks[chosen]), maps).long()
         views = images if photometry is None else apply_photometry(images, photometry)
-        return Batch(images, views, masks, names=tuple(self.names[i] for i in chosen))
+        batch = Batch(images, views, masks, names=tuple(self.names[i] for i in chosen))
+        return crop_batch(batch, self, step, rows, grid=self.images.shape[1] // CELL)
 
     def _draw(self, step: int, rows: slice) -> tuple[Tensor, Photometry | None]:
         """Draw for the whole batch and cut: the same numbers whatever the number of processes."""
@@ -74,6 +82,42 @@ class ImageBatches:
         shape = torch.Size((self.batch_size, 3, size, size))
         photometry = draw_photometry(shape, self.augment.photometric, generator)
         return maps, Photometry(*(value[rows] for value in photometry))
+
+
+class Source(Protocol):
+    """What makes batches and says how they are to be cropped."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def augment(self) -> AugmentConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def crop_batch(batch: Batch, source: Source, step: int, rows: slice, *, grid: int) -> Batch:
+    """Return the ``rows`` of a step's batch with images, views, masks and targets cut alike, in cells of a grid.
+
+    One size is drawn for the whole batch, so that it stays one tensor, and a place for each image.
+    """
+    if source.augment.crop == 0:
+        return batch
+    size = batch.images.shape[-1]
+    if size % grid:
+        raise UserError(
+            f"augment.crop cuts whole cells, and {size} px are not a multiple of the student's {grid} cells a side. "
+            "Choose another data.image_size, or set augment.crop=0."
+        )
+    generator = torch_generator(source.seed, "crop", step)
+    side, corners = draw_crops(source.batch_size, grid, source.augment.crop, generator)
+    cut = partial(crop_cells, side=side, corners=corners[rows], grid=grid)
+    return batch._replace(
+        images=cut(batch.images),
+        views=cut(batch.views),
+        masks=None if batch.masks is None else cut(batch.masks),
+        targets=batch.targets
+        and SegmentationOutput(tuple(map(cut, batch.targets.features)), cut(batch.targets.logits)),
+    )
 
 
 def geometry_range(augment: AugmentConfig, flip: tuple[bool, bool]) -> GeometryRange:

@@ -2,7 +2,7 @@
 
 View 0 of an image is the image itself, the others are moved by a map drawn from (seed, image, view). The teacher's
 features, on the student's grid, and its logits are kept as fp16 in safetensors shards that are read by memory map.
-In training, view and symmetry (flips, quarter turns) are drawn anew; image, features and logits move alike.
+In training, view, symmetry (flips, quarter turns) and crop are drawn anew; image, features and logits move alike.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tskd.data.augment import (
 )
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
-from tskd.engine.batches import geometry_range, to_images
+from tskd.engine.batches import crop_batch, geometry_range, to_images
 from tskd.engine.order import batch_order, part_of
 from tskd.errors import RunFailed
 from tskd.losses.distance import match_grid
@@ -170,7 +170,9 @@ class CachedBatches:
         features = _turn(torch.stack([answer[0] for answer in answers]), elements)
         logits = _turn(torch.stack([answer[1] for answer in answers]), elements)
         names = tuple(self.transfer.records[index].id for index in chosen)
-        return Batch(images, self._photometry(images, step, rows), None, SegmentationOutput((features,), logits), names)
+        answer = SegmentationOutput((features,), logits)
+        batch = Batch(images, self._photometry(images, step, rows), None, answer, names)
+        return crop_batch(batch, self, step, rows, grid=layout.features[-1])
 
     @property
     def symmetries(self) -> list[int]:
