@@ -207,6 +207,8 @@ class FinetuneConfig(TrainConfig):
     lr: Annotated[float, Field(gt=0)] = 5e-4
     scratch_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate where the student starts from random weights."""
+    keep_start: bool = False
+    """A trained start is kept as it is where no later weights score better on the validation part."""
 
 
 class ControlConfig(TrainConfig):

@@ -33,8 +33,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Train a student on the labels, from the weights in the folder ``start`` or (None) from its description's.
 
-    A trained start is changed carefully: lower learning rate, lower still in early blocks; it is kept as it is where no
-    later weights score better on the validation part.
+    A trained start is changed carefully: lower learning rate, lower still in early blocks.
     """
     torch.manual_seed(derive(seed, "student"))
     model = build_model(description)
@@ -45,7 +44,7 @@ def finetune(
         augment=config.augment,
         lr=config.scratch_lr if start is None else config.lr,
         layer_decay=1.0 if start is None else config.layer_decay,
-        validate_start=start is not None,
+        validate_start=config.keep_start and start is not None,
     )  # fmt: skip
 
 
