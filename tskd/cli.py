@@ -103,9 +103,7 @@ def compare(
     gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of one run; 0.25: four runs share one.")] = 0.0,
     retries: Annotated[int, typer.Option(min=0, help="Ray: how often a run is tried again whose machine failed.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and for how long.")] = False,
-    tables_only: Annotated[
-        bool, typer.Option("--tables-only", help="Write the tables of what is done so far.")
-    ] = False,
+    tables_only: Annotated[bool, typer.Option("--tables-only", help="Only write the tables of what is done.")] = False,
     recheck: Annotated[
         bool, typer.Option("--recheck", help="Look at finished runs again: data or code changed.")
     ] = False,
