@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock
 
@@ -32,6 +32,8 @@ _LIBRARIES = ("torch", "timm", "transformers", "peft", "diffusers", "monai", "nu
 
 Make = Callable[[Path], Mapping[str, Any]]
 """A stage's work: fills the folder it is given and returns its metrics."""
+Costs = Mapping[str, Mapping[str, float]]
+"""Artifact's name -> ``seconds`` and ``peak_memory_mb``."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class Artifact:
     def metrics(self) -> dict[str, Any]:
         return dict(self.manifest["metrics"])
 
+    @property
+    def costs(self) -> Costs:
+        """What it took to make it, and what it took to make the artifacts that were asked for on the way."""
+        own = {name: self.manifest[name] for name in ("seconds", "peak_memory_mb")}
+        return {**self.manifest.get("used", {}), self.path.name: own}
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -64,6 +72,35 @@ class Processes:
     """Returns when all processes have called it."""
 
 
+class Builder(Protocol):
+    """Answers requests for artifacts."""
+
+    used: dict[str, Artifact]
+    """Every artifact that was asked for, by folder name."""
+
+    def build(
+        self,
+        stage: str,
+        make: Make,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        seed: int,
+        version: int,
+        together: bool = False,
+    ) -> Artifact:
+        """Return the artifact of a stage; ``inputs`` maps names to content digests."""
+        ...
+
+
+@dataclass
+class _Making:
+    """What was asked for while an artifact is made: its time is not the artifact's own."""
+
+    costs: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
 class Store:
     """The artifacts of one output folder; equal work is found instead of done again."""
 
@@ -71,7 +108,7 @@ class Store:
         self.root = root
         self.processes = processes or Processes()
         self.used: dict[str, Artifact] = {}
-        """Every artifact that was asked for, by folder name."""
+        self._making: list[_Making] = []
 
     def build(
         self,
@@ -91,16 +128,19 @@ class Store:
         of one run the first computes and the others wait; with ``together`` all call ``make`` on the same folder, and
         those that are not the first must not write results.
         """
-        identity = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "seed": seed, "version": version}
-        fingerprint = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-        path = self.root / f"{stage}-{fingerprint[:12]}"
-        if path.name in self.used:
-            return self.used[path.name]
-        if self.processes.rank == 0:
-            self._find_or_make(path, make, identity | {"fingerprint": fingerprint})
-        else:
-            self._accompany(path, make if together else None)
-        self.used[path.name] = artifact = Artifact(path)
+        identity = identify(stage, config=config, inputs=inputs, seed=seed, version=version)
+        path = artifact_path(self.root, identity)
+        began = time.monotonic()
+        if path.name not in self.used:
+            if self.processes.rank == 0:
+                self._find_or_make(path, make, identity)
+            else:
+                self._accompany(path, make if together else None)
+            self.used[path.name] = Artifact(path)
+        artifact = self.used[path.name]
+        if self._making:
+            self._making[-1].costs |= artifact.costs
+            self._making[-1].seconds += time.monotonic() - began
         return artifact
 
     def _find_or_make(self, path: Path, make: Make, identity: dict[str, Any]) -> None:
@@ -110,7 +150,11 @@ class Store:
             found = self._find(path)
             self.processes.barrier()
             if not found:
-                _make(path, make, identity)
+                self._making.append(_Making())
+                try:
+                    _make(path, make, identity, self._making[-1])
+                finally:
+                    self._making.pop()
         self.processes.barrier()
 
     def _accompany(self, path: Path, make: Make | None) -> None:
@@ -132,6 +176,19 @@ class Store:
         warn(f"{path.name} is damaged ({damaged}); it was moved to {aside.name} and is computed again")
         partial_path(path).mkdir(exist_ok=True)
         return False
+
+
+def identify(
+    stage: str, *, config: Mapping[str, Any], inputs: Mapping[str, str], seed: int, version: int
+) -> dict[str, Any]:
+    """Return all that an artifact depends on, with the fingerprint of it."""
+    identity = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "seed": seed, "version": version}
+    return identity | {"fingerprint": hashlib.sha256(canonical_json(identity).encode()).hexdigest()}
+
+
+def artifact_path(root: Path, identity: Mapping[str, Any]) -> Path:
+    """Return the folder of an artifact."""
+    return root / f"{identity['stage']}-{identity['fingerprint'][:12]}"
 
 
 def partial_path(path: Path) -> Path:
@@ -225,10 +282,10 @@ def _reset_peak_memory() -> None:
         return
 
 
-def _make(path: Path, make: Make, identity: dict[str, Any]) -> None:
+def _make(path: Path, make: Make, identity: dict[str, Any], making: _Making) -> None:
     partial = partial_path(path)
     (partial / MANIFEST).unlink(missing_ok=True)  # of an attempt that was killed just before the rename
-    with _clock(partial), measured() as usage:
+    with _clock(partial, making), measured() as usage:
         metrics = dict(make(partial))
     seconds = json.loads((partial / _CLOCK).read_text())["seconds"]
     (partial / _CLOCK).unlink()
@@ -240,21 +297,21 @@ def _make(path: Path, make: Make, identity: dict[str, Any]) -> None:
     }
     content = {name: sha256 for name, sha256 in files.items() if name != TRAINING_LOG}
     digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
-    manifest = identity | {"digest": digest, "files": files, "metrics": metrics}
+    manifest = identity | {"digest": digest, "files": files, "metrics": metrics, "used": making.costs}
     write_json(partial / MANIFEST, manifest | usage | {"seconds": seconds} | environment())
     partial.rename(path)
 
 
 @contextmanager
-def _clock(partial: Path) -> Iterator[None]:
-    """Add up the seconds of all attempts that ended by themselves; a killed attempt's are lost."""
+def _clock(partial: Path, making: _Making) -> Iterator[None]:
+    """Add up the artifact's own seconds over all attempts that ended by themselves; a killed attempt's are lost."""
     path = partial / _CLOCK
     before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
     began = time.monotonic()
     try:
         yield
     finally:
-        write_json(path, {"seconds": round(before + time.monotonic() - began, 2)})
+        write_json(path, {"seconds": round(before + time.monotonic() - began - making.seconds, 2)})
 
 
 def _device() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Executor = Literal["local", "ray"]
 Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interrupted run in it is taken up again.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: section.key=value. May be repeated.")]
 Data = Annotated[str | None, typer.Option("--data", help="Data folder, or 'phantoms' (the default).")]
@@ -88,6 +89,52 @@ def stage(
         set_ = [*(set_ or []), f"transfer.synthetic={count}"]
     artifact = run_stage(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), name)
     print(artifact.path if artifact else f"{name}: this recipe does without it")
+
+
+@app.command()
+def compare(
+    grid: Annotated[Path, typer.Argument(help="YAML file: name, recipe, axes.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; out/compare/NAME where it is left out.")] = None,
+    set_: Set = None,
+    executor: Annotated[Executor, typer.Option(help="local: processes of this machine; ray: a Ray cluster.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; without it one is started here.")] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="Ray: CPUs of one run.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of one run; 0.25: four runs share one.")] = 0.0,
+    retries: Annotated[int, typer.Option(min=0, help="Ray: how often a run is tried again whose machine failed.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and for how long.")] = False,
+    tables_only: Annotated[bool, typer.Option("--tables-only", help="Only write the tables of what is done.")] = False,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="Look at finished runs again: data or code changed.")
+    ] = False,
+    download: Download = False,
+    json_: Json = False,
+) -> None:
+    """Run a grid of methods, data sets, budgets, seeds and settings and test the differences; exit 1 if a run failed.
+
+    Example: tskd compare recipes/compare/smoke.yaml --workers 2
+    """
+    from tskd.compare.grid import load_grid
+
+    found = load_grid(grid, set_ or [])
+    from tskd.compare import command
+    from tskd.compare.summary import print_comparison, print_plan
+
+    out = out or Path("out/compare") / found.name
+    machines = command.Machines(executor, workers, address, cpus, gpus, retries)
+    if dry_run:
+        plans, estimator = command.plan_comparison(found, out, download=download, recheck=recheck)
+        print_plan(found, plans, estimator, workers=workers or 1)
+        return
+    if tables_only:
+        comparison = command.collect(found, out, machines)
+    else:
+        comparison = command.compare(found, out, machines, download=download, recheck=recheck)
+    if json_:
+        print((out / command.COMPARISON).read_text(encoding="utf-8"), end="")
+    else:
+        print_comparison(comparison)
+    raise SystemExit(1 if comparison.failures else 0)
 
 
 @app.command()

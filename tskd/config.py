@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,9 @@ class Section(BaseModel):
     """A part of the recipe: frozen, and it refuses keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class PhantomConfig(Section):
@@ -53,17 +56,11 @@ class AugmentConfig(Section):
     """Strength of brightness, contrast, gamma, colour, blur and noise; 0 switches them off."""
 
 
-class DataConfig(Section):
-    """Where the images are, how they are read and which labels may be used."""
+class SourceConfig(Section):
+    """Where images are and how they are read."""
 
     root: str = PHANTOMS
     layout: str = "auto"
-    labels: Positive | None = None
-    """Label budget in images, the validation part included; None: all labelled training images."""
-    label_cases: Positive | None = None
-    """Label budget in cases, instead of ``labels``."""
-    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
-    """Side of the square that the networks see; predictions are answered at the image's own size."""
     classes: tuple[str, ...] | None = None
     """Names of the foreground classes; None: as the data set says."""
     window: tuple[float, float] | None = None
@@ -76,15 +73,28 @@ class DataConfig(Section):
     """``chaos_mr``"""
     axis: Literal[0, 1, 2] = 2
     """``nifti``: the axis sliced along (0 left-right, 1 back-front, 2 foot-head)."""
+    phantom: PhantomConfig = PhantomConfig()
+
+
+class DataConfig(SourceConfig):
+    """Where the images are, how they are read and which labels may be used."""
+
+    labels: Positive | None = None
+    """Label budget in images, the validation part included; None: all labelled training images."""
+    label_cases: Positive | None = None
+    """Label budget in cases, instead of ``labels``."""
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
+    """Side of the square that the networks see; predictions are answered at the image's own size."""
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Part of the labelled budget kept for validation."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Cases kept for the test where the data set has no split of its own."""
     split_seed: int = 0
-    """Seed of the split and of the budget's order: the same split for every seed of training."""
+    """Seed of the split: the same split for every seed of training."""
+    budget_seed: int | None = None
+    """Seed of the order in which budgets take labels: another draw of the labels, the same test; None: split_seed."""
     allow_duplicates: bool = False
     """Go on although an image is in training and test alike."""
-    phantom: PhantomConfig = PhantomConfig()
 
 
 class TrainConfig(Section):
@@ -227,6 +237,8 @@ class EvaluateConfig(Section):
 
     overlays: Count = 9
     """Pictures of the worst, median and best cases."""
+    data: SourceConfig | None = None
+    """Another data set of the same classes: its test images are scored instead (cross-domain); split as ``data`` is."""
 
 
 class ExportConfig(Section):
@@ -302,22 +314,40 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
     source = "the settings"
     if path is not None:
         source = str(path)
-        values = _read_mapping(path)
+        values = read_settings(path)
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     return build_recipe(values, source)
 
 
 def build_recipe(values: Mapping[str, Any], source: str) -> Recipe:
     """Return the recipe of a plain mapping; UserError names ``source`` and every key or value that does not fit."""
+    return build_section(Recipe, values, source)
+
+
+def build_section(kind: type[AnySection], values: Mapping[str, Any], source: str) -> AnySection:
+    """Return settings of a kind from a plain mapping; UserError names ``source`` and everything that does not fit."""
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
+        problems = "\n".join(f"  {_describe(kind, problem)}" for problem in error.errors())
         raise UserError(f"{source} cannot be used:\n{problems}") from error
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``section.key`` of nested settings in place; raises UserError where a part of the key is no section."""
+    *sections, last = key.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise UserError(f"{key}: '{section}' is a value, not a section.")
+    values[last] = value
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return what a recipe's file holds, unchecked; raises UserError where it holds no mapping."""
     if not path.is_file():
         raise UserError(f"{path}: no such recipe. Give the path of a YAML file, or leave it out for the defaults.")
     try:
@@ -333,28 +363,26 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Change nested settings in place as ``section.key=value`` says."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise UserError(f"--set {override}: write section.key=value, for example --set teacher.rank=16")
-    *sections, last = key.strip().split(".")
-    for section in sections:
-        child = values.setdefault(section, {})
-        if not isinstance(child, dict):
-            raise UserError(f"--set {override}: '{section}' is a value, not a section.")
-        values = child
-    values[last] = parse_yaml(text, f"--set {override}")
+    set_key(values, key.strip(), parse_yaml(text, f"--set {override}"))
 
 
-def _describe(problem: Any) -> str:
+def _describe(kind: type[Section], problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key. Allowed here: {', '.join(_allowed(problem['loc']))}"
+        return f"{where}: unknown key. Allowed here: {', '.join(_allowed(kind, problem['loc']))}"
     return f"{where}: {problem['msg']} (given: {problem['input']!r})" if where else str(problem["msg"])
 
 
-def _allowed(location: Sequence[Any]) -> list[str]:
-    section: Any = Recipe
+def _allowed(kind: type[Section], location: Sequence[Any]) -> list[str]:
+    section: Any = kind
     for part in location[:-1]:
-        section = section.model_fields[part].annotation
+        annotation = section.model_fields[part].annotation
+        section = next(
+            (one for one in get_args(annotation) if isinstance(one, type) and issubclass(one, Section)), annotation
+        )
     return sorted(section.model_fields)

@@ -54,34 +54,27 @@ def execute(run: Run) -> dict[str, Any]:
     metrics = {name: artifact.metrics for name, artifact in scores.items()}
     if "teacher" in scores:
         paths = scores["teacher"].path, scores["student"].path
-        metrics["student"]["teacher_agreement"] = round(evaluate.mean_agreement(*paths, run.prepared), 4)
+        metrics["student"]["teacher_agreement"] = round(evaluate.mean_agreement(*paths, run.tested), 4)
     summary = {
         "dataset": run.prepared.dataset["name"],
+        "tested_on": run.tested.dataset["name"],
         "labels": len(run.prepared.rows("train", "val")),
         "seed": run.recipe.seed,
         "method": run.recipe.method,
         "teacher": run.teacher.manifest["metrics"]["teacher"] if "teacher" in models else None,
         "seconds": round(time.monotonic() - began, 1),
-        "peak_memory_mb": max(artifact.manifest["peak_memory_mb"] for artifact in run.store.used.values()),
+        "peak_memory_mb": max(cost["peak_memory_mb"] for cost in run.costs.values()),
         "metrics": metrics,
         "artifacts": {name: artifact.path.name for name, (_, artifact) in models.items()},
         "export": bundle.metrics,
         "evaluations": {name: artifact.path.name for name, artifact in scores.items()},
-        "stages": _costs(run),
+        "stages": run.costs,
         "recipe": run.recipe.model_dump(mode="json"),
     }
     if run.runtime.fabric.is_global_zero:
         publish(bundle.path, run.out / BUNDLE)
         write_json(run.out / RUN_FILE, summary)
     return summary
-
-
-def _costs(run: Run) -> dict[str, dict[str, float]]:
-    """Return seconds and peak memory of each artifact the run used, as measured when it was made."""
-    return {
-        artifact.path.name: {name: artifact.manifest[name] for name in ("seconds", "peak_memory_mb")}
-        for artifact in run.store.used.values()
-    }
 
 
 STAGES: dict[str, Callable[[Run], Artifact | None]] = {

@@ -10,10 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tskd.artifacts import Artifact, Processes, Store, canonical_json
-from tskd.config import PHANTOMS, Recipe, TrainConfig
+from tskd.artifacts import Artifact, Builder, Costs, Processes, Store, canonical_json
+from tskd.config import PHANTOMS, DataConfig, Recipe, TrainConfig
 from tskd.console import say
-from tskd.data.layouts import Dataset
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Batches, ImageBatches, Runtime
@@ -23,6 +22,9 @@ from tskd.models.registry import build_model, load_model
 from tskd.seeding import derive
 from tskd.stages import cache, diffusion, distill, evaluate, finetune, prepare, samples, teacher, transfer
 from tskd.stages.transfer_quality import Synthetic, embedding_features, imagenet_features
+
+ARTIFACTS = "artifacts"
+"""Folder of the store in an output folder."""
 
 
 @dataclass
@@ -34,23 +36,55 @@ class Run:
     runtime: Runtime
     download: bool = False
     """Allow fetching SAM's weights."""
+    open_store: Callable[[Path, Processes], Builder] = Store
+    """What answers requests for artifacts: the store that makes them, or one that only plans."""
 
     def __post_init__(self) -> None:
         fabric = self.runtime.fabric
-        self.store = Store(self.out / "artifacts", Processes(fabric.global_rank, fabric.barrier))
+        self.store = self.open_store(self.out / ARTIFACTS, Processes(fabric.global_rank, fabric.barrier))
 
     # --- data ---
 
     @cached_property
-    def dataset(self) -> Dataset:
-        data = self.recipe.data
-        root = self.phantoms.path if data.root == PHANTOMS else Path(data.root).expanduser()
-        return prepare.open_data(data, root)
+    def prepared_artifact(self) -> Artifact:
+        return self._prepare(self.recipe.data)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return Prepared(self.prepared_artifact.path)
+
+    @cached_property
+    def tested_artifact(self) -> Artifact:
+        """The data whose test images are scored: the recipe's, or that of ``evaluate.data``."""
+        data, other = self.recipe.data, self.recipe.evaluate.data
+        if other is None:
+            return self.prepared_artifact
+        artifact = self._prepare(prepare.tested_data(data, other))
+        tested = Prepared(artifact.path)
+        evaluate.refuse_other_classes(self.prepared, tested)
+        if prepare.same_images(data, other):
+            seen = self.prepared.cases("train", "val", "unlabelled")
+            evaluate.refuse_seen_cases(seen, tested, what="training")
+        return artifact
 
     @property
-    def phantoms(self) -> Artifact:
-        """The built-in images, drawn once."""
-        data = self.recipe.data
+    def tested(self) -> Prepared:
+        return Prepared(self.tested_artifact.path)
+
+    def _prepare(self, data: DataConfig) -> Artifact:
+        root = self._phantoms(data).path if data.root == PHANTOMS else Path(data.root).expanduser()
+        dataset = prepare.open_data(data, root)
+        return self.store.build(
+            "prepare",
+            lambda folder: prepare.prepare(data, dataset, folder),
+            config=data.model_dump(exclude={"root", "phantom", "layout"}),
+            inputs={"data": prepare.dataset_digest(dataset)},
+            seed=data.split_seed,
+            version=prepare.VERSION,
+        )
+
+    def _phantoms(self, data: DataConfig) -> Artifact:
+        """Return the built-in images, drawn once."""
         return self.store.build(
             "phantoms",
             lambda folder: prepare.draw_phantoms(data, folder),
@@ -59,20 +93,6 @@ class Run:
             seed=data.split_seed,
             version=1,
         )
-
-    @cached_property
-    def prepared_artifact(self) -> Artifact:
-        data = self.recipe.data
-        config = data.model_dump(exclude={"root", "phantom", "layout"})
-        inputs = {"data": prepare.dataset_digest(self.dataset)}
-        make: Callable[[Path], Mapping[str, Any]] = lambda folder: prepare.prepare(data, self.dataset, folder)  # noqa: E731
-        return self.store.build(
-            "prepare", make, config=config, inputs=inputs, seed=data.split_seed, version=prepare.VERSION
-        )
-
-    @cached_property
-    def prepared(self) -> Prepared:
-        return Prepared(self.prepared_artifact.path)
 
     # --- teacher and transfer set ---
 
@@ -116,11 +136,10 @@ class Run:
     def samples(self) -> Artifact:
         """The images sampled from the diffusion model, before the gate."""
         count, config = self.recipe.transfer.synthetic, self.recipe.diffusion
-        evaluate.refuse_seen_cases(
-            diffusion.read_seen_cases(self.diffusion.path), self.prepared, what="the diffusion model"
-        )
 
         def make(folder: Path) -> Mapping[str, Any]:
+            seen = diffusion.read_seen_cases(self.diffusion.path)
+            evaluate.refuse_seen_cases(seen, self.prepared, what="the diffusion model")
             sampler = samples.open_sampler(
                 self.diffusion.path,
                 config,
@@ -303,18 +322,29 @@ class Run:
 
     def evaluation(self, model: Artifact, title: str) -> Artifact:
         """Return the scores of a trained model on the test images."""
-        config = self.recipe.evaluate
-        return self._build(
+        config, tested = self.recipe.evaluate, self.tested_artifact
+        return self.store.build(
             "evaluate",
             lambda folder: evaluate.evaluate(
-                config, load_model(model.path), self.prepared, folder, title=title, device=self.runtime.fabric.device
+                config,
+                load_model(model.path),
+                Prepared(tested.path),
+                folder,
+                title=title,
+                device=self.runtime.fabric.device,
             ),
-            config=config,
-            inputs={"data": self.prepared_artifact.digest, "model": model.digest, "title": title},
+            config=config.model_dump(exclude={"data"}),
+            inputs={"data": tested.digest, "model": model.digest, "title": title},
+            seed=self.recipe.seed,
             version=evaluate.VERSION,
         )
 
     # --- artifacts ---
+
+    @property
+    def costs(self) -> Costs:
+        """Seconds and peak memory of every artifact asked for so far, as measured when it was made."""
+        return {name: cost for artifact in self.store.used.values() for name, cost in artifact.costs.items()}
 
     def _train(
         self,

@@ -64,6 +64,7 @@ def make_split(
     labels: int | None = None,
     label_cases: int | None = None,
     seed: int = 0,
+    budget_seed: int | None = None,
     val_share: float = 0.2,
     test_share: float = 0.25,
 ) -> Split:
@@ -71,7 +72,8 @@ def make_split(
 
     ``presence`` maps the id of every labelled record to the classes in its mask. ``labels`` counts labelled images,
     ``label_cases`` labelled cases, validation included; None takes all. For one seed a smaller budget is a subset of
-    a larger one, in ``train`` and in ``val``, and ``test`` does not depend on it.
+    a larger one, in ``train`` and in ``val``, and ``test`` does not depend on it. Another ``budget_seed`` (None: as
+    ``seed``) draws other labels for the same test.
 
     A split stated by the data set holds; where it names no labelled test case, ``test_share`` of the labelled
     training cases is held out, and of cases without a stated split in any case. Officially ``val`` and ``test`` cases
@@ -84,7 +86,8 @@ def make_split(
     cases = _group_cases(records, presence)
     test = _choose_test(cases, test_share, seed)
     tested = {case.name for case in test}
-    order = _budget_order([case for case in cases if case.labelled and case.name not in tested], val_share, seed)
+    eligible = [case for case in cases if case.labelled and case.name not in tested]
+    order = _budget_order(eligible, val_share, seed if budget_seed is None else budget_seed)
     _require_cases(order, test)
     chosen = _choose_labelled(order, labels=labels, label_cases=label_cases)
     train = {id_ for item in order if item.side == "train" for id_ in item.case.labelled if id_ in chosen}

@@ -43,7 +43,8 @@ def evaluate(
             scores += _score(prepared, row, prediction, unit)
             advance(done)
     write_cases(scores, folder / CASES)
-    summary = {"model": title, **summarise(scores, seed=0).as_dict(), **({"remark": remark} if remark else {})}
+    named = {"model": title, "dataset": prepared.dataset["name"]}
+    summary = {**named, **summarise(scores, seed=0).as_dict(), **({"remark": remark} if remark else {})}
     write_json(folder / SUMMARY, summary)
     draw_overlays(prepared, folder, scores, count=config.overlays, title=title)
     return summary
@@ -95,6 +96,15 @@ def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> 
         raise UserError(
             f"{what} has seen {len(shared)} test cases (first: {', '.join(shared[:3])}); scores would flatter. "
             "Train it again on this data set's training cases."
+        )
+
+
+def refuse_other_classes(prepared: Prepared, tested: Prepared) -> None:
+    """Raise UserError where a data set to be tested on has other classes than the one trained on."""
+    if prepared.classes != tested.classes:
+        raise UserError(
+            f"evaluate.data has the classes {', '.join(tested.classes)}, training has {', '.join(prepared.classes)}: "
+            "they must be the same, in one order. Name them with evaluate.data.classes, or take another data set."
         )
 
 

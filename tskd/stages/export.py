@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL import Image
 from torch import nn
 
-from tskd.artifacts import MANIFEST, Artifact, Store, canonical_json, environment, write_atomic
+from tskd.artifacts import MANIFEST, Artifact, Builder, Store, canonical_json, environment, write_atomic
 from tskd.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, Answer, ask, open_session, publish, write_sums
 from tskd.config import ExportConfig
 from tskd.console import say, warn
@@ -41,7 +42,19 @@ MAX_INT8_DICE_DROP = 0.01
 ODD_SIZE = (173, 211)
 """A size (rows, columns) that no data set has: the file must answer at any."""
 _TIMED_RUNS = 15
-_SCORES = ("dice", "iou", "hd95", "assd", "n_cases", "n_images", "scored", "both_empty", "missed", "false_positive")
+_SCORES = (
+    "dataset",
+    "dice",
+    "iou",
+    "hd95",
+    "assd",
+    "n_cases",
+    "n_images",
+    "scored",
+    "both_empty",
+    "missed",
+    "false_positive",
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,7 @@ class Int8Verdict:
 
 
 def build_export(
-    store: Store, config: ExportConfig, student: Artifact, prepared: Artifact, scores: Mapping[str, Any]
+    store: Builder, config: ExportConfig, student: Artifact, prepared: Artifact, scores: Mapping[str, Any]
 ) -> Artifact:
     """Return the artifact that holds the bundle of a student; ``scores`` are evaluation metrics by model name."""
     inputs = {
@@ -193,8 +206,9 @@ def check_parity(
 
 def network_answer(segmenter: nn.Module, image: np.ndarray) -> Answer:
     """Return what the network itself says about one image (H, W, 3) uint8: the reference of an export."""
+    device = next(segmenter.parameters()).device
     with torch.inference_mode():
-        probabilities = class_probabilities(segmenter(to_images(image[None])).logits)[0]
+        probabilities = class_probabilities(segmenter(to_images(image[None]).to(device)).logits)[0].cpu()
     return Answer(probabilities.argmax(dim=0).to(torch.uint8).numpy(), probabilities.numpy())
 
 
@@ -204,7 +218,7 @@ def ship_int8(folder: Path, cases: Sequence[ParityCase]) -> Int8Verdict:
     write_int8(folder / ONNX, path)
     floats, int8 = open_session(folder / ONNX), open_session(path)
     drop = float(np.mean([_dice(ask(floats, case.image), case) - _dice(ask(int8, case.image), case) for case in cases]))
-    milliseconds = median_ms([floats, int8], cases[0].image)
+    milliseconds = median_ms([partial(ask, floats), partial(ask, int8)], cases[0].image)
     verdict = judge_int8(drop, *milliseconds)
     if verdict.shipped:
         say(f"int8: shipped ({verdict.reason})")
@@ -235,20 +249,20 @@ def write_int8(network: Path, path: Path) -> None:
         quantize_dynamic(network, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
 
 
-def median_ms(sessions: Sequence[InferenceSession], image: np.ndarray) -> list[float]:
-    """Return each session's median milliseconds an image; they take turns, so that a busy machine slows all alike."""
-    seconds: list[list[float]] = [[] for _ in sessions]
+def median_ms(networks: Sequence[Callable[[np.ndarray], Answer]], image: np.ndarray) -> list[float]:
+    """Return each network's median milliseconds an image; they take turns, so that a busy machine slows all alike."""
+    seconds: list[list[float]] = [[] for _ in networks]
     for _ in range(_TIMED_RUNS):
-        for session, times in zip(sessions, seconds, strict=True):
+        for network, times in zip(networks, seconds, strict=True):
             began = time.perf_counter()
-            ask(session, image)
+            network(image)
             times.append(time.perf_counter() - began)
     return [round(1000 * float(np.median(times[1:])), 2) for times in seconds]  # the first run allocates
 
 
 def _latency(network: Path, image: np.ndarray) -> dict[str, Any]:
     counts = sorted({1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1})
-    milliseconds = median_ms([open_session(network, threads) for threads in counts], image)
+    milliseconds = median_ms([partial(ask, open_session(network, threads)) for threads in counts], image)
     by_threads = {str(threads): value for threads, value in zip(counts, milliseconds, strict=True)}
     return {"image": list(image.shape[:2]), "ms_by_threads": by_threads}
 

@@ -34,8 +34,8 @@ def _use(description: Mapping[str, Any]) -> str:
         "## Intended use and limits\n\n"
         "Research use only. This is not a medical device: it has not been validated for diagnosis or "
         "treatment.\n\n"
-        "- It was trained and tested on images of one data set. On another scanner, protocol, population or disease "
-        "expect worse scores than below; test it on labelled images of your own first.\n"
+        "- It was trained on images of one data set and tested on one. On another scanner, protocol, population or "
+        "disease expect worse scores than below; test it on labelled images of your own first.\n"
         "- It answers for every image, also for one that shows nothing it knows.\n"
         "- Probabilities are not calibrated."
     )
@@ -62,13 +62,19 @@ def _scores(description: Mapping[str, Any]) -> str:
     unit = _unit(next(iter(scores.values()), {}))
     lines = [_score_row(_TITLES.get(name, name), scores[name], unit) for name in _ordered(scores)]
     return (
-        "## Scores on the test images\n\n"
+        f"## Scores on the test images{_tested_on(description)}\n\n"
         f"| model | Dice | 95 % interval | HD95 ({unit}) | cases | missed | false positive |\n"
         "|---|---:|---|---:|---:|---:|---:|\n" + "\n".join(lines) + "\n\n"
         "Means over cases at the images' own size, bootstrap intervals over cases. Where mask and prediction are both "
         "empty Dice is 1 and the distance 0; where only one is, Dice is 0 and the distance the image diagonal "
         f"(missed, false positive: counted over images and classes).{_rivals(scores)}"
     )
+
+
+def _tested_on(description: Mapping[str, Any]) -> str:
+    tested = {scores.get("dataset", description["dataset"]) for scores in description["scores"].values()}
+    others = sorted(tested - {description["dataset"]})
+    return f" of {', '.join(others)}, which it was not trained on" if others else ""
 
 
 def _rivals(scores: Mapping[str, Any]) -> str:

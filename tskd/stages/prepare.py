@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tskd.artifacts import canonical_json, file_sha256, write_json
-from tskd.config import PHANTOMS, DataConfig
+from tskd.config import PHANTOMS, DataConfig, SourceConfig
 from tskd.console import progress, warn
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, join_duplicates
 from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
@@ -56,6 +56,23 @@ def draw_phantoms(config: DataConfig, folder: Path) -> dict[str, Any]:
     return {"images": count}
 
 
+def tested_data(data: DataConfig, other: SourceConfig) -> DataConfig:
+    """Return the settings under which another data set is tested: all labels are known, the split is drawn alike.
+
+    So training and test of one data set never share a case, whichever of its images it is tested on. Duplicates
+    across its own parts do no harm where nothing trains on it.
+    """
+    free = {"labels": None, "label_cases": None, "budget_seed": None, "allow_duplicates": True}
+    return DataConfig(**{**data.model_dump(), **free, **other.model_dump()})
+
+
+def same_images(data: DataConfig, other: SourceConfig) -> bool:
+    """Tell whether two settings read the same files."""
+    if PHANTOMS in (data.root, other.root):
+        return data.root == other.root and data.phantom == other.phantom
+    return Path(data.root).expanduser().resolve() == Path(other.root).expanduser().resolve()
+
+
 def open_data(config: DataConfig, root: Path) -> Dataset:
     """Find the records of the data set that the settings name, or of phantoms drawn to ``root``."""
     options = LayoutOptions(
@@ -87,6 +104,7 @@ def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any
         labels=config.labels,
         label_cases=config.label_cases,
         seed=config.split_seed,
+        budget_seed=config.budget_seed,
         val_share=config.val_share,
         test_share=config.test_share,
     )

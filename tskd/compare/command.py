@@ -1,0 +1,174 @@
+"""The comparison from the grid to its tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from tskd.artifacts import Artifact, Store, environment, write_json
+from tskd.compare.board import open_board
+from tskd.compare.decompose import decompose_groups, decomposition_columns
+from tskd.compare.drive import Queue, drive
+from tskd.compare.estimate import Estimator
+from tskd.compare.executors import Executor, local_executor, ray_executor
+from tskd.compare.grid import Grid, GridRun
+from tskd.compare.job import RUNS, Job, build_job, read_outcome
+from tskd.compare.networks import Network, measure_networks
+from tskd.compare.plan import RunPlan, all_missing, plan_runs
+from tskd.compare.statistics import Scored, Statistics, as_rows, columns_of, compare_groups
+from tskd.compare.tables import (
+    BIAS_VARIANCE,
+    COMPARISON,
+    RANKS,
+    TABLE,
+    TESTS,
+    table_columns,
+    table_rows,
+    write_table,
+)
+from tskd.console import say
+from tskd.engine import open_runtime
+from tskd.metrics.comparison import MeanRank, PairTest
+from tskd.run import ARTIFACTS
+
+BUDGET_RULE = (
+    "In every arm the student has the same architecture, fine-tuning recipe and total training compute, counted in "
+    "floating-point operations; the teacher's forward passes are not part of it."
+)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where and how many at a time."""
+
+    executor: Literal["local", "ray"] = "local"
+    workers: int | None = None
+    """Runs at a time; None: one (local), or as many as the cluster has room for (ray)."""
+    address: str | None = None
+    """Of a Ray cluster; None: one on this machine."""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    """What one run takes of a Ray cluster; fractions share a device."""
+    retries: int = 2
+    """How often Ray tries a run again whose machine failed."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of one run."""
+        return max(1, int(self.cpus)) if self.executor == "ray" else max(1, _cores() // (self.workers or 1))
+
+    def open(self) -> AbstractContextManager[Executor]:
+        """Start what executes."""
+        if self.executor == "local":
+            return local_executor(self.workers or 1)
+        return ray_executor(
+            address=self.address, slots=self.workers, cpus=self.cpus, gpus=self.gpus, retries=self.retries
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison."""
+
+    grid: Grid
+    out: Path
+    rows: list[dict[str, Any]]
+    statistics: Statistics
+    bias_variance: list[dict[str, Any]]
+
+    @property
+    def failures(self) -> int:
+        return sum(row["status"] == "failed" for row in self.rows)
+
+
+def plan_comparison(grid: Grid, out: Path, *, download: bool, recheck: bool = False) -> tuple[list[RunPlan], Estimator]:
+    """Return what is still to be done of a grid, and what estimates how long it takes."""
+    waiting = [run for run in grid.runs if recheck or not _is_done(out, run)]
+    return plan_runs(waiting, out, download=download), Estimator(out / ARTIFACTS)
+
+
+def compare(grid: Grid, out: Path, machines: Machines, *, download: bool = False, recheck: bool = False) -> Comparison:
+    """Do every run of a grid that is not done, then its tables; ``recheck`` looks at all runs again.
+
+    Finished runs are read back, failed ones tried again; what runs share is made once.
+    """
+    plans, estimator = plan_comparison(grid, out, download=download, recheck=recheck)
+    say(f"compare: {len(grid.runs)} runs, {len(grid.runs) - len(plans)} done already")
+    if plans:
+        say(f"compare: {estimator.explain(all_missing(plans).values(), workers=machines.workers or 1)}")
+        _do(plans, estimator, machines, out, download)
+    return collect(grid, out, machines)
+
+
+def _do(plans: list[RunPlan], estimator: Estimator, machines: Machines, out: Path, download: bool) -> None:
+    (out / RUNS).mkdir(parents=True, exist_ok=True)
+
+    def job_of(run: GridRun) -> Job:
+        return build_job(run, out, threads=machines.threads, download=download)
+
+    with machines.open() as executor, open_board(len(plans)) as board:
+        drive(Queue(plans, estimator), executor, job_of, out, board)
+
+
+def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
+    """Write the tables of the runs that have ended so far."""
+    store = Store(out / ARTIFACTS)
+    outcomes = {run.name: outcome for run in grid.runs if (outcome := read_outcome(out, run.name))}
+    scored = [
+        Scored(run, outcome, store.root / outcome.artifacts["evaluation"])
+        for run in grid.runs
+        if (outcome := outcomes.get(run.name)) and outcome.error is None
+    ]
+    rows = table_rows(grid, outcomes, _networks(store, scored))
+    statistics = compare_groups(grid, scored)
+    write_table(out / TABLE, rows, table_columns(grid, rows))
+    write_table(out / TESTS, as_rows(statistics.tests), columns_of(grid, PairTest))
+    write_table(out / RANKS, as_rows(statistics.ranks), columns_of(grid, MeanRank))
+    lines: list[dict[str, Any]] = []
+    if grid.bias_variance and scored:
+        device = open_runtime(scored[0].run.recipe.engine).fabric.device
+        lines = decompose_groups(store, scored, device=device)
+        write_table(out / BIAS_VARIANCE, lines, decomposition_columns(grid))
+    comparison = Comparison(grid, out, rows, statistics, lines)
+    write_json(out / COMPARISON, _summary(comparison, machines))
+    return comparison
+
+
+def _networks(store: Store, scored: list[Scored]) -> dict[str, Network]:
+    found: dict[str, Network] = {}
+    for size in {one.run.recipe.data.image_size for one in scored}:
+        names = {one.outcome.artifacts["model"] for one in scored if one.run.recipe.data.image_size == size}
+        found |= measure_networks(store, [Artifact(store.root / name) for name in sorted(names)], image_size=size)
+    return found
+
+
+def _summary(comparison: Comparison, machines: Machines) -> Mapping[str, Any]:
+    grid = comparison.grid
+    return {
+        "name": grid.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "axes": {axis: list(values) for axis, values in grid.axes.items()},
+        "compare": grid.compare,
+        "baseline": grid.baseline,
+        "grid": grid.source,
+        "budget_rule": BUDGET_RULE,
+        "runs": len(grid.runs),
+        "ended": len(comparison.rows),
+        "failed": comparison.failures,
+        "executor": asdict(machines) | {"threads": machines.threads},
+        "versions": environment(),
+    }
+
+
+def _is_done(out: Path, run: GridRun) -> bool:
+    outcome = read_outcome(out, run.name)
+    return outcome is not None and outcome.error is None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

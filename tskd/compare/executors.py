@@ -1,0 +1,146 @@
+"""Where the runs of a grid are done: in processes of this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any, Protocol
+
+from tskd.compare.job import Job, end_with, run_job
+from tskd.errors import UserError
+
+POLL_SECONDS = 1.0
+
+
+class Executor(Protocol):
+    """Does jobs side by side. A job keeps its outcome itself; what is told here is only that it has ended."""
+
+    slots: int
+    """Jobs that run at once."""
+
+    def start(self, job: Job) -> None:
+        """Start a job; there are never more than ``slots`` of them."""
+        ...
+
+    def ended(self) -> dict[str, str | None]:
+        """Return the names of jobs that have ended since the last call, waiting about a second for one.
+
+        A name comes with what killed the process, or None where it ended by itself.
+        """
+        ...
+
+
+@contextmanager
+def local_executor(workers: int) -> Iterator[LocalExecutor]:
+    """Run jobs in ``workers`` processes of this machine; those still running at the end are stopped."""
+    executor = LocalExecutor(workers)
+    try:
+        yield executor
+    finally:
+        executor.stop()
+
+
+class LocalExecutor:
+    """One fresh process a job: memory is counted from the same start, and a crash takes nothing else down."""
+
+    def __init__(self, workers: int) -> None:
+        self.slots = workers
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tskd.run", "tskd.methods"])  # imported once, not once a run
+        self._running: dict[str, Any] = {}
+
+    def start(self, job: Job) -> None:
+        process = self._context.Process(target=_work, args=(job,), name=job.name)
+        process.start()
+        self._running[job.name] = process
+
+    def ended(self) -> dict[str, str | None]:
+        wait([process.sentinel for process in self._running.values()], timeout=POLL_SECONDS)
+        codes = {name: process.exitcode for name, process in self._running.items() if process.exitcode is not None}
+        for name in codes:
+            self._running.pop(name).join()
+        return {name: None if code == 0 else _describe_exit(code) for name, code in codes.items()}
+
+    def stop(self) -> None:
+        for process in self._running.values():
+            process.terminate()
+        for process in self._running.values():
+            process.join()
+
+
+def _work(job: Job) -> None:
+    end_with(multiprocessing.parent_process())
+    run_job(job)
+
+
+def _describe_exit(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "the process was killed, most often because memory ran out; use fewer --workers or a smaller batch_size"
+    if code < 0:
+        return f"the process ended by signal {signal.Signals(-code).name}"
+    return f"the process ended with exit code {code}"
+
+
+@contextmanager
+def ray_executor(
+    *, address: str | None, slots: int | None, cpus: float, gpus: float, retries: int
+) -> Iterator[Executor]:
+    """Run jobs on a Ray cluster: the one at ``address``, or one on this machine that ends with the comparison.
+
+    A run takes ``cpus`` and ``gpus`` (fractions allowed) and is tried again ``retries`` times where its machine fails.
+    ``slots`` None: as many runs at once as the cluster has room for. Raises UserError where Ray is not installed or the
+    cluster cannot be reached.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before the import: nothing is reported to anyone
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--executor ray needs Ray. Install it with: pip install 'tskd[cluster]'") from error
+    here = {} if address else {"num_cpus": max(1, round(cpus * (slots or 1))), "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="error", **here)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--address {address}: no Ray cluster answers ({error}). Start one with: ray start") from error
+    try:
+        yield RayExecutor(ray, slots or _room(ray.cluster_resources(), cpus, gpus), cpus, gpus, retries)
+    finally:
+        ray.shutdown()
+
+
+class RayExecutor:
+    """One Ray task a job, each in a fresh worker process."""
+
+    def __init__(self, ray: Any, slots: int, cpus: float, gpus: float, retries: int) -> None:
+        self.slots = slots
+        self._ray = ray
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": retries, "max_calls": 1}
+        self._task = ray.remote(**options)(run_job)
+        self._running: dict[Any, str] = {}
+
+    def start(self, job: Job) -> None:
+        self._running[self._task.remote(job)] = job.name
+
+    def ended(self) -> dict[str, str | None]:
+        ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=POLL_SECONDS)
+        return {self._running.pop(task): self._trouble(task) for task in ready}
+
+    def _trouble(self, task: Any) -> str | None:
+        try:
+            self._ray.get(task)
+        except self._ray.exceptions.RayError as error:
+            return str(error)
+        return None
+
+
+def _room(resources: dict[str, float], cpus: float, gpus: float) -> int:
+    rooms = [resources.get(kind, 0) // wanted for kind, wanted in (("CPU", cpus), ("GPU", gpus)) if wanted]
+    if not (room := int(min(rooms, default=1))):
+        raise UserError(
+            f"a run asks for {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {resources.get('CPU', 0):g} and "
+            f"{resources.get('GPU', 0):g} in all. Ask for less with --cpus and --gpus."
+        )
+    return room

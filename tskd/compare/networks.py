@@ -1,0 +1,85 @@
+"""The networks that runs ended with: their size and how fast they answer, measured once an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tskd.artifacts import Artifact, Store, canonical_json
+from tskd.console import progress
+from tskd.models.registry import load_model, read_description
+from tskd.stages.export import median_ms, network_answer
+
+VERSION = 1
+_TRAINED = frozenset({"weights", "title", "trained", "file"})
+"""Parts of a description that say where its weights come from, not what the network is."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What one architecture needs at work."""
+
+    parameters: int
+    model_mb: float
+    """Its tensors as float32, in millions of bytes."""
+    latency_ms: float
+    """Median for one image on one CPU thread, from pixels to probabilities, in torch."""
+
+
+def measure_networks(store: Store, models: Iterable[Artifact], *, image_size: int) -> dict[str, Network]:
+    """Return every model's figures by its folder's name; equal architectures are measured once, ever.
+
+    They are timed on a square image of ``image_size``, one after the other: nothing else should run beside.
+    """
+    listed = list(models)
+    found: dict[str, Network] = {}
+    with progress("compare: timing networks", len(listed)) as advance:
+        for done, model in enumerate(listed, start=1):
+            found[model.path.name] = _measure(store, model, image_size)
+            advance(done)
+    return found
+
+
+def architecture(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two networks have in common that differ in their weights alone."""
+    return {name: value for name, value in description.items() if name not in _TRAINED}
+
+
+def _measure(store: Store, model: Artifact, image_size: int) -> Network:
+    kind = architecture(read_description(model.path))
+    artifact = store.build(
+        "network",
+        lambda folder: asdict(_look_at(model.path, image_size)),
+        config={"architecture": canonical_json(kind), "image_size": image_size},
+        inputs={},
+        seed=0,
+        version=VERSION,
+    )
+    return Network(**artifact.metrics)
+
+
+def _look_at(folder: Path, image_size: int) -> Network:
+    model = load_model(folder)
+    image = np.zeros((image_size, image_size, 3), np.uint8)
+    with _threads(1):
+        (latency,) = median_ms([partial(network_answer, model)], image)
+    tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}  # shared ones count once
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return Network(sum(one.numel() for one in model.parameters()), round(size / 1e6, 2), latency)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

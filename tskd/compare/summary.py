@@ -1,0 +1,109 @@
+"""What a comparison found, on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tskd.compare.command import Comparison
+from tskd.compare.estimate import Estimator
+from tskd.compare.grid import METHOD, REPLICATES, Grid
+from tskd.compare.plan import RunPlan, all_missing
+from tskd.metrics.comparison import PairTest
+
+PLAIN_WIDTH = 120
+
+
+def print_plan(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, workers: int) -> None:
+    """Print every run with what is there and what its missing parts will take, shared parts at their first run."""
+    console = _console()
+    table = Table("run", "there", "to make", "seconds", title=f"{grid.name}: {len(grid.runs)} runs")
+    planned = {plan.run.name: plan for plan in plans}
+    counted: set[str] = set()
+    for run in grid.runs:
+        plan = planned.get(run.name)
+        if plan is None:
+            table.add_row(run.label, "all", "done", "0")
+            continue
+        new = {part.name: part for part in plan.missing if part.name not in counted}
+        counted |= new.keys()
+        shared = len(plan.missing) - len(new)
+        makes = ", ".join(part.stage for part in new.values()) or "nothing new"
+        more = f" (+ {shared} of runs above)" if shared else ""
+        table.add_row(run.label, str(len(plan.found)), makes + more, f"{estimator.total(new.values()):.0f}")
+    console.print(table)
+    console.print(estimator.explain(all_missing(plans).values(), workers=workers))
+    if not all(plan.complete for plan in plans):
+        console.print("Some runs need more parts, which can be named only when these are there.")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print mean scores over seeds and label draws, the tests on Dice, and what failed."""
+    console = _console()
+    console.print(_scores(comparison))
+    dice = [(columns, test) for columns, test in comparison.statistics.tests if test.measure == "dice"]
+    if dice:
+        console.print(_tests(dice))
+    for row in comparison.rows:
+        if row["status"] == "failed":
+            console.print(f"failed: {row['run']}: {row['error']}", markup=False)
+    console.print(f"everything is in {comparison.out}", markup=False)
+
+
+def _scores(comparison: Comparison) -> Table:
+    grid = comparison.grid
+    axes = [axis for axis in grid.axes if axis not in (*REPLICATES, METHOD)]
+    table = Table(title=f"{grid.name}: means over seeds and label draws")
+    for column in (*axes, METHOD, "runs", "Dice", "lowest", "highest", "HD95", "missed", "MB", "ms"):
+        table.add_column(column, justify="left" if column in (*axes, METHOD) else "right")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in comparison.rows:
+        if row["status"] == "done":
+            groups[*(row[axis] for axis in axes), row["title"]].append(row)
+    for place, rows in groups.items():
+        table.add_row(*map(str, place), *_cells(rows))
+    return table
+
+
+def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
+    dice = [row["dice"] for row in rows]
+    unit = "mm" if rows[0].get("hd95_mm") is not None else "px"
+    return [
+        str(len(rows)),
+        *(f"{value:.3f}" for value in (mean(dice), min(dice), max(dice))),
+        f"{mean(row[f'hd95_{unit}'] for row in rows):.1f} {unit}",
+        f"{mean(row['missed'] for row in rows):.1f}",
+        f"{rows[0]['model_mb']:.1f}",
+        f"{rows[0]['latency_ms']:.1f}",
+    ]
+
+
+def _tests(tests: Sequence[tuple[Any, PairTest]]) -> Table:
+    table = Table(title="Dice, paired over cases; p corrected for all tests (Holm)")
+    for column in ("group", "compared", "difference", "95 % interval", "p", "win/tie/loss"):
+        table.add_column(column, justify="left" if column in ("group", "compared") else "right")
+    for columns, test in tests:
+        interval = "too few cases" if test.ci95_low is None else f"{test.ci95_low:+.3f} to {test.ci95_high:+.3f}"
+        table.add_row(
+            ", ".join(_values(columns.values())),
+            f"{test.method} - {test.baseline}",
+            f"{test.difference:+.3f}",
+            interval,
+            f"{test.p_holm:.3g}",
+            f"{test.wins}/{test.ties}/{test.losses}",
+        )
+    return table
+
+
+def _values(values: Iterable[Any]) -> list[str]:
+    return ["all" if value is None else str(value) for value in values]
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
