@@ -141,6 +141,8 @@ class DiffusionConfig(TrainConfig):
     """The model that invents images for the transfer set; used where ``transfer.synthetic`` is above 0."""
 
     preset: Literal["tiny", "small", "base"] = "tiny"
+    seed: int | None = None
+    """Of its training and its images; None: the recipe's. Stated, runs over seeds share one model and its images."""
     image_size: Annotated[int, Field(ge=16, le=512, multiple_of=16)] | None = None
     """None: ``data.image_size``."""
     prediction: Literal["epsilon", "v_prediction"] = "v_prediction"

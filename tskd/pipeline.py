@@ -81,7 +81,7 @@ STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "prepare": lambda run: run.prepared_artifact,
     "teacher": lambda run: run.teacher,
     "diffusion": lambda run: run.diffusion,
-    "samples": lambda run: run.samples,
+    "samples": lambda run: run.samples[-1] if run.samples else None,
     "transfer": lambda run: run.transfer,
     "cache": lambda run: run.cache,
     "distill": lambda run: run.distilled,

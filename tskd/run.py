@@ -124,18 +124,28 @@ class Run:
         return self._train(
             "diffusion",
             lambda folder: diffusion.train_diffusion(
-                config, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
+                config, self.prepared, folder, seed=self._diffusion_seed, runtime=self.runtime
             ),
             config=config,
-            without=diffusion.SAMPLING_SETTINGS,
+            without=diffusion.OUTSIDE_CONFIG,
+            seed=self._diffusion_seed,
             inputs={"data": self.prepared_artifact.digest},
             version=diffusion.VERSION,
         )
 
+    @property
+    def _diffusion_seed(self) -> int:
+        seed = self.recipe.diffusion.seed
+        return self.recipe.seed if seed is None else seed
+
     @cached_property
-    def samples(self) -> Artifact:
-        """The images sampled from the diffusion model, before the gate."""
-        count, config = self.recipe.transfer.synthetic, self.recipe.diffusion
+    def samples(self) -> tuple[Artifact, ...]:
+        """The images sampled from the diffusion model, before the gate: in blocks, which larger sets share."""
+        count = self.recipe.transfer.synthetic
+        return tuple(self._sample_block(numbers) for numbers in samples.blocks(count))
+
+    def _sample_block(self, numbers: range) -> Artifact:
+        config = self.recipe.diffusion
 
         def make(folder: Path) -> Mapping[str, Any]:
             seen = diffusion.read_seen_cases(self.diffusion.path)
@@ -144,19 +154,19 @@ class Run:
                 self.diffusion.path,
                 config,
                 image_size=self.prepared.image_size,
-                seed=self.recipe.seed,
+                seed=self._diffusion_seed,
                 runtime=self.runtime,
                 bf16=self.recipe.engine.precision == "bf16-mixed",
             )
-            return samples.draw_samples(count, sampler, folder, runtime=self.runtime)
+            return samples.draw_samples(numbers, sampler, folder, runtime=self.runtime)
 
-        settings = config.model_dump(include=set(diffusion.SAMPLING_SETTINGS) - {"grid_minutes"})
+        settings = config.model_dump(include=set(diffusion.SAMPLING_SETTINGS))
         return self.store.build(
             "samples",
             make,
-            config={**settings, "count": count, "image_size": self.prepared.image_size},
+            config={**settings, "first": numbers.start, "count": len(numbers), "image_size": self.prepared.image_size},
             inputs={"diffusion": self.diffusion.digest},
-            seed=self.recipe.seed,
+            seed=self._diffusion_seed,
             version=samples.VERSION,
             together=True,
         )
@@ -166,7 +176,8 @@ class Run:
         config = self.recipe.transfer
         inputs = {"data": self.prepared_artifact.digest}
         if config.synthetic:  # the teacher's features are a part of the judgement on them
-            inputs |= {"samples": self.samples.digest, "teacher": self.teacher.digest}
+            inputs |= {f"samples {number}": block.digest for number, block in enumerate(self.samples)}
+            inputs |= {"teacher": self.teacher.digest}
         return self._build(
             "transfer",
             lambda folder: transfer.build_transfer(
@@ -189,7 +200,7 @@ class Run:
             "teacher": embedding_features(load_model(self.teacher.path), device),
             "imagenet": imagenet_features(self.prepared.image_size, device),
         }
-        return Synthetic(samples.read_samples(self.samples.path), features)
+        return Synthetic(samples.read_samples([block.path for block in self.samples]), features)
 
     @property
     def transfer_set(self) -> TransferSet:
@@ -353,10 +364,13 @@ class Run:
         *,
         config: TrainConfig,
         without: frozenset[str] = frozenset(),
+        seed: int | None = None,
         **rest: Any,
     ) -> Artifact:
         settings = {**config.model_dump(exclude=set(without)), "precision": self.recipe.engine.precision}
-        return self.store.build(stage, make, config=settings, seed=self.recipe.seed, together=True, **rest)
+        return self.store.build(
+            stage, make, config=settings, seed=self.recipe.seed if seed is None else seed, together=True, **rest
+        )
 
     def _build(
         self, stage: str, make: Callable[[Path], Mapping[str, Any]], *, config: BaseModel, **rest: Any

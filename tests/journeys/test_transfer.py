@@ -37,7 +37,7 @@ class Slow:
         return np.stack([numpy_generator(k).integers(0, 256, (16, 16, 3), dtype=np.uint8) for k in numbers])
 
 
-draw_samples(9, Slow(), Path(sys.argv[1]), runtime=open_runtime(EngineConfig(accelerator="cpu")))
+draw_samples(range(9), Slow(), Path(sys.argv[1]), runtime=open_runtime(EngineConfig(accelerator="cpu")))
 """
 TIME_LIMIT = 240
 

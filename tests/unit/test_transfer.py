@@ -24,7 +24,7 @@ from tskd.errors import Paused, UserError
 from tskd.models.registry import save_model
 from tskd.seeding import numpy_generator
 from tskd.stages.diffusion import FILE, build_denoiser, describe
-from tskd.stages.samples import draw_samples, open_sampler, read_samples
+from tskd.stages.samples import BLOCK, blocks, draw_samples, open_sampler, read_samples
 from tskd.stages.transfer import augmented_images, build_transfer
 from tskd.stages.transfer_quality import Synthetic, distances_between_cases, summarise
 
@@ -91,36 +91,36 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     folder = tmp_path_factory.mktemp("whole")
-    draw_samples(8, Noise(), folder, runtime=process(0, 1))
-    return np.array(read_samples(folder))
+    draw_samples(range(8), Noise(), folder, runtime=process(0, 1))
+    return read_samples([folder])
 
 
 @pytest.mark.parametrize("killed_at", range(8))
 def test_sampling_goes_on_after_a_kill_at_any_image(killed_at: int, whole: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        draw_samples(8, Noise(killed_at=killed_at), tmp_path, runtime=process(0, 1))
+        draw_samples(range(8), Noise(killed_at=killed_at), tmp_path, runtime=process(0, 1))
     second = Noise()
-    draw_samples(8, second, tmp_path, runtime=process(0, 1))
-    assert np.array_equal(read_samples(tmp_path), whole)
+    draw_samples(range(8), second, tmp_path, runtime=process(0, 1))
+    assert np.array_equal(read_samples([tmp_path]), whole)
     assert second.drawn == list(range(killed_at // 3 * 3, 8)), "finished chunks are not drawn again"
 
 
 def test_processes_share_the_images_out(whole: np.ndarray, tmp_path: Path) -> None:
     first, second = Noise(), Noise()
-    draw_second: Callable[[], object] = lambda: draw_samples(8, second, tmp_path, runtime=process(1, 2))  # noqa: E731
+    draw_second: Callable[[], object] = lambda: draw_samples(range(8), second, tmp_path, runtime=process(1, 2))  # noqa: E731
     with pytest.raises(Paused, match="1 of 3 chunks"):
         draw_second()  # the other process is not there yet, and a real barrier would wait for it
-    draw_samples(8, first, tmp_path, runtime=process(0, 2))
+    draw_samples(range(8), first, tmp_path, runtime=process(0, 2))
     assert sorted(first.drawn + second.drawn) == list(range(8))
     assert second.drawn == [3, 4, 5]
-    assert np.array_equal(read_samples(tmp_path), whole)
+    assert np.array_equal(read_samples([tmp_path]), whole)
 
 
 def test_the_time_limit_pauses_before_the_next_chunk(tmp_path: Path) -> None:
     late = Runtime(process(0, 1).fabric, deadline=0.0)
     sampler = Noise()
     with pytest.raises(Paused, match="0 of 3 chunks"):
-        draw_samples(8, sampler, tmp_path, runtime=late)
+        draw_samples(range(8), sampler, tmp_path, runtime=late)
     assert not sampler.drawn
 
 
@@ -140,13 +140,13 @@ def test_image_k_is_the_same_however_many_are_drawn(denoiser: Path, tmp_path: Pa
     config = DiffusionConfig(image_size=16, sampling_steps=2)
     sampler = open_sampler(denoiser, config, image_size=SIZE, seed=5, runtime=RUNTIME)
     few, many = tmp_path / "few", tmp_path / "many"
-    draw_samples(3, sampler, few, runtime=RUNTIME)
-    draw_samples(20, sampler, many, runtime=RUNTIME)
-    assert read_samples(many).shape == (20, SIZE, SIZE, 3)
-    assert np.array_equal(read_samples(few), read_samples(many)[:3])
-    assert len(np.unique(read_samples(many), axis=0)) == 20
+    draw_samples(range(3), sampler, few, runtime=RUNTIME)
+    draw_samples(range(20), sampler, many, runtime=RUNTIME)
+    assert read_samples([many]).shape == (20, SIZE, SIZE, 3)
+    assert np.array_equal(read_samples([few]), read_samples([many])[:3])
+    assert len(np.unique(read_samples([many]), axis=0)) == 20
     other = open_sampler(denoiser, config, image_size=SIZE, seed=6, runtime=RUNTIME)
-    assert not np.array_equal(other([0])[0], read_samples(few)[0])
+    assert not np.array_equal(other([0])[0], read_samples([few])[0])
 
 
 # --- the transfer set ---
@@ -280,6 +280,16 @@ def test_a_summary_counts_what_is_infinite() -> None:
     assert (summary["n"], summary["infinite"], summary["mean"], summary["quantiles"]["0.5"]) == (3, 1, 2.0, 2.0)
 
 
-def test_nothing_to_sample_is_said(tmp_path: Path) -> None:
+def test_nothing_to_sample_is_said() -> None:
     with pytest.raises(UserError, match=r"transfer\.synthetic is 0"):
-        draw_samples(0, Noise(), tmp_path, runtime=RUNTIME)
+        blocks(0)
+
+
+def test_a_larger_set_begins_with_the_blocks_of_a_smaller_one(whole: np.ndarray, tmp_path: Path) -> None:
+    small, large = blocks(2 * BLOCK), blocks(3 * BLOCK + 1)
+    assert large[:2] == small
+    assert [len(block) for block in large] == [BLOCK, BLOCK, BLOCK, 1]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder, numbers in zip(folders, (range(5), range(5, 8))):
+        draw_samples(numbers, Noise(), folder, runtime=process(0, 1))
+    assert np.array_equal(read_samples(folders), whole)

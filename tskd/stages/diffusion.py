@@ -51,8 +51,10 @@ from tskd.types import Batch, StepFn
 VERSION = 1
 FILE, SEEN_CASES, SAMPLES = "denoiser.safetensors", "seen_cases.json", "samples.png"
 SEEN_PARTS: tuple[Part, ...] = ("train", "unlabelled")
-SAMPLING_SETTINGS = frozenset({"sampler", "sampling_steps", "guidance", "grid_minutes"})
-"""Settings that the trained weights do not depend on: another solver asks for no new training."""
+SAMPLING_SETTINGS = frozenset({"sampler", "sampling_steps", "guidance"})
+"""Settings that the samples depend on and the trained weights do not: another solver asks for no new training."""
+OUTSIDE_CONFIG = SAMPLING_SETTINGS | {"grid_minutes", "seed"}
+"""What the settings of the trained model leave out; its seed is named apart."""
 GRID = 4
 """A grid of samples has so many rows and columns."""
 MOST_CLASSES = 50

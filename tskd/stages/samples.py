@@ -23,8 +23,10 @@ from tskd.models.timm_segmenter import resize_images
 from tskd.seeding import derive, numpy_generator
 from tskd.stages.diffusion import load_denoiser, plan_of
 
-VERSION = 1
+VERSION = 2
 FILE = "samples.npy"
+BLOCK = 500
+"""Images of one artifact: a set of 3000 finds those of a set of 1000 drawn already."""
 
 
 class Sampler(Protocol):
@@ -84,35 +86,39 @@ def open_sampler(
     return DiffusionSampler(model.to(device), plan_of(description, **changes), shares, image_size, seed, device)
 
 
-def draw_samples(count: int, sampler: Sampler, folder: Path, *, runtime: Runtime) -> dict[str, Any]:
-    """Write images 0 to ``count`` - 1 as one array; finished chunks are kept, and processes share the chunks out.
-
-    Raises Paused when the time limit is reached; the same work then goes on at the first chunk that is missing. Raises
-    UserError where no image is wanted.
-    """
+def blocks(count: int) -> list[range]:
+    """Return the numbers of ``count`` images in blocks. Raises UserError where no image is wanted."""
     if count < 1:
         raise UserError("transfer.synthetic is 0: there is nothing to sample. Set how many images are wanted.")
-    paths = [folder / CHECKPOINTS / f"samples-{start:06d}.npy" for start in range(0, count, sampler.at_once)]
+    return [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+
+
+def draw_samples(numbers: range, sampler: Sampler, folder: Path, *, runtime: Runtime) -> dict[str, Any]:
+    """Write the images of these numbers as one array; finished chunks are kept, and processes share the chunks out.
+
+    Raises Paused when the time limit is reached; the same work then goes on at the first chunk that is missing.
+    """
+    chunks = [numbers[start : start + sampler.at_once] for start in range(0, len(numbers), sampler.at_once)]
+    paths = [folder / CHECKPOINTS / f"samples-{chunk.start:06d}.npy" for chunk in chunks]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     fabric = runtime.fabric
-    with progress("samples", len(paths)) as advance:
-        for chunk in range(fabric.global_rank, len(paths), fabric.world_size):
-            if not paths[chunk].exists() and not runtime.out_of_time:
-                start = chunk * sampler.at_once
-                _write_chunk(sampler(range(start, min(start + sampler.at_once, count))), paths[chunk])
-            advance(chunk + 1)
+    with progress(f"samples {numbers.start} to {numbers.stop - 1}", len(paths)) as advance:
+        for place in range(fabric.global_rank, len(paths), fabric.world_size):
+            if not paths[place].exists() and not runtime.out_of_time:
+                _write_chunk(sampler(chunks[place]), paths[place])
+            advance(place + 1)
     fabric.barrier()
     if missing := [path for path in paths if not path.exists()]:
         raise Paused(f"samples paused with {len(paths) - len(missing)} of {len(paths)} chunks drawn")
     if fabric.is_global_zero:
-        write_images(folder / FILE, _read_chunks(paths), count=count, size=sampler.image_size)
+        write_images(folder / FILE, _read_chunks(paths), count=len(numbers), size=sampler.image_size)
     fabric.barrier()
-    return {"images": count, "image_size": sampler.image_size}
+    return {"images": len(numbers), "image_size": sampler.image_size}
 
 
-def read_samples(folder: Path) -> np.ndarray:
-    """Return the images of a ``samples`` artifact, (N, S, S, 3) uint8, read by memory map."""
-    return np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
+def read_samples(folders: Sequence[Path]) -> np.ndarray:
+    """Return the images of ``samples`` artifacts, (N, S, S, 3) uint8."""
+    return np.concatenate([np.load(folder / FILE, mmap_mode="r", allow_pickle=False) for folder in folders])
 
 
 def _write_chunk(images: np.ndarray, path: Path) -> None:
