@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tskd.errors import UserError
-from tskd.losses.classes import class_probabilities, with_background
+from tskd.losses.classes import with_background
 
 RELATION_GRID = 12
 """Side to which feature maps are pooled before all pairs of positions are compared."""
@@ -67,10 +67,7 @@ def logit_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> T
 
     Both (B, K, H, W), the background implicit; multiplied by temperature squared so that gradients keep their size.
     """
-    log_student = F.log_softmax(with_background(student) / temperature, dim=1)
-    log_teacher = F.log_softmax(with_background(teacher) / temperature, dim=1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
-    return temperature**2 * divergence.mean()
+    return temperature**2 * _divergence(_log_shares(student, temperature), _log_shares(teacher, temperature))
 
 
 def soft_dice(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -78,15 +75,28 @@ def soft_dice(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> 
 
     Squared denominators make the teacher's own probabilities the minimum, 0.
     """
-    first = class_probabilities(student / temperature)[:, 1:].flatten(2)
-    second = class_probabilities(teacher / temperature)[:, 1:].flatten(2)
-    overlap = 2 * (first * second).sum(dim=-1) + 1
-    return (1 - overlap / (first.pow(2).sum(dim=-1) + second.pow(2).sum(dim=-1) + 1)).mean()
+    return _dice_distance(_log_shares(student, temperature), _log_shares(teacher, temperature))
 
 
 def kl_dice(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Return KL + soft Dice: every pixel counts, and small structures count as much as large ones."""
-    return logit_kl(student, teacher, temperature=temperature) + soft_dice(student, teacher, temperature=temperature)
+    shares = [_log_shares(logits, temperature) for logits in (student, teacher)]
+    return temperature**2 * _divergence(*shares) + _dice_distance(*shares)
+
+
+def _log_shares(logits: Tensor, temperature: float) -> Tensor:
+    """Return (B, K + 1, H, W): log probabilities of the background and the classes."""
+    return F.log_softmax(with_background(logits) / temperature, dim=1)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1).mean()
+
+
+def _dice_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    first, second = (shares[:, 1:].exp().flatten(2) for shares in (student, teacher))
+    overlap = 2 * (first * second).sum(dim=-1) + 1
+    return (1 - overlap / (first.pow(2).sum(dim=-1) + second.pow(2).sum(dim=-1) + 1)).mean()
 
 
 ENCODER_LOSSES: dict[str, EncoderLoss] = {

@@ -21,8 +21,19 @@ def convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
 
 
 def enlarge(planes: Tensor, size: Sequence[int]) -> Tensor:
-    """Return (B, C, *size), bilinear."""
-    return F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)
+    """Return (B, C, *size), bilinear.
+
+    The gradient that a concatenation hands back is a view with gaps, for which torch's backward takes six times as
+    long: it is made dense first.
+    """
+    larger = F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)
+    if larger.requires_grad:
+        larger.register_hook(_dense)
+    return larger
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 class PlainDecoder(nn.Module):

@@ -34,8 +34,7 @@ class TimmSegmenter(nn.Module):
         statistics = timm.get_pretrained_cfg(backbone) or timm.get_pretrained_cfg("vit_tiny_patch16_224")
         self.register_buffer("mean", torch.tensor(statistics.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(statistics.std).reshape(3, 1, 1), persistent=False)
-        if not is_transformer(backbone):  # convolutions over all scales: about a fifth faster on a CPU in this layout
-            self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # convolutions are about a fifth faster on a CPU in this layout
 
     def forward(self, images: Tensor) -> SegmentationOutput:
         """(B, 3, H, W) in [0, 1] to features and (B, K, H, W) logits."""

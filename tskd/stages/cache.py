@@ -1,7 +1,7 @@
 """Cache: the teacher looks at each stored view of a transfer image once; distillation then costs the student alone.
 
-View 0 of an image is the image itself, the others are moved by a map drawn from (seed, image, view). The teacher's
-features, on the student's grid, and its logits are kept as fp16 in safetensors shards that are read by memory map.
+View 0 of an image is the image itself, the others are moved by a map drawn from (seed, image, view). The map and, as
+fp16, the teacher's features on the student's grid and its logits lie in safetensors shards, read by memory map.
 In training, view, symmetry (flips, quarter turns) and crop are drawn anew; image, features and logits move alike.
 """
 
@@ -42,7 +42,7 @@ from tskd.models.projections import matching_level
 from tskd.seeding import numpy_generator, torch_generator
 from tskd.types import Batch, SegmentationOutput
 
-VERSION = 1
+VERSION = 2
 LAYOUT = "cache.json"
 SHARD_IMAGES = 64
 LARGEST_SHARE_OF_TRAINING = 0.5
@@ -135,14 +135,12 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}.safetensors"
 
 
-def view_maps(images: np.ndarray, views: np.ndarray, augment: AugmentConfig, seed: int) -> Tensor:
-    """Return (B, 2, 3) maps of stored views, each a function of (seed, image, view) alone; view 0 is the identity."""
+def view_maps(images: np.ndarray, view: int, augment: AugmentConfig, seed: int) -> Tensor:
+    """Return (B, 2, 3) maps of a stored view, each a function of (seed, image, view) alone; view 0 is the identity."""
+    if view == 0:
+        return torch.eye(2, 3).expand(len(images), -1, -1)
     limits = geometry_range(augment, (False, False))
-    identity = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    maps = [
-        draw_geometry(1, limits, torch_generator(seed, "view", image, view))[0] if view else identity
-        for image, view in zip(images.tolist(), views.tolist(), strict=True)
-    ]
+    maps = [draw_geometry(1, limits, torch_generator(seed, "view", image, view))[0] for image in images.tolist()]
     return torch.stack(maps)
 
 
@@ -164,11 +162,9 @@ class CachedBatches:
         chosen = indices[rows]
         views = numpy_generator(self.seed, "views", step).integers(layout.views, size=self.batch_size)[rows]
         elements = numpy_generator(self.seed, "symmetry", step).choice(self.symmetries, size=self.batch_size)[rows]
-        images = to_images(self.transfer.images[chosen])
-        images = _turn(move_images(images, view_maps(chosen, views, self.augment, layout.seed)), elements)
-        answers = [_read_answer(self.folder, int(image), int(view)) for image, view in zip(chosen, views)]
-        features = _turn(torch.stack([answer[0] for answer in answers]), elements)
-        logits = _turn(torch.stack([answer[1] for answer in answers]), elements)
+        stored = _read_answers(self.folder, chosen, views)
+        images = _turn(move_images(to_images(self.transfer.images[chosen]), stored["maps"]), elements)
+        features, logits = (_turn(stored[name].float(), elements) for name in ("features", "logits"))
         names = tuple(self.transfer.records[index].id for index in chosen)
         answer = SegmentationOutput((features,), logits)
         batch = Batch(images, self._photometry(images, step, rows), None, answer, names)
@@ -211,20 +207,22 @@ def _write_shard(
     runtime: Runtime,
 ) -> None:
     images = np.arange(shard * SHARD_IMAGES, min((shard + 1) * SHARD_IMAGES, layout.images))
+    every_map = torch.empty(len(images), layout.views, 2, 3)
     features = torch.empty(len(images), layout.views, *layout.features, dtype=torch.float16)
     logits = torch.empty(len(images), layout.views, *layout.logits, dtype=torch.float16)
     for rows in _chunks(len(images), 8):
         pixels = to_images(transfer.images[images[rows]])
         for view in range(layout.views):
-            maps = view_maps(images[rows], np.full(len(images[rows]), view), augment, layout.seed)
+            maps = view_maps(images[rows], view, augment, layout.seed)
             with torch.no_grad(), runtime.fabric.autocast():
                 answer = teacher(move_images(pixels, maps).to(runtime.fabric.device))
             features[rows, view] = (
                 match_grid(answer.features[layout.level], torch.Size(layout.features[1:])).cpu().half()
             )
             logits[rows, view] = answer.logits.cpu().half()
+            every_map[rows, view] = maps
     partial = folder / f".shard-{shard:05d}"
-    save_file({"features": features, "logits": logits}, partial)
+    save_file({"maps": every_map, "features": features, "logits": logits}, partial)
     partial.rename(shard_path(folder, shard))
 
 
@@ -232,16 +230,18 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _read_answer(folder: Path, image: int, view: int) -> tuple[Tensor, Tensor]:
-    shard, place = divmod(image, SHARD_IMAGES)
-    file = _open_shard(shard_path(folder, shard))
-    features, logits = (file.get_slice(name)[place : place + 1, view : view + 1] for name in ("features", "logits"))
-    return features[0, 0].float(), logits[0, 0].float()
+def _read_answers(folder: Path, images: np.ndarray, views: np.ndarray) -> dict[str, Tensor]:
+    """Return what is stored of each (image, view), stacked by name."""
+    places = [(_open_shard(folder, image // SHARD_IMAGES), image % SHARD_IMAGES) for image in images.tolist()]
+    names = ("maps", "features", "logits")
+    return {name: torch.stack([shard[name][row, view] for (shard, row), view in zip(places, views)]) for name in names}
 
 
 @lru_cache(maxsize=1024)
-def _open_shard(path: Path) -> Any:
-    return safe_open(path, framework="pt").__enter__()
+def _open_shard(folder: Path, shard: int) -> dict[str, Tensor]:
+    """Return a shard's tensors as views of its memory map."""
+    with safe_open(shard_path(folder, shard), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
 
 
 @lru_cache(maxsize=4)
@@ -250,4 +250,9 @@ def _layout_of(folder: Path) -> CacheLayout:
 
 
 def _turn(planes: Tensor, elements: np.ndarray) -> Tensor:
-    return torch.stack([transform_dihedral(plane, int(element)) for plane, element in zip(planes, elements)])
+    """Return (B, C, S, S) planes, each turned by its element."""
+    turned = torch.empty_like(planes)
+    for element in np.unique(elements):
+        rows = torch.from_numpy(np.flatnonzero(elements == element))
+        turned[rows] = transform_dihedral(planes[rows], int(element))
+    return turned

@@ -19,7 +19,7 @@ from tskd.seeding import derive
 from tskd.stages.supervised import training_metrics
 from tskd.types import Batch, SegmentationOutput, StepFn
 
-VERSION = 2
+VERSION = 3
 FILE = "student.safetensors"
 PROJECTIONS = "projections.safetensors"
 Ask = Callable[[Batch], SegmentationOutput]

@@ -17,7 +17,7 @@ from tskd.models.registry import build_model, save_model
 from tskd.seeding import derive
 from tskd.stages.supervised import label_step, labelled_batches, training_metrics, validation
 
-VERSION = 2
+VERSION = 3
 FILE = "student.safetensors"
 
 

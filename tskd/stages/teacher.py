@@ -25,7 +25,7 @@ from tskd.models.weights import (
 from tskd.seeding import derive
 from tskd.stages.supervised import label_step, labelled_batches, training_metrics, validation
 
-VERSION = 1
+VERSION = 2
 FILE = "adapter.safetensors"
 SAM_IMAGE_SIZE = 512
 RANDOM = "random"

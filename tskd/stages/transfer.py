@@ -24,7 +24,7 @@ from tskd.models.diffusion import to_uint8
 from tskd.seeding import torch_generator
 from tskd.stages.transfer_quality import Synthetic, judge_samples
 
-VERSION = 2
+VERSION = 3
 ROTATION, SCALE, SHIFT, PHOTOMETRY = 30.0, 0.3, 0.15, 1.5
 """About twice what training draws anyway: a stored image should add to what training makes of its source."""
 
