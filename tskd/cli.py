@@ -94,6 +94,7 @@ def stage(
 @app.command()
 def compare(
     grid: Annotated[Path, typer.Argument(help="YAML file: name, recipe, axes.")],
+    data: Data = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; out/compare/NAME where it is left out.")] = None,
     set_: Set = None,
     executor: Annotated[Executor, typer.Option(help="local: processes of this machine; ray: a Ray cluster.")] = "local",
@@ -116,7 +117,7 @@ def compare(
     """
     from tskd.compare.grid import load_grid
 
-    found = load_grid(grid, set_ or [])
+    found = load_grid(grid, _changes(data, set_))
     from tskd.compare import command
     from tskd.compare.summary import print_comparison, print_plan
 
@@ -227,10 +228,11 @@ def _execute(run: Run, *, json_: bool) -> None:
 def _load(recipe: Path | None, data: str | None, overrides: list[str] | None) -> Recipe:
     from tskd.config import load_recipe
 
-    changes = list(overrides or [])
-    if data is not None:
-        changes.append(f"data.root={json.dumps(data)}")
-    return load_recipe(recipe, changes)
+    return load_recipe(recipe, _changes(data, overrides))
+
+
+def _changes(data: str | None, overrides: list[str] | None) -> list[str]:
+    return [*(overrides or []), *([] if data is None else [f"data.root={json.dumps(data)}"])]
 
 
 def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, download: bool = False) -> Run:

@@ -132,7 +132,7 @@ def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
     lines: list[dict[str, Any]] = []
     if grid.bias_variance and scored:
         device = open_runtime(scored[0].run.recipe.engine).fabric.device
-        lines = decompose_groups(store, scored, device=device)
+        lines = decompose_groups(grid, store, scored, device=device)
         write_table(out / BIAS_VARIANCE, lines, decomposition_columns(grid))
     comparison = Comparison(grid, out, rows, statistics, lines)
     write_json(out / COMPARISON, _summary(comparison, machines))

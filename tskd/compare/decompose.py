@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tskd.artifacts import Artifact, Store
-from tskd.compare.grid import DATASET, METHOD, REPLICATES, Grid
+from tskd.compare.grid import DATASET, METHOD, Grid
 from tskd.compare.statistics import Scored
 from tskd.console import progress, warn
 from tskd.data.prepared import Prepared
@@ -22,14 +22,15 @@ from tskd.stages.export import network_answer
 VERSION = 1
 
 
-def decompose_groups(store: Store, runs: Sequence[Scored], *, device: torch.device) -> list[dict[str, Any]]:
+def decompose_groups(grid: Grid, store: Store, runs: Sequence[Scored], *, device: torch.device) -> list[dict[str, Any]]:
     """Return the lines of bias_variance.csv: one for all runs that differ in seed and label draw alone.
 
     Groups with a single run are left out: they show no variance.
     """
     groups: dict[tuple[tuple[str, Any], ...], list[Scored]] = defaultdict(list)
     for scored in runs:
-        groups[tuple((axis, value) for axis, value in scored.place.items() if axis not in REPLICATES)].append(scored)
+        place = tuple((axis, value) for axis, value in scored.place.items() if axis not in grid.replicates)
+        groups[place].append(scored)
     lines = []
     for place, members in groups.items():
         if len(members) < 2:
@@ -41,7 +42,7 @@ def decompose_groups(store: Store, runs: Sequence[Scored], *, device: torch.devi
 
 def decomposition_columns(grid: Grid) -> list[str]:
     """Return the columns of bias_variance.csv."""
-    axes = [axis for axis in grid.axes if axis not in (DATASET, METHOD, *REPLICATES)]
+    axes = [axis for axis in grid.axes if axis not in (DATASET, METHOD, *grid.replicates)]
     return [DATASET, *axes, METHOD, *(one.name for one in fields(Decomposition))]
 
 

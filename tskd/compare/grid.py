@@ -28,8 +28,8 @@ from tskd.methods import check_names
 
 Scalar = str | int | float | bool | None
 METHOD, DATASET = "method", "dataset"
-REPLICATES = ("seed", "data.budget_seed")
-"""Axes that repeat a measurement: statistics are over them, never between them."""
+REPLICATE_KEYS = frozenset({"seed", "data.budget_seed"})
+"""An axis that sets nothing else repeats a measurement: statistics are over it, never between its values."""
 MACHINE_SETTINGS = frozenset({"accelerator", "devices", "num_nodes", "strategy", "checkpoint_seconds", "threads"})
 """Settings of the engine that change no result beyond rounding: a run keeps its name when they change."""
 
@@ -71,6 +71,8 @@ class Grid:
 
     name: str
     axes: Mapping[str, tuple[Scalar, ...]]
+    replicates: tuple[str, ...]
+    """Those of the axes that repeat a measurement."""
     runs: tuple[GridRun, ...]
     compare: str | None
     """The axis whose values are tested against each other; None: nothing varies that could be."""
@@ -82,7 +84,7 @@ class Grid:
     @property
     def groups(self) -> tuple[str, ...]:
         """Axes within whose values comparisons are made."""
-        return tuple(axis for axis in self.axes if axis not in (*REPLICATES, self.compare))
+        return tuple(axis for axis in self.axes if axis not in (*self.replicates, self.compare))
 
 
 def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
@@ -102,9 +104,11 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     base = _base_recipe(file, path, overrides)
     runs = _expand(path, base, axes)
     names = {axis: tuple(name for name, _ in values) for axis, values in axes.items()}
-    compared = file.compare or _compared_axis(names)
-    _refuse(path, _comparison_problems(compared, file.baseline, names))
-    return Grid(file.name, names, runs, compared, file.baseline, file.bias_variance, source)
+    replicates = tuple(axis for axis, values in axes.items() if _keys(values) <= REPLICATE_KEYS)
+    comparable = {axis: values for axis, values in names.items() if axis not in replicates}
+    compared = file.compare or _compared_axis(comparable)
+    _refuse(path, _comparison_problems(compared, file.baseline, comparable))
+    return Grid(file.name, names, replicates, runs, compared, file.baseline, file.bias_variance, source)
 
 
 Axis = list[tuple[Scalar, dict[str, Any]]]
@@ -120,6 +124,10 @@ def _read_axis(axis: str, values: Sequence[Any]) -> Axis:
     ]
 
 
+def _keys(values: Axis) -> set[str]:
+    return {key for _, keys in values for key in keys}
+
+
 def _axis_problems(axes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     for axis, values in axes.items():
         groups = [value for value in values if isinstance(value, dict)]
@@ -128,8 +136,8 @@ def _axis_problems(axes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
             yield f"axes.{axis}: no values. Give a list of at least one, or leave the axis out"
         elif groups and len(groups) < len(values):
             yield f"axes.{axis}: values and mappings are mixed. Give either values, or mappings with a name each"
-        elif groups and not all(isinstance(name, str) for name in names):
-            yield f"axes.{axis}: every mapping needs a name (text): it stands for its keys in tables"
+        elif groups and None in names:
+            yield f"axes.{axis}: every mapping needs a name: it stands for its keys in tables"
         elif not all(isinstance(one, Scalar) for one in names):
             yield f"axes.{axis}: a value is a number, a text, true, false or null; lists belong into a named mapping"
         else:
@@ -138,7 +146,7 @@ def _axis_problems(axes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
 
 def _shared_keys(axes: Mapping[str, Axis]) -> Iterator[str]:
     """Name recipe keys that two axes set: the product would hold runs that are not what their row says."""
-    setters = Counter(key for values in axes.values() for key in {key for _, keys in values for key in keys})
+    setters = Counter(key for values in axes.values() for key in _keys(values))
     yield from (f"axes: {key} is set by {count} axes. Keep it in one" for key, count in setters.items() if count > 1)
 
 
@@ -203,14 +211,13 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compared_axis(axes: Mapping[str, Sequence[Scalar]]) -> str | None:
-    candidates = [axis for axis, values in axes.items() if len(values) > 1 and axis not in (*REPLICATES, DATASET)]
+    candidates = [axis for axis, values in axes.items() if len(values) > 1 and axis != DATASET]
     return METHOD if METHOD in candidates else next(iter(candidates), None)
 
 
 def _comparison_problems(compared: str | None, baseline: Scalar, axes: Mapping[str, Sequence[Scalar]]) -> Iterator[str]:
-    if compared is not None and (compared not in axes or compared in REPLICATES):
-        allowed = ", ".join(axis for axis in axes if axis not in REPLICATES)
-        yield f"compare: {compared!r} is no axis whose values can be tested. Choose one of: {allowed}"
+    if compared is not None and compared not in axes:
+        yield f"compare: {compared!r} is no axis whose values can be tested. Choose one of: {', '.join(axes)}"
     elif baseline is not None and baseline not in axes.get(compared or "", ()):
         values = ", ".join(map(str, axes.get(compared or "", ())))
         yield f"baseline: {baseline!r} is not on the axis {compared}. Choose one of: {values}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tskd.compare.grid import DATASET, METHOD, REPLICATES, Grid, GridRun
+from tskd.compare.grid import DATASET, METHOD, Grid, GridRun
 from tskd.compare.job import Outcome
 from tskd.console import warn
 from tskd.metrics.comparison import MeanRank, PairTest, compare_methods, holm, rank_table
@@ -98,7 +98,7 @@ def _measures(grid: Grid, members: Sequence[Scored]) -> Iterator[tuple[str, dict
     """Yield (measure, label -> (replicates, cases)) of one group."""
     rows: dict[str, dict[tuple[Any, ...], list[ScoreRow]]] = defaultdict(dict)
     for scored in members:
-        replicate = tuple(scored.place[axis] for axis in REPLICATES if axis in scored.place)
+        replicate = tuple(scored.place[axis] for axis in grid.replicates)
         label = _label(grid, scored, scored.place[grid.compare or METHOD])
         rows[label][replicate] = read_cases(scored.evaluation)
     shared = sorted(set.intersection(*(set(found) for found in rows.values())), key=str)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tskd.compare.command import Comparison
 from tskd.compare.estimate import Estimator
-from tskd.compare.grid import METHOD, REPLICATES, Grid
+from tskd.compare.grid import METHOD, Grid
 from tskd.compare.plan import RunPlan, all_missing
 from tskd.metrics.comparison import PairTest
 
@@ -58,7 +58,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 def _scores(comparison: Comparison) -> Table:
     grid = comparison.grid
-    axes = [axis for axis in grid.axes if axis not in (*REPLICATES, METHOD)]
+    axes = [axis for axis in grid.axes if axis not in (*grid.replicates, METHOD)]
     table = Table(title=f"{grid.name}: means over seeds and label draws")
     for column in (*axes, METHOD, "runs", "Dice", "lowest", "highest", "HD95", "missed", "MB", "ms"):
         table.add_column(column, justify="left" if column in (*axes, METHOD) else "right")

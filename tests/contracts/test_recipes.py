@@ -1,0 +1,43 @@
+"""Every YAML that is shipped loads, expands and says how it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tskd.compare.grid import load_grid
+from tskd.config import load_recipe
+from tskd.methods import check_names
+
+ROOT = Path(__file__).parents[2] / "recipes"
+RECIPES, GRIDS = sorted(ROOT.glob("*.yaml")), sorted((ROOT / "compare").glob("*.yaml"))
+
+
+def head(path: Path) -> str:
+    """The comment at the beginning of a file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))])
+
+
+def test_no_yaml_lies_elsewhere() -> None:
+    assert RECIPES
+    assert len(GRIDS) >= 8
+    assert {*RECIPES, *GRIDS} == set(ROOT.rglob("*.y*ml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_loads(path: Path) -> None:
+    check_names(load_recipe(path))
+    assert f"tskd run recipes/{path.name}" in head(path)
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.name)
+def test_every_grid_loads_and_expands(path: Path) -> None:
+    grid = load_grid(path)
+    assert grid.name == path.stem
+    assert len(grid.runs) > 1
+    assert grid.compare is not None
+    assert any(len(grid.axes[axis]) > 1 for axis in grid.replicates), "without seeds a comparison says little"
+    assert f"tskd compare recipes/compare/{path.name}" in head(path)
+    assert "Expected: " in head(path)

@@ -1,0 +1,128 @@
+"""The grid: what it expands to, what names its runs, and that every mistake in it is named before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tskd.compare.grid import Grid, load_grid
+from tskd.errors import UserError
+
+AXES: dict[str, Any] = {"method": ["task_kd", "scratch"], "data.labels": [20, 40], "seed": [0, 1, 2]}
+
+
+def load(folder: Path, *overrides: str, **content: Any) -> Grid:
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({"name": "try", "axes": AXES, **content}, sort_keys=False), encoding="utf-8")
+    return load_grid(path, overrides)
+
+
+def refusal(folder: Path, **content: Any) -> str:
+    with pytest.raises(UserError) as error:
+        load(folder, **content)
+    return str(error.value)
+
+
+def test_the_runs_are_the_product_of_the_axes_in_their_order(tmp_path: Path) -> None:
+    grid = load(tmp_path, recipe={"data": {"image_size": 64}})
+    assert len(grid.runs) == 12
+    assert [tuple(run.point.values()) for run in grid.runs[:4]] == [
+        ("task_kd", 20, 0), ("task_kd", 20, 1), ("task_kd", 20, 2), ("task_kd", 40, 0),
+    ]  # fmt: skip
+    last = grid.runs[-1].recipe
+    assert (last.method, last.data.labels, last.seed, last.data.image_size) == ("scratch", 40, 2, 64)
+    assert grid.runs[-1].label == "method scratch, data.labels 40, seed 2"
+
+
+def test_keys_that_vary_together_are_one_axis_under_a_name(tmp_path: Path) -> None:
+    grid = load(
+        tmp_path,
+        axes={
+            "dataset": [
+                {"name": "skin", "data.root": "a", "data.classes": None, "evaluate.data.root": "b"},
+                {"name": "mouth", "data.root": "b"},
+            ],
+            "seed": [{"name": 7, "seed": 7, "data.budget_seed": 7}],
+        },
+    )
+    assert grid.axes == {"dataset": ("skin", "mouth"), "seed": (7,)}
+    assert [run.recipe.data.root for run in grid.runs] == ["a", "b"]
+    assert [run.recipe.evaluate.data and run.recipe.evaluate.data.root for run in grid.runs] == ["b", None]
+    assert grid.runs[0].point == {"method": "task_kd", "dataset": "skin", "seed": 7}
+    assert (grid.runs[0].recipe.seed, grid.runs[0].recipe.data.budget_seed) == (7, 7)
+
+
+def test_replicates_are_axes_of_seeds_and_label_draws_alone(tmp_path: Path) -> None:
+    draws = [{"name": n, "seed": n, "data.budget_seed": n} for n in range(2)]
+    assert load(tmp_path, axes={"draw": draws, "teacher.rank": [1]}).replicates == ("draw",)
+    assert load(tmp_path, axes={"data.budget_seed": [0, 1], "seed": [0]}).replicates == ("data.budget_seed", "seed")
+    split = [{"name": n, "seed": n, "data.split_seed": n} for n in range(2)]
+    assert load(tmp_path, axes={"split": split}).replicates == ()
+
+
+def test_what_is_compared_and_within_what(tmp_path: Path) -> None:
+    grid = load(tmp_path)
+    assert (grid.compare, grid.groups) == ("method", ("data.labels",))
+    ranks = {"method": ["task_kd"], "dataset": [{"name": "a", "data.root": "a"}], "teacher.rank": [1, 4], "seed": [0]}
+    assert load(tmp_path, axes=ranks).compare == "teacher.rank"
+    assert load(tmp_path, axes=ranks, compare="teacher.rank", baseline=4).groups == ("method", "dataset")
+    assert load(tmp_path, axes={"seed": [0, 1]}).compare is None
+
+
+def test_a_run_keeps_its_name_in_another_grid_and_on_another_machine(tmp_path: Path) -> None:
+    names = {run.name for run in load(tmp_path).runs}
+    more = load(tmp_path, name="more", axes={**AXES, "seed": [0, 1, 2, 3]}, recipe={"engine": {"threads": 1}})
+    assert names < {run.name for run in more.runs}
+    assert names.isdisjoint(run.name for run in load(tmp_path, recipe={"engine": {"precision": "bf16-mixed"}}).runs)
+    assert all(name.startswith(("task_kd-", "scratch-")) for name in names)
+
+
+def test_the_base_recipe_may_be_a_file_beside_the_grid_and_overrides_change_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("teacher: {rank: 8, steps: 7}\n")
+    recipe = load(tmp_path, "teacher.steps=9", recipe="base.yaml").runs[0].recipe
+    assert (recipe.teacher.rank, recipe.teacher.steps) == (8, 9)
+
+
+def test_every_problem_is_named_with_the_number_of_runs_that_have_it(tmp_path: Path) -> None:
+    message = refusal(
+        tmp_path, axes={"method": ["task_kd", "magic"], "teacher.rank": [0, 4], "data.labls": [3], "seed": [0, 1]}
+    )
+    assert "grid.yaml cannot be used" in message
+    assert "data.labls: unknown key. Allowed here: allow_duplicates" in message
+    assert "(8 runs)" in message
+    assert "teacher.rank: Input should be greater than or equal to 1 (given: 0) (4 runs)" in message
+    assert "method: 'magic' is not known" in message, "a problem that another one hides in every run"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"axes": {"seed": []}}, "axes.seed: no values"),
+        ({"axes": {"seed": [1, 1]}}, "axes.seed: 1 is there twice"),
+        ({"axes": {"seed": [[1, 2]]}}, "axes.seed: a value is a number"),
+        ({"axes": {"x": [{"seed": 1}]}}, "axes.x: every mapping needs a name"),
+        ({"axes": {"seed": [1, {"name": "a"}]}}, "axes.seed: values and mappings are mixed"),
+        ({"axes": {"x": [{"name": "a", "seed": 1}], "seed": [2]}}, "seed is set by 2 axes"),
+        ({"axes": {"x": [{"name": "a"}, {"name": "b"}]}}, "x b' is the same run as 'method task_kd, x a'"),
+        ({"axis": {}}, "axis: unknown key. Allowed here: axes, baseline"),
+        ({"recipe": {"teacher": {"rnk": 3}}}, "teacher.rnk: unknown key"),
+        ({"recipe": "absent.yaml"}, "no such recipe"),
+        ({"compare": "seed"}, "'seed' is no axis whose values can be tested. Choose one of: method, data.labels"),
+        ({"baseline": "mae"}, "baseline: 'mae' is not on the axis method. Choose one of: task_kd, scratch"),
+        ({"recipe": {"engine": {"devices": 2}}}, "a run of a comparison has one device"),
+        ({"axes": {"evaluate.data.rot": ["a"]}}, "evaluate.data.rot: unknown key. Allowed here: annotator, axis"),
+    ],
+)  # fmt: skip
+def test_a_mistake_says_what_is_wrong(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(tmp_path, **content)
+
+
+def test_files_that_are_no_grid(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such grid"):
+        load_grid(tmp_path / "absent.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(UserError, match="a grid is a mapping"):
+        load_grid(tmp_path / "list.yaml")
