@@ -14,6 +14,8 @@ SETTINGS: dict[str, Any] = {
         "phantom": {"family": "oral_ulcer", "train": 400, "test": 80, "size": 64},
     },
     "teacher": {"name": "offline", "steps": 120},
+    "diffusion": {"image_size": 32, "steps": 300, "lr": 1e-3},
+    "transfer": {"synthetic": 100},
     "distill": {"steps": 200, "views": 3},
     "finetune": {"steps": 40},
 }
