@@ -69,7 +69,7 @@ def run(
 @app.command()
 def stage(
     name: Annotated[
-        str, typer.Argument(help="prepare, teacher, transfer, distill, finetune, control, evaluate, export")
+        str, typer.Argument(help="prepare, teacher, transfer, distill, pretrain, finetune, control, evaluate, export")
     ],
     recipe: RecipeFile = None,
     data: Data = None,

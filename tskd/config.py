@@ -206,7 +206,9 @@ class StudentConfig(Section):
     """Any timm backbone."""
     decoder: str = "detail"
     weights: str | None = None
-    """Local file with ImageNet (or other) weights of the backbone; None: random."""
+    """Local file with ImageNet (or other) weights of the backbone: the start of the method ``imagenet``."""
+    start: Literal["random", "weights"] = "random"
+    """``weights``: every other method starts from that file too, ``scratch`` excepted."""
 
 
 class FinetuneConfig(TrainConfig):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tskd.errors import UserError
@@ -16,27 +17,55 @@ if TYPE_CHECKING:
     from tskd.run import Run
 
 
+Make = Callable[["Run"], "Artifact"]
+"""Asks a run for an artifact; asking computes what it needs."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to a segmentation model."""
 
     title: str
     """As tables and reports call it."""
-    model: Callable[[Run], Artifact]
-    """The trained model, ready to be scored; asking computes what it needs."""
+    model: Make
+    """The trained model, ready to be scored."""
+    start: Make | None = None
+    """The student before fine-tuning; None: there is none."""
+    teacher: Make | None = None
+    """The adapted teacher whose answers it learns; None: it never needs one."""
+
+
+def _pretrained(title: str, start: Make, *, teacher: Make | None = None, longer: bool = False) -> Method:
+    """Return the method that fine-tunes a start; ``longer``: the start has cost nothing in this run."""
+    return Method(title, lambda run: run.finetuned(start(run), longer=longer), start, teacher)
 
 
 METHODS: dict[str, Method] = {
     "teacher": Method("teacher", lambda run: run.teacher),
-    "task_kd": Method("task-specific distillation", lambda run: run.finetuned(run.distilled)),
+    "task_kd": _pretrained(
+        "task-specific distillation", lambda run: run.distilled_by(run.teacher), teacher=lambda run: run.teacher
+    ),
+    "task_kd_probe": _pretrained(
+        "task-specific distillation, probed teacher",
+        lambda run: run.distilled_by(run.probed_teacher),
+        teacher=lambda run: run.probed_teacher,
+    ),
+    "agnostic_kd": _pretrained("task-agnostic distillation", lambda run: run.distilled_agnostic),
+    "pseudo_label": _pretrained(
+        "student on pseudo-labels", lambda run: run.pseudo_labelled, teacher=lambda run: run.teacher
+    ),
+    "imagenet": _pretrained("student from ImageNet", lambda run: run.imagenet, longer=True),
     "scratch": Method("student from scratch", lambda run: run.finetuned(None)),
     "control": Method("control (U-Net)", lambda run: run.control),
+    "control_pseudo": Method(
+        "control (U-Net) with pseudo-labels", lambda run: run.control_pseudo, teacher=lambda run: run.teacher
+    ),
 }
 """The names that ``method`` and ``rivals`` of a recipe may have."""
 
 
 def check_names(recipe: Recipe) -> None:
-    """Raise UserError for a name in the recipe that nothing answers to, before any work is done."""
+    """Raise UserError for a name that nothing answers to or a weight file that is not there, before any work."""
     choices: tuple[tuple[str, str, Mapping[str, object]], ...] = (
         ("method", recipe.method, METHODS),
         *(("rivals", rival, METHODS) for rival in recipe.rivals),
@@ -47,3 +76,18 @@ def check_names(recipe: Recipe) -> None:
     for key, name, known in choices:
         if name not in known:
             raise UserError(f"{key}: {name!r} is not known. Choose one of: {', '.join(sorted(known))}")
+    _check_student_weights(recipe)
+
+
+def _check_student_weights(recipe: Recipe) -> None:
+    student = recipe.student
+    wanted = [name for name in (recipe.method, *recipe.rivals) if name == "imagenet"]
+    wanted += ["student.start=weights"] if student.start == "weights" else []
+    if student.weights is None and wanted:
+        raise UserError(
+            f"{wanted[0]} needs student.weights: the path of a weight file of {student.backbone} with timm's names "
+            "(.safetensors, or .pth with tensors only). Nothing is downloaded: where there is network, get it from the "
+            f"page of timm/{student.backbone} on the Hugging Face hub and copy model.safetensors to this machine."
+        )
+    if student.weights is not None and not Path(student.weights).expanduser().is_file():
+        raise UserError(f"student.weights: there is no file {student.weights}. Give the path of a weight file.")

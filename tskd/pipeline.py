@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tskd.artifacts import Artifact, write_json
+from tskd.budget import BUDGET_RULE, compute_of
 from tskd.bundle import publish
 from tskd.errors import UserError
 from tskd.methods import METHODS
@@ -20,10 +21,12 @@ RUN_FILE, BUNDLE = "run.json", "model"
 def trained_models(run: Run) -> dict[str, tuple[str, Artifact]]:
     """Return name in run.json -> (title, model) of everything that the recipe's method and its rivals make."""
     models: dict[str, tuple[str, Artifact]] = {}
-    if run.recipe.method == "task_kd":
-        models["teacher"] = METHODS["teacher"].title, run.teacher
-        models["student_before_finetune"] = "student after distillation", run.distilled
-    models["student"] = METHODS[run.recipe.method].title, student(run)
+    method = METHODS[run.recipe.method]
+    if method.teacher is not None:
+        models["teacher"] = METHODS["teacher"].title, method.teacher(run)
+        if method.start is not None:
+            models["student_before_finetune"] = "student after distillation", method.start(run)
+    models["student"] = method.title, student(run)
     controls = ("control",) if run.recipe.control.enabled else ()
     for rival in dict.fromkeys((*run.recipe.rivals, *controls)):
         models[rival] = METHODS[rival].title, METHODS[rival].model(run)
@@ -51,7 +54,7 @@ def execute(run: Run) -> dict[str, Any]:
     began = time.monotonic()
     models, scores = trained_models(run), evaluations(run)
     bundle = exported(run)
-    metrics = {name: artifact.metrics for name, artifact in scores.items()}
+    metrics = {name: artifact.metrics | compute(run, models[name][1]) for name, artifact in scores.items()}
     if "teacher" in scores:
         paths = scores["teacher"].path, scores["student"].path
         metrics["student"]["teacher_agreement"] = round(evaluate.mean_agreement(*paths, run.tested), 4)
@@ -61,10 +64,11 @@ def execute(run: Run) -> dict[str, Any]:
         "labels": len(run.prepared.rows("train", "val")),
         "seed": run.recipe.seed,
         "method": run.recipe.method,
-        "teacher": run.teacher.manifest["metrics"]["teacher"] if "teacher" in models else None,
+        "teacher": models["teacher"][1].metrics["teacher"] if "teacher" in models else None,
         "seconds": round(time.monotonic() - began, 1),
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in run.costs.values()),
         "metrics": metrics,
+        "budget_rule": BUDGET_RULE,
         "artifacts": {name: artifact.path.name for name, (_, artifact) in models.items()},
         "export": bundle.metrics,
         "evaluations": {name: artifact.path.name for name, artifact in scores.items()},
@@ -77,6 +81,20 @@ def execute(run: Run) -> dict[str, Any]:
     return summary
 
 
+def compute(run: Run, model: Artifact) -> dict[str, float]:
+    """Return ``student_gflops`` and ``teacher_gflops`` of a model of the run: what its method alone has cost."""
+    return compute_of(model, run.store.used.values())._asdict()
+
+
+def started(run: Run) -> Artifact:
+    """Return the student of the recipe's method before fine-tuning; UserError where it has no pre-training."""
+    start = METHODS[run.recipe.method].start
+    if start is None:
+        known = ", ".join(name for name, method in METHODS.items() if method.start is not None)
+        raise UserError(f"method {run.recipe.method!r} has no pre-training. Set method to one of: {known}")
+    return start(run)
+
+
 STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "prepare": lambda run: run.prepared_artifact,
     "teacher": lambda run: run.teacher,
@@ -84,7 +102,8 @@ STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "samples": lambda run: run.samples[-1] if run.samples else None,
     "transfer": lambda run: run.transfer,
     "cache": lambda run: run.cache,
-    "distill": lambda run: run.distilled,
+    "distill": lambda run: run.distilled_by(run.teacher),
+    "pretrain": started,
     "finetune": student,
     "control": lambda run: run.control,
     "evaluate": lambda run: run.evaluation(student(run), METHODS[run.recipe.method].title),

@@ -10,17 +10,29 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tskd.artifacts import Artifact, Builder, Costs, Processes, Store, canonical_json
-from tskd.config import PHANTOMS, DataConfig, Recipe, TrainConfig
+from tskd.artifacts import Artifact, Builder, Costs, Processes, Store
+from tskd.budget import Budget, network_flops, steps_within, student_budget
+from tskd.config import PHANTOMS, DataConfig, DistillConfig, Recipe, TeacherConfig, TrainConfig
 from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
-from tskd.engine import Batches, ImageBatches, Runtime
-from tskd.engine.batches import allowed_flips
-from tskd.models.flops import training_flops
-from tskd.models.registry import build_model, load_model
-from tskd.seeding import derive
-from tskd.stages import cache, diffusion, distill, evaluate, finetune, prepare, samples, teacher, transfer
+from tskd.distillation import Distillation, Guide
+from tskd.engine import Runtime
+from tskd.models.registry import description_digest, load_model
+from tskd.stages import (
+    diffusion,
+    distill,
+    evaluate,
+    finetune,
+    prepare,
+    pretrain,
+    pseudo,
+    samples,
+    teacher,
+    transfer,
+)
+from tskd.stages.supervised import Labelled, training_labels
+from tskd.stages.teacher import TeacherSource
 from tskd.stages.transfer_quality import Synthetic, embedding_features, imagenet_features
 
 ARTIFACTS = "artifacts"
@@ -97,17 +109,26 @@ class Run:
     # --- teacher and transfer set ---
 
     @cached_property
-    def teacher_source(self) -> teacher.TeacherSource:
-        prepared = self.prepared
-        source = teacher.choose_teacher(
-            self.recipe.teacher, prepared.classes, prepared.image_size, download=self.download
-        )
+    def teacher_source(self) -> TeacherSource:
+        source = self._teacher_source(self.recipe.teacher)
         say(f"teacher: {source.title}")
         return source
 
     @cached_property
     def teacher(self) -> Artifact:
-        config, source = self.recipe.teacher, self.teacher_source
+        return self._adapted(self.recipe.teacher, self.teacher_source)
+
+    @cached_property
+    def probed_teacher(self) -> Artifact:
+        """The teacher whose encoder stays as it was; only its decoder has learned from the labels."""
+        config = self.recipe.teacher.model_copy(update={"adaptation": "probe"})
+        return self._adapted(config, self._teacher_source(config))
+
+    def _teacher_source(self, config: TeacherConfig) -> TeacherSource:
+        prepared = self.prepared
+        return teacher.choose_teacher(config, prepared.classes, prepared.image_size, download=self.download)
+
+    def _adapted(self, config: TeacherConfig, source: TeacherSource) -> Artifact:
         return self._train(
             "teacher",
             lambda folder: teacher.train_teacher(
@@ -210,124 +231,165 @@ class Run:
 
     @cached_property
     def student_description(self) -> dict[str, Any]:
+        """The network that every method but the controls ends with, and where its weights start."""
         student = self.recipe.student
         arguments = {"backbone": student.backbone, "decoder": student.decoder}
-        sizes = {"classes": list(self.prepared.classes), "image_size": self.prepared.image_size}
-        return {"kind": "timm", "arguments": arguments, "weights": student.weights, **sizes}
+        weights = student.weights if student.start == "weights" else None
+        return {"kind": "timm", "arguments": arguments, "weights": weights, **self._sizes}
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        return {"classes": list(self.prepared.classes), "image_size": self.prepared.image_size}
 
     @cached_property
-    def distilled(self) -> Artifact:
-        config = self.recipe.distill
+    def budget(self) -> Budget:
+        """The compute that the student gets, whatever the method."""
+        flops = network_flops(self.student_description)
+        return student_budget(self.recipe.distill, self.recipe.finetune, flops_per_image=flops)
+
+    def finetuned(self, start: Artifact | None, *, longer: bool = False) -> Artifact:
+        """Return the student fine-tuned from a start, or (None) trained on the labels from random weights.
+
+        Where this run has no pre-training (None, or ``longer``) it trains longer, for the same total compute.
+        """
+        config, description = self.recipe.finetune, self.student_description
+        if start is None:
+            description = {**description, "weights": None}
+        if start is None or longer:
+            steps = steps_within(self.budget.total, config.batch_size * self.budget.flops_per_image)
+            config = config.model_copy(update={"steps": steps})
+        started = {} if start is None else {"start": start.digest}
+        return self._train(
+            "finetune",
+            lambda folder: finetune.finetune(
+                config, description, start.path if start else None, self.prepared, folder,
+                seed=self.recipe.seed, runtime=self.runtime,
+            ),
+            config=config,
+            inputs={"data": self.prepared_artifact.digest, "student": description_digest(description), **started},
+            version=finetune.VERSION,
+        )  # fmt: skip
+
+    # --- starts: what a student learns before the labels ---
+
+    def distilled_by(self, teacher: Artifact) -> Artifact:
+        """Return the student that has learned an adapted teacher's features and logits on the transfer set."""
+        return self._distilled(self._distillation(self.recipe.distill, _adapted_guide(teacher)))
+
+    @cached_property
+    def distilled_agnostic(self) -> Artifact:
+        """The student whose encoder has learned the features that the teacher has before its adaptation."""
+        config, source = self.recipe.distill, self.teacher_source
+        flops = network_flops(self.student_description, distill.encoder_flops)
+        steps = steps_within(self.budget.pretraining, config.batch_size * flops)
+        config = config.model_copy(update={"encoder_weight": 1.0, "decoder_weight": 0.0, "steps": steps})
+        guide = Guide(teacher.bare_digest(source), lambda: teacher.load_bare(source))
+        return self._distilled(self._distillation(config, guide))
+
+    @property
+    def cache(self) -> Artifact | None:
+        """The adapted teacher's stored answers; None where computing them online is cheaper."""
+        return self._distillation(self.recipe.distill, _adapted_guide(self.teacher)).cache(self.store)
+
+    def _distillation(self, config: DistillConfig, guide: Guide) -> Distillation:
+        inputs = {**self._pretraining_inputs, "teacher": guide.digest}
+        return Distillation(
+            config, self.student_description, guide, self.transfer_set, inputs, self.recipe.seed, self.runtime
+        )
+
+    def _distilled(self, work: Distillation) -> Artifact:
         return self._train(
             "distill",
-            self._distill,
-            config=config,
-            inputs=self._distillation_inputs,
+            lambda folder: work.learn(work.cache(self.store), folder),
+            config=work.config,
+            inputs=work.inputs,
             version=distill.VERSION,
         )
 
     @property
-    def _distillation_inputs(self) -> dict[str, str]:
+    def _pretraining_inputs(self) -> dict[str, str]:
         return {
             "data": self.prepared_artifact.digest,
-            "teacher": self.teacher.digest,
             "transfer": self.transfer.digest,
-            "student": canonical_json(self.student_description),
+            "student": description_digest(self.student_description),
         }
 
     @cached_property
-    def cache(self) -> Artifact | None:
-        """The teacher's stored answers; None where computing them online is cheaper."""
-        config, transfer_set = self.recipe.distill, self.transfer_set
-        if not cache.cache_pays(config, len(transfer_set.images)):
-            return None
+    def pseudo_masks(self) -> Artifact:
+        """The adapted teacher's hard masks on the transfer set."""
+        teacher = self.teacher
         return self.store.build(
-            "cache",
-            self._build_cache,
-            config={"views": config.views, "augment": config.augment.model_dump()},
-            inputs=self._distillation_inputs,
+            "pseudo_masks",
+            lambda folder: pseudo.predict_masks(
+                load_model(teacher.path), self.transfer_set, folder, runtime=self.runtime
+            ),
+            config={},
+            inputs={"data": self.prepared_artifact.digest, "transfer": self.transfer.digest, "teacher": teacher.digest},
             seed=self.recipe.seed,
-            version=cache.VERSION,
-            together=True,
+            version=pseudo.VERSION,
         )
 
-    def _build_cache(self, folder: Path) -> Mapping[str, Any]:
-        config, seed = self.recipe.distill, self.recipe.seed
-        network, transfer_set = load_model(self.teacher.path), self.transfer_set
-        student = build_model(self.student_description)
-        layout = cache.plan_cache(network, student, transfer_set, views=config.views, seed=seed)
-        return cache.build_cache(network, transfer_set, layout, config.augment, folder, runtime=self.runtime)
-
-    def _distill(self, folder: Path) -> Mapping[str, Any]:
-        config = self.recipe.distill
-        common: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "augment": config.augment,
-            "seed": derive(self.recipe.seed, "transfer batches"),
-            "flip": allowed_flips(config.augment, self.prepared.classes),
-        }
-        batches: Batches
-        if self.cache is None:
-            ask = distill.online(load_model(self.teacher.path), self.runtime)
-            transfer_set = self.transfer_set
-            batches = ImageBatches(transfer_set.images, None, transfer_set.names, **common)
-        else:
-            ask = distill.stored
-            batches = cache.CachedBatches(self.cache.path, self.transfer_set, **common)
-        return distill.distill(
-            config, self.student_description, batches, ask, folder,
-            seed=self.recipe.seed, runtime=self.runtime,
-        )  # fmt: skip
-
-    def finetuned(self, start: Artifact | None) -> Artifact:
-        """Return the student fine-tuned from a start; without one it trains longer, for the same total compute."""
-        config = self.recipe.finetune
-        if start is None:
-            config = config.model_copy(update={"steps": self._scratch_steps})
-        inputs = {"data": self.prepared_artifact.digest, "student": canonical_json(self.student_description)}
-        if start is not None:
-            inputs["start"] = start.digest
+    @cached_property
+    def pseudo_labelled(self) -> Artifact:
+        """The student that has learned the teacher's hard masks on the transfer set."""
+        config, masks = self.recipe.distill, self.pseudo_masks
         return self._train(
-            "finetune",
-            lambda folder: finetune.finetune(
-                config, self.student_description, start.path if start else None, self.prepared, folder,
+            "pseudo_label",
+            lambda folder: pseudo.learn_pseudo_labels(
+                config, self.student_description, pseudo.pseudo_labels(self.transfer_set, masks.path), folder,
                 seed=self.recipe.seed, runtime=self.runtime,
             ),
             config=config,
-            inputs=inputs,
-            version=finetune.VERSION,
+            without=pseudo.UNUSED_SETTINGS,
+            inputs=self._pretraining_inputs | {"masks": masks.digest},
+            version=pseudo.VERSION,
         )  # fmt: skip
 
-    @property
-    def _scratch_steps(self) -> int:
-        tune, other = self.recipe.finetune, self.recipe.distill
-        return tune.steps + -(-other.steps * other.batch_size // tune.batch_size)
-
-    # --- control ---
-
     @cached_property
-    def student_flops(self) -> int:
-        """Training compute of the student: distillation and fine-tuning together, the teacher's share left out."""
-        tune, other = self.recipe.finetune, self.recipe.distill
-        images = tune.steps * tune.batch_size + other.steps * other.batch_size
-        return images * training_flops(build_model(self.student_description), self.prepared.image_size)
+    def imagenet(self) -> Artifact:
+        """The student whose backbone comes from the weight file of the recipe."""
+        description = {**self.student_description, "weights": self.recipe.student.weights}
+        return self.store.build(
+            "imagenet",
+            lambda folder: pretrain.take_weights(description, folder, seed=self.recipe.seed),
+            config={},
+            inputs={"student": description_digest(description)},
+            seed=self.recipe.seed,
+            version=pretrain.VERSION,
+        )
+
+    # --- controls ---
 
     @cached_property
     def control(self) -> Artifact:
+        """The U-Net that sees the labels alone."""
+        return self._control({}, lambda: training_labels(self.prepared))
+
+    @cached_property
+    def control_pseudo(self) -> Artifact:
+        """The U-Net that sees the labels and the teacher's hard masks on the transfer set."""
+        masks = self.pseudo_masks
+        inputs = {"masks": masks.digest, "transfer": self.transfer.digest}
+        return self._control(
+            inputs, lambda: pseudo.labels_and_pseudo_labels(self.prepared, self.transfer_set, masks.path)
+        )
+
+    def _control(self, inputs: Mapping[str, str], labelled: Callable[[], Labelled]) -> Artifact:
         control = self.recipe.control
-        sizes = {"classes": list(self.prepared.classes), "image_size": self.prepared.image_size}
-        description = {"kind": "dynunet", "arguments": {"channels": list(control.channels)}, "weights": None, **sizes}
-        steps = min(control.steps, finetune.steps_within(self.student_flops, description, control.batch_size))
-        config = control.model_copy(update={"steps": steps})
+        description = {"kind": "dynunet", "arguments": {"channels": list(control.channels)}, "weights": None}
+        description |= self._sizes
+        allowed = steps_within(self.budget.total, control.batch_size * network_flops(description))
+        config = control.model_copy(update={"steps": min(control.steps, allowed)})
         return self._train(
             "control",
             lambda folder: finetune.train_control(
-                config, description, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
+                config, description, labelled(), self.prepared, folder,
+                seed=self.recipe.seed, runtime=self.runtime,
             ),
             config=config,
-            inputs={"data": self.prepared_artifact.digest},
+            inputs={"data": self.prepared_artifact.digest, **inputs},
             version=finetune.VERSION,
-        )
+        )  # fmt: skip
 
     # --- scores ---
 
@@ -376,3 +438,7 @@ class Run:
         self, stage: str, make: Callable[[Path], Mapping[str, Any]], *, config: BaseModel, **rest: Any
     ) -> Artifact:
         return self.store.build(stage, make, config=config.model_dump(), seed=self.recipe.seed, **rest)
+
+
+def _adapted_guide(teacher: Artifact) -> Guide:
+    return Guide(teacher.digest, lambda: load_model(teacher.path))

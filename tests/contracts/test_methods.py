@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tskd.config import Recipe, load_recipe
@@ -31,9 +33,17 @@ def model_of(method: str) -> str:
     return str(METHODS[method].model(Recorder()))  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file where a recipe says that weights are; nothing reads it here."""
+    path = tmp_path / "weights.safetensors"
+    path.touch()
+    return path
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_is_accepted_by_name(method: str) -> None:
-    check_names(load_recipe(None, [f"method={method}", f"rivals=[{method}]"]))
+def test_every_method_is_accepted_by_name(method: str, weights: Path) -> None:
+    check_names(load_recipe(None, [f"method={method}", f"rivals=[{method}]", f"student.weights={weights}"]))
 
 
 def test_no_two_methods_end_with_the_same_model_or_title() -> None:
@@ -42,15 +52,23 @@ def test_no_two_methods_end_with_the_same_model_or_title() -> None:
 
 
 def test_task_kd_fine_tunes_what_was_distilled_and_scratch_starts_from_nothing() -> None:
-    assert model_of("task_kd") == "finetuned('distilled',)"
+    assert model_of("task_kd") == "finetuned(\"distilled_by('teacher',)\",){'longer': False}"
     assert model_of("scratch") == "finetuned(None,)"
 
 
-@pytest.mark.parametrize("method", ["scratch", "control"])
-def test_a_rival_without_distillation_never_asks_for_the_teacher(method: str) -> None:
-    run = Recorder()
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_method_asks_for_an_adapted_teacher_only_if_it_says_so(method: str) -> None:
+    run, says = Recorder(), METHODS[method].teacher
     METHODS[method].model(run)  # type: ignore[arg-type]
-    assert set(run.asked) <= {"finetuned", "control"}
+    named = set() if says is None else {str(says(Recorder()))}  # type: ignore[arg-type]
+    assert {name for name in run.asked if "teacher" in name} - {method} <= named
+
+
+@pytest.mark.parametrize("method", [name for name in sorted(METHODS) if METHODS[name].start])
+def test_a_start_is_what_is_fine_tuned(method: str) -> None:
+    start = METHODS[method].start
+    assert start is not None
+    assert model_of(method).startswith(f"finetuned({start(Recorder())!r},")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -70,3 +88,14 @@ def test_a_name_that_nothing_answers_to_is_refused_before_any_work(override: str
 
 def test_the_default_recipe_names_things_that_exist() -> None:
     check_names(Recipe())
+
+
+@pytest.mark.parametrize("overrides", [["method=imagenet"], ["rivals=[scratch, imagenet]"], ["student.start=weights"]])
+def test_weights_that_are_needed_and_not_named_are_asked_for(overrides: list[str]) -> None:
+    with pytest.raises(UserError, match=r"needs student.weights: the path of a weight file of vit_tiny_patch16_224"):
+        check_names(load_recipe(None, overrides))
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"student.weights: there is no file .*absent.safetensors"):
+        check_names(load_recipe(None, ["method=imagenet", f"student.weights={tmp_path / 'absent.safetensors'}"]))

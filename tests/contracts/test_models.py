@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -153,9 +155,24 @@ def test_a_student_can_start_from_a_file(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_weights_of_another_image_size_keep_their_positions(tmp_path: Path) -> None:
+    """The class token's row stays; the grid is resampled, so that a position keeps its place in the image."""
+    base, whole = tmp_path / "base.safetensors", timm.create_model("vit_tiny_patch16_224", img_size=224)
+    save_file(whole.state_dict(), base)
+    student: Any = build_model({**CASES["timm-vit-plain"], "weights": str(base)})
+    found = student.encoder.model.pos_embed.detach()
+    token, table = whole.pos_embed.detach().split([1, 14 * 14], dim=1)
+    grid = table.reshape(1, 14, 14, -1).permute(0, 3, 1, 2)
+    smaller = F.interpolate(grid, size=(4, 4), mode="bicubic", antialias=True)
+    expected = torch.cat([token, smaller.permute(0, 2, 3, 1).reshape(1, 16, -1)], dim=1)
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_default_student_is_small() -> None:
     student = Recipe().student
-    model = build_model({**description("timm", **student.model_dump(exclude={"weights"})), "image_size": 128})
+    model = build_model(
+        {**description("timm", **student.model_dump(include={"backbone", "decoder"})), "image_size": 128}
+    )
     assert sum(p.numel() for p in model.parameters()) <= 8_000_000
 
 

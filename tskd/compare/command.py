@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tskd.artifacts import Artifact, Store, environment, write_json
+from tskd.budget import BUDGET_RULE
 from tskd.compare.board import open_board
 from tskd.compare.decompose import decompose_groups, decomposition_columns
 from tskd.compare.drive import Queue, drive
@@ -35,11 +36,6 @@ from tskd.console import say
 from tskd.engine import open_runtime
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.run import ARTIFACTS
-
-BUDGET_RULE = (
-    "In every arm the student has the same architecture, fine-tuning recipe and total training compute, counted in "
-    "floating-point operations; the teacher's forward passes are not part of it."
-)
 
 
 @dataclass(frozen=True)

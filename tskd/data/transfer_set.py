@@ -45,18 +45,18 @@ class TransferSet:
 
     @property
     def images(self) -> TransferImages:
-        return TransferImages(self)
+        return TransferImages(self, self.records)
 
 
 class TransferImages:
-    """The images of a transfer set as one array (N, S, S, 3) uint8, read where they lie."""
+    """Images of a transfer set or of the data behind it as one array (N, S, S, 3) uint8, read where they lie."""
 
-    def __init__(self, transfer: TransferSet) -> None:
+    def __init__(self, transfer: TransferSet, records: Sequence[TransferRecord]) -> None:
         self.sources = {"real": transfer.prepared.images}
         self.sources |= {
             path.stem: np.load(path, mmap_mode="r") for path in sorted((transfer.folder / IMAGES).glob("*.npy"))
         }
-        self.places = [(record.origin, record.row) for record in transfer.records]
+        self.places = [(record.origin, record.row) for record in records]
         self.shape = (len(self.places), *transfer.prepared.images.shape[1:])
 
     def __len__(self) -> int:

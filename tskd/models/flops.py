@@ -1,25 +1,46 @@
-"""Training compute in floating-point operations, counted by torch, so that budgets are equal on every machine."""
+"""Compute in floating-point operations, counted by torch, so that budgets are equal on every machine."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def training_flops(model: nn.Module, image_size: int) -> int:
-    """Return the operations of one forward and backward pass for one image of that size; 2 a multiply-add."""
-    training = model.training
-    model.train()
+def count_flops(work: Callable[[], object]) -> int:
+    """Return the operations of the matrix products and convolutions in ``work``; 2 a multiply-add."""
     with FlopCounterMode(display=False) as counter:
-        model(torch.rand(2, 3, image_size, image_size)).logits.square().mean().backward()
-    model.zero_grad(set_to_none=True)
-    model.train(training)
-    return counter.get_total_flops() // 2
+        work()
+    return counter.get_total_flops()
+
+
+def training_flops(
+    model: nn.Module, image_size: int, scalar: Callable[[nn.Module, Tensor], Tensor] | None = None
+) -> int:
+    """Return the operations of one forward and backward pass for one image of that size.
+
+    ``scalar`` maps the model and images (B, 3, H, W) to what is differentiated; None: of a segmenter's logits. The
+    model itself stays as it is: a copy is run, since batch norm statistics move even where no weight does.
+    """
+    copied, images = copy.deepcopy(model).cpu().train(), torch.zeros(2, 3, image_size, image_size)
+    return count_flops(lambda: (scalar or _of_logits)(copied, images).backward()) // 2
 
 
 def inference_flops(model: nn.Module, image_size: int) -> int:
     """Return the operations of one forward pass for one image of that size."""
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.rand(1, 3, image_size, image_size))
-    return counter.get_total_flops()
+    images = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+    with torch.no_grad():
+        return count_flops(lambda: model(images))
+
+
+def gflops(operations: float) -> float:
+    """Return operations in thousand millions, as manifests and tables hold them."""
+    return round(operations / 1e9, 3)
+
+
+def _of_logits(model: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = model(images).logits
+    return logits.square().mean()

@@ -9,9 +9,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tskd.artifacts import write_json
+from tskd.artifacts import canonical_json, file_sha256, write_json
 from tskd.errors import UserError
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.lora import adapter_state, load_adapter_state, set_adaptation
@@ -25,6 +27,8 @@ from tskd.models.weights import (
 )
 
 DESCRIPTION = "model.json"
+OFFLINE = "offline"
+"""``weights`` of a description that stands for the EfficientNet-Lite0 of the package."""
 Description = Mapping[str, Any]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -50,6 +54,13 @@ def build_model(description: Description) -> nn.Module:
     return model
 
 
+def description_digest(description: Description) -> str:
+    """Return what a description stands for as one text; a weight file counts by its content, not by its place."""
+    weights = description["weights"]
+    content = file_sha256(Path(weights)) if weights and weights != OFFLINE else weights
+    return canonical_json({**description, "weights": content})
+
+
 def load_backbone(model: nn.Module, backbone: str, weights: str) -> None:
     """Fill ``model.encoder`` from a weight file; the classification head it may hold is left out.
 
@@ -57,20 +68,30 @@ def load_backbone(model: nn.Module, backbone: str, weights: str) -> None:
     not match; nothing is ever loaded in part.
     """
     encoder: Any = model.encoder
-    if weights == "offline":
+    if weights == OFFLINE:
         encoder.load_state_dict(translate_efficientnet_lite0(offline_state(), encoder))
         return
     state = load_state(Path(weights))
     own = encoder.state_dict()
     prefix = "model." if all(name.startswith("model.") for name in own) else ""
-    renamed = {prefix + name: tensor for name, tensor in state.items()}
+    renamed = {prefix + name: _fit_positions(name, tensor, encoder) for name, tensor in state.items()}
     fitting = {name: renamed[name] for name in own if name in renamed and renamed[name].shape == own[name].shape}
     if missing := sorted(own.keys() - fitting.keys()):
         raise UserError(
             f"{weights} does not fit {backbone}: {len(missing)} of {len(own)} tensors are missing or of another shape, "
-            f"first {', '.join(missing[:3])}. Give weights of this backbone at this image size, with timm's names."
+            f"first {', '.join(missing[:3])}. Give weights of this backbone with timm's names."
         )
     encoder.load_state_dict(fitting)
+
+
+def _fit_positions(name: str, tensor: torch.Tensor, encoder: Any) -> torch.Tensor:
+    """Return a transformer's position table on the encoder's grid (bicubic, as timm does); other tensors unchanged."""
+    transformer = getattr(encoder, "model", None)
+    if name != "pos_embed" or not isinstance(transformer, VisionTransformer) or tensor.ndim != 3:
+        return tensor
+    prefix = 0 if transformer.no_embed_class else transformer.num_prefix_tokens
+    grid = list(transformer.patch_embed.grid_size)
+    return resample_abs_pos_embed(tensor, new_size=grid, num_prefix_tokens=prefix)
 
 
 def offline_state() -> dict[str, torch.Tensor]:

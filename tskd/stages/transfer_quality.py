@@ -19,7 +19,7 @@ from tskd.errors import UserError
 from tskd.metrics.copies import CopyReport, find_copies
 from tskd.metrics.quality import FEW_IMAGES, diversity, kid, nearest, psnr_to_nearest
 from tskd.models.diffusion import MOST_COMPARED, collapse_check
-from tskd.models.registry import build_model
+from tskd.models.registry import OFFLINE, build_model
 from tskd.models.weights import EFFICIENTNET_LITE0, efficientnet_lite0_path
 from tskd.overlays import contact_sheet
 from tskd.seeding import numpy_generator
@@ -76,7 +76,7 @@ def imagenet_features(image_size: int, device: torch.device) -> Features | None:
         "classes": ["unused"],
         "image_size": image_size,
         "arguments": {"backbone": EFFICIENTNET_LITE0, "decoder": "pyramid"},
-        "weights": "offline",
+        "weights": OFFLINE,
     }
     return embedding_features(build_model(description), device)
 

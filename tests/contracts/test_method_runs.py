@@ -1,0 +1,142 @@
+"""Every method, run on tiny phantoms: one architecture, one budget, a teacher only where the method says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from tskd.budget import compute_of
+from tskd.config import build_recipe
+from tskd.engine import open_runtime
+from tskd.errors import UserError
+from tskd.methods import METHODS
+from tskd.models.registry import load_model
+from tskd.pipeline import run_stage
+from tskd.run import Run
+
+SIZE = 32
+SETTINGS: dict[str, Any] = {
+    "data": {"image_size": SIZE, "labels": 8, "phantom": {"family": "dermoscopy", "train": 16, "test": 4, "size": 48}},
+    "teacher": {"name": "timm/resnet10t", "steps": 4, "batch_size": 4},
+    "distill": {"steps": 16, "batch_size": 8, "views": 2},
+    "finetune": {"steps": 8, "batch_size": 4},
+    "control": {"channels": [8, 16, 32], "batch_size": 8},
+    "engine": {"accelerator": "cpu"},
+}
+STUDENTS = sorted(METHODS.keys() - {"teacher", "control", "control_pseudo"})
+TOLERANCE = 0.01
+"""Of the budget: a step more or less, and the projection that distillation trains beside the student."""
+
+OpenRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One output folder for all methods, with weight files as a user brings them."""
+    folder = tmp_path_factory.mktemp("methods")
+    torch.manual_seed(0)
+    for backbone in ("resnet10t", "vit_tiny_patch16_224"):
+        save_file(timm.create_model(backbone).state_dict(), folder / f"{backbone}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def open_run(folder: Path) -> OpenRun:
+    def open_run(method: str, **student: Any) -> Run:
+        student["weights"] = str(folder / "vit_tiny_patch16_224.safetensors")
+        teacher = {**SETTINGS["teacher"], "weights": str(folder / "resnet10t.safetensors")}
+        recipe = build_recipe({**SETTINGS, "method": method, "student": student, "teacher": teacher}, "test")
+        return Run(recipe, folder / "out", open_runtime(recipe.engine))
+
+    return open_run
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_method_ends_with_a_segmenter_and_asks_for_a_teacher_only_if_it_says_so(
+    method: str, open_run: OpenRun
+) -> None:
+    run = open_run(method)
+    model = load_model(METHODS[method].model(run).path)
+    with torch.inference_mode():
+        logits = model(torch.rand(2, 3, 40, 56)).logits
+    assert logits.shape == (2, 1, 40, 56)
+    assert logits.isfinite().all()
+    used = {name.partition("-")[0] for name in run.store.used}
+    assert ("teacher" in used) == (method == "teacher" or METHODS[method].teacher is not None)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"teacher"}))
+def test_a_method_spends_the_budget_and_no_more(method: str, open_run: OpenRun) -> None:
+    run = open_run(method)
+    spent = compute_of(METHODS[method].model(run), run.store.used.values())
+    assert 1e9 * spent.student_gflops == pytest.approx(run.budget.total, rel=TOLERANCE)
+    answers = METHODS[method].teacher is not None or method in SELF_TAUGHT
+    assert (spent.teacher_gflops > 0) == answers
+
+
+SELF_TAUGHT = {"agnostic_kd"}
+"""Methods with targets that are not an adapted teacher's, and are told apart all the same."""
+
+
+def shapes(file: Path) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in load_file(file).items()}
+
+
+def test_all_students_are_the_same_network(open_run: OpenRun) -> None:
+    files = {name: METHODS[name].model(open_run(name)).path / "student.safetensors" for name in STUDENTS}
+    expected = shapes(files["scratch"])
+    assert [name for name, file in files.items() if shapes(file) != expected] == []
+
+
+@pytest.mark.parametrize("method", [name for name in STUDENTS if METHODS[name].start])
+def test_pretraining_changes_the_encoder_and_fine_tuning_starts_there(method: str, open_run: OpenRun) -> None:
+    run, start = open_run(method), METHODS[method].start
+    assert start is not None
+    began = load_file(start(run).path / "student.safetensors")
+    final = load_file(METHODS[method].model(run).path / "student.safetensors")
+    random = run.finetuned(None)  # the same seed: it began where every start began
+    name = "encoder.model.blocks.0.attn.qkv.weight"
+    distance = (began[name] - final[name]).norm()
+    assert 0 < distance < (load_file(random.path / "student.safetensors")[name] - began[name]).norm()
+
+
+def test_pretrain_is_the_start_of_the_recipes_method(open_run: OpenRun) -> None:
+    run = open_run("agnostic_kd")
+    assert run_stage(run, "pretrain") == run.distilled_agnostic
+    with pytest.raises(UserError, match=r"method 'scratch' has no pre-training. Set method to one of: task_kd,"):
+        run_stage(open_run("scratch"), "pretrain")
+
+
+def test_task_agnostic_distillation_leaves_the_decoder_random(open_run: OpenRun) -> None:
+    run = open_run("agnostic_kd")
+    torch.manual_seed(0)
+    first = load_file(run.distilled_agnostic.path / "student.safetensors")
+    second = load_file(run.imagenet.path / "student.safetensors")
+    decoder = [name for name in first if name.startswith("decoder.")]
+    assert decoder
+    assert all(torch.equal(first[name], second[name]) for name in decoder)
+
+
+def test_weights_can_be_the_start_of_all_but_scratch(open_run: OpenRun, folder: Path) -> None:
+    usual, changed = open_run("task_kd"), open_run("task_kd", start="weights")
+    name = "encoder.model.blocks.11.mlp.fc1.weight"
+    given = load_file(folder / "vit_tiny_patch16_224.safetensors")[name.removeprefix("encoder.model.")]
+    distances = [
+        (load_file(run.distilled_by(run.teacher).path / "student.safetensors")[name] - given).norm()
+        for run in (usual, changed)
+    ]
+    assert distances[1] < 0.5 * distances[0]
+    assert changed.finetuned(None).path == usual.finetuned(None).path
+
+
+def test_a_teacher_that_knows_nothing_is_no_task_agnostic_teacher(tmp_path: Path) -> None:
+    teacher = {"name": "timm/resnet10t", "weights": "random", "adaptation": "full"}
+    recipe = build_recipe({**SETTINGS, "method": "agnostic_kd", "teacher": teacher}, "test")
+    with pytest.raises(UserError, match="Give the weights of a pretrained teacher"):
+        _ = Run(recipe, tmp_path, open_runtime(recipe.engine)).distilled_agnostic

@@ -1,0 +1,141 @@
+"""Equal compute: what is counted, what is left apart, and how many steps it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tskd.artifacts import Artifact, Store
+from tskd.budget import compute_of, steps_within, student_budget
+from tskd.config import DistillConfig, FinetuneConfig
+from tskd.models.flops import gflops, inference_flops, training_flops
+from tskd.models.registry import build_model
+from tskd.stages.distill import encoder_flops
+from tskd.types import SegmentationOutput
+
+SIZE, HIDDEN, CLASSES = 16, 5, 2
+
+
+class TwoLayers(nn.Module):
+    """Two 1x1 convolutions with batch norm between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = (
+            nn.Conv2d(3, HIDDEN, 1),
+            nn.BatchNorm2d(HIDDEN),
+            nn.Conv2d(HIDDEN, CLASSES, 1),
+        )
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        features = self.norm(self.first(images))
+        return SegmentationOutput((features,), self.second(features))
+
+
+def test_training_is_counted_as_by_hand() -> None:
+    """Forward, gradient of the weights, gradient of the input; the first layer's input needs none."""
+    first, second = 3 * HIDDEN * SIZE**2, HIDDEN * CLASSES * SIZE**2
+    assert inference_flops(TwoLayers().eval(), SIZE) == 2 * (first + second)
+    assert training_flops(TwoLayers(), SIZE) == 2 * (2 * first + 3 * second)
+
+
+def test_frozen_layers_cost_no_gradient() -> None:
+    network = TwoLayers()
+    network.first.requires_grad_(False)
+    network.norm.requires_grad_(False)
+    first, second = 3 * HIDDEN * SIZE**2, HIDDEN * CLASSES * SIZE**2
+    assert training_flops(network, SIZE) == 2 * (first + 2 * second)
+
+
+def test_counting_changes_neither_network_nor_random_numbers() -> None:
+    network = TwoLayers().eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    training_flops(network, SIZE)
+    inference_flops(network, SIZE)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not network.training
+
+
+def test_the_encoder_alone_costs_less_than_the_student() -> None:
+    arguments = {"backbone": "vit_tiny_patch16_224", "decoder": "detail"}
+    student = build_model(
+        {"kind": "timm", "arguments": arguments, "classes": ["one"], "image_size": 64, "weights": None}
+    )
+    whole = training_flops(student, 64)
+    student.decoder.requires_grad_(False)
+    assert 0.5 * whole < encoder_flops(student, 64) < whole
+
+
+def test_the_budget_is_distillation_and_fine_tuning_together() -> None:
+    budget = student_budget(
+        DistillConfig(steps=100, batch_size=8), FinetuneConfig(steps=30, batch_size=4), flops_per_image=7
+    )
+    assert (budget.flops_per_image, budget.pretraining, budget.total) == (7, 100 * 8 * 7, 100 * 8 * 7 + 30 * 4 * 7)
+
+
+@pytest.mark.parametrize(("operations", "expected"), [(99, 9), (100, 10), (109, 10), (9, 1)])
+def test_steps_are_whole_within_the_budget_and_at_least_one(operations: int, expected: int) -> None:
+    assert steps_within(operations, 10) == expected
+
+
+def test_a_thousand_million_is_one() -> None:
+    assert gflops(2_500_000_000) == 2.5
+
+
+class Shelf:
+    """Makes artifacts whose content and metrics are given."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(folder)
+
+    def put(self, stage: str, content: str, metrics: Mapping[str, Any], **inputs: Artifact | str) -> Artifact:
+        def make(folder: Path) -> Mapping[str, Any]:
+            (folder / "weights").write_text(content)
+            return metrics
+
+        digests = {name: value if isinstance(value, str) else value.digest for name, value in inputs.items()}
+        return self.store.build(stage, make, config={"content": content}, inputs=digests, seed=0, version=1)
+
+    def cost(self, model: Artifact) -> tuple[float, float]:
+        return tuple(compute_of(model, self.store.used.values()))  # type: ignore[return-value]
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path)
+
+
+def test_a_model_costs_what_led_to_it_and_nothing_else(shelf: Shelf) -> None:
+    data = shelf.put("prepare", "data", {"images": 3})
+    teacher = shelf.put("teacher", "teacher", {"teacher_gflops": 100.0}, data=data, weights="sha256 of a file")
+    transfer = shelf.put("transfer", "list", {}, data=data, teacher=teacher)
+    start = shelf.put(
+        "distill", "start", {"student_gflops": 10.0, "teacher_gflops": 5.0}, teacher=teacher, transfer=transfer
+    )
+    final = shelf.put("finetune", "final", {"student_gflops": 3.0}, start=start, data=data)
+    alone = shelf.put("pretrain", "mae", {"student_gflops": 9.0}, transfer=transfer, data=data)
+    rival = shelf.put("finetune", "rival", {"student_gflops": 3.0}, start=alone, data=data)
+    assert shelf.cost(teacher) == (0.0, 100.0)
+    assert shelf.cost(start) == (10.0, 105.0)
+    assert shelf.cost(final) == (13.0, 105.0)
+    assert shelf.cost(rival) == (12.0, 0.0), "the transfer set is every method's: who judged it is not this one's cost"
+
+
+def test_a_fine_tuning_that_kept_its_start_costs_both(shelf: Shelf) -> None:
+    """Its digest is the start's then: neither may be taken for the other."""
+    start = shelf.put("distill", "same", {"student_gflops": 10.0})
+    kept = shelf.put("finetune", "same", {"student_gflops": 3.0}, start=start)
+    other = shelf.put("finetune", "other", {"student_gflops": 4.0}, start=start)
+    assert start.digest == kept.digest
+    assert shelf.cost(kept) == (13.0, 0.0)
+    assert shelf.cost(other) == (14.0, 0.0)
