@@ -14,7 +14,7 @@ from tskd.artifacts import Artifact, Builder, Costs, Processes, Store, canonical
 from tskd.config import PHANTOMS, DataConfig, Recipe, TrainConfig
 from tskd.console import say
 from tskd.data.prepared import Prepared
-from tskd.data.transfer_set import TransferSet
+from tskd.data.transfer_set import TransferSet, read_samples
 from tskd.engine import Batches, ImageBatches, Runtime
 from tskd.engine.batches import allowed_flips
 from tskd.models.flops import training_flops
@@ -200,7 +200,7 @@ class Run:
             "teacher": embedding_features(load_model(self.teacher.path), device),
             "imagenet": imagenet_features(self.prepared.image_size, device),
         }
-        return Synthetic(samples.read_samples([block.path for block in self.samples]), features)
+        return Synthetic(read_samples([block.path for block in self.samples]), features)
 
     @property
     def transfer_set(self) -> TransferSet:
