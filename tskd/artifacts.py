@@ -191,6 +191,12 @@ def artifact_path(root: Path, identity: Mapping[str, Any]) -> Path:
     return root / f"{identity['stage']}-{identity['fingerprint'][:12]}"
 
 
+def find_by_digest(root: Path, stage: str, digest: str) -> Artifact | None:
+    """Return the finished artifact of a stage in a store's folder that has these contents."""
+    found = (Artifact(path.parent) for path in sorted(root.glob(f"{stage}-*/{MANIFEST}")))
+    return next((artifact for artifact in found if artifact.digest == digest), None)
+
+
 def partial_path(path: Path) -> Path:
     """Return where an artifact is made before it gets its name."""
     return path.with_name(f"{path.name}.partial")
@@ -209,6 +215,15 @@ def find_damage(artifact: Artifact) -> Iterator[str]:
             yield f"{name} is missing"
         elif file_sha256(path) != digest:
             yield f"{name} has changed"
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Return the lines of a training's log; a last line cut short by a kill is left out."""
+    path = folder / TRAINING_LOG
+    if not path.is_file():
+        return []
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def canonical_json(value: Any) -> str:

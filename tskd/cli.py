@@ -163,6 +163,19 @@ def check(
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a finished run or comparison.")],
+) -> None:
+    """Write one HTML file on what was found, to be read offline; print its path.
+
+    Example: tskd report out/first
+    """
+    from tskd.report import write_report
+
+    print(write_report(folder))
+
+
+@app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="Output folder of a finished run, or the bundle in it.")],
     int8: Annotated[bool, typer.Option("--int8", help="Add an int8 network if it is faster and as good.")] = False,
@@ -216,13 +229,13 @@ def doctor() -> None:
 
 def _execute(run: Run, *, json_: bool) -> None:
     from tskd.pipeline import execute
-    from tskd.report import print_summary
+    from tskd.summary import print_summary
 
     summary = execute(run)
     if json_:
         print(json.dumps(summary, default=str))
-    else:
-        print_summary(summary, run.out)
+    elif run.runtime.fabric.is_global_zero:
+        print_summary(run.out)
 
 
 def _load(recipe: Path | None, data: str | None, overrides: list[str] | None) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from tskd.artifacts import Artifact, write_json
@@ -11,9 +12,11 @@ from tskd.budget import BUDGET_RULE, compute_of
 from tskd.bundle import publish
 from tskd.errors import UserError
 from tskd.methods import METHODS
+from tskd.report import write_report
 from tskd.run import Run
 from tskd.stages import evaluate
 from tskd.stages.export import build_export
+from tskd.stages.networks import measure_networks
 
 RUN_FILE, BUNDLE = "run.json", "model"
 
@@ -54,6 +57,8 @@ def execute(run: Run) -> dict[str, Any]:
     began = time.monotonic()
     models, scores = trained_models(run), evaluations(run)
     bundle = exported(run)
+    measured = measure_networks(run.store, [one for _, one in models.values()], image_size=run.recipe.data.image_size)
+    networks = {name: asdict(measured[one.path.name]) for name, (_, one) in models.items()}
     metrics = {name: artifact.metrics | compute(run, models[name][1]) for name, artifact in scores.items()}
     if "teacher" in scores:
         paths = scores["teacher"].path, scores["student"].path
@@ -71,6 +76,7 @@ def execute(run: Run) -> dict[str, Any]:
         "budget_rule": BUDGET_RULE,
         "artifacts": {name: artifact.path.name for name, (_, artifact) in models.items()},
         "export": bundle.metrics,
+        "networks": networks,
         "evaluations": {name: artifact.path.name for name, artifact in scores.items()},
         "stages": run.costs,
         "recipe": run.recipe.model_dump(mode="json"),
@@ -78,6 +84,7 @@ def execute(run: Run) -> dict[str, Any]:
     if run.runtime.fabric.is_global_zero:
         publish(bundle.path, run.out / BUNDLE)
         write_json(run.out / RUN_FILE, summary)
+        write_report(run.out)
     return summary
 
 

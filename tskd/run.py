@@ -15,7 +15,7 @@ from tskd.budget import Budget, network_flops, steps_within, student_budget
 from tskd.config import PHANTOMS, DataConfig, DistillConfig, Recipe, TeacherConfig, TrainConfig
 from tskd.console import say
 from tskd.data.prepared import Prepared
-from tskd.data.transfer_set import TransferSet
+from tskd.data.transfer_set import TransferSet, read_samples
 from tskd.distillation import Distillation, Guide
 from tskd.engine import Runtime
 from tskd.models.registry import description_digest, load_model
@@ -221,7 +221,7 @@ class Run:
             "teacher": embedding_features(load_model(self.teacher.path), device),
             "imagenet": imagenet_features(self.prepared.image_size, device),
         }
-        return Synthetic(samples.read_samples([block.path for block in self.samples]), features)
+        return Synthetic(read_samples([block.path for block in self.samples]), features)
 
     @property
     def transfer_set(self) -> TransferSet:

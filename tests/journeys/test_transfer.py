@@ -14,7 +14,7 @@ import pytest
 
 import tskd
 from tskd.artifacts import CHECKPOINTS
-from tskd.stages.samples import FILE
+from tskd.data.transfer_set import SAMPLES, read_samples
 
 PROGRAM = """
 import sys
@@ -57,10 +57,10 @@ def test_a_kill_in_the_middle_of_sampling_changes_no_image(tmp_path: Path) -> No
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait(TIME_LIMIT) == -signal.SIGKILL
-    assert not (killed / FILE).exists()
+    assert not (killed / SAMPLES).exists()
     kept = {path: path.stat().st_mtime_ns for path in (killed / CHECKPOINTS).glob("samples-*.npy")}
     assert len(kept) >= 2
     for folder in (killed, whole):
         assert start(folder, seconds_a_chunk=0).wait(TIME_LIMIT) == 0
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items()), "finished chunks are kept"
-    assert np.array_equal(np.load(killed / FILE), np.load(whole / FILE))
+    assert np.array_equal(read_samples(killed), read_samples(whole))

@@ -18,13 +18,13 @@ import torch
 from tskd.config import DiffusionConfig, EngineConfig, TransferConfig
 from tskd.data.phantoms import draw_phantom
 from tskd.data.prepared import DATASET, IMAGES, MASKS, PARTS, RECORDS, Part, Prepared
-from tskd.data.transfer_set import TransferSet, images_path
+from tskd.data.transfer_set import TransferSet, images_path, read_samples
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import Paused, UserError
 from tskd.models.registry import save_model
 from tskd.seeding import numpy_generator
 from tskd.stages.diffusion import FILE, build_denoiser, describe
-from tskd.stages.samples import BLOCK, blocks, draw_samples, open_sampler, read_samples
+from tskd.stages.samples import BLOCK, blocks, draw_samples, open_sampler
 from tskd.stages.transfer import augmented_images, build_transfer
 from tskd.stages.transfer_quality import Synthetic, distances_between_cases, summarise
 

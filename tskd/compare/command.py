@@ -19,23 +19,16 @@ from tskd.compare.estimate import Estimator
 from tskd.compare.executors import Executor, local_executor, ray_executor
 from tskd.compare.grid import Grid, GridRun
 from tskd.compare.job import RUNS, Job, build_job, read_outcome
-from tskd.compare.networks import Network, measure_networks
 from tskd.compare.plan import RunPlan, all_missing, plan_runs
 from tskd.compare.statistics import Scored, Statistics, as_rows, columns_of, compare_groups
-from tskd.compare.tables import (
-    BIAS_VARIANCE,
-    COMPARISON,
-    RANKS,
-    TABLE,
-    TESTS,
-    table_columns,
-    table_rows,
-    write_table,
-)
+from tskd.compare.tables import table_columns, table_rows, write_table
+from tskd.comparison_files import BIAS_VARIANCE, COMPARISON, RANKS, TABLE, TESTS
 from tskd.console import say
 from tskd.engine import open_runtime
 from tskd.metrics.comparison import MeanRank, PairTest
+from tskd.report import write_report
 from tskd.run import ARTIFACTS
+from tskd.stages.networks import Network, measure_networks
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,7 @@ def _do(plans: list[RunPlan], estimator: Estimator, machines: Machines, out: Pat
 
 
 def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
-    """Write the tables of the runs that have ended so far."""
+    """Write the tables of the runs that have ended so far, and the report on them."""
     store = Store(out / ARTIFACTS)
     outcomes = {run.name: outcome for run in grid.runs if (outcome := read_outcome(out, run.name))}
     scored = [
@@ -132,6 +125,7 @@ def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
         write_table(out / BIAS_VARIANCE, lines, decomposition_columns(grid))
     comparison = Comparison(grid, out, rows, statistics, lines)
     write_json(out / COMPARISON, _summary(comparison, machines))
+    write_report(out)
     return comparison
 
 
@@ -149,6 +143,7 @@ def _summary(comparison: Comparison, machines: Machines) -> Mapping[str, Any]:
         "name": grid.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "axes": {axis: list(values) for axis, values in grid.axes.items()},
+        "replicates": list(grid.replicates),
         "compare": grid.compare,
         "baseline": grid.baseline,
         "grid": grid.source,

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from tskd.artifacts import canonical_json
+from tskd.comparison_files import DATASET, METHOD, REPLICATE_KEYS
 from tskd.config import (
     Recipe,
     Section,
@@ -27,9 +28,6 @@ from tskd.errors import UserError
 from tskd.methods import check_names
 
 Scalar = str | int | float | bool | None
-METHOD, DATASET = "method", "dataset"
-REPLICATE_KEYS = frozenset({"seed", "data.budget_seed"})
-"""An axis that sets nothing else repeats a measurement: statistics are over it, never between its values."""
 MACHINE_SETTINGS = frozenset({"accelerator", "devices", "num_nodes", "strategy", "checkpoint_seconds", "threads"})
 """Settings of the engine that change no result beyond rounding: a run keeps its name when they change."""
 

@@ -15,7 +15,7 @@ from tskd.compare.job import Outcome
 from tskd.console import warn
 from tskd.metrics.comparison import MeanRank, PairTest, compare_methods, holm, rank_table
 from tskd.metrics.segmentation import ScoreRow, case_means
-from tskd.stages.evaluate import read_cases
+from tskd.stages.evaluated import read_cases
 
 TIE_MARGINS = {"dice": 0.01, "hd95": 1.0}
 """A case whose score differs by at most this is a tie; distances in pixels or millimetres."""

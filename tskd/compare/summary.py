@@ -16,6 +16,7 @@ from tskd.compare.estimate import Estimator
 from tskd.compare.grid import METHOD, Grid
 from tskd.compare.plan import RunPlan, all_missing
 from tskd.metrics.comparison import PairTest
+from tskd.report import REPORT
 
 PLAIN_WIDTH = 120
 
@@ -53,7 +54,8 @@ def print_comparison(comparison: Comparison) -> None:
     for row in comparison.rows:
         if row["status"] == "failed":
             console.print(f"failed: {row['run']}: {row['error']}", markup=False)
-    console.print(f"everything is in {comparison.out}", markup=False)
+    place = comparison.out
+    console.print(f"everything is in {place}, to be read in {place / REPORT}", markup=False)
 
 
 def _scores(comparison: Comparison) -> Table:

@@ -11,15 +11,8 @@ from typing import Any
 from tskd.artifacts import write_atomic
 from tskd.compare.grid import DATASET, METHOD, Grid, GridRun
 from tskd.compare.job import Outcome
-from tskd.compare.networks import Network
+from tskd.stages.networks import Network
 
-COMPARISON, TABLE, TESTS, RANKS, BIAS_VARIANCE = (
-    "comparison.json",
-    "table.csv",
-    "tests.csv",
-    "ranks.csv",
-    "bias_variance.csv",
-)
 _DISTANCES = ("hd95_px", "hd95_mm", "assd_px", "assd_mm")
 _COUNTS = ("n_cases", "missed", "false_positive", "both_empty")
 _COSTS = ("seconds", "peak_memory_mb")

@@ -13,7 +13,9 @@ import numpy as np
 
 from tskd.data.prepared import Prepared
 
-RECORDS, IMAGES = "records.jsonl", "images"
+RECORDS, IMAGES, QUALITY = "records.jsonl", "images", "quality.json"
+SAMPLES, SAMPLE_SHEET = "samples.npy", "samples.png"
+"""What the ``samples`` stage draws, and the picture that the ``diffusion`` stage ends with."""
 Origin = Literal["real", "synthetic", "augmented"]
 
 
@@ -85,3 +87,8 @@ def write_images(path: Path, images: Iterable[np.ndarray], *, count: int, size: 
     for row, image in zip(range(count), images, strict=True):
         array[row] = image
     array.flush()
+
+
+def read_samples(folders: Sequence[Path]) -> np.ndarray:
+    """Return the images of ``samples`` artifacts, (N, S, S, 3) uint8."""
+    return np.concatenate([np.load(folder / SAMPLES, mmap_mode="r", allow_pickle=False) for folder in folders])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tskd.artifacts import TRAINING_LOG, write_atomic
+from tskd.artifacts import TRAINING_LOG, read_log, write_atomic
 
 
 class TrainingLog:
@@ -21,12 +21,3 @@ class TrainingLog:
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **rounded}) + "\n")
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of a training's log; a last line cut short by a kill is left out."""
-    path = folder / TRAINING_LOG
-    if not path.is_file():
-        return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]

@@ -24,6 +24,7 @@ from tskd.artifacts import CHECKPOINTS, write_json
 from tskd.config import AugmentConfig, DiffusionConfig
 from tskd.console import say, warn
 from tskd.data.prepared import Part, Prepared
+from tskd.data.transfer_set import SAMPLE_SHEET
 from tskd.engine import Runtime, Training, fit
 from tskd.engine.batches import allowed_flips, to_images
 from tskd.engine.order import batch_order, part_of
@@ -49,7 +50,7 @@ from tskd.stages.supervised import training_metrics
 from tskd.types import Batch, StepFn
 
 VERSION = 1
-FILE, SEEN_CASES, SAMPLES = "denoiser.safetensors", "seen_cases.json", "samples.png"
+FILE, SEEN_CASES = "denoiser.safetensors", "seen_cases.json"
 SEEN_PARTS: tuple[Part, ...] = ("train", "unlabelled")
 SAMPLING_SETTINGS = frozenset({"sampler", "sampling_steps", "guidance"})
 """Settings that the samples depend on and the trained weights do not: another solver asks for no new training."""
@@ -87,7 +88,7 @@ def train_diffusion(
     result = fit(training, folder, runtime)
     check = None
     if runtime.fabric.is_global_zero:
-        check = grid.draw(model, folder / SAMPLES)
+        check = grid.draw(model, folder / SAMPLE_SHEET)
         (warn if check.noise or check.repeated else say)(f"diffusion: {check.message}")
         save_model(folder, model, description, file=FILE)
         write_json(folder / SEEN_CASES, sorted(prepared.cases(*SEEN_PARTS)))

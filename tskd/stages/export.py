@@ -19,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL import Image
 from torch import nn
 
-from tskd.artifacts import MANIFEST, Artifact, Builder, Store, canonical_json, environment, write_atomic
+from tskd.artifacts import MANIFEST, Artifact, Builder, Store, canonical_json, environment, find_by_digest, write_atomic
 from tskd.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, Answer, ask, open_session, publish, write_sums
 from tskd.config import ExportConfig
 from tskd.console import say, warn
@@ -288,11 +288,10 @@ def _prepared_of(student: Artifact) -> Artifact:
     """Return the data a student was trained on, found by the digest in its manifest."""
     if not (student.path / MANIFEST).is_file():
         raise UserError(f"{student.path}: the student that {RUN_FILE} names is gone. Run `tskd run` again.")
-    wanted = student.manifest["inputs"]["data"]
-    for path in sorted(student.path.parent.glob(f"prepare-*/{MANIFEST}")):
-        if (artifact := Artifact(path.parent)).digest == wanted:
-            return artifact
-    raise UserError(f"{student.path.parent}: the data the student was trained on is gone. Run `tskd run` again.")
+    prepared = find_by_digest(student.path.parent, "prepare", student.manifest["inputs"]["data"])
+    if prepared is None:
+        raise UserError(f"{student.path.parent}: the data the student was trained on is gone. Run `tskd run` again.")
+    return prepared
 
 
 def _identity(description: Mapping[str, Any]) -> dict[str, Any]:

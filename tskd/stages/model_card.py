@@ -13,6 +13,14 @@ _TITLES = {
     "control": "control (U-Net, same labels)",
 }
 
+INTENDED_USE = "Research use only. This is not a medical device: it has not been validated for diagnosis or treatment."
+LIMITS = (
+    "It was trained on images of one data set and tested on one. On another scanner, protocol, population or disease "
+    "expect worse scores than these; test it on labelled images of your own first.",
+    "It answers for every image, also for one that shows nothing it knows.",
+    "Probabilities are not calibrated.",
+)
+
 
 def model_card(description: Mapping[str, Any]) -> str:
     """Return the card as Markdown from the bundle's description (``model.json``)."""
@@ -30,15 +38,8 @@ def _head(description: Mapping[str, Any]) -> str:
 
 
 def _use(description: Mapping[str, Any]) -> str:
-    return (
-        "## Intended use and limits\n\n"
-        "Research use only. This is not a medical device: it has not been validated for diagnosis or "
-        "treatment.\n\n"
-        "- It was trained on images of one data set and tested on one. On another scanner, protocol, population or "
-        "disease expect worse scores than below; test it on labelled images of your own first.\n"
-        "- It answers for every image, also for one that shows nothing it knows.\n"
-        "- Probabilities are not calibrated."
-    )
+    limits = "\n".join(f"- {limit}" for limit in LIMITS)
+    return f"## Intended use and limits\n\n{INTENDED_USE}\n\n{limits}"
 
 
 def _data(description: Mapping[str, Any]) -> str:

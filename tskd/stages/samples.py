@@ -14,7 +14,7 @@ import torch
 from tskd.artifacts import CHECKPOINTS, write_atomic
 from tskd.config import DiffusionConfig
 from tskd.console import progress
-from tskd.data.transfer_set import write_images
+from tskd.data.transfer_set import SAMPLES, write_images
 from tskd.engine import Runtime
 from tskd.errors import Paused, UserError
 from tskd.models.diffusion import SamplingPlan, images_at_once, sample, to_uint8
@@ -24,7 +24,6 @@ from tskd.seeding import derive, numpy_generator
 from tskd.stages.diffusion import load_denoiser, plan_of
 
 VERSION = 2
-FILE = "samples.npy"
 BLOCK = 500
 """Images of one artifact: a set of 3000 finds those of a set of 1000 drawn already."""
 
@@ -111,14 +110,9 @@ def draw_samples(numbers: range, sampler: Sampler, folder: Path, *, runtime: Run
     if missing := [path for path in paths if not path.exists()]:
         raise Paused(f"samples paused with {len(paths) - len(missing)} of {len(paths)} chunks drawn")
     if fabric.is_global_zero:
-        write_images(folder / FILE, _read_chunks(paths), count=len(numbers), size=sampler.image_size)
+        write_images(folder / SAMPLES, _read_chunks(paths), count=len(numbers), size=sampler.image_size)
     fabric.barrier()
     return {"images": len(numbers), "image_size": sampler.image_size}
-
-
-def read_samples(folders: Sequence[Path]) -> np.ndarray:
-    """Return the images of ``samples`` artifacts, (N, S, S, 3) uint8."""
-    return np.concatenate([np.load(folder / FILE, mmap_mode="r", allow_pickle=False) for folder in folders])
 
 
 def _write_chunk(images: np.ndarray, path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from tskd.artifacts import write_json
 from tskd.console import say, warn
 from tskd.data.prepared import Prepared
+from tskd.data.transfer_set import QUALITY
 from tskd.engine.batches import to_images
 from tskd.errors import UserError
 from tskd.metrics.copies import CopyReport, find_copies
@@ -24,7 +25,7 @@ from tskd.models.weights import EFFICIENTNET_LITE0, efficientnet_lite0_path
 from tskd.overlays import contact_sheet
 from tskd.seeding import numpy_generator
 
-QUALITY, COPIES_SHEET, SHEET = "quality.json", "copies.png", "sheet.png"
+COPIES_SHEET, SHEET = "copies.png", "sheet.png"
 LEAST_IMAGES = 4
 """With fewer a side no distance between two sets can be estimated."""
 MOST_IMAGES = 1000

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tskd.artifacts import Artifact, Store, canonical_json
+from tskd.artifacts import Artifact, Builder, canonical_json
 from tskd.console import progress
 from tskd.models.registry import load_model, read_description
 from tskd.stages.export import median_ms, network_answer
@@ -33,14 +33,14 @@ class Network:
     """Median for one image on one CPU thread, from pixels to probabilities, in torch."""
 
 
-def measure_networks(store: Store, models: Iterable[Artifact], *, image_size: int) -> dict[str, Network]:
+def measure_networks(store: Builder, models: Iterable[Artifact], *, image_size: int) -> dict[str, Network]:
     """Return every model's figures by its folder's name; equal architectures are measured once, ever.
 
     They are timed on a square image of ``image_size``, one after the other: nothing else should run beside.
     """
     listed = list(models)
     found: dict[str, Network] = {}
-    with progress("compare: timing networks", len(listed)) as advance:
+    with progress("timing networks", len(listed)) as advance:
         for done, model in enumerate(listed, start=1):
             found[model.path.name] = _measure(store, model, image_size)
             advance(done)
@@ -52,7 +52,7 @@ def architecture(description: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in description.items() if name not in _TRAINED}
 
 
-def _measure(store: Store, model: Artifact, image_size: int) -> Network:
+def _measure(store: Builder, model: Artifact, image_size: int) -> Network:
     kind = architecture(read_description(model.path))
     artifact = store.build(
         "network",

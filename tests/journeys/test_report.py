@@ -1,0 +1,122 @@
+"""A run writes its report; the command writes it again; a browser shows it on phone and desk, by day and night."""
+
+from __future__ import annotations
+
+import shutil
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from tests.journeys.browser import CHROMIUM, console_of, look_at
+from tests.journeys.conftest import Command
+from tskd.artifacts import Artifact
+from tskd.config import build_recipe
+from tskd.engine import open_runtime
+from tskd.pipeline import execute
+from tskd.run import Run
+from tskd.summary import print_summary
+
+TINY = {
+    "rivals": ["scratch"],
+    "data": {"image_size": 32, "labels": 12, "phantom": {"family": "abdomen", "train": 40, "test": 8, "size": 48}},
+    "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 4, "batch_size": 8},
+    "diffusion": {"steps": 4, "batch_size": 4, "image_size": 16, "sampling_steps": 2},
+    "transfer": {"synthetic": 8},
+    "distill": {"steps": 4, "batch_size": 8},
+    "finetune": {"steps": 4, "batch_size": 8},
+    "control": {"steps": 4, "batch_size": 8, "channels": [8, 16, 32]},
+    "engine": {"accelerator": "cpu"},
+}
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = build_recipe(TINY, "test")
+    execute(Run(recipe, folder, open_runtime(recipe.engine)))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_report_and_the_command_writes_it_again(tskd: Command, out: Path) -> None:
+    page = out / "report.html"
+    first = page.read_bytes()
+    for section in ("scores", "overlays", "transfer", "training", "resources", "reproduce"):
+        assert f'<section id="{section}">'.encode() in first
+    page.unlink()
+    answer = tskd("report", out)
+    assert (answer.returncode, answer.stdout) == (0, f"{page}\n")
+    assert page.read_bytes() == first
+
+
+@pytest.mark.slow
+def test_the_terminal_says_what_the_page_says(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(out)
+    said = " ".join(capsys.readouterr().out.split())
+    page = (out / "report.html").read_text(encoding="utf-8")
+    verdict = unescape(page.partition('class="verdict">')[2].partition("<")[0])
+    assert "labelled images the student scores Dice" in verdict
+    assert " ".join(verdict.split()) in said
+    assert str(out / "report.html") in said.replace(" ", "")
+
+
+@pytest.mark.slow
+def test_every_training_of_the_run_has_its_curve(out: Path) -> None:
+    html = (out / "report.html").read_text(encoding="utf-8")
+    titles = ("Teacher", "Diffusion model", "Distillation", "Fine-tuning, student", "Fine-tuning, student from scratch",
+              "Control (U-Net)")  # fmt: skip
+    for title in titles:
+        assert f"<figcaption>{title}: loss</figcaption>" in html
+    logs = list(out.glob("artifacts/*/metrics.jsonl"))
+    assert len(logs) == len(titles)
+    assert all(Artifact(path.parent).path.name in html for path in logs)
+
+
+@pytest.mark.slow
+def test_no_case_of_the_run_is_named(out: Path) -> None:
+    html = (out / "report.html").read_text(encoding="utf-8")
+    records = (out / next(out.glob("artifacts/prepare-*"))).joinpath("records.jsonl").read_text()
+    assert "case0" in records, "phantoms are named so"
+    assert "case0" not in html
+
+
+@pytest.mark.slow
+def test_a_changed_run_is_refused_with_one_message(tskd: Command, out: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    next(copy.glob("artifacts/evaluate-*/cases.csv")).write_text("")
+    answer = tskd("report", copy)
+    assert answer.returncode == 2
+    assert "cases.csv has changed" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_all_of_it(out: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    view = look_at(out / "report.html", tmp_path, width=width, dark=dark)
+    assert view.width == width
+    assert view.needed <= width, "the page scrolls sideways"
+    assert view.images > 20
+    assert view.broken == view.empty_charts == view.small == 0
+    assert view.paper == ("rgb(20, 23, 26)" if dark else "rgb(253, 253, 252)")
+    assert view.ink is not None
+    assert view.ink != view.paper
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_browser_has_nothing_to_complain_about(out: Path, tmp_path: Path) -> None:
+    assert console_of(out / "report.html", tmp_path) == []
+
+
+@needs_chromium
+def test_the_console_is_listened_to(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<meta http-equiv="Content-Security-Policy" content="img-src data:"><img src="http://localhost/x.png">'
+    )
+    assert any("Content Security Policy" in line for line in console_of(page, tmp_path))

@@ -1,0 +1,235 @@
+"""Folders for the tests of the report, made by the stages' own writers from models whose mistakes are known.
+
+They are fixtures: no number in them was trained.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tskd.artifacts import Artifact, Store, write_json
+from tskd.config import DataConfig, EvaluateConfig, Recipe, TransferConfig
+from tskd.data.phantoms import Phantom, draw_phantom
+from tskd.data.prepared import Prepared
+from tskd.engine import open_runtime
+from tskd.engine.logs import TrainingLog
+from tskd.metrics.comparison import compare_methods, rank_table
+from tskd.metrics.segmentation import case_means
+from tskd.stages.evaluate import evaluate
+from tskd.stages.evaluated import read_cases
+from tskd.stages.prepare import dataset_digest, open_data, prepare
+from tskd.stages.transfer import build_transfer
+from tskd.stages.transfer_quality import Synthetic
+from tskd.types import SegmentationOutput
+
+SECRET = "Doe^Jane_1961"
+"""Part of every image's name: if it is ever on a page, a patient is."""
+SIDE, SIZE = 48, 32
+TITLES = {"teacher": "teacher", "student": "task-specific distillation", "scratch": "student from scratch",
+          "control": "control (U-Net)"}  # fmt: skip
+SHARPNESS = {"teacher": 125.0, "student": 135.0, "scratch": 165.0, "control": 140.0}
+"""Grey level from which each model calls a pixel lesion. Organs start at 130: what is above misses more of them."""
+
+
+class Threshold(nn.Module):
+    """Calls lesion what is brighter than a grey level."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(level / 255))
+
+    def forward(self, image: Tensor) -> SegmentationOutput:
+        return SegmentationOutput((image,), 1000 * (image.mean(dim=1, keepdim=True) - self.level))
+
+
+def draw_data(root: Path, *, classes: str = "lesion", empty: Sequence[int] = ()) -> Path:
+    """Write 20 training and 8 test phantoms with bright organs, one a patient; ``empty`` test images have no mask."""
+    rows = []
+    for number, phantom in enumerate(_patients(28)):
+        part, name = ("train" if number < 20 else "test"), f"{SECRET}-{number}"
+        organ = phantom.mask > 0
+        image = 0.4 * phantom.image + 130.0 * organ[..., None]
+        mask = 0 * organ if number - 20 in empty else 255 * organ
+        for kind, pixels in (("images", image), ("masks", mask)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / kind / f"{name}.png")
+        rows.append(f"{name},{part}\n")
+    (root / "split.csv").write_text("id,split\n" + "".join(rows))
+    (root / "dataset.yaml").write_text(f"name: 'cones <b>&amp;</b>'\nclasses: ['{classes}']\n")
+    return root
+
+
+def _patients(count: int) -> list[Phantom]:
+    found: dict[str, Phantom] = {}
+    for number in itertools.count():
+        phantom = draw_phantom("kidney_us", number, size=SIDE, seed=3)
+        found.setdefault(phantom.case, phantom)
+        if len(found) == count:
+            return list(found.values())
+    raise AssertionError
+
+
+def open_prepared(store: Store, root: Path, labels: int) -> Artifact:
+    config = DataConfig(root=str(root), image_size=SIZE, labels=labels)
+    dataset = open_data(config, root)
+    inputs = {"data": dataset_digest(dataset)}
+    make = lambda folder: prepare(config, dataset, folder)  # noqa: E731
+    return store.build("prepare", make, config={"labels": labels}, inputs=inputs, seed=0, version=1)
+
+
+def score(store: Store, prepared: Artifact, title: str, level: float, seed: int = 0) -> Artifact:
+    def make(folder: Path) -> Mapping[str, Any]:
+        data, device = Prepared(prepared.path), torch.device("cpu")
+        return evaluate(EvaluateConfig(overlays=3), Threshold(level), data, folder, title=title, device=device)
+
+    inputs = {"data": prepared.digest, "model": str(level), "title": title}
+    return store.build("evaluate", make, config={}, inputs=inputs, seed=seed, version=1)
+
+
+def train(store: Store, prepared: Artifact, stage: str, name: str) -> Artifact:
+    """Return an artifact with a training's log."""
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        log = TrainingLog(folder, step=0)
+        for step in (10, 20, 30):
+            log.write(step, {"loss": 1 / step, "dice_loss": 2 / step, "lr": 0.1, "seconds": step})
+        log.write(30, {"val_score": 0.5})
+        (folder / "student.safetensors").write_text(name)
+        return {}
+
+    return store.build(stage, make, config={}, inputs={"data": prepared.digest, "name": name}, seed=0, version=1)
+
+
+def add_transfer(store: Store, prepared: Artifact) -> Artifact:
+    """Return a transfer set whose first synthetic image copies a training image."""
+    data, runtime = Prepared(prepared.path), open_runtime(Recipe().engine.model_copy(update={"accelerator": "cpu"}))
+    noise = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), dtype=np.uint8)
+    images = np.concatenate([data.images[data.rows("train")[:1]], noise])
+    make_samples = lambda folder: _keep(images, folder)  # noqa: E731
+    samples = store.build("samples", make_samples, config={"first": 0}, inputs={}, seed=0, version=1)
+    means = lambda images: images.reshape(len(images), 16, -1).mean(axis=2).astype(np.float32)  # noqa: E731
+    synthetic = Synthetic(images, {"teacher": means, "imagenet": None})
+    config = TransferConfig(synthetic=len(images), copy_quantile=0.1)
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        return build_transfer(config, data, folder, seed=0, runtime=runtime, synthetic=synthetic)
+
+    return store.build(
+        "transfer", make, config={}, inputs={"samples": samples.digest, "data": prepared.digest}, seed=0, version=1
+    )
+
+
+def make_run(
+    out: Path,
+    root: Path,
+    models: Sequence[str] = ("teacher", "student", "scratch", "control"),
+    *,
+    transfer: bool = True,
+) -> Path:
+    """Write the folder of a run on the data in ``root`` and return it."""
+    store = Store(out / "artifacts")
+    prepared = open_prepared(store, root, labels=8)
+    trained = {name: train(store, prepared, "teacher" if name == "teacher" else "finetune", name) for name in models}
+    scored = {name: score(store, prepared, TITLES[name], SHARPNESS[name]) for name in models}
+    if transfer:
+        add_transfer(store, prepared)
+    recipe = Recipe().model_dump(mode="json")
+    recipe["data"] |= {"root": str(root), "image_size": SIZE, "labels": 8}
+    recipe["teacher"] |= {"weights": str(root / "weights/sam-vit-base")}
+    export = {
+        "parity": {"images": 4, "dice_difference_worst": 0.0},
+        "parameters": 1,
+        "latency": {"image": [SIDE, SIDE], "ms_by_threads": {"1": 2.5}},
+    }
+    summary = {
+        "dataset": Prepared(prepared.path).dataset["name"],
+        "labels": 8,
+        "seed": 0,
+        "method": "task_kd",
+        "teacher": "EfficientNet-Lite0 (ImageNet), not SAM",
+        "seconds": 1.0,
+        "peak_memory_mb": 1.0,
+        "metrics": {name: artifact.metrics for name, artifact in scored.items()},
+        "artifacts": {name: artifact.path.name for name, artifact in trained.items()},
+        "export": export,
+        "networks": {name: {"parameters": 5_000_000, "model_mb": 20.0, "latency_ms": 7.5} for name in models},
+        "evaluations": {name: artifact.path.name for name, artifact in scored.items()},
+        "stages": {name: {} for name in store.used},
+        "recipe": recipe,
+    }
+    write_json(out / "run.json", summary)
+    return out
+
+
+def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
+    """Write the folder of a comparison: task_kd and scratch, 4 and 8 labels, two seeds; return it."""
+    store = Store(out / "artifacts")
+    lines, scores = [], {}
+    for labels in (4, 8):
+        prepared = open_prepared(store, root, labels)
+        for method, title, level in (("task_kd", TITLES["student"], 150.0), ("scratch", TITLES["scratch"], 180.0)):
+            for seed in (0, 1):
+                scored = score(store, prepared, title, level - 3 * labels + seed, seed)
+                lines.append(_line(scored, method, title, labels, seed))
+                means = case_means(read_cases(scored.path), "dice")
+                scores.setdefault((labels, method), []).append(list(means.values()))
+    if failed:
+        point = {"method": "scratch", "dataset": "", "data.labels": 8, "seed": 2}  # of a failed run no more is known
+        lines.append({"run": "bad", "status": "failed", "error": failed, **point})
+    _write_csv(out / "table.csv", lines)
+    by_labels = {k: {m: np.array(scores[k, m]) for m in ("task_kd", "scratch")} for k in (4, 8)}
+    tests = [
+        {"dataset": "cones", "data.labels": labels, **test.as_dict()}
+        for labels, group in by_labels.items()
+        for test in compare_methods(group, measure="dice", tie_margin=0.01, seed=0)
+    ]
+    _write_csv(out / "tests.csv", tests)
+    _write_csv(out / "ranks.csv", [
+        {"dataset": "cones", "data.labels": labels, **vars(rank)}
+        for labels, group in by_labels.items() for rank in rank_table(group, measure="dice")
+    ])  # fmt: skip
+    _write_csv(out / "bias_variance.csv", [
+        {"dataset": "cones", "data.labels": labels, "method": method, "error": 0.05, "bias2": 0.03, "variance": 0.02,
+         "remainder": 0.0, "runs": 2}
+        for labels in (4, 8) for method in ("task_kd", "scratch")
+    ])  # fmt: skip
+    write_json(out / "comparison.json", {
+        "name": "labels", "created": "2026-11-22", "axes": {"method": ["task_kd", "scratch"], "labels": [4, 8]},
+        "replicates": ["seed"],
+        "grid": {"base": {"data": {"root": str(root)}}, "axes": {"data.labels": [4, 8]}},
+        "budget_rule": "Every student has the same training compute.", "runs": len(lines), "ended": len(lines),
+        "failed": int(bool(failed)), "executor": {"executor": "local", "workers": 2, "address": None},
+        "versions": {"python": "3.11", "libraries": {"torch": "2"}},
+    })  # fmt: skip
+    return out
+
+
+def _line(scored: Artifact, method: str, title: str, labels: int, seed: int) -> dict[str, Any]:
+    found = scored.metrics
+    kept = {name: found[name] for name in ("dice", "iou", "hd95_px", "assd_px", "n_cases", "missed", "false_positive")}
+    return {
+        "run": f"{method}-{labels}-{seed}", "status": "done", "error": "", "method": method, "title": title,
+        "dataset": "cones", "data.labels": labels, "seed": seed, **kept, "seconds": 3.0,
+        "parameters": 5e6 - len(method), "latency_ms": 4.0 + len(method), "evaluation": scored.path.name,
+    }  # fmt: skip
+
+
+def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _keep(images: np.ndarray, folder: Path) -> Mapping[str, Any]:
+    np.save(folder / "samples.npy", images)
+    return {}

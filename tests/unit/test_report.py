@@ -1,0 +1,306 @@
+"""The report of a run: what it says, what it leaves out, and what must never be in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_folders import SECRET, draw_data, make_run
+
+from tskd.artifacts import Artifact
+from tskd.errors import UserError
+from tskd.metrics.comparison import PairTest
+from tskd.report import REPORT, write_report
+from tskd.report.blocks import Page, Section, Table
+from tskd.report.pictures import Album
+from tskd.report.run_folder import RunFolder, open_run
+from tskd.report.run_page import run_page
+from tskd.report.shareable import shareable
+from tskd.report.verdict import paired_tests, verdict
+from tskd.report.write import render
+
+MOST_BYTES = 10_000_000
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_data(tmp_path_factory.mktemp("hospital") / "ward7", classes="<i>lesion</i>", empty=(1,))
+
+
+@pytest.fixture(scope="module")
+def folder(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"), root)
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def damaged(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the run to be spoilt."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def sections_of(page: Page) -> list[str]:
+    return [section.name for section in page.sections]
+
+
+def table_of(section: Section, column: str) -> Table:
+    return next(block for block in section.blocks if isinstance(block, Table) and column in block.columns)
+
+
+# --- what it says ---
+
+
+def test_every_section_is_there_and_reachable(html: str) -> None:
+    found = re.findall(r'<section id="(\w+)">', html)
+    assert found == [
+        *("scores", "overlays", "failures", "transfer", "training", "resources", "data", "limits", "costs"),
+        "reproduce",
+    ]
+    assert re.findall(r'<a href="#(\w+)">', html) == found
+
+
+def test_the_score_table_repeats_run_json(folder: Path) -> None:
+    run = open_run(folder)
+    table = table_of(run_page(run).sections[0], "missed")
+    for name, row in zip(run.models, table.rows, strict=True):
+        scores = run.metrics[name]
+        low, high = scores["dice_ci95"]
+        assert row[1:3] == (f"{scores['dice']:.3f}", f"{low:.3f} to {high:.3f}")
+        counts = ("missed", "false_positive", "both_empty", "n_images", "n_cases")
+        assert row[6:] == tuple(str(scores[key]) for key in counts)
+    assert table.rows[next(iter(table.strong))][0] == "Student"
+
+
+def test_differences_are_paired_by_case(folder: Path) -> None:
+    run = open_run(folder)
+    tests = {test.method: test for test in paired_tests(run)}
+    for name in ("teacher", "scratch", "control"):
+        expected = run.metrics[name]["dice"] - run.metrics["student"]["dice"]
+        assert tests[name].difference == pytest.approx(expected, abs=1e-12)
+        assert tests[name].n_cases == 8
+    # the paired interval is far shorter than those of the means, which the one failed case stretches
+    low, high = tests["control"].ci95_low, tests["control"].ci95_high
+    assert low is not None
+    assert high is not None
+    wide = run.metrics["student"]["dice_ci95"]
+    assert high - low < (wide[1] - wide[0]) / 5
+
+
+def test_a_failure_is_shown_with_its_class_and_number(html: str) -> None:
+    failures = html[html.index('<section id="failures">') : html.index('<section id="transfer">')]
+    assert "False positive: found, but not there" in failures
+    assert "Missed" not in failures
+    assert failures.count("<img") == 1
+    assert "test image 2: &lt;i&gt;lesion&lt;/i&gt;" in failures
+
+
+def test_overlays_show_the_same_images_for_all_models(html: str) -> None:
+    overlays = html[html.index('<section id="overlays">') : html.index('<section id="failures">')]
+    rows = re.findall(r"<h3>Test image (\d+): ([^<]+)</h3>", overlays)
+    assert rows[0][1].startswith("worst of student")
+    assert len({number for number, _ in rows}) == len(rows), "an image comes once"
+    assert overlays.count("<img") == len(rows) * 5, "truth and four models"
+    for model in ("student", "teacher", "student from scratch", "control (U-Net)"):
+        assert sum(f"worst of {model}" in ranks.split(", ") for _, ranks in rows) >= 1
+
+
+def test_copies_are_shown_beside_what_they_copy(html: str) -> None:
+    transfer = html[html.index('<section id="transfer">') : html.index('<section id="training">')]
+    assert "Dropped as copies: the nearest of 1" in transfer
+    assert transfer.count("the training image it copies</figcaption>") == 1
+
+
+RUN = RunFolder(
+    Path(),
+    {
+        "labels": 20,
+        "metrics": {
+            "student": {"model": "x", "dice": 0.5, "dice_ci95": [0.4, 0.6], "n_cases": 9},
+            "control": {"model": "control (U-Net)"},
+            "scratch": {"model": "student from scratch"},
+            "mae": {"model": "MAE"},
+        },
+    },
+)
+
+
+def pair(method: str, difference: float, low: float | None, high: float | None) -> PairTest:
+    """A model against the student: the difference is model - student."""
+    return PairTest("dice", method, "student", difference, low, high, 0.1, 0.1, 1, 1, 1, 0.01, 9, 1)
+
+
+HEAD = "With 20 labelled images the student scores Dice 0.500 (95\u00a0% interval 0.400 to 0.600) on 9 test cases"
+
+
+@pytest.mark.parametrize(
+    ("tests", "said"),
+    [
+        ([], "; no rival was trained beside it."),
+        (
+            [pair("control", -0.1, -0.15, -0.05)],
+            ": better than the control (U-Net) (+0.100, 95\u00a0% interval +0.050 to +0.150).",
+        ),
+        (
+            [pair("control", 0.1, 0.05, 0.15)],
+            ": worse than the control (U-Net) (−0.100, 95\u00a0% interval −0.150 to −0.050).",
+        ),
+        (
+            [pair("control", -0.1, -0.25, 0.05)],
+            ": not clearly different from the control (U-Net) (+0.100, 95\u00a0% interval −0.050 to +0.250).",
+        ),
+        ([pair("control", -0.1, None, None)], ": +0.100 against the control (U-Net), on too few cases to say more."),
+        (
+            [pair("scratch", -0.2, -0.3, -0.1), pair("mae", -0.1, -0.2, -0.05)],
+            ": better than the MAE (+0.100, 95\u00a0% interval +0.050 to +0.200).",
+        ),
+        ([pair("teacher", 0.3, 0.2, 0.4)], "; no rival was trained beside it."),
+    ],
+)
+def test_the_verdict_is_one_sentence_that_names_the_hardest_rivals(tests: list[PairTest], said: str) -> None:
+    assert verdict(RUN, tests) == HEAD + said
+
+
+# --- what it leaves out ---
+
+
+def test_what_a_run_did_without_leaves_its_section_out(root: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, root, ("student",), transfer=False)
+    page = run_page(open_run(run))
+    assert "transfer" not in sections_of(page)
+    assert "no rival was trained beside it" in page.verdict
+    assert [block.title for block in page.sections[0].blocks if isinstance(block, Table)] == [""], "no paired table"
+    for log in run.glob("artifacts/finetune-*/metrics.jsonl"):
+        log.unlink()
+    assert "training" not in sections_of(run_page(open_run(run)))
+    assert write_report(run).stat().st_size < MOST_BYTES
+
+
+def test_no_patient_and_no_path_is_on_the_page(html: str, root: Path, folder: Path) -> None:
+    for unwanted in (SECRET, "Doe", "hospital", "ward7", str(root), str(folder), "/tmp"):
+        assert unwanted not in html
+    assert "root: DATA" in html
+    assert "weights: sam-vit-base" in html, "the last name of the weights says what they are"
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({"data": {"root": "/mnt/Doe"}}, {"data": {"root": "DATA"}}),
+        ({"data.root": ["a/b", "phantoms"]}, {"data.root": ["DATA", "phantoms"]}),
+        ({"teacher": {"weights": "facebook/sam-vit-base"}}, {"teacher": {"weights": "sam-vit-base"}}),
+        ({"base": "../recipes/Doe.yaml", "x": r"C:\Doe", "y": "~/Doe"}, {"base": "FILE", "x": "FILE", "y": "FILE"}),
+        ({"backbone": "vit_tiny", "steps": 3, "none": None}, {"backbone": "vit_tiny", "steps": 3, "none": None}),
+    ],
+)
+def test_settings_are_shown_without_paths(settings: dict[str, Any], shown: dict[str, Any]) -> None:
+    assert shareable(settings) == shown
+
+
+def test_names_are_text_and_never_markup(html: str) -> None:
+    assert "cones &lt;b&gt;&amp;amp;&lt;/b&gt;" in html
+    assert "<b>" not in html
+    assert "<i>lesion" not in html
+
+
+def test_the_page_needs_nothing_else(html: str) -> None:
+    assert "<script" not in html
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+    assert not re.search(r"url\((?!#)", html)
+    assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
+    assert len(html.encode()) < MOST_BYTES
+
+
+def test_pictures_stop_where_the_room_ends() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    album = Album(room=60_000)
+    pictures = [album.add(noise, "") for _ in range(20)]
+    kept = [picture for picture in pictures if picture]
+    assert 0 < len(kept) < 20
+    assert album.left_out == 20 - len(kept)
+    assert sum(len(picture.source) for picture in kept) < 4 / 3 * 60_000 + 100 * len(kept)
+
+
+def test_a_page_full_of_pictures_stays_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tskd.report.run_page.Album", lambda: Album(room=20_000))
+    page = run_page(open_run(folder))
+    assert len(render(page)) < 400_000
+    assert re.fullmatch(r"\d+ pictures left out to keep this file under 10 MB\.", page.footnote)
+
+
+# --- what it refuses ---
+
+
+def spoil_json(run: Path) -> None:
+    (run / "run.json").write_text("{")
+
+
+def drop_key(run: Path) -> None:
+    summary = json.loads((run / "run.json").read_text())
+    del summary["evaluations"]
+    (run / "run.json").write_text(json.dumps(summary))
+
+
+def remove_artifact(run: Path) -> None:
+    shutil.rmtree(next(run.glob("artifacts/finetune-*")))
+
+
+def change_prediction(run: Path) -> None:
+    next(run.glob("artifacts/evaluate-*/predictions/*.png")).write_bytes(b"no picture")
+
+
+def rename_evaluation(run: Path) -> None:
+    summary = json.loads((run / "run.json").read_text())
+    summary["evaluations"]["student"] = "evaluate-of-another-run"
+    (run / "run.json").write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (spoil_json, "run.json cannot be read"),
+        (drop_key, "run.json lacks evaluations"),
+        (remove_artifact, r"artifacts/finetune-\w+ is gone"),
+        (change_prediction, r"artifacts/evaluate-\w+ is damaged \(predictions/\d+.png has changed\)"),
+        (rename_evaluation, "artifacts/evaluate-of-another-run is gone"),
+    ],
+)
+def test_a_damaged_run_is_refused_and_the_old_report_stays(
+    damaged: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    (damaged / REPORT).write_text("old")
+    spoil(damaged)
+    with pytest.raises(UserError, match=said):
+        write_report(damaged)
+    assert (damaged / REPORT).read_text() == "old"
+
+
+def test_a_folder_without_a_run_says_what_is_wanted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run\.json and no comparison\.json"):
+        write_report(tmp_path)
+
+
+def test_reading_a_run_loads_no_network() -> None:
+    code = "import sys, tskd.report; print([name for name in ('torch', 'monai', 'matplotlib') if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_digests_and_versions_are_those_of_the_manifests(html: str, folder: Path) -> None:
+    prepared = Artifact(next(folder.glob("artifacts/prepare-*")))
+    assert prepared.digest in html
+    for path in folder.glob("artifacts/*-*"):
+        assert Artifact(path).digest[:16] in html
+    for name, version in prepared.manifest["libraries"].items():
+        assert f"{name} {version}" in html

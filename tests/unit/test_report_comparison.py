@@ -1,0 +1,203 @@
+"""The report of a comparison: means and intervals over seeds, curves, tests, failed runs, and no patient's name."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_folders import SECRET, draw_data, make_comparison
+
+from tskd.errors import UserError
+from tskd.metrics.comparison import difference_interval
+from tskd.metrics.segmentation import case_means
+from tskd.report import write_report
+from tskd.report.blocks import Charts, Table
+from tskd.report.comparison_folder import ComparisonFolder, open_comparison, value_title
+from tskd.report.comparison_page import comparison_page
+from tskd.stages.evaluated import read_cases
+
+ERROR = f"RunFailed: {SECRET}-3.png in /data/hospital cannot be read"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = draw_data(tmp_path_factory.mktemp("hospital"), empty=(1,))
+    return make_comparison(tmp_path_factory.mktemp("comparison"), root, failed=ERROR)
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def edit_table(folder: Path, **changes: str) -> None:
+    """Change columns of every row of table.csv."""
+    path = folder / "table.csv"
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows([line | changes for line in lines])
+
+
+def sections_of(folder: Path) -> list[str]:
+    return [section.name for section in comparison_page(open_comparison(folder)).sections]
+
+
+def test_every_section_is_there(html: str) -> None:
+    assert re.findall(r'<section id="(\w+)">', html) == [
+        *("scores", "curves", "tests", "bias", "resources", "overlays", "failed", "limits", "reproduce")
+    ]
+
+
+def test_means_and_intervals_are_over_seeds_and_cases(folder: Path) -> None:
+    comparison = open_comparison(folder)
+    assert list(comparison.cells) == [("cones", "4"), ("cones", "8")]
+    for cells in comparison.cells.values():
+        for cell in cells:
+            assert [line["seed"] for line in cell.lines] == ["0", "1"]
+            folders = [folder / "artifacts" / line["evaluation"] for line in cell.lines]
+            scores = np.array([list(case_means(read_cases(path), "dice").values()) for path in folders])
+            assert cell.dice == pytest.approx(scores.mean())
+            assert cell.interval == difference_interval(scores, seed=0)
+
+
+def test_the_verdict_counts_settings_and_tests(folder: Path, copied: Path) -> None:
+    found = comparison_page(open_comparison(folder)).verdict
+    with (folder / "tests.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    gain = np.mean([float(line["difference"]) for line in lines])
+    significant = sum(float(line["p_holm"]) < 0.05 for line in lines)
+    head = "Task-specific distillation has the highest mean Dice in 2 of 2 settings; against its strongest rival, "
+    gained = f"student from scratch, it differs by {gain:+.3f} on average: "
+    counts = f"significantly better (p < 0.05 after Holm) in {significant} of 2 tests, worse in 0."
+    assert found == head + gained + counts
+    table = (copied / "table.csv").read_text()
+    table = table.replace("task_kd", "other").replace("scratch", "task_kd").replace("other", "mae")
+    (copied / "table.csv").write_text(table)
+    (copied / "tests.csv").unlink()
+    assert re.search(r"highest mean Dice in 0 of 2 settings;.* differs by −0\.\d{3} on average\.$", verdict_of(copied))
+
+
+def verdict_of(folder: Path) -> str:
+    return comparison_page(open_comparison(folder)).verdict
+
+
+def test_without_a_rival_the_verdict_names_the_best_setting(copied: Path) -> None:
+    lines = (copied / "table.csv").read_text().splitlines()
+    (copied / "table.csv").write_text("\n".join(line for line in lines if "scratch" not in line) + "\n")
+    said = verdict_of(copied)
+    assert re.match(r"The highest mean Dice is 0\.\d{3} \(95.% interval .*\), of task-specific distillation", said)
+    assert said.endswith("on cones, 8 labelled images.")
+
+
+def test_a_curve_has_a_line_a_method_over_the_axis(folder: Path) -> None:
+    sections = {section.name: section for section in comparison_page(open_comparison(folder)).sections}
+    (charts,) = (block for block in sections["curves"].blocks if isinstance(block, Charts))
+    assert [chart.title for chart in charts.charts] == ["cones: labelled images"]
+    assert charts.charts[0].svg.count("stroke: var(--paper)") >= 4
+    assert [key.title for key in charts.keys] == ["task-specific distillation", "student from scratch"]
+
+
+def test_an_axis_value_that_is_no_number_stands_at_the_end(copied: Path) -> None:
+    text = (copied / "table.csv").read_text()
+    (copied / "table.csv").write_text(text.replace("cones,8,", "cones,,").replace("cones,4,", "cones,16,"))
+    edit = open_comparison(copied)
+    assert [setting[1] for setting in edit.cells] == ["16", ""]
+    assert edit.title(("cones", "")) == "cones, all labelled images"
+
+
+@pytest.mark.parametrize(
+    ("axis", "value", "said"),
+    [
+        ("data.labels", "20", "20 labelled images"),
+        ("transfer.real", "", "all real transfer images"),
+        ("teacher.rank", "4", "LoRA rank 4"),
+        ("distill.encoder_loss", "mse", "distill.encoder_loss mse"),
+    ],
+)
+def test_settings_read_as_words(axis: str, value: str, said: str) -> None:
+    assert value_title(axis, value) == said
+
+
+def test_a_failed_run_is_listed_without_what_its_error_says(folder: Path, html: str) -> None:
+    sections = {section.name: section for section in comparison_page(open_comparison(folder)).sections}
+    (table,) = (block for block in sections["failed"].blocks if isinstance(block, Table))
+    assert table.rows == (("student from scratch", "", "8", "2", "RunFailed"),)
+    assert "1 run of 9 failed" in html
+
+
+def test_no_patient_and_no_path_is_on_the_page(html: str, folder: Path) -> None:
+    for unwanted in (SECRET, "Doe", "hospital", "/data", "/tmp", str(folder)):
+        assert unwanted not in html
+    assert "root: DATA" in html
+
+
+def test_tables_that_were_not_written_leave_their_sections_out(copied: Path) -> None:
+    for name in ("tests.csv", "ranks.csv", "bias_variance.csv"):
+        (copied / name).unlink()
+    assert {"tests", "bias"}.isdisjoint(sections_of(copied))
+
+
+def test_without_artifacts_the_table_is_still_reported(copied: Path) -> None:
+    shutil.rmtree(copied / "artifacts")
+    comparison = open_comparison(copied)
+    assert all(cell.interval is None for cells in comparison.cells.values() for cell in cells)
+    assert "overlays" not in sections_of(copied)
+    assert write_report(copied).is_file()
+
+
+def test_changed_predictions_are_not_believed(copied: Path) -> None:
+    comparison = open_comparison(copied)
+    first = comparison.lines[0]["evaluation"]
+    (copied / "artifacts" / first / "cases.csv").write_text("case,image\n")
+    cell = next(iter(comparison.cells.values()))[0]
+    assert cell.interval is None
+    assert comparison.predictions(cell) is None
+
+
+def test_all_runs_failed(copied: Path) -> None:
+    edit_table(copied, dice="", status="failed", error="RunFailed: no memory")
+    assert verdict_of(copied) == "Every run failed: there is nothing to compare."
+    assert {"scores", "curves", "resources"}.isdisjoint(sections_of(copied))
+
+
+def drop(folder: Path, key: str) -> None:
+    description = json.loads((folder / "comparison.json").read_text())
+    del description[key]
+    (folder / "comparison.json").write_text(json.dumps(description))
+
+
+def test_a_damaged_comparison_is_refused(copied: Path) -> None:
+    drop(copied, "grid")
+    with pytest.raises(UserError, match=r"comparison\.json lacks grid"):
+        open_comparison(copied)
+    (copied / "comparison.json").write_text("[]")
+    with pytest.raises(UserError, match=r"comparison\.json lacks"):
+        open_comparison(copied)
+    (copied / "comparison.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_comparison(copied)
+
+
+def test_a_table_without_its_columns_is_refused(copied: Path) -> None:
+    (copied / "table.csv").write_text("run,status\na,done\n")
+    with pytest.raises(UserError, match=r"table\.csv has no rows, or lacks method"):
+        open_comparison(copied)
+
+
+def test_axes_are_what_varies_beside_method_and_seed(folder: Path) -> None:
+    comparison: ComparisonFolder = open_comparison(folder)
+    assert comparison.axes == ("data.labels",)
+    assert comparison.replicates == ("seed",)

@@ -1,0 +1,131 @@
+"""The sections of a comparison that are charts: learning curves, bias and variance, size and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from tskd.comparison_files import BIAS_VARIANCE, DATASET, METHOD
+from tskd.report.blocks import Chart, Charts, Key, Section, section
+from tskd.report.charts import (
+    Axis,
+    Estimate,
+    Series,
+    line_chart,
+    line_key,
+    log_places,
+    patch_key,
+    scatter_chart,
+    stacked_chart,
+)
+from tskd.report.comparison_folder import (
+    Cell,
+    ComparisonFolder,
+    Line,
+    Setting,
+    as_number,
+    axis_title,
+    value_title,
+)
+from tskd.report.looks import look_of, ordered
+from tskd.report.text import INTERVAL
+from tskd.report.training import SIZES
+
+_PARTS = {"bias2": "bias²", "variance": "variance"}
+
+
+def curves_section(comparison: ComparisonFolder) -> Section | None:
+    """Dice over every axis that has numbers, one chart for each value of what else varies."""
+    charts = [chart for axis in comparison.axes for chart in _axis_charts(comparison, axis)]
+    note = f"Mean over replicates and cases with its {INTERVAL}."
+    lead = "How Dice changes with the number of labels, of transfer images, and with the rank of the adapter."
+    return section("curves", "Learning curves", lead, [Charts(tuple(charts), _keys(comparison), note=note)])
+
+
+def bias_section(comparison: ComparisonFolder) -> Section | None:
+    """The squared error of probabilities, split."""
+    lines = comparison.table(BIAS_VARIANCE)
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        names = list(line)[: list(line).index(METHOD)]
+        title = ", ".join(line[name] if name == DATASET else value_title(name, line[name]) for name in names)
+        groups.setdefault(title, []).append(line)
+    charts = tuple(_bias_chart(comparison, title, group) for title, group in groups.items())
+    keys = tuple(patch_key(title, index) for index, title in enumerate(_PARTS.values()))
+    lead = (
+        "Mean squared error of pixel probabilities over runs that differ in seed or labels: what all runs get wrong "
+        "alike, and what differs from run to run. The shorter, the better."
+    )
+    return section("bias", "Bias and variance", lead, [Charts(charts, keys)])
+
+
+def resources_section(comparison: ComparisonFolder) -> Section | None:
+    """Dice against size and speed, for each data set over all its settings."""
+    charts = []
+    for dataset in dict.fromkeys(setting[0] for setting in comparison.cells):
+        cells = [cell for setting, found in comparison.cells.items() if setting[0] == dataset for cell in found]
+        charts += [chart for column in SIZES for chart in _size_chart(dataset, cells, column)]
+    lead = "Mean Dice over all settings of a data set, against the size of the model and its time for one image."
+    return section("resources", "Size and speed", lead, [Charts(tuple(charts), _keys(comparison))])
+
+
+def _axis_charts(comparison: ComparisonFolder, axis: str) -> list[Chart]:
+    place = comparison.axes.index(axis) + 1
+    facets: dict[Setting, dict[str, list[Cell]]] = {}
+    for setting, cells in comparison.cells.items():
+        rest = (*setting[:place], "", *setting[place + 1 :])
+        facets.setdefault(rest, {})[setting[place]] = cells
+    drawn = []
+    for rest, by_value in facets.items():
+        if sum(as_number(value) is not None for value in by_value) > 1:
+            others = [value_title(name, value) for name, value in zip(comparison.axes, rest[1:]) if name != axis]
+            title = ", ".join([rest[0], *others])
+            drawn.append(_curve(by_value, axis, f"{title}: {axis_title(axis)}"))
+    return drawn
+
+
+def _curve(by_value: dict[str, list[Cell]], axis: str, title: str) -> Chart:
+    """Draw a line a method; a value that is no number (empty: all there are) stands at the end."""
+    numbers = [as_number(value) for value in by_value]
+    known = [number for number in numbers if number is not None]
+    even = len(known) < len(numbers)
+    places = [float(index) if number is None or even else number for index, number in enumerate(numbers)]
+    methods = ordered(dict.fromkeys(cell.method for cells in by_value.values() for cell in cells))
+    series = [_line(method, list(by_value.values()), places) for method in methods]
+    x = Axis(axis_title(axis), places, [value or "all" for value in by_value], not even and log_places(known))
+    return line_chart(series, x, Axis("Dice"), title=title)
+
+
+def _line(method: str, columns: list[list[Cell]], places: list[float]) -> Series:
+    found = [(place, cell) for place, cells in zip(places, columns) for cell in cells if cell.method == method]
+    cells = [cell for _, cell in found]
+    means, intervals = [cell.dice for cell in cells], [cell.interval for cell in cells]
+    return Series(cells[0].look, [place for place, _ in found], means, intervals)
+
+
+def _bias_chart(comparison: ComparisonFolder, title: str, lines: list[Line]) -> Chart:
+    by_method = {line[METHOD]: line for line in lines}
+    methods = ordered(by_method)
+    parts = {name: [float(by_method[method][key]) for method in methods] for key, name in _PARTS.items()}
+    names = [comparison.method_titles.get(method, method) for method in methods]
+    return stacked_chart(names, parts, Axis("squared error"), title=title)
+
+
+def _size_chart(dataset: str, cells: Iterable[Cell], column: str) -> list[Chart]:
+    title, scale = SIZES[column]
+    by_method: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.mean(column) is not None:
+            by_method.setdefault(cell.method, []).append(cell)
+    if len(by_method) < 2:
+        return []
+    points = [Estimate(found[0].look, float(np.mean([c.dice for c in found])), None) for found in by_method.values()]
+    places = [scale * float(np.mean([cell.mean(column) for cell in found])) for found in by_method.values()]
+    x = Axis(title, logarithmic=log_places(places))
+    return [scatter_chart(points, places, x, Axis("Dice"), title=f"{dataset}: {title}")]
+
+
+def _keys(comparison: ComparisonFolder) -> tuple[Key, ...]:
+    titles = comparison.method_titles
+    return tuple(line_key(look_of(name, titles[name])) for name in ordered(titles))

@@ -1,0 +1,201 @@
+"""A comparison as its folder holds it: one row a run, grouped into settings, averaged over seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tskd.artifacts import MANIFEST, Artifact, find_by_digest, find_damage
+from tskd.comparison_files import COMPARISON, DATASET, METHOD, TABLE
+from tskd.data.prepared import Prepared
+from tskd.errors import UserError
+from tskd.metrics.comparison import difference_interval
+from tskd.metrics.segmentation import case_means
+from tskd.report.looks import Look, look_of, ordered
+from tskd.report.pictures import Predictions
+from tskd.stages.evaluated import read_cases
+
+_NEEDED = frozenset({"name", "axes", "grid", "budget_rule", "runs", "failed"})
+_COLUMNS = ("run", "status", "method", "title", "dataset", "dice", "n_cases", "evaluation")
+
+Line = Mapping[str, str]
+Setting = tuple[str, ...]
+"""The data set and the values of the axes that vary, method and replicates aside."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method in one setting, over its replicates: runs that differ in seed and label draw."""
+
+    method: str
+    look: Look
+    lines: tuple[Line, ...]
+    """One a replicate."""
+    interval: tuple[float, float] | None
+    """95 % interval of mean Dice over replicates and cases; None: too few cases, or their scores are gone."""
+
+    def mean(self, column: str) -> float | None:
+        """Return the mean of a column over replicates; None where it is not there."""
+        values = [float(line[column]) for line in self.lines if line.get(column)]
+        return float(np.mean(values)) if values else None
+
+    @property
+    def dice(self) -> float:
+        return float(np.mean([float(line["dice"]) for line in self.lines]))
+
+
+@dataclass(frozen=True)
+class ComparisonFolder:
+    """The folder of a comparison."""
+
+    path: Path
+    description: Mapping[str, Any]
+    """What ``comparison.json`` holds."""
+    lines: tuple[Line, ...]
+    """What ``table.csv`` holds."""
+
+    @property
+    def failed(self) -> list[Line]:
+        """The runs without a score."""
+        return [line for line in self.lines if not line["dice"]]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The columns that say what varies, beside data set, method and replicates."""
+        return tuple(name for name in self._between if name not in self.description["replicates"])
+
+    @property
+    def replicates(self) -> tuple[str, ...]:
+        """The columns over which means are taken."""
+        return tuple(name for name in self._between if name in self.description["replicates"])
+
+    @property
+    def _between(self) -> list[str]:
+        columns = list(self.lines[0])
+        return columns[columns.index(DATASET) + 1 : columns.index("dice")]
+
+    @property
+    def method_titles(self) -> dict[str, str]:
+        """What tables call each method; a method whose runs all failed has its name alone."""
+        names = {line[METHOD]: line[METHOD] for line in self.lines}
+        return names | {line[METHOD]: line["title"] for line in self.lines if line["title"]}
+
+    @cached_property
+    def cells(self) -> dict[Setting, list[Cell]]:
+        """Every method in every setting, methods in the order of tables."""
+        groups: dict[Setting, dict[str, list[Line]]] = {}
+        for line in self.lines:
+            if line["dice"]:
+                setting = (line[DATASET], *(line[axis] for axis in self.axes))
+                groups.setdefault(setting, {}).setdefault(line[METHOD], []).append(line)
+        return {
+            setting: [self._cell(name, methods[name]) for name in ordered(methods)]
+            for setting, methods in sorted(groups.items(), key=lambda group: _in_order(group[0]))
+        }
+
+    def title(self, setting: Setting) -> str:
+        """Return a setting in words: the data set, then every axis with its value."""
+        dataset, *values = setting
+        return ", ".join([dataset, *(value_title(axis, value) for axis, value in zip(self.axes, values))])
+
+    def table(self, name: str) -> list[dict[str, str]]:
+        """Return the lines of another table of the folder; none where it was not written."""
+        return _read_csv(self.path / name) if (self.path / name).is_file() else []
+
+    def predictions(self, cell: Cell) -> Predictions | None:
+        """Return what a method predicted in its first replicate; None where that is gone."""
+        artifact = self._evaluation(cell.lines[0])
+        return Predictions(cell.method, cell.look.title, artifact.path) if artifact else None
+
+    def prepared(self, cell: Cell) -> Prepared | None:
+        """Return the data that a method was scored on; None where they are gone."""
+        evaluation = self._evaluation(cell.lines[0])
+        if evaluation is None:
+            return None
+        found = find_by_digest(self.path / "artifacts", "prepare", evaluation.manifest["inputs"]["data"])
+        return Prepared(found.path) if found and not any(find_damage(found)) else None
+
+    def _evaluation(self, line: Line) -> Artifact | None:
+        artifact = Artifact(self.path / "artifacts" / line["evaluation"])
+        if not line["evaluation"] or not (artifact.path / MANIFEST).is_file() or any(find_damage(artifact)):
+            return None
+        return artifact
+
+    def _cell(self, method: str, lines: Sequence[Line]) -> Cell:
+        ordered_lines = sorted(lines, key=lambda line: [line[name] for name in self.replicates])
+        look = look_of(method, self.method_titles[method])
+        return Cell(method, look, tuple(ordered_lines), self._interval(ordered_lines))
+
+    def _interval(self, lines: Sequence[Line]) -> tuple[float, float] | None:
+        """Return the interval of mean Dice by a bootstrap over replicates and cases, the same cases in all."""
+        found = [self._evaluation(line) for line in lines]
+        scores = [case_means(read_cases(artifact.path), "dice") for artifact in found if artifact]
+        if len(scores) < len(lines) or len({tuple(one) for one in scores}) != 1:
+            return None
+        return difference_interval(np.array([list(one.values()) for one in scores]), seed=0)
+
+
+def axis_title(axis: str) -> str:
+    """Return what an axis is called in a sentence."""
+    return _AXES.get(axis, axis)
+
+
+def value_title(axis: str, value: str) -> str:
+    """Return an axis with its value: ``20 labelled images``, ``LoRA rank 4``."""
+    title = axis_title(axis)
+    return f"{value or 'all'} {title}" if title.endswith(("images", "cases")) else f"{title} {value or 'none'}"
+
+
+_AXES = {
+    "dataset": "data set",
+    "data.labels": "labelled images",
+    "data.label_cases": "labelled cases",
+    "transfer.real": "real transfer images",
+    "transfer.synthetic": "synthetic transfer images",
+    "transfer.augmented": "augmented transfer images",
+    "teacher.rank": "LoRA rank",
+}
+
+
+def open_comparison(path: Path) -> ComparisonFolder:
+    """Return the comparison in a folder. Raises UserError where its files are missing or not what they should be."""
+    try:
+        description = json.loads((path / COMPARISON).read_text(encoding="utf-8"))
+        lines = _read_csv(path / TABLE)
+    except (OSError, ValueError, csv.Error) as error:
+        raise _damaged(path, f"{COMPARISON} or {TABLE} cannot be read") from error
+    if missing := sorted(_NEEDED - description.keys() if isinstance(description, dict) else _NEEDED):
+        raise _damaged(path, f"{COMPARISON} lacks {', '.join(missing)}")
+    if missing := [name for name in _COLUMNS if not lines or name not in lines[0]]:
+        raise _damaged(path, f"{TABLE} has no rows, or lacks {', '.join(missing)}")
+    return ComparisonFolder(path, description, tuple(lines))
+
+
+def as_number(value: str) -> float | None:
+    """Return the number that an axis' value is; None where it is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _in_order(setting: Setting) -> tuple[tuple[bool, float, str], ...]:
+    """Sort numbers as numbers, before words."""
+    numbers = [as_number(value) for value in setting]
+    return tuple((number is None, number or 0.0, value) for number, value in zip(numbers, setting))
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what}. Run `tskd compare` with the same grid again: it makes what is missing.")

@@ -1,0 +1,249 @@
+"""The page of a comparison: each function writes a section, or leaves it out where there is nothing for it."""
+
+from __future__ import annotations
+
+import yaml
+
+from tskd.comparison_files import DATASET, METHOD, RANKS, TESTS
+from tskd.console import duration
+from tskd.metrics.comparison import MeanRank, PairTest
+from tskd.report.blocks import Block, Chart, Charts, Code, Facts, Page, Pictures, Points, Section, Table, section
+from tskd.report.charts import Estimate, forest_chart
+from tskd.report.comparison_charts import bias_section, curves_section, resources_section
+from tskd.report.comparison_folder import Cell, ComparisonFolder, Line, Setting, axis_title
+from tskd.report.comparison_verdict import comparison_verdict
+from tskd.report.pictures import Album, Gallery, picks, side_by_side
+from tskd.report.shareable import shareable
+from tskd.report.text import INTERVAL, NOTHING, capital, counted, interval, number, p_value, signed
+from tskd.stages.model_card import INTENDED_USE, LIMITS
+
+SHOWN = 3
+"""Overlays picked by each method: its worst, median and best."""
+
+
+def comparison_page(comparison: ComparisonFolder) -> Page:
+    """Return the page of a comparison."""
+    album = Album()
+    sections = (
+        scores_section(comparison),
+        curves_section(comparison),
+        tests_section(comparison),
+        bias_section(comparison),
+        resources_section(comparison),
+        overlays_section(comparison, album),
+        failed_section(comparison),
+        section("limits", "Intended use and limits", INTENDED_USE, [Points(LIMITS)]),
+        reproduce_section(comparison),
+    )
+    description = comparison.description
+    return Page(
+        title=str(description["name"]),
+        kicker=f"Comparison of {counted(len(comparison.lines), 'run')}",
+        verdict=comparison_verdict(comparison),
+        caveat=_caveat(comparison),
+        sections=tuple(one for one in sections if one is not None),
+        footnote=album.note,
+    )
+
+
+def scores_section(comparison: ComparisonFolder) -> Section | None:
+    """Every method in every setting."""
+    span = _span(comparison)
+    charts = tuple(_forest(comparison, setting, cells, span) for setting, cells in comparison.cells.items())
+    note = f"Bar: {INTERVAL} of the mean. Faint marks: single trainings."
+    tables = [_score_table(comparison, setting, cells) for setting, cells in comparison.cells.items()]
+    lead = "Means over replicates (seeds, label draws) and test cases; intervals are drawn over both."
+    return section("scores", "Scores", lead, [Charts(charts, note=note), *tables])
+
+
+def tests_section(comparison: ComparisonFolder) -> Section | None:
+    """Pairs of methods on the same cases, and their ranks."""
+    lead = "Differences of two methods on the same cases and replicates: method minus baseline."
+    blocks = [_test_table(comparison), _rank_table(comparison)]
+    return section("tests", "Pairwise tests and ranks", lead, blocks)
+
+
+def overlays_section(comparison: ComparisonFolder, album: Album) -> Section | None:
+    """All methods on the same images, for each data set in its first setting."""
+    blocks: list[Block] = []
+    seen: set[str] = set()
+    for setting, cells in comparison.cells.items():
+        if setting[0] not in seen:
+            seen.add(setting[0])
+            blocks += _overlays(comparison, setting, cells, album)
+    lead = "Line: truth. Area: prediction of the first replicate. Images that several methods picked come once."
+    return section("overlays", "Worst, median and best", lead, blocks)
+
+
+def failed_section(comparison: ComparisonFolder) -> Section | None:
+    """The runs that failed; what an error says may name files, so only its kind is told."""
+    shown = (DATASET, *comparison.axes, *comparison.replicates)
+    rows = tuple(
+        (comparison.method_titles[line[METHOD]], *(line[name] for name in shown), _kind(line))
+        for line in comparison.failed
+    )
+    columns = ("method", *(axis_title(name) for name in shown), "error")
+    texts = frozenset({0, 1, len(columns) - 1})
+    lead = "They are in no number above. What each error says is in table.csv: it may name files, so it is left out."
+    return section("failed", "Failed runs", lead, [Table(columns, rows, texts=texts)])
+
+
+def reproduce_section(comparison: ComparisonFolder) -> Section | None:
+    """Grid, versions and what it took."""
+    description = comparison.description
+    seconds = sum(float(line["seconds"]) for line in comparison.lines if line.get("seconds"))
+    versions = description.get("versions", {})
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.get("libraries", {}).items())
+    machines = description.get("executor", {})
+    executor = f"{machines.get('executor', NOTHING)}, {counted(machines.get('workers') or 1, 'run')} at a time"
+    facts = [
+        ("Runs", f"{description['runs']}, of which {description['failed']} failed"),
+        ("Time", f"{duration(seconds)} over all runs; what runs share was computed once and is counted in each"),
+        ("Written", str(description.get("created", NOTHING))),
+        ("Carried out by", executor),
+        ("Python", f"{versions.get('python', NOTHING)}, {versions.get('system', '')}, {versions.get('device', '')}"),
+        ("Libraries", libraries),
+        ("Commit of the working folder", str(versions.get("git_commit") or NOTHING)),
+    ]
+    grid = yaml.safe_dump(shareable(description["grid"]), sort_keys=False, allow_unicode=True)
+    lead = "The same grid, data and versions give the same table on the same kind of processor."
+    blocks: list[Block] = [Facts(tuple(facts)), Code(grid, title="The grid")]
+    return section("reproduce", "How to make it again", lead, blocks)
+
+
+def _caveat(comparison: ComparisonFolder) -> str:
+    """Return what limits the numbers: few runs, failed runs, runs that have not ended; then the rule of the budget."""
+    description, counts = (
+        comparison.description,
+        [len(cell.lines) for found in comparison.cells.values() for cell in found],
+    )
+    fewest, most = min(counts, default=0), max(counts, default=0)
+    said = [f"{f'{fewest} to ' if fewest < most else ''}{counted(most, 'run')} a method and setting."]
+    if comparison.failed:
+        said.append(f"{counted(len(comparison.failed), 'run')} of {len(comparison.lines)} failed: see below.")
+    if waiting := description["runs"] - len(comparison.lines):
+        said.append(f"{counted(waiting, 'run')} of {description['runs']} not ended yet.")
+    return " ".join([*said, str(description["budget_rule"])])
+
+
+def _span(comparison: ComparisonFolder) -> tuple[float, float]:
+    """Return the lowest and highest Dice that a chart shows, the same for all charts."""
+    cells = [cell for found in comparison.cells.values() for cell in found]
+    shown = [value for cell in cells for value in (cell.dice, *(cell.interval or ()))]
+    return max(min(shown, default=0) - 0.05, 0), min(max(shown, default=1) + 0.05, 1)
+
+
+def _forest(comparison: ComparisonFolder, setting: Setting, cells: list[Cell], span: tuple[float, float]) -> Chart:
+    rows = [
+        Estimate(cell.look, cell.dice, cell.interval, [float(line["dice"]) for line in cell.lines]) for cell in cells
+    ]
+    return forest_chart(rows, title=comparison.title(setting), measure="Dice", span=span)
+
+
+def _score_table(comparison: ComparisonFolder, setting: Setting, cells: list[Cell]) -> Table:
+    unit = "mm" if cells[0].mean("hd95_mm") is not None else "px"
+    columns = ("method", "Dice", INTERVAL, "IoU", f"HD95 ({unit})", "missed", "false positive", "cases", "runs")
+    rows = tuple(
+        (
+            capital(cell.look.title),
+            number(cell.dice),
+            interval(cell.interval),
+            number(cell.mean("iou")),
+            number(cell.mean(f"hd95_{unit}"), 1),
+            number(cell.mean("missed"), 1),
+            number(cell.mean("false_positive"), 1),
+            cell.lines[0]["n_cases"],
+            str(len(cell.lines)),
+        )
+        for cell in cells
+    )
+    best = max(range(len(cells)), key=lambda index: cells[index].dice)
+    return Table(
+        columns,
+        rows,
+        title=comparison.title(setting),
+        note="Bold: the highest Dice. Missed, false positive: mean of a run.",
+        strong=frozenset({best}),
+    )
+
+
+def _test_table(comparison: ComparisonFolder) -> Table | None:
+    lines = comparison.table(TESTS)
+    if not lines:
+        return None
+    titles = comparison.method_titles
+    groups = [name for name in lines[0] if name not in PairTest.__dataclass_fields__]
+    columns = (
+        *("method", "baseline", *(axis_title(group) for group in groups), "measure", "difference", INTERVAL),
+        *("p (Holm)", "better / tied / worse", "cases", "replicates"),
+    )
+    rows = tuple(
+        (
+            titles.get(line["method"], line["method"]),
+            titles.get(line["baseline"], line["baseline"]),
+            *(line[group] for group in groups),
+            _measure_title(line["measure"]),
+            signed(float(line["difference"]), _digits(line)),
+            interval((float(line["ci95_low"]), float(line["ci95_high"])) if line["ci95_low"] else None, _digits(line)),
+            p_value(float(line["p_holm"])),
+            f"{line['wins']} / {line['ties']} / {line['losses']}",
+            line["n_cases"],
+            line["n_seeds"],
+        )
+        for line in lines
+    )
+    margins = ", ".join({f"{float(line['tie_margin']):g} ({_measure_title(line['measure'])})": 0 for line in lines})
+    note = (
+        "Interval: paired bootstrap over replicates and cases. p: Wilcoxon signed-rank, two-sided, corrected by Holm. "
+        f"A tie is a case that differs by at most {margins}."
+    )
+    return Table(columns, rows, title="Pairs", note=note, texts=frozenset(range(len(groups) + 3)))
+
+
+def _rank_table(comparison: ComparisonFolder) -> Table | None:
+    lines = comparison.table(RANKS)
+    if not lines:
+        return None
+    titles = comparison.method_titles
+    groups = [name for name in lines[0] if name not in MeanRank.__dataclass_fields__]
+    rows = tuple(
+        (
+            titles.get(line["method"], line["method"]),
+            *(line[group] for group in groups),
+            _measure_title(line["measure"]),
+            number(float(line["mean_rank"]), 2),
+            number(float(line["mean_score"]), _digits(line)),
+            line["n_cases"],
+        )
+        for line in lines
+    )
+    columns = ("method", *(axis_title(group) for group in groups), "measure", "mean rank", "mean score", "cases")
+    texts = frozenset(range(len(groups) + 2))
+    return Table(columns, rows, title="Ranks", note="1 is the best; the mean is over cases.", texts=texts)
+
+
+def _measure_title(measure: str) -> str:
+    """Return what a measure is called: ``Dice``, ``HD95 (px)``."""
+    name, _, unit = measure.partition("_")
+    return "Dice" if name == "dice" else f"{name.upper()} ({unit})"
+
+
+def _digits(line: Line) -> int:
+    return 3 if line["measure"] == "dice" else 1
+
+
+def _overlays(comparison: ComparisonFolder, setting: Setting, cells: list[Cell], album: Album) -> list[Block]:
+    prepared = comparison.prepared(cells[0])
+    predictions = [found for cell in cells if (found := comparison.predictions(cell))]
+    if prepared is None or not predictions:
+        return []
+    gallery = Gallery(prepared, album)
+    counts = {one.name: SHOWN for one in predictions}
+    heading = Pictures((), title=comparison.title(setting), keys=gallery.keys())
+    return [heading, *side_by_side(gallery, predictions, picks(predictions, counts))]
+
+
+def _kind(line: Line) -> str:
+    """Return the name that an error starts with, such as ``RunFailed``; what it says stays out."""
+    name = line.get("error", "").partition(":")[0]
+    return name if name.isidentifier() else "see table.csv"

@@ -1,0 +1,86 @@
+"""The sections on what a run took and on what is needed to make it again. Paths of the machine stay out."""
+
+from __future__ import annotations
+
+import yaml
+
+from tskd.bundle import FOLDER, ONNX, SUMS, read_sums
+from tskd.config import Recipe
+from tskd.console import duration
+from tskd.report.blocks import Block, Code, Facts, Section, Table, section
+from tskd.report.run_folder import RunFolder
+from tskd.report.shareable import flattened, shareable
+from tskd.report.text import capital, thousands
+from tskd.report.training import stage_title
+
+_DIGITS = 16
+
+
+def cost_section(run: RunFolder) -> Section | None:
+    """Seconds and memory of each stage."""
+    rows = tuple(
+        (
+            capital(stage_title(run, artifact)),
+            duration(artifact.manifest["seconds"]),
+            thousands(artifact.manifest["peak_memory_mb"]),
+            artifact.manifest["device"],
+        )
+        for artifact in run.stages.values()
+    )
+    total = sum(artifact.manifest["seconds"] for artifact in run.stages.values())
+    table = Table(("stage", "time", "peak memory (MiB)", "device"), rows, texts=frozenset({0, 3}))
+    lead = f"As measured when each was made: {duration(total)} in all. A stage found finished is not made again."
+    return section("costs", "What it took", lead, [table])
+
+
+def reproduce_section(run: RunFolder) -> Section | None:
+    """Settings, versions, seeds and digests."""
+    lead = (
+        "The same settings, data and versions give the same digests on the same kind of processor; digests are sha256 "
+        "of the files' names and contents."
+    )
+    blocks: list[Block | None] = [_facts(run), _digests(run), _changed(run), _settings(run)]
+    return section("reproduce", "How to make it again", lead, blocks)
+
+
+def _facts(run: RunFolder) -> Facts:
+    student = run.student.manifest
+    facts = [
+        ("Seeds", f"training {run.summary['seed']}, split {run.summary['recipe']['data']['split_seed']}"),
+        ("Teacher", str(run.summary.get("teacher") or "none")),
+        ("Python", f"{student['python']}, {student['system']}"),
+        ("Libraries", ", ".join(f"{name} {version}" for name, version in student["libraries"].items())),
+    ]
+    if student["git_commit"]:
+        facts.append(("Commit of the working folder", student["git_commit"]))
+    facts.append(("Prepared data", student["inputs"]["data"]))
+    if (run.path / FOLDER / SUMS).is_file():
+        facts.append((f"Shipped {ONNX}", read_sums(run.path / FOLDER)[ONNX]))
+    return Facts(tuple(facts))
+
+
+def _digests(run: RunFolder) -> Table:
+    rows = tuple(
+        (capital(stage_title(run, artifact)), name, artifact.digest[:_DIGITS], str(artifact.manifest["seed"]))
+        for name, artifact in run.stages.items()
+    )
+    columns = ("stage", "folder in artifacts", f"digest (first {_DIGITS})", "seed")
+    return Table(columns, rows, title="Artifacts", texts=frozenset({0, 1, 2}))
+
+
+def _changed(run: RunFolder) -> Table | None:
+    """Return the settings that are not the defaults."""
+    now, usual = flattened(shareable(run.summary["recipe"])), flattened(Recipe().model_dump(mode="json"))
+    rows = tuple((key, _shown(value), _shown(usual.get(key))) for key, value in now.items() if value != usual.get(key))
+    if not rows:
+        return None
+    return Table(("setting", "here", "default"), rows, title="Settings changed from the defaults", texts=frozenset({0}))
+
+
+def _settings(run: RunFolder) -> Code:
+    text = yaml.safe_dump(shareable(run.summary["recipe"]), sort_keys=False, allow_unicode=True)
+    return Code(text, title="All settings: save as recipe.yaml, then tskd run recipe.yaml --data DATA --out OUT")
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,122 @@
+"""A finished run as its folder holds it, checked before it is believed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tskd.artifacts import MANIFEST, Artifact, find_damage
+from tskd.data.prepared import Prepared
+from tskd.errors import UserError
+from tskd.report.looks import Look, look_of, ordered
+from tskd.report.pictures import Predictions
+
+RUN_FILE = "run.json"
+STUDENT = "student"
+"""Name in run.json of the model that is shipped."""
+_NEEDED = frozenset(
+    {"dataset", "labels", "seed", "method", "teacher", "seconds", "metrics", "artifacts", "evaluations", "export"}
+    | {"stages", "recipe"}
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a finished run."""
+
+    path: Path
+    summary: Mapping[str, Any]
+    """What ``run.json`` holds."""
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
+        """The scores of every model by name."""
+        return self.summary["metrics"]
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all models in the order of tables."""
+        return ordered(list(self.metrics))
+
+    def title(self, model: str) -> str:
+        """Return what tables call a model; the student is called so whatever the method."""
+        return STUDENT if model == STUDENT else str(self.metrics[model]["model"])
+
+    def look(self, model: str) -> Look:
+        """Return how charts draw a model."""
+        return look_of(model, self.title(model))
+
+    @property
+    def unit(self) -> str:
+        """Unit of the distances, ``mm`` or ``px``."""
+        return "mm" if "hd95_mm" in self.metrics[STUDENT] else "px"
+
+    @cached_property
+    def stages(self) -> dict[str, Artifact]:
+        """Every artifact of the run that is still there by folder name, in the order they were made."""
+        found = (Artifact(self.path / "artifacts" / name) for name in self.summary["stages"])
+        return {artifact.path.name: artifact for artifact in found if (artifact.path / MANIFEST).is_file()}
+
+    def made_by(self, stage: str) -> list[Artifact]:
+        """Return the artifacts of a stage in the order they were made; none where the run did without it."""
+        return [artifact for artifact in self.stages.values() if artifact.manifest["stage"] == stage]
+
+    def evaluation(self, model: str) -> Artifact:
+        return self.stages[self.summary["evaluations"][model]]
+
+    @property
+    def student(self) -> Artifact:
+        return self.stages[self.summary["artifacts"][STUDENT]]
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The data that was trained on."""
+        return Prepared(self._data_of(self.student).path)
+
+    @cached_property
+    def tested(self) -> Prepared:
+        """The data whose test images were scored; another data set where the recipe names one."""
+        return Prepared(self._data_of(self.evaluation(STUDENT)).path)
+
+    @cached_property
+    def predictions(self) -> dict[str, Predictions]:
+        """The kept predictions and scores of every model."""
+        return {name: Predictions(name, self.title(name), self.evaluation(name).path) for name in self.models}
+
+    def _data_of(self, artifact: Artifact) -> Artifact:
+        wanted = artifact.manifest["inputs"]["data"]
+        return next(made for made in self.made_by("prepare") if made.digest == wanted)
+
+
+def open_run(path: Path) -> RunFolder:
+    """Return the run in a folder. Raises UserError where there is none, or its files are missing or changed."""
+    run = RunFolder(path, _read_summary(path / RUN_FILE))
+    evaluations = set(run.summary["evaluations"].values())
+    for name in sorted(evaluations | {*run.summary["artifacts"].values()}):
+        if name not in run.stages:
+            raise _damaged(path, f"artifacts/{name} is gone")
+    data = {run.stages[name].manifest["inputs"]["data"] for name in (*evaluations, run.student.path.name)}
+    if not data <= {artifact.digest for artifact in run.made_by("prepare")}:
+        raise _damaged(path, "the prepared data are gone")
+    for artifact in (*run.made_by("prepare"), *(run.stages[name] for name in evaluations)):
+        if damage := next(find_damage(artifact), None):
+            raise _damaged(path, f"artifacts/{artifact.path.name} is damaged ({damage})")
+    return run
+
+
+def _read_summary(path: Path) -> Mapping[str, Any]:
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path.parent, f"{RUN_FILE} cannot be read") from error
+    if missing := sorted(_NEEDED - summary.keys() if isinstance(summary, dict) else _NEEDED):
+        raise _damaged(path.parent, f"{RUN_FILE} lacks {', '.join(missing)}")
+    return summary
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what}. Run `tskd run` with the same settings again: it makes what is missing.")

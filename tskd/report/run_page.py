@@ -1,0 +1,202 @@
+"""The page of one run: each function writes a section, or leaves it out where the run has nothing for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tskd.data.prepared import Part, Prepared
+from tskd.metrics.comparison import PairTest
+from tskd.metrics.segmentation import case_means
+from tskd.report.blocks import Block, Charts, Facts, Page, Pictures, Points, Section, Table, section
+from tskd.report.charts import Estimate, forest_chart
+from tskd.report.pictures import Album, Gallery, Predictions, picks, side_by_side
+from tskd.report.provenance import cost_section, reproduce_section
+from tskd.report.run_folder import STUDENT, RunFolder
+from tskd.report.text import INTERVAL, capital, counted, interval, number, p_value, signed
+from tskd.report.training import resources_section, training_section
+from tskd.report.transfer import transfer_section
+from tskd.report.verdict import CAVEAT, paired_tests, verdict
+from tskd.stages.model_card import INTENDED_USE, LIMITS
+
+OTHERS_SHOWN = 3
+"""Overlays picked by a model that is not the student: its worst, median and best."""
+FAILURES_SHOWN = 12
+
+
+def run_page(run: RunFolder) -> Page:
+    """Return the page of a run."""
+    tests = paired_tests(run)
+    album = Album()
+    gallery = Gallery(run.tested, album)
+    sections = (
+        scores_section(run, tests),
+        overlays_section(run, gallery),
+        failures_section(run, gallery),
+        transfer_section(run, album),
+        training_section(run),
+        resources_section(run),
+        data_section(run),
+        limits_section(),
+        cost_section(run),
+        reproduce_section(run),
+    )
+    return Page(
+        title=run.summary["dataset"],
+        kicker=_kicker(run),
+        verdict=verdict(run, tests),
+        caveat=CAVEAT,
+        sections=tuple(one for one in sections if one is not None),
+        footnote=album.note,
+    )
+
+
+def scores_section(run: RunFolder, tests: Sequence[PairTest]) -> Section | None:
+    """How good every model is, and how it compares with the student case by case."""
+    other = f" of {run.tested.dataset['name']}" if run.tested != run.prepared else ""
+    lead = f"Means over test cases{other} at the images' own size. A case is a patient or a volume."
+    return section(
+        "scores", "Scores", lead, [_score_table(run), _forest(run), _paired_table(run, tests), _class_table(run)]
+    )
+
+
+def overlays_section(run: RunFolder, gallery: Gallery) -> Section | None:
+    """The same test images for all models."""
+    count = run.summary["recipe"]["evaluate"]["overlays"]
+    counts = dict.fromkeys(run.models, OTHERS_SHOWN if count else 0) | {STUDENT: count}
+    models = [run.predictions[STUDENT], *(one for name, one in run.predictions.items() if name != STUDENT)]
+    blocks = side_by_side(gallery, models, picks(models, counts))
+    lead = "Line: truth. Area: prediction. Ranked by Dice; images that several models picked come once."
+    return section("overlays", "Worst, median and best", lead, _with_keys(blocks, gallery))
+
+
+def failures_section(run: RunFolder, gallery: Gallery) -> Section | None:
+    """What the student missed altogether, and what it found where nothing was."""
+    student = run.predictions[STUDENT]
+    blocks = [
+        _failures(gallery, student, "missed", "Missed: there, but not found"),
+        _failures(gallery, student, "false_positive", "False positive: found, but not there"),
+    ]
+    lead = "Cases that the student fails altogether; each counts as Dice 0 in every mean above."
+    return section("failures", "Failure cases", lead, blocks)
+
+
+def data_section(run: RunFolder) -> Section | None:
+    """Which images were used for what."""
+    uses: tuple[tuple[str, Prepared, Part], ...] = (
+        ("trained on, with labels", run.prepared, "train"),
+        ("selection of weights, with labels", run.prepared, "val"),
+        ("trained on without labels", run.prepared, "unlabelled"),
+        ("scored, never trained on", run.tested, "test"),
+    )
+    rows = tuple((use, str(len(data.rows(part))), str(len(data.cases(part)))) for use, data, part in uses)
+    size, names = run.prepared.image_size, {data.dataset["name"]: None for _, data, _ in uses}
+    facts = (
+        ("Data set", ", tested on ".join(names)),
+        ("Classes", ", ".join(run.prepared.classes)),
+        ("The networks see", f"{size} × {size} pixels"),
+    )
+    return section("data", "Data", "No case is in two rows.", [Table(("use", "images", "cases"), rows), Facts(facts)])
+
+
+def limits_section() -> Section | None:
+    """The model card's words."""
+    return section("limits", "Intended use and limits", INTENDED_USE, [Points(LIMITS)])
+
+
+def _kicker(run: RunFolder) -> str:
+    made = f"seed {run.summary['seed']}"
+    return f"{capital(run.metrics[STUDENT]['model'])} · {counted(run.summary['labels'], 'label')} · {made}"
+
+
+def _score_table(run: RunFolder) -> Table:
+    unit = run.unit
+    distance = f"hd95_{unit}"
+    rows = []
+    for name in run.models:
+        one = run.metrics[name]
+        counts = (str(one[key]) for key in ("missed", "false_positive", "both_empty", "n_images", "n_cases"))
+        rows.append(
+            (
+                capital(run.title(name)),
+                number(one["dice"]),
+                interval(one["dice_ci95"]),
+                number(one["iou"]),
+                number(one[distance], 1),
+                interval(one[f"{distance}_ci95"], 1),
+                *counts,
+            )
+        )
+    columns = ("model", "Dice", INTERVAL, "IoU", f"HD95 ({unit})", INTERVAL)
+    counted_columns = ("missed", "false positive", "both empty", "images", "cases")
+    teacher = f" Teacher: {run.summary['teacher']}." if run.summary["teacher"] else ""
+    note = (
+        f"Bold: the student, which is shipped.{teacher} "
+        "Bootstrap intervals over cases. Mask and prediction both empty: Dice 1, distance 0. Only one of them empty "
+        "(missed, false positive; counted over images and classes): Dice 0, distance the image diagonal."
+    )
+    strong = frozenset({run.models.index(STUDENT)})
+    return Table((*columns, *counted_columns), tuple(rows), note=note, strong=strong)
+
+
+def _forest(run: RunFolder) -> Charts:
+    rows = [
+        Estimate(
+            run.look(name),
+            run.metrics[name]["dice"],
+            run.metrics[name]["dice_ci95"],
+            list(case_means(run.predictions[name].scores, "dice").values()),
+        )
+        for name in run.models
+    ]
+    chart = forest_chart(rows, title="Dice of every model", measure="Dice")
+    return Charts((chart,), note="Faint marks: single cases. Bar: 95\u00a0% interval of the mean.")
+
+
+def _paired_table(run: RunFolder, tests: Sequence[PairTest]) -> Table | None:
+    if not tests:
+        return None
+    rows = tuple(
+        (
+            capital(run.title(test.method)),
+            signed(test.difference),
+            interval(None if test.ci95_low is None or test.ci95_high is None else (test.ci95_low, test.ci95_high)),
+            f"{test.wins} / {test.ties} / {test.losses}",
+            p_value(test.p_holm),
+        )
+        for test in tests
+    )
+    return Table(
+        ("model", "Dice difference", INTERVAL, "cases better / tied / worse", "p"),
+        rows,
+        title="Against the student, on the same cases",
+        note=f"Differences are model minus student. Within {tests[0].tie_margin:g} is a tie. p: Wilcoxon signed-rank, "
+        "two-sided, corrected by Holm for all rows.",
+    )
+
+
+def _class_table(run: RunFolder) -> Table | None:
+    classes = run.prepared.classes
+    if len(classes) < 2:
+        return None
+    rows = tuple(
+        (name, *(number(run.metrics[model]["classes"][str(label)]["dice"]) for model in run.models))
+        for label, name in enumerate(classes, start=1)
+    )
+    return Table(("class", *(run.title(name) for name in run.models)), rows, title="Dice of each class")
+
+
+def _failures(gallery: Gallery, student: Predictions, status: str, title: str) -> Pictures | None:
+    rows = [row for row in student.scores if row.score.status == status]
+    names = gallery.prepared.classes
+    drawn = [
+        gallery.overlay(row.image, student, f"test image {gallery.number(row.image)}: {names[row.label - 1]}")
+        for row in rows[:FAILURES_SHOWN]
+    ]
+    kept = tuple(picture for picture in drawn if picture is not None)
+    note = f"{len(kept)} of {len(rows)} shown." if len(kept) < len(rows) else ""
+    return Pictures(kept, title=title, note=note, keys=gallery.keys()) if rows else None
+
+
+def _with_keys(blocks: Sequence[Pictures], gallery: Gallery) -> list[Block]:
+    """Return the blocks with the legend above the first."""
+    return [Pictures((), keys=gallery.keys()), *blocks] if blocks else []

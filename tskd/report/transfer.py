@@ -1,0 +1,141 @@
+"""The section on the transfer set: what is in it, what its synthetic images are worth, and what they look like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tskd.artifacts import Artifact
+from tskd.data.prepared import Prepared
+from tskd.data.transfer_set import QUALITY, SAMPLE_SHEET, images_path, read_samples
+from tskd.report.blocks import Block, Facts, Picture, Pictures, Points, Section, Table, section
+from tskd.report.pictures import Album
+from tskd.report.run_folder import RunFolder
+from tskd.report.text import NOTHING, counted, number
+
+SHOWN = 6
+"""Images of each kind."""
+SHEET_SIDE = 720
+"""Longer side in pixels of the diffusion model's own sheet of samples."""
+SPACES = {"teacher": "teacher's features", "imagenet": "ImageNet features", "pixels": "pixels"}
+"""Where images were compared."""
+
+
+def transfer_section(run: RunFolder, album: Album) -> Section | None:
+    """Origins for every transfer set; quality and pictures where images were made up."""
+    found = run.made_by("transfer")
+    if not found:
+        return None
+    transfer = found[0]
+    counts = {name: transfer.metrics[name] for name in ("real", "synthetic", "augmented")}
+    lead = f"{counted(sum(counts.values()), 'image')} without labels, on which the student learned from its teacher."
+    rows = tuple(
+        (name, str(count), f"{100 * transfer.metrics['shares'][name]:.0f} %") for name, count in counts.items()
+    )
+    blocks: list[Block | None] = [Table(("origin", "images", "share"), rows)]
+    if (transfer.path / QUALITY).is_file():
+        blocks += _quality_blocks(run, transfer, album)
+    return section("transfer", "Transfer set", lead, blocks)
+
+
+def _quality_blocks(run: RunFolder, transfer: Artifact, album: Album) -> list[Block | None]:
+    quality = json.loads((transfer.path / QUALITY).read_text(encoding="utf-8"))
+    return [
+        Points((quality["collapse"]["message"], quality["scope"])),
+        _gate(quality),
+        _quality_table(quality),
+        _made_up(transfer.path, album),
+        _training_images(run.prepared, album),
+        _copies(run, quality["copies"]["found"], album),
+        *(_sheet(artifact.path / SAMPLE_SHEET, album) for artifact in run.made_by("diffusion")),
+    ]
+
+
+def _gate(quality: Mapping[str, Any]) -> Facts:
+    """Return what the gate against copies did, and the likeness that the paper reports."""
+    copies, of_test, psnr = quality["copies"], quality["copies_of_test_images"], quality["pixels"]["psnr_db"]
+    near = f"{of_test['found']} of {of_test['n']}" if "found" in of_test else of_test["skipped"]
+    facts = (
+        ("Copies of a training image, dropped", f"{copies['dropped']} of {copies['n']}"),
+        ("As near to a test image as a copy", near),
+        ("PSNR to the nearest training image", f"{number(psnr.get('mean'), 1)} dB. {quality['pixels']['note']}"),
+    )
+    return Facts(facts)
+
+
+def _quality_table(quality: Mapping[str, Any]) -> Table:
+    """Return how far the images are from the training images, in each space that they were compared in."""
+    spaces = [quality[name] for name in SPACES if "diversity" in quality.get(name, {})]
+    titles = [title for name, title in SPACES.items() if quality.get(name) in spaces]
+    nearness = (number(space["nearest_training_image"]["ratio_of_medians"], 2) for space in spaces)
+    rows = (
+        ("KID, synthetic to training images", *(_kid(space, "kid") for space in spaces)),
+        ("KID, test to training images", *(_kid(space, "kid_of_test_images") for space in spaces)),
+        ("diversity", *(number(space["diversity"]["ratio"], 2) for space in spaces)),
+        ("distance to the nearest", *nearness),
+    )
+    note = (
+        "KID: squared distance of two sets with its 95\u00a0% interval, 0 for equal ones; that of the test images "
+        "shows what a good value is. Diversity: 1 as diverse as the training images, 0 one image repeated. Distance "
+        "to the nearest training image: over that between training images of different cases."
+    )
+    return Table(("in", *titles), rows, title="Synthetic images against training images", note=note)
+
+
+def _kid(space: Mapping[str, Any], key: str) -> str:
+    kid = space.get(key, {})
+    if "mean" not in kid:
+        return NOTHING
+    return f"{kid['mean']:.4g} ({kid['ci95'][0]:.4g} to {kid['ci95'][1]:.4g})".replace("-", "−")
+
+
+def _made_up(transfer: Path, album: Album) -> Pictures | None:
+    images = np.load(images_path(transfer, "synthetic"), mmap_mode="r", allow_pickle=False)
+    return _row_of_images(images, np.arange(len(images)), "Synthetic images that were kept", album)
+
+
+def _training_images(prepared: Prepared, album: Album) -> Pictures | None:
+    rows = prepared.rows("train", "unlabelled")
+    return _row_of_images(prepared.images, rows, "Training images, for comparison (not their sources)", album)
+
+
+def _row_of_images(images: np.ndarray, rows: np.ndarray, title: str, album: Album) -> Pictures | None:
+    """Return pictures of images spread over all."""
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int))]
+    return _pictures([album.add(np.asarray(images[row]), "") for row in chosen], title)
+
+
+def _copies(run: RunFolder, found: list[dict[str, Any]], album: Album) -> Pictures | None:
+    """Return the nearest copies, each before the training image that it copies.
+
+    The stage's own sheet of copies names the sources, so it is drawn again here.
+    """
+    blocks = sorted(run.made_by("samples"), key=lambda block: int(block.manifest["config"]["first"]))
+    if not blocks or not found:
+        return None
+    images, prepared = read_samples([block.path for block in blocks]), run.prepared
+    row_of = {record.id: row for row, record in enumerate(prepared.records)}
+    drawn = []
+    for copy in sorted(found, key=lambda one: float(one["distance"]))[: SHOWN // 2]:
+        drawn.append(album.add(np.asarray(images[copy["sample"]]), f"synthetic, distance {copy['distance']:.3f}"))
+        drawn.append(album.add(np.asarray(prepared.images[row_of[copy["source"]]]), "the training image it copies"))
+    return _pictures(drawn, f"Dropped as copies: the nearest of {len(found)}")
+
+
+def _sheet(path: Path, album: Album) -> Pictures | None:
+    if not path.is_file():
+        return None
+    with Image.open(path) as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    drawn = [album.add(pixels, "", side=SHEET_SIDE)]
+    return _pictures(drawn, "Samples of the diffusion model at the end of its training", large=True)
+
+
+def _pictures(drawn: list[Picture | None], title: str, *, large: bool = False) -> Pictures | None:
+    kept = tuple(picture for picture in drawn if picture is not None)
+    return Pictures(kept, title=title, large=large) if kept else None

@@ -1,0 +1,66 @@
+"""The verdict on a run, in one sentence: how good the student is, and whether it beats what it was trained beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tskd.metrics.comparison import PairTest, compare_methods
+from tskd.metrics.segmentation import case_means
+from tskd.report.pictures import Predictions
+from tskd.report.run_folder import STUDENT, RunFolder
+from tskd.report.text import INTERVAL, counted, interval, number, signed
+
+NO_RIVALS = frozenset({STUDENT, "student_before_finetune", "teacher"})
+"""Models that the student is not measured against: itself, and the large model it learned from."""
+TIE_MARGIN = 0.01
+"""Dice by which a case must differ to count as won or lost."""
+CAVEAT = (
+    "One training of each model. The intervals say what other test cases could have shown, not what another seed or "
+    "other labels would: that takes a comparison over seeds."
+)
+
+
+def paired_tests(run: RunFolder) -> tuple[PairTest, ...]:
+    """Return the test of every other model against the student on the same cases: differences are model - student."""
+    scores = {name: _by_case(one) for name, one in run.predictions.items()}
+    if len(scores) < 2:
+        return ()
+    return compare_methods(scores, measure="dice", tie_margin=TIE_MARGIN, seed=0, baseline=STUDENT)
+
+
+def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
+    """Return one sentence on the student against the control and the best of the other rivals."""
+    own = run.metrics[STUDENT]
+    bounds = f" ({INTERVAL} {interval(own['dice_ci95'])})" if own["dice_ci95"] else ""
+    labels, cases = counted(run.summary["labels"], "labelled image"), counted(own["n_cases"], "test case")
+    head = f"With {labels} the student scores Dice {number(own['dice'])}{bounds} on {cases}"
+    rivals = {test.method: test for test in tests if test.method not in NO_RIVALS}
+    clauses = [_clause(rivals[name], run.title(name)) for name in _hardest(rivals)]
+    return f"{head}: {', and '.join(clauses)}." if clauses else f"{head}; no rival was trained beside it."
+
+
+def _hardest(rivals: Mapping[str, PairTest]) -> list[str]:
+    """Return the control and the best of the others, whichever there are."""
+    others = [name for name in rivals if name != "control"]
+    best = [max(others, key=lambda name: rivals[name].difference)] if others else []
+    return (["control"] if "control" in rivals else []) + best
+
+
+def _clause(test: PairTest, rival: str) -> str:
+    gain = -test.difference
+    if test.ci95_low is None or test.ci95_high is None:
+        return f"{signed(gain)} against the {rival}, on too few cases to say more"
+    low, high = -test.ci95_high, -test.ci95_low
+    figures = f"({signed(gain)}, {INTERVAL} {signed(low)} to {signed(high)})"
+    if low > 0:
+        return f"better than the {rival} {figures}"
+    if high < 0:
+        return f"worse than the {rival} {figures}"
+    return f"not clearly different from the {rival} {figures}"
+
+
+def _by_case(predictions: Predictions) -> np.ndarray:
+    """Return (1, C) mean Dice of each case."""
+    return np.array([list(case_means(predictions.scores, "dice").values())])

@@ -1,0 +1,53 @@
+"""Writes the page: one file that needs nothing else, neither scripts nor a network."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+
+import tskd
+from tskd.artifacts import write_atomic
+from tskd.comparison_files import COMPARISON
+from tskd.errors import UserError
+from tskd.report.blocks import Page
+from tskd.report.comparison_folder import open_comparison
+from tskd.report.comparison_page import comparison_page
+from tskd.report.run_folder import RUN_FILE, open_run
+from tskd.report.run_page import run_page
+
+REPORT = "report.html"
+TEMPLATE, STYLE = "report.html.j2", "report.css"
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` into the folder of a run or a comparison and return its path.
+
+    Raises UserError where there is neither, or where files that the report needs are missing or changed.
+    """
+    path = folder / REPORT
+    write_atomic(path, render(_page(folder)).encode())
+    return path
+
+
+def _page(folder: Path) -> Page:
+    if (folder / COMPARISON).is_file():
+        return comparison_page(open_comparison(folder))
+    if (folder / RUN_FILE).is_file():
+        return run_page(open_run(folder))
+    raise UserError(
+        f"{folder}: there is no {RUN_FILE} and no {COMPARISON} here. Give the output folder of a finished "
+        "`tskd run` or `tskd compare`."
+    )
+
+
+def render(page: Page) -> str:
+    """Return the page as HTML; every text in it is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    templates = files(tskd) / "templates"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = environment.from_string((templates / TEMPLATE).read_text(encoding="utf-8"))
+    style = (templates / STYLE).read_text(encoding="utf-8")
+    made = f"Written by tskd {tskd.__version__} on {datetime.now(UTC):%Y-%m-%d}."
+    return template.render(page=page, style=style, footer=f"{made} Nothing in this file is loaded from elsewhere.")

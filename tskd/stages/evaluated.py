@@ -1,0 +1,59 @@
+"""What an evaluation leaves behind, read without loading a network: scores of cases, predictions, what to look at."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tskd.metrics.segmentation import ScoreRow
+
+CASES, PREDICTIONS = "cases.csv", "predictions"
+
+
+def prediction_path(folder: Path, row: int) -> Path:
+    """Return where the prediction for a row is kept."""
+    return folder / PREDICTIONS / f"{row:06d}.png"
+
+
+def read_prediction(folder: Path, row: int) -> np.ndarray:
+    """Return a kept prediction, (H, W) uint8 class index."""
+    with Image.open(prediction_path(folder, row)) as image:
+        return np.asarray(image)
+
+
+def read_cases(folder: Path) -> list[ScoreRow]:
+    """Return the scores of an evaluation."""
+    with (folder / CASES).open(newline="", encoding="utf-8") as file:
+        return [ScoreRow.from_dict(line) for line in csv.DictReader(file)]
+
+
+def write_cases(scores: Sequence[ScoreRow], path: Path) -> None:
+    """Write one row an image and class."""
+    lines = [score.as_dict() for score in scores]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, lines[0].keys())
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def pick_overlays(scores: Sequence[ScoreRow], count: int) -> list[tuple[str, str, float]]:
+    """Return (rank, image id, mean Dice over classes) of the worst, median and best images."""
+    dice: dict[str, list[float]] = {}
+    for row in scores:
+        dice.setdefault(row.image, []).append(row.score.dice)
+    names = list(dice)
+    random.Random(0).shuffle(names)  # so that ties are not all from the first case
+    order = sorted(names, key=lambda name: float(np.mean(dice[name])))
+    each = min(max(count // 3, 1), len(order)) if count else 0
+    middle = max((len(order) - each) // 2, 0)
+    groups = (("worst", order[:each]), ("median", order[middle : middle + each]), ("best", order[len(order) - each :]))
+    picked: dict[str, tuple[str, str, float]] = {}
+    for rank, members in groups:
+        for name in members:
+            picked.setdefault(name, (rank, name, float(np.mean(dice[name]))))
+    return list(picked.values())

@@ -1,0 +1,44 @@
+"""What a run found, for people: the summary on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tskd.console import duration
+from tskd.report import REPORT
+from tskd.report.run_folder import RunFolder, open_run
+from tskd.report.text import INTERVAL, capital, interval, number
+from tskd.report.verdict import paired_tests, verdict
+
+PLAIN_WIDTH = 100
+"""Columns of the table where the output is no terminal."""
+
+
+def print_summary(out: Path) -> None:
+    """Print the scores of the finished run in a folder and the verdict on stdout."""
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    run = open_run(out)
+    summary = run.summary
+    table = Table(title=f"{summary['dataset']}, {summary['labels']} labels, seed {summary['seed']}")
+    for column in ("model", "Dice", INTERVAL, f"HD95 {run.unit}", "cases", "missed", "false pos."):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name in run.models:
+        table.add_row(*(Text(cell) for cell in _cells(run, name)))
+    console.print(table)
+    console.print(Text(verdict(run, paired_tests(run))))
+    console.print(Text(f"{duration(summary['seconds'])}; everything is in {out}, to be read in {out / REPORT}"))
+
+
+def _cells(run: RunFolder, name: str) -> Iterator[str]:
+    scores = run.metrics[name]
+    yield capital(run.title(name))
+    yield number(scores["dice"])
+    yield interval(scores["dice_ci95"])
+    yield number(scores[f"hd95_{run.unit}"], 1)
+    yield from (str(scores[key]) for key in ("n_cases", "missed", "false_positive"))
