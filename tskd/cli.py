@@ -19,6 +19,7 @@ app = typer.Typer(
     name="tskd",
     help="Turn a vision foundation model and a few dozen labelled medical images into a small segmentation model.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # rich takes two thirds of the start-up
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,7 +41,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 @app.command()
 def demo(out: Out = Path("out/demo"), json_: Json = False) -> None:
-    """Show the whole method on built-in phantoms: offline, no downloads, a few minutes on two cores.
+    """Show the whole method on built-in phantoms. Offline, no downloads, a few minutes on two cores.
 
     Example: tskd demo --out out/demo
     """
@@ -59,7 +60,7 @@ def run(
     download: Download = False,
     json_: Json = False,
 ) -> None:
-    """Run the whole method on your data: teacher, distillation, fine-tuning, scores, export.
+    """Run the whole method on your data. Teacher, distillation, fine-tuning, scores, export.
 
     Example: tskd run --data my_images --set data.labels=60 --out out/first
     """
@@ -111,7 +112,7 @@ def compare(
     download: Download = False,
     json_: Json = False,
 ) -> None:
-    """Run a grid of methods, data sets, budgets, seeds and settings and test the differences; exit 1 if a run failed.
+    """Run a grid of methods, data sets, budgets, seeds and settings. Tests the differences; exit 1 if a run failed.
 
     Example: tskd compare recipes/compare/smoke.yaml --workers 2
     """
@@ -144,7 +145,7 @@ def check(
     layout: Annotated[str, typer.Option(help="Layout of the folder; auto goes by the folder names.")] = "auto",
     json_: Json = False,
 ) -> None:
-    """Look at a data folder and name every problem; exit 0 if it can be used, 2 if not.
+    """Look at a data folder and name every problem. Exit 0 if it can be used, 2 if not.
 
     Example: tskd check my_images
     """
@@ -180,7 +181,7 @@ def export(
     model: Annotated[Path, typer.Argument(help="Output folder of a finished run, or the bundle in it.")],
     int8: Annotated[bool, typer.Option("--int8", help="Add an int8 network if it is faster and as good.")] = False,
 ) -> None:
-    """Write the bundle of a finished run again, checked against the network on real cases; print its folder.
+    """Write the bundle of a finished run again. Checks it against the network on real cases and prints its folder.
 
     Example: tskd export out/first --int8
     """
@@ -200,7 +201,7 @@ def predict(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     json_: Json = False,
 ) -> None:
-    """Segment images, DICOM series and NIfTI volumes on the CPU, offline.
+    """Segment images, DICOM series and NIfTI volumes. On the CPU, offline.
 
     Example: tskd predict out/first/model scans/ --out masks --overlays
     """
@@ -216,7 +217,7 @@ def predict(
 
 @app.command()
 def doctor() -> None:
-    """Look at this machine: libraries, memory, GPU, teachers' weights, DICOM codecs; exit 1 where something is broken.
+    """Look at this machine and name what is broken. Libraries, memory, GPU, weights, codecs; exit 1 if anything is.
 
     Example: tskd doctor
     """

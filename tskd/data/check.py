@@ -16,7 +16,7 @@ from PIL import Image
 
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image
 from tskd.data.images import IMAGE_SUFFIXES, read_mask_indices
-from tskd.data.labels import COLOUR, map_labels, values_in
+from tskd.data.labels import COLOUR, count_bytes, map_labels, values_in
 from tskd.data.layouts import Dataset, LayoutOptions, detect, folder, open_dataset
 from tskd.data.layouts.base import require_mask, require_same_size
 from tskd.data.splits import make_split
@@ -234,7 +234,7 @@ def _examine(dataset: Dataset, record: Record) -> _Finding:
         size=size,
         file_kind=None if image is None else _file_kind(record.image),
         fingerprint=fingerprint,
-        class_pixels=None if classes is None else np.bincount(classes.ravel(), minlength=UNLABELLED + 1),
+        class_pixels=None if classes is None else count_bytes(classes),
         mask_values=values,
         problems=tuple(problems),
     )
