@@ -156,6 +156,31 @@ def test_seconds_of_all_attempts_are_added(tmp_path: Path) -> None:
     assert store.build("teacher", make, **WORK).manifest["seconds"] >= 0.12
 
 
+def test_what_was_asked_for_on_the_way_is_told_apart_and_costs_no_own_time(tmp_path: Path) -> None:
+    """Also where it was there already: what an artifact took does not depend on who made its parts."""
+
+    def slow(folder: Path) -> Mapping[str, Any]:
+        time.sleep(0.3)
+        return make(folder)
+
+    def asking(store: Store) -> Callable[[Path], Mapping[str, Any]]:
+        def ask(folder: Path) -> Mapping[str, Any]:
+            store.build("cache", slow, **WORK)
+            return make(folder)
+
+        return ask
+
+    first, later = Store(tmp_path), Store(tmp_path)
+    distilled = first.build("distill", asking(first), **WORK)
+    (cache,) = distilled.manifest["used"]
+    assert cache.startswith("cache-")
+    assert distilled.manifest["seconds"] < 0.3 <= distilled.costs[cache]["seconds"]
+    again = later.build("distill", asking(later), **(WORK | {"seed": 2}))
+    assert again.costs.keys() == {cache, again.path.name}
+    assert again.costs[cache] == distilled.costs[cache]
+    assert first.build("finetune", make, **WORK).manifest["used"] == {}
+
+
 def flip(path: Path) -> None:
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
 

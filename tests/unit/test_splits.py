@@ -104,6 +104,24 @@ def test_the_stated_split_holds(data_set, seed: int):
         assert not [id_ for id_ in split.test if stated.get(id_) == "train"]
 
 
+@settings(max_examples=40, deadline=None)
+@given(data_sets(), st.integers(0, 5), st.integers(0, 5))
+def test_another_draw_of_labels_leaves_the_test_alone(data_set, seed: int, draw: int):
+    records, presence = data_set
+    plain = make_split(records, presence=presence, seed=seed, labels=2)
+    assert make_split(records, presence=presence, seed=seed, budget_seed=seed, labels=2) == plain
+    drawn = [make_split(records, presence=presence, seed=seed, budget_seed=draw, labels=labels) for labels in (2, 3)]
+    assert {split.test for split in drawn} == {plain.test}
+    assert set(drawn[0].train) <= set(drawn[1].train)
+    assert set(drawn[0].val) <= set(drawn[1].val)
+
+
+def test_draws_of_labels_differ():
+    records, presence = single_images(100)
+    draws = {make_split(records, presence=presence, labels=10, budget_seed=seed).train for seed in range(5)}
+    assert len(draws) == 5
+
+
 @pytest.mark.parametrize("cases", [2, 3, 7])
 def test_case_budget_is_exact_and_nested(cases: int):
     records, presence = build_records({f"c{index}": [frozenset({1})] * (index % 3 + 1) for index in range(12)})

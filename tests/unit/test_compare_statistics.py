@@ -1,0 +1,147 @@
+"""tests.csv and ranks.csv of hand-made cases.csv: every number worked out by hand, or by scipy where it is a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from tskd.compare.grid import Grid, GridRun
+from tskd.compare.job import Outcome
+from tskd.compare.statistics import Scored, as_rows, columns_of, compare_groups
+from tskd.config import Recipe
+from tskd.metrics.comparison import MeanRank, PairTest
+from tskd.metrics.segmentation import CaseScore, ScoreRow
+from tskd.stages.evaluate import CASES, write_cases
+
+AXES: dict[str, tuple[Any, ...]] = {"method": ("kd", "scratch"), "data.labels": (20, 40), "seed": (0, 1)}
+
+
+def grid(axes: Mapping[str, tuple[Any, ...]] = AXES, *, compare: str = "method", baseline: Any = None) -> Grid:
+    return Grid("hand", axes, ("seed",), (), compare, baseline, False, {})
+
+
+def run(folder: Path, point: Mapping[str, Any], cases: Mapping[str, Any], *, dataset: str = "set") -> Scored:
+    """A finished run; ``cases`` maps a case to the Dice of its images (one value, or a list of [class 1, class 2])."""
+    name = "-".join(map(str, point.values()))
+    rows = [
+        ScoreRow(case, f"{case}/{image}", label, "px", CaseScore(dice, dice, 100 * (1 - dice), 1.0, "scored"))
+        for case, images in cases.items()
+        for image, classes in enumerate(images if isinstance(images, list) else [[images]])
+        for label, dice in enumerate(classes, start=1)
+    ]
+    (folder / name).mkdir(parents=True)
+    write_cases(rows, folder / name / CASES)
+    recipe = Recipe(method=str(point.get("method", "task_kd")))
+    return Scored(GridRun(name, point, recipe), Outcome(name, None, {"dataset": dataset}, {}), folder / name)
+
+
+def point(method: str, labels: int, seed: int) -> dict[str, Any]:
+    return {"method": method, "data.labels": labels, "seed": seed}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Scored]:
+    """At 20 labels kd wins by 0.2, 0.1 and 0.005 in the mean over seeds; at 40 it loses by 0.1, 0.2, 0.3."""
+    return [
+        # case a: two images of two classes, means 0.8 and 0.6 -> 0.7
+        run(tmp_path, point("kd", 20, 0), {"a": [[0.9, 0.7], [0.5, 0.7]], "b": 0.6, "c": 0.505}),
+        run(tmp_path, point("kd", 20, 1), {"a": 0.7, "b": 0.7, "c": 0.505}),
+        run(tmp_path, point("scratch", 20, 0), {"a": 0.4, "b": 0.5, "c": 0.5}),
+        run(tmp_path, point("scratch", 20, 1), {"a": 0.6, "b": 0.6, "c": 0.5}),
+        run(tmp_path, point("kd", 40, 0), {"a": 0.5, "b": 0.5, "c": 0.5}),
+        run(tmp_path, point("kd", 40, 1), {"a": 0.5, "b": 0.5, "c": 0.5}),
+        run(tmp_path, point("scratch", 40, 0), {"a": 0.6, "b": 0.7, "c": 0.8}),
+        run(tmp_path, point("scratch", 40, 1), {"a": 0.6, "b": 0.7, "c": 0.8}),
+    ]
+
+
+def test_tests_by_hand(runs: list[Scored]) -> None:
+    rows = as_rows(compare_groups(grid(baseline="scratch"), runs).tests)
+    assert [(row["data.labels"], row["measure"]) for row in rows] == [
+        (20, "dice"), (20, "hd95_px"), (40, "dice"), (40, "hd95_px"),
+    ]  # fmt: skip
+    first = rows[0]
+    assert list(first) == columns_of(grid(), PairTest)
+    assert (first["dataset"], first["method"], first["baseline"]) == ("set", "kd", "scratch")
+    assert (first["n_cases"], first["n_seeds"]) == (3, 2)
+    assert first["difference"] == pytest.approx((0.2 + 0.1 + 0.005) / 3)
+    assert (first["wins"], first["ties"], first["losses"]) == (2, 1, 0)
+    assert first["p_wilcoxon"] == pytest.approx(stats.wilcoxon([0.2, 0.1, 0.005]).pvalue)
+    assert first["ci95_low"] < first["difference"] < first["ci95_high"]
+    distances = rows[1]
+    assert distances["difference"] == pytest.approx(-100 * (0.2 + 0.1 + 0.005) / 3)
+    assert (distances["wins"], distances["ties"], distances["losses"]) == (2, 1, 0), "a smaller distance wins"
+    assert (rows[2]["difference"], rows[2]["losses"]) == (pytest.approx(-0.2), 3)
+
+
+def test_holm_is_over_the_whole_table(runs: list[Scored]) -> None:
+    """Four tests, each with the smallest p that three cases allow, 1/4: Holm multiplies by 4, then no less."""
+    rows = as_rows(compare_groups(grid(), runs).tests)
+    assert [row["p_wilcoxon"] for row in rows] == [0.25] * 4
+    assert [row["p_holm"] for row in rows] == [1.0] * 4
+
+
+def test_ranks_by_hand(runs: list[Scored]) -> None:
+    rows = as_rows(compare_groups(grid(), runs).ranks)
+    assert list(rows[0]) == columns_of(grid(), MeanRank)
+    found = [
+        (row["data.labels"], row["measure"], row["method"], row["mean_rank"])
+        for row in rows
+        if row["measure"] == "dice"
+    ]
+    assert found == [
+        (20, "dice", "kd", 1.0),
+        (20, "dice", "scratch", 2.0),
+        (40, "dice", "scratch", 1.0),
+        (40, "dice", "kd", 2.0),
+    ]
+    assert rows[0]["mean_score"] == pytest.approx((0.7 + 0.65 + 0.505) / 3)
+
+
+def test_a_seed_that_failed_is_left_out_for_all(runs: list[Scored]) -> None:
+    rows = as_rows(compare_groups(grid(), [one for one in runs if one.run.name != "scratch-20-1"]).tests)
+    assert rows[0]["n_seeds"] == 1
+    assert rows[0]["difference"] == pytest.approx((0.3 + 0.1 + 0.005) / 3)
+    assert rows[2]["n_seeds"] == 2
+
+
+def test_a_group_without_a_second_method_or_the_baseline_is_left_out(
+    runs: list[Scored], capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = [one for one in runs if one.run.point["method"] == "kd" or one.run.point["data.labels"] == 40]
+    rows = as_rows(compare_groups(grid(baseline="scratch"), some).tests)
+    assert {row["data.labels"] for row in rows} == {40}
+    assert "no tests for {'dataset': 'set', 'data.labels': 20}" in capsys.readouterr().err
+    assert compare_groups(grid(), runs[:2]).tests == ()
+
+
+def test_data_sets_are_never_mixed(tmp_path: Path) -> None:
+    listed = [
+        run(tmp_path / name, point(method, 20, 0), cases, dataset=name)
+        for name, cases in (("one", {"a": 0.5, "b": 0.6}), ("two", {"c": 0.5, "d": 0.6, "e": 0.7}))
+        for method in ("kd", "scratch")
+    ]
+    rows = as_rows(compare_groups(grid(), listed).tests)
+    assert [(row["dataset"], row["n_cases"]) for row in rows] == [("one", 2), ("one", 2), ("two", 3), ("two", 3)]
+
+
+def test_other_axes_than_the_method_are_compared_within_each_method(tmp_path: Path) -> None:
+    axes: dict[str, tuple[Any, ...]] = {"method": ("teacher", "task_kd"), "teacher.rank": (1, 4), "seed": (0,)}
+    listed = [
+        run(tmp_path, {"method": method, "teacher.rank": rank, "seed": 0}, {"a": dice, "b": dice, "c": dice})
+        for method, rank, dice in (("teacher", 1, 0.5), ("teacher", 4, 0.6), ("task_kd", 1, 0.4), ("task_kd", 4, 0.7))
+    ]
+    rows = as_rows(compare_groups(grid(axes, compare="teacher.rank", baseline=1), listed).tests)
+    found = [(row["method"], row["baseline"], round(row["difference"], 3)) for row in rows if row["measure"] == "dice"]
+    assert found == [("teacher: 4", "teacher: 1", 0.1), ("task_kd: 4", "task_kd: 1", 0.3)]
+    assert "teacher.rank" not in rows[0]
+
+
+def test_runs_on_other_test_cases_are_not_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = [run(tmp_path, point(method, 20, 0), {case: 0.5}) for method, case in (("kd", "a"), ("scratch", "b"))]
+    assert compare_groups(grid(), listed).tests == ()
+    assert "their test cases differ" in capsys.readouterr().err

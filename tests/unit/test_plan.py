@@ -1,0 +1,106 @@
+"""What is to be made is told without making it: names, sharing, what is there, what cannot be done at all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tskd.compare.grid import GridRun
+from tskd.compare.plan import all_missing, plan_runs
+from tskd.config import Recipe, build_recipe
+from tskd.engine import open_runtime
+from tskd.errors import UserError
+from tskd.run import Run
+from tskd.stages.prepare import same_images
+
+PHANTOM = {"family": "dermoscopy", "train": 16, "test": 6, "size": 32}
+TINY: dict[str, Any] = {
+    "data": {"image_size": 32, "labels": 8, "phantom": PHANTOM},
+    "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full"},
+    "control": {"channels": [8, 16, 32]},
+    "engine": {"accelerator": "cpu"},
+}
+
+
+def recipe(**changes: Any) -> Recipe:
+    return build_recipe({**TINY, **changes}, "test")
+
+
+def runs(*recipes: Recipe) -> list[GridRun]:
+    return [GridRun(f"run{number}", {"method": one.method}, one) for number, one in enumerate(recipes)]
+
+
+def test_shared_parts_are_planned_once_and_nothing_is_made_but_the_data(tmp_path: Path) -> None:
+    methods = ("teacher", "task_kd", "scratch", "control")
+    plans = plan_runs(runs(*(recipe(method=method) for method in methods)), tmp_path)
+    stages = Counter(part.stage for part in all_missing(plans).values())
+    assert stages == {"teacher": 1, "transfer": 1, "distill": 1, "finetune": 2, "control": 1, "evaluate": 4}
+    assert [part.stage for part in plans[2].missing] == ["finetune", "evaluate"]
+    made = {path.parent.name.rpartition("-")[0] for path in (tmp_path / "artifacts").glob("*/manifest.json")}
+    assert made == {"phantoms", "prepare"}
+    other_seed = plan_runs(runs(recipe(method="task_kd"), recipe(method="task_kd", seed=1)), tmp_path)
+    assert {part.name for part in other_seed[0].missing}.isdisjoint(part.name for part in other_seed[1].missing)
+
+
+def test_what_is_there_is_found_under_the_name_it_was_planned(tmp_path: Path) -> None:
+    before = plan_runs(runs(recipe()), tmp_path)[0]
+    run = Run(recipe(), tmp_path, open_runtime(recipe().engine))
+    name = run.transfer.path.name
+    after = plan_runs(runs(recipe()), tmp_path)[0]
+    assert name in {part.name for part in before.missing}
+    assert name in after.found
+    assert {part.stage for part in after.missing} == {part.stage for part in before.missing} - {"transfer"}
+
+
+def test_what_the_data_does_not_allow_is_refused_before_any_training(tmp_path: Path) -> None:
+    wanted = [recipe(), recipe(data={**TINY["data"], "labels": 900}), recipe(data={"root": str(tmp_path / "none")})]
+    with pytest.raises(UserError) as error:
+        plan_runs(runs(*wanted), tmp_path)
+    message = str(error.value)
+    assert "labels=900 is out of range" in message
+    assert "(1 of 3 runs)" in message
+    assert str(tmp_path / "none") in message
+
+
+def test_another_data_set_is_tested_on_and_the_own_one_has_the_same_test_under_any_budget(tmp_path: Path) -> None:
+    runtime = open_runtime(recipe().engine)
+    lesion = {**TINY["data"], "classes": ["lesion"], "budget_seed": 3}
+    own = Run(recipe(data=lesion, evaluate={"data": {"phantom": PHANTOM}}), tmp_path, runtime)
+    assert own.tested.cases("test") == own.prepared.cases("test")
+    assert len(own.tested.rows("train")) > len(own.prepared.rows("train"))
+    assert own.tested_artifact.path != own.prepared_artifact.path
+    mouth = {"classes": ["lesion"], "phantom": {**PHANTOM, "family": "oral_ulcer"}}
+    other = Run(recipe(data=lesion, evaluate={"data": mouth}), tmp_path, runtime)
+    assert other.tested.dataset["name"] == "phantoms/oral_ulcer"
+    assert other.prepared.dataset["name"] == "phantoms/dermoscopy"
+    plain = Run(recipe(), tmp_path, runtime)
+    assert plain.tested_artifact is plain.prepared_artifact
+
+
+def test_a_data_set_of_other_classes_cannot_be_tested_on(tmp_path: Path) -> None:
+    abdomen = {"phantom": {**PHANTOM, "family": "abdomen"}}
+    with pytest.raises(
+        UserError, match=r"evaluate\.data has the classes .*, training has lesion: they must be the same"
+    ):
+        _ = Run(recipe(evaluate={"data": abdomen}), tmp_path, open_runtime(recipe().engine)).tested_artifact
+
+
+def test_which_settings_read_the_same_images(tmp_path: Path) -> None:
+    data = recipe().data
+    assert same_images(data, data)
+    assert not same_images(data, recipe(data={"phantom": {**PHANTOM, "family": "abdomen"}}).data)
+    folder = recipe(data={"root": str(tmp_path)}).data
+    assert same_images(folder, recipe(data={"root": f"{tmp_path}/x/.."}).data)
+    assert not same_images(folder, data)
+
+
+def test_a_label_draw_changes_the_labels_and_not_the_test(tmp_path: Path) -> None:
+    runtime = open_runtime(recipe().engine)
+    draws = [Run(recipe(data={**TINY["data"], "budget_seed": seed}), tmp_path, runtime).prepared for seed in (0, 1)]
+    labelled, test = ([set(one.names(one.rows(*parts))) for one in draws] for parts in (("train", "val"), ("test",)))
+    assert test[0] == test[1]
+    assert labelled[0] != labelled[1]
+    assert [len(one) for one in labelled] == [8, 8]
