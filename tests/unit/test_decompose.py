@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tskd.compare.networks import measure_networks
 
 from tests.unit.test_plan import recipe
 from tskd.artifacts import Artifact, Store
 from tskd.compare.decompose import decompose
-from tskd.compare.networks import measure_networks
 from tskd.data.prepared import Prepared
 from tskd.engine import open_runtime
 from tskd.models.registry import build_model, load_model, save_model

@@ -6,9 +6,10 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from tskd.compare.networks import Network, architecture
+
 from tskd.compare.grid import Grid, GridRun
 from tskd.compare.job import Outcome
-from tskd.compare.networks import Network, architecture
 from tskd.compare.tables import table_columns, table_rows, write_table
 from tskd.config import Recipe
 
