@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tskd.compare.networks import measure_networks
 
 from tests.unit.test_plan import recipe
 from tskd.artifacts import Artifact, Store
@@ -17,6 +16,7 @@ from tskd.engine import open_runtime
 from tskd.models.registry import build_model, load_model, save_model
 from tskd.run import Run
 from tskd.stages.export import network_answer
+from tskd.stages.networks import measure_networks
 
 DESCRIPTION = {
     "kind": "dynunet", "arguments": {"channels": [4, 8, 16]}, "weights": None, "classes": ["lesion"], "image_size": 32,
