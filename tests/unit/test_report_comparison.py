@@ -90,6 +90,18 @@ def test_the_verdict_counts_settings_and_tests(folder: Path, copied: Path) -> No
     assert re.search(r"highest mean Dice in 0 of 2 settings;.* differs by −0\.\d{3} on average\.$", verdict_of(copied))
 
 
+def test_the_verdict_on_one_setting_has_no_counts(copied: Path) -> None:
+    for name in ("table.csv", "tests.csv"):
+        lines = (copied / name).read_text().splitlines()
+        kept = [line for line in lines if "cones,8" not in line and "bad,failed" not in line]
+        (copied / name).write_text("\n".join(kept) + "\n")
+    assert re.fullmatch(
+        r"Task-specific distillation has the highest mean Dice; against its strongest rival, student from scratch, it "
+        r"differs by \+0\.\d{3}, which is significant \(p < 0\.05 after Holm\)\.",
+        verdict_of(copied),
+    )
+
+
 def verdict_of(folder: Path) -> str:
     return comparison_page(open_comparison(folder)).verdict
 

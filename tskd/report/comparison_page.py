@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import yaml
 
 from tskd.comparison_files import DATASET, METHOD, RANKS, TESTS
@@ -172,7 +174,7 @@ def _test_table(comparison: ComparisonFolder) -> Table | None:
     if not lines:
         return None
     titles = comparison.method_titles
-    groups = [name for name in lines[0] if name not in PairTest.__dataclass_fields__]
+    groups = _groups(lines, PairTest)
     columns = (
         *("method", "baseline", *(axis_title(group) for group in groups), "measure", "difference", INTERVAL),
         *("p (Holm)", "better / tied / worse", "cases", "replicates"),
@@ -205,7 +207,7 @@ def _rank_table(comparison: ComparisonFolder) -> Table | None:
     if not lines:
         return None
     titles = comparison.method_titles
-    groups = [name for name in lines[0] if name not in MeanRank.__dataclass_fields__]
+    groups = _groups(lines, MeanRank)
     rows = tuple(
         (
             titles.get(line["method"], line["method"]),
@@ -220,6 +222,12 @@ def _rank_table(comparison: ComparisonFolder) -> Table | None:
     columns = ("method", *(axis_title(group) for group in groups), "measure", "mean rank", "mean score", "cases")
     texts = frozenset(range(len(groups) + 2))
     return Table(columns, rows, title="Ranks", note="1 is the best; the mean is over cases.", texts=texts)
+
+
+def _groups(lines: list[dict[str, str]], kind: type[PairTest | MeanRank]) -> list[str]:
+    """Return the columns that say to which group a line belongs, where there is more than one."""
+    names = {one.name for one in fields(kind)}
+    return [name for name in lines[0] if name not in names and len({line[name] for line in lines}) > 1]
 
 
 def _measure_title(measure: str) -> str:

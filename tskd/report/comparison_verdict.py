@@ -8,7 +8,7 @@ import numpy as np
 
 from tskd.comparison_files import TESTS
 from tskd.report.comparison_folder import Cell, ComparisonFolder, Line
-from tskd.report.text import INTERVAL, capital, counted, interval, number, signed
+from tskd.report.text import INTERVAL, capital, interval, number, signed
 
 OURS, TEACHER = "task_kd", "teacher"
 LEVEL = 0.05
@@ -25,12 +25,9 @@ def comparison_verdict(comparison: ComparisonFolder) -> str:
     gains = {name: _mean_gain(contested, name) for name in rivals if any(name in cells for cells in contested)}
     nearest = min(gains, key=lambda name: gains[name])
     title, rival = comparison.method_titles[OURS], comparison.method_titles[nearest]
-    where = f"in {first} of {counted(len(contested), 'setting')}"
-    tested = _tested(comparison, nearest)
-    return (
-        f"{capital(title)} has the highest mean Dice {where}; against its strongest rival, {rival}, it differs by "
-        f"{signed(gains[nearest])} on average{tested}."
-    )
+    difference = f"{signed(gains[nearest])}{' on average' if len(contested) > 1 else ''}{_tested(comparison, nearest)}"
+    placed = f"{capital(title)} {_placed(first, len(contested))}"
+    return f"{placed}; against its strongest rival, {rival}, it differs by {difference}."
 
 
 def _best(comparison: ComparisonFolder) -> str:
@@ -44,6 +41,12 @@ def _best(comparison: ComparisonFolder) -> str:
     bounds = f" ({INTERVAL} {interval(cell.interval)})" if cell.interval else ""
     where = comparison.title(setting)
     return f"The highest mean Dice is {number(cell.dice)}{bounds}, of {cell.look.title} on {where}."
+
+
+def _placed(first: int, settings: int) -> str:
+    if settings == 1:
+        return "has the highest mean Dice" if first else "does not have the highest mean Dice"
+    return f"has the highest mean Dice in {first} of {settings} settings"
 
 
 def _students(cells: Mapping[str, Cell]) -> list[Cell]:
@@ -65,8 +68,9 @@ def _tested(comparison: ComparisonFolder, rival: str) -> str:
     if not gains:
         return ""
     better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    tests = counted(len(gains), "test")
-    return f": significantly better (p < {LEVEL:g} after Holm) in {better} of {tests}, worse in {worse}"
+    if len(gains) == 1:
+        return f", which is {'' if gains[0] else 'not '}significant (p {'<' if gains[0] else '≥'} {LEVEL:g} after Holm)"
+    return f": significantly better (p < {LEVEL:g} after Holm) in {better} of {len(gains)} tests, worse in {worse}"
 
 
 def _gain(line: Line) -> float:
