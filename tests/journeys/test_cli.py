@@ -39,6 +39,7 @@ def test_help_and_import_stay_light() -> None:
         (("run", "--set", "method=magic"), ["magic", "task_kd"]),
         (("run", "--data", "no/such/folder"), ["no/such/folder"]),
         (("stage", "dance"), ["dance", "teacher"]),
+        (("compare", "missing.yaml"), ["missing.yaml", "no such grid"]),
         (("run", "--set", "distill.encoder_loss=nothing"), ["nothing", "cosine"]),
     ],
 )

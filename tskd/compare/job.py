@@ -116,6 +116,7 @@ def run_job(job: Job) -> None:
 
 
 def _execute(job: Job) -> Outcome:
+    from tskd.budget import compute_of
     from tskd.engine import open_runtime
     from tskd.methods import METHODS
     from tskd.run import Run
@@ -133,6 +134,7 @@ def _execute(job: Job) -> Outcome:
         "scores": evaluation.metrics,
         "seconds": round(sum(cost["seconds"] for cost in costs), 2),
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),
+        **compute_of(model, run.store.used.values())._asdict(),
     }
     artifacts = {"model": model, "evaluation": evaluation, "data": run.tested_artifact}
     return Outcome(job.name, None, row, {name: artifact.path.name for name, artifact in artifacts.items()})

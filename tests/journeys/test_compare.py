@@ -1,0 +1,153 @@
+"""A comparison as a user sees it: the same table however it was run, killed or not; a run that fails stops no other."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.journeys.conftest import Command
+from tskd.compare.command import Machines, compare, plan_comparison
+from tskd.compare.grid import Grid, load_grid
+
+MEASURED = {"seconds", "peak_memory_mb", "latency_ms"}
+RECIPE: dict[str, Any] = {
+    "data": {"image_size": 32, "labels": 10, "phantom": {"family": "dermoscopy", "train": 20, "test": 8, "size": 32}},
+    "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 6, "batch_size": 4},
+    "distill": {"steps": 6, "batch_size": 4, "cache": "on", "views": 2},
+    "finetune": {"steps": 4, "batch_size": 4},
+    "evaluate": {"overlays": 0},
+    "engine": {"accelerator": "cpu", "checkpoint_seconds": 0, "threads": 1},
+}
+AXES: dict[str, Any] = {"method": ["teacher", "task_kd"], "seed": [0, 1]}
+
+
+def write_grid(folder: Path, **content: Any) -> Path:
+    path = folder / "tiny.yaml"
+    values = {"name": "tiny", "recipe": RECIPE, "axes": AXES, "bias_variance": True, **content}
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
+    return load_grid(write_grid(tmp_path_factory.mktemp("grid")))
+
+
+@pytest.fixture(scope="module")
+def alone(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison done by one worker, left alone."""
+    out = tmp_path_factory.mktemp("alone")
+    assert compare(grid, out, Machines()).failures == 0
+    return out
+
+
+def results(out: Path) -> dict[str, Any]:
+    """What a comparison found, measured times and memory aside."""
+    tables: dict[str, Any] = {}
+    for name in ("table.csv", "tests.csv", "ranks.csv", "bias_variance.csv"):
+        with (out / name).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        tables[name] = [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
+    return tables
+
+
+def made(out: Path, stage: str) -> int:
+    return len(list(out.glob(f"artifacts/{stage}-*/manifest.json")))
+
+
+def test_shared_parts_are_trained_once_and_all_files_are_there(grid: Grid, alone: Path) -> None:
+    found = results(alone)
+    assert [(row["method"], row["seed"], row["status"]) for row in found["table.csv"]] == [
+        ("teacher", "0", "done"), ("teacher", "1", "done"), ("task_kd", "0", "done"), ("task_kd", "1", "done"),
+    ]  # fmt: skip
+    assert {stage: made(alone, stage) for stage in ("teacher", "distill", "network")} == {
+        "teacher": 2, "distill": 2, "network": 2,
+    }  # fmt: skip
+    assert [(row["measure"], row["method"], row["baseline"]) for row in found["tests.csv"]] == [
+        ("dice", "teacher", "task_kd"), ("hd95_px", "teacher", "task_kd"),
+    ]  # fmt: skip
+    assert [(row["method"], row["runs"]) for row in found["bias_variance.csv"]] == [("teacher", "2"), ("task_kd", "2")]
+    summary = json.loads((alone / "comparison.json").read_text())
+    assert (summary["runs"], summary["ended"], summary["failed"], summary["axes"]) == (4, 4, 0, AXES)
+    cost = {row["method"]: float(row["seconds"]) for row in csv.DictReader((alone / "table.csv").open())}
+    assert cost["task_kd"] > cost["teacher"], "the teacher is a part of what distillation costs"
+
+
+def test_nothing_is_left_to_do_and_a_second_call_only_reads(grid: Grid, alone: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (alone / "artifacts").glob("*/manifest.json")}
+    plans, _ = plan_comparison(grid, alone, download=False, recheck=True)
+    assert [plan.missing for plan in plans] == [()] * 4
+    assert plan_comparison(grid, alone, download=False)[0] == []
+    first = results(alone)
+    compare(grid, alone, Machines())
+    assert results(alone) == first
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_two_workers_give_the_same_table(grid: Grid, alone: Path, tmp_path: Path) -> None:
+    assert compare(grid, tmp_path, Machines(workers=2)).failures == 0
+    assert results(tmp_path) == results(alone)
+    assert made(tmp_path, "teacher") == 2
+
+
+def test_ray_gives_the_same_table(grid: Grid, alone: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    assert compare(grid, tmp_path, Machines("ray", workers=2)).failures == 0
+    assert results(tmp_path) == results(alone)
+    assert made(tmp_path, "teacher") == 2
+
+
+def test_killed_in_the_middle_and_started_again_gives_the_same_table(grid: Grid, alone: Path, tmp_path: Path) -> None:
+    def in_the_middle() -> bool:
+        return bool(list(tmp_path.glob("runs/*.json"))) and bool(list(tmp_path.glob("artifacts/distill-*.partial")))
+
+    path = write_grid(tmp_path)
+    line = [sys.executable, "-m", "tskd.cli", "compare", str(path), "--out", str(tmp_path)]
+    kill_when(subprocess.Popen(line, stderr=subprocess.DEVNULL), in_the_middle)
+    assert not (tmp_path / "table.csv").exists()
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.json")}
+    assert 0 < len(done) < 4
+    assert compare(grid, tmp_path, Machines()).failures == 0
+    assert results(tmp_path) == results(alone)
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished run is not done again"
+
+
+def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline, "it did not get there within four minutes"
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+
+
+def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(tskd: Command, tmp_path: Path) -> None:
+    axes = {"student.backbone": ["vit_tinny", "vit_tiny_patch16_224"]}
+    grid = write_grid(tmp_path, recipe={**RECIPE, "method": "scratch"}, axes=axes, bias_variance=False)
+    dry = tskd("compare", grid, "--out", tmp_path / "out", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "2 runs" in dry.stdout
+    assert "finetune, evaluate" in dry.stdout
+    assert "a guess from steps" in dry.stdout
+    for _ in range(2):
+        answer = tskd("compare", grid, "--out", tmp_path / "out", "--json")
+        assert answer.returncode == 1
+        assert "Traceback" not in answer.stderr
+        assert "timm has no backbone 'vit_tinny'" in answer.stderr
+        summary = json.loads(answer.stdout)
+        assert (summary["runs"], summary["failed"]) == (2, 1)
+    with (tmp_path / "out/table.csv").open(newline="") as file:
+        failed, done = csv.DictReader(file)
+    assert (failed["status"], done["status"]) == ("failed", "done")
+    assert "timm has no backbone 'vit_tinny'" in failed["error"]
+    assert "Traceback" in (tmp_path / "out/runs" / f"{failed['run']}.log").read_text()
