@@ -13,7 +13,7 @@ from tskd.errors import Paused, RunFailed, UserError
 
 if TYPE_CHECKING:
     from tskd.config import Recipe
-    from tskd.run import Run
+    from tskd.pipeline import Run
 
 app = typer.Typer(
     name="tskd",
@@ -254,7 +254,7 @@ def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, downlo
 
     check_names(recipe)  # before the heavy imports: a mistake is answered at once
     from tskd.engine import open_runtime
-    from tskd.run import Run
+    from tskd.pipeline import Run
 
     return Run(recipe, out, open_runtime(recipe.engine, minutes=minutes), download)
 

@@ -14,7 +14,7 @@ SETTINGS: dict[str, Any] = {
         "phantom": {"family": "oral_ulcer", "train": 400, "test": 80, "size": 64},
     },
     "teacher": {"name": "offline", "steps": 120},
-    "diffusion": {"image_size": 32, "steps": 300, "lr": 1e-3},
+    "diffusion": {"image_size": 32, "steps": 600, "lr": 2e-3, "ema": 0.98},
     "transfer": {"synthetic": 100},
     "distill": {"steps": 200, "views": 3},
     "finetune": {"steps": 40},

@@ -14,7 +14,7 @@ from tskd.models.decoders import DECODERS
 if TYPE_CHECKING:
     from tskd.artifacts import Artifact
     from tskd.config import Recipe
-    from tskd.run import Run
+    from tskd.pipeline import Run
 
 
 Make = Callable[["Run"], "Artifact"]

@@ -26,8 +26,8 @@ from tskd.comparison_files import BIAS_VARIANCE, COMPARISON, RANKS, TABLE, TESTS
 from tskd.console import say
 from tskd.engine import open_runtime
 from tskd.metrics.comparison import MeanRank, PairTest
+from tskd.pipeline import ARTIFACTS
 from tskd.report import write_report
-from tskd.run import ARTIFACTS
 from tskd.stages.networks import Network, measure_networks
 
 

@@ -16,7 +16,7 @@ from tskd.console import progress
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import UserError
 from tskd.methods import METHODS
-from tskd.run import ARTIFACTS, Run
+from tskd.pipeline import ARTIFACTS, Run
 
 _SHARED = ("prepared_artifact", "tested_artifact", "teacher_source")
 

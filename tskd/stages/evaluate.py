@@ -11,19 +11,44 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tskd.artifacts import write_json
+from tskd.artifacts import Artifact, Builder, write_json
 from tskd.config import EvaluateConfig
 from tskd.console import progress
 from tskd.data.prepared import Prepared
+from tskd.engine import Runtime
 from tskd.engine.batches import to_images
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
 from tskd.metrics.segmentation import ScoreRow, agreement, score_case, shared_unit, summarise
+from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel
 from tskd.stages.evaluated import CASES, PREDICTIONS, pick_overlays, prediction_path, read_prediction, write_cases
 
 VERSION = 1
 SUMMARY, OVERLAYS = "summary.json", "overlays"
+
+
+def build_evaluation(
+    store: Builder,
+    config: EvaluateConfig,
+    tested: Artifact,
+    model: Artifact,
+    *,
+    title: str,
+    seed: int,
+    runtime: Runtime,
+) -> Artifact:
+    """Return the scores of a trained model on the test images of a prepared data set."""
+    return store.build(
+        "evaluate",
+        lambda folder: evaluate(
+            config, load_model(model.path), Prepared(tested.path), folder, title=title, device=runtime.fabric.device
+        ),
+        config=config.model_dump(exclude={"data"}),
+        inputs={"data": tested.digest, "model": model.digest, "title": title},
+        seed=seed,
+        version=VERSION,
+    )
 
 
 def evaluate(

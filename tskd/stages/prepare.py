@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tskd.artifacts import canonical_json, file_sha256, write_json
+from tskd.artifacts import Artifact, Builder, canonical_json, file_sha256, write_json
 from tskd.config import PHANTOMS, DataConfig, SourceConfig
 from tskd.console import progress, warn
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, join_duplicates
@@ -38,6 +38,32 @@ class _Read:
     fingerprint: ImageFingerprint
     presence: frozenset[int] | None
     """Classes in its mask; None: unlabelled."""
+
+
+def build_prepared(store: Builder, data: DataConfig) -> Artifact:
+    """Return the data set of the settings, read once; the built-in images are drawn first where it is they."""
+    root = build_phantoms(store, data).path if data.root == PHANTOMS else Path(data.root).expanduser()
+    dataset = open_data(data, root)
+    return store.build(
+        "prepare",
+        lambda folder: prepare(data, dataset, folder),
+        config=data.model_dump(exclude={"root", "phantom", "layout"}),
+        inputs={"data": dataset_digest(dataset)},
+        seed=data.split_seed,
+        version=VERSION,
+    )
+
+
+def build_phantoms(store: Builder, data: DataConfig) -> Artifact:
+    """Return the built-in images, drawn once."""
+    return store.build(
+        "phantoms",
+        lambda folder: draw_phantoms(data, folder),
+        config=data.phantom.model_dump(),
+        inputs={},
+        seed=data.split_seed,
+        version=1,
+    )
 
 
 def draw_phantoms(config: DataConfig, folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from tskd.artifacts import CHECKPOINTS, write_atomic
+from tskd.artifacts import CHECKPOINTS, Artifact, Builder, write_atomic
 from tskd.config import DiffusionConfig
 from tskd.console import progress
+from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import SAMPLES, write_images
 from tskd.engine import Runtime
 from tskd.errors import Paused, UserError
@@ -21,7 +22,8 @@ from tskd.models.diffusion import SamplingPlan, images_at_once, sample, to_uint8
 from tskd.models.swin_unet import SwinUNet
 from tskd.models.timm_segmenter import resize_images
 from tskd.seeding import derive, numpy_generator
-from tskd.stages.diffusion import load_denoiser, plan_of
+from tskd.stages.diffusion import SAMPLING_SETTINGS, load_denoiser, plan_of, read_seen_cases
+from tskd.stages.evaluate import refuse_seen_cases
 
 VERSION = 2
 BLOCK = 500
@@ -90,6 +92,37 @@ def blocks(count: int) -> list[range]:
     if count < 1:
         raise UserError("transfer.synthetic is 0: there is nothing to sample. Set how many images are wanted.")
     return [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+
+
+def build_samples(
+    store: Builder,
+    config: DiffusionConfig,
+    denoiser: Artifact,
+    prepared: Prepared,
+    numbers: range,
+    *,
+    seed: int,
+    runtime: Runtime,
+    bf16: bool,
+) -> Artifact:
+    """Return the block of images of these numbers, drawn from a trained denoiser that saw no test case."""
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        refuse_seen_cases(read_seen_cases(denoiser.path), prepared, what="the diffusion model")
+        size = prepared.image_size
+        sampler = open_sampler(denoiser.path, config, image_size=size, seed=seed, runtime=runtime, bf16=bf16)
+        return draw_samples(numbers, sampler, folder, runtime=runtime)
+
+    settings = config.model_dump(include=set(SAMPLING_SETTINGS))
+    return store.build(
+        "samples",
+        make,
+        config={**settings, "first": numbers.start, "count": len(numbers), "image_size": prepared.image_size},
+        inputs={"diffusion": denoiser.digest},
+        seed=seed,
+        version=VERSION,
+        together=True,
+    )
 
 
 def draw_samples(numbers: range, sampler: Sampler, folder: Path, *, runtime: Runtime) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from torch import nn
 from tskd.artifacts import write_json
 from tskd.console import say, warn
 from tskd.data.prepared import Prepared
-from tskd.data.transfer_set import QUALITY
+from tskd.data.transfer_set import QUALITY, read_samples
 from tskd.engine.batches import to_images
 from tskd.errors import UserError
 from tskd.metrics.copies import CopyReport, find_copies
 from tskd.metrics.quality import FEW_IMAGES, diversity, kid, nearest, psnr_to_nearest
 from tskd.models.diffusion import MOST_COMPARED, collapse_check
-from tskd.models.registry import OFFLINE, build_model
+from tskd.models.registry import OFFLINE, build_model, load_model
 from tskd.models.weights import EFFICIENTNET_LITE0, efficientnet_lite0_path
 from tskd.overlays import contact_sheet
 from tskd.seeding import numpy_generator
@@ -53,6 +53,15 @@ class Synthetic(NamedTuple):
     """(N, S, S, 3) uint8, may be memory-mapped."""
     features: Mapping[str, Features | None]
     """By name, e.g. ``teacher`` and ``imagenet``; None: not installed."""
+
+
+def open_synthetic(blocks: Iterable[Path], teacher: Path, image_size: int, device: torch.device) -> Synthetic:
+    """Return sampled images with what they are judged by: the adapted teacher's features and ImageNet's."""
+    features = {
+        "teacher": embedding_features(load_model(teacher), device),
+        "imagenet": imagenet_features(image_size, device),
+    }
+    return Synthetic(read_samples(list(blocks)), features)
 
 
 def embedding_features(model: nn.Module, device: torch.device) -> Features:
