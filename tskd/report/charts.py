@@ -87,17 +87,17 @@ def line_chart(
 def forest_chart(
     rows: Sequence[Estimate], *, title: str, measure: str, span: tuple[float, float] | None = None
 ) -> Chart:
-    """Draw each row's mean with its interval, and its single values as faint marks behind, over ``span`` if given."""
-    with _drawing(title, height=36 + 34 * len(rows)) as figure:
+    """Draw each row's mean with its interval, and its single values as faint marks below, over ``span`` if given."""
+    with _drawing(title, height=36 + 38 * len(rows)) as figure:
         axes = figure.subplots()
         for place, row in enumerate(rows):
             colour = _series(row.look.colour)
-            spread = np.linspace(-0.16, 0.16, 7)
-            heights = [place + spread[k % 7] for k in range(len(row.values))]
-            axes.scatter(row.values, heights, s=14, color=colour, alpha=0.35, linewidths=0)
+            heights = place + np.resize(np.linspace(0.12, 0.38, 7), len(row.values))
+            axes.scatter(row.values, heights, s=12, color=colour, alpha=0.35, linewidths=0)
             if row.interval:
-                axes.plot(row.interval, (place, place), color=colour, linewidth=2.2, solid_capstyle="round")
-            axes.plot(row.mean, place, row.look.marker, color=colour, markersize=7, **_edge())
+                above = (place - 0.12, place - 0.12)
+                axes.plot(row.interval, above, color=colour, linewidth=2.2, solid_capstyle="round")
+            axes.plot(row.mean, place - 0.12, row.look.marker, color=colour, markersize=7, **_edge())
         axes.set_yticks(range(len(rows)), [row.look.title for row in rows], color=_role("ink"))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set(xlabel=measure, xlim=span)
