@@ -1,0 +1,74 @@
+"""What benchmarks share: fresh processes, step times of real trainings, tables to paste into the documentation."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tskd.engine import Runtime, Training, fit
+
+WARM_UP = 2
+"""Steps of a training that are not timed: the first ones allocate."""
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what the function answers in a process of its own, whose peak memory is then its own."""
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as process:
+        return process.submit(function, *arguments).result()
+
+
+def step_seconds(training: Training, runtime: Runtime) -> list[float]:
+    """Return the seconds of each step of a training, reading its batch included, warm-up left out."""
+    ends: list[float] = []
+
+    def note(step: int, module: nn.Module) -> None:
+        ends.append(time.perf_counter())
+
+    with TemporaryDirectory() as folder:
+        fit(replace(training, on_step=note), Path(folder), runtime)
+    return np.diff(ends)[WARM_UP - 1 :].tolist()
+
+
+def machine(threads: int) -> str:
+    """Return one line on what the figures were measured with."""
+    cpu = platform.processor() or platform.machine()
+    model = Path("/proc/cpuinfo")
+    if model.is_file():
+        lines = (line for line in model.read_text().splitlines() if line.startswith("model name"))
+        cpu = next(lines, f": {cpu}").partition(":")[2].strip()
+    return f"{cpu}, {threads} thread(s), torch {torch.__version__}, {platform.system()}"
+
+
+def print_results(rows: Sequence[Mapping[str, Any]], *, as_json: bool, threads: int) -> None:
+    """Print rows as one JSON object or as a Markdown table under a line on the machine."""
+    if as_json:
+        print(json.dumps({"machine": machine(threads), "rows": list(rows)}))
+        return
+    print(f"{machine(threads)}\n")
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(_text(value) for value in row.values()) + " |")
+
+
+def _text(value: Any) -> str:
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 100
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
