@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from report_folders import SECRET, draw_data, make_run
 
-from tskd.artifacts import Artifact
+from tskd.artifacts import Artifact, write_json
 from tskd.errors import UserError
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT, write_report
@@ -24,6 +24,7 @@ from tskd.report.pictures import Album
 from tskd.report.run_folder import RunFolder, open_run
 from tskd.report.run_page import run_page
 from tskd.report.shareable import shareable
+from tskd.report.training import stage_title
 from tskd.report.verdict import paired_tests, verdict
 from tskd.report.write import render
 
@@ -170,6 +171,30 @@ HEAD = "With 20 labelled images the student scores Dice 0.500 (95\u00a0% interva
 )
 def test_the_verdict_is_one_sentence_that_names_the_hardest_rivals(tests: list[PairTest], said: str) -> None:
     assert verdict(RUN, tests) == HEAD + said
+
+
+def test_stages_that_a_run_has_several_of_say_for_which_model(root: Path, tmp_path: Path) -> None:
+    run = open_run(make_run(tmp_path, root, ("teacher", "student", "scratch"), transfer=False))
+    starts = {name: add_start(run, name) for name in ("student", "scratch")}
+    titles = {name: stage_title(open_run(tmp_path), artifact) for name, artifact in starts.items()}
+    assert titles == {"student": "distillation, student", "scratch": "distillation, student from scratch"}
+    assert stage_title(run, run.made_by("teacher")[0]) == "teacher"
+
+
+def add_start(run: RunFolder, name: str) -> Artifact:
+    """Add an artifact that a model of the run says it started from."""
+    folder = run.path / "artifacts" / f"distill-{name}"
+    folder.mkdir()
+    manifest = {"stage": "distill", "digest": f"digest of {name}", "inputs": {}, "files": {}}
+    write_json(folder / "manifest.json", manifest)
+    model = Artifact(run.path / "artifacts" / run.summary["artifacts"][name])
+    inputs = {**model.manifest["inputs"], "start": manifest["digest"]}
+    write_json(model.path / "manifest.json", {**model.manifest, "inputs": inputs})
+    summary = json.loads((run.path / "run.json").read_text())
+    if name == "student":  # a run scores the start of its own method too
+        summary["artifacts"]["student_before_finetune"] = folder.name
+    write_json(run.path / "run.json", {**summary, "stages": {folder.name: {}, **summary["stages"]}})
+    return Artifact(folder)
 
 
 # --- what it leaves out ---

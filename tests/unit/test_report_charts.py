@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from tskd.methods import METHODS
 from tskd.report.blocks import Chart
 from tskd.report.charts import (
     HEIGHT,
@@ -109,6 +110,10 @@ def test_no_two_models_look_alike() -> None:
     assert len(looks) == len(_MARKS) - 1, "student and task_kd are the same model in a run and in a comparison"
     keys = {name: line_key(look_of(name, "same")).svg for name in _MARKS if name != "student"}
     assert len(set(keys.values())) == len(keys)
+
+
+def test_every_method_has_marks_of_its_own() -> None:
+    assert METHODS.keys() <= _MARKS.keys()
 
 
 def test_tables_have_one_order() -> None:

@@ -22,7 +22,7 @@ from tskd.report.looks import Look, look_of, ordered
 from tskd.report.pictures import Predictions
 from tskd.stages.evaluated import read_cases
 
-_NEEDED = frozenset({"name", "axes", "grid", "budget_rule", "runs", "failed"})
+_NEEDED = frozenset({"name", "axes", "replicates", "grid", "budget_rule", "runs", "failed"})
 _COLUMNS = ("run", "status", "method", "title", "dataset", "dice", "n_cases", "evaluation")
 
 Line = Mapping[str, str]

@@ -16,8 +16,8 @@ from tskd.report.looks import Look, look_of, ordered
 from tskd.report.pictures import Predictions
 
 RUN_FILE = "run.json"
-STUDENT = "student"
-"""Name in run.json of the model that is shipped."""
+STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
+"""Names in run.json of the model that is shipped, and of the same network before it saw labels."""
 _NEEDED = frozenset(
     {"dataset", "labels", "seed", "method", "teacher", "seconds", "metrics", "artifacts", "evaluations", "export"}
     | {"stages", "recipe"}
@@ -64,6 +64,15 @@ class RunFolder:
     def made_by(self, stage: str) -> list[Artifact]:
         """Return the artifacts of a stage in the order they were made; none where the run did without it."""
         return [artifact for artifact in self.stages.values() if artifact.manifest["stage"] == stage]
+
+    def models_from(self, artifact: Artifact) -> list[str]:
+        """Return the final models that an artifact is or was a part of, or the model whose scores it holds."""
+        scored = [name for name, folder in self.summary["evaluations"].items() if folder == artifact.path.name]
+        models = [name for name, folder in self.summary["artifacts"].items() if folder == artifact.path.name]
+        if found := scored or [name for name in models if name != BEFORE_FINETUNE]:
+            return ordered(found)
+        users = (one for one in self.stages.values() if artifact.digest in one.manifest["inputs"].values())
+        return ordered({name: None for user in users for name in self.models_from(user) if name != BEFORE_FINETUNE})
 
     def evaluation(self, model: str) -> Artifact:
         return self.stages[self.summary["evaluations"][model]]

@@ -6,7 +6,7 @@ from tskd.artifacts import Artifact, read_log
 from tskd.report.blocks import Block, Chart, Charts, Facts, Section, Table, section
 from tskd.report.charts import Axis, Estimate, Series, line_chart, line_key, log_places, scatter_chart
 from tskd.report.looks import Look
-from tskd.report.run_folder import STUDENT, RunFolder
+from tskd.report.run_folder import BEFORE_FINETUNE, STUDENT, RunFolder
 from tskd.report.text import capital, counted, number, thousands
 
 STAGES = {
@@ -17,8 +17,11 @@ STAGES = {
     "samples": "samples",
     "transfer": "transfer set",
     "cache": "the teacher's answers",
-    "pseudo": "pseudo-labels",
-    "pretrain": "pre-training",
+    "pseudo_masks": "the teacher's masks",
+    "pseudo_label": "learning pseudo-labels",
+    "imagenet": "ImageNet weights",
+    "mae": "MAE",
+    "moco_v3": "MoCo v3",
     "distill": "distillation",
     "finetune": "fine-tuning",
     "control": "control (U-Net)",
@@ -30,20 +33,18 @@ STAGES = {
 _NOT_LOSSES = frozenset({"step", "gradient_norm", "lr", "seconds"})
 SIZES = {"parameters": ("parameters (millions)", 1e-6), "latency_ms": ("milliseconds an image", 1.0)}
 """What a network costs: column -> title and scale."""
-BEFORE_FINETUNE = "student_before_finetune"
-"""The same network as the student: it costs the same."""
 _FEW_POINTS = 25
 """Up to so many points a line shows each."""
 
 
 def stage_title(run: RunFolder, artifact: Artifact) -> str:
-    """Return what an artifact is, and of which model where a run has several of the kind."""
+    """Return what an artifact is, and for which models where a run has several of the kind."""
     kind = artifact.manifest["stage"]
-    title = STAGES.get(kind, kind)
-    several = sum(other.manifest["stage"] == kind for other in run.stages.values()) > 1
-    roles = run.summary["artifacts"] if kind != "evaluate" else run.summary["evaluations"]
-    role = next((name for name, folder in roles.items() if folder == artifact.path.name), None)
-    return f"{title}, {run.title(role)}" if several and role else title
+    title = STAGES.get(kind, kind.replace("_", " "))
+    models = [run.title(name) for name in run.models_from(artifact)]
+    if len(run.made_by(kind)) == 1 or not models or title in models:
+        return title
+    return f"{title}, {' and '.join(models)}"
 
 
 def training_section(run: RunFolder) -> Section | None:
@@ -56,7 +57,7 @@ def training_section(run: RunFolder) -> Section | None:
 def resources_section(run: RunFolder) -> Section | None:
     """Dice against size and speed, and the exported file's figures."""
     networks = run.summary.get("networks", {})
-    measured = [name for name in run.models if name in networks and name != BEFORE_FINETUNE]
+    measured = [name for name in run.models if name in networks and name != BEFORE_FINETUNE]  # the student's network
     blocks: list[Block | None] = [_cost_charts(run, measured), _cost_table(run, measured)] if measured else []
     blocks.append(_export_facts(run))
     lead = "Time: median of one image at the size the networks see, in PyTorch on one thread of the training machine."

@@ -9,10 +9,10 @@ import numpy as np
 from tskd.metrics.comparison import PairTest, compare_methods
 from tskd.metrics.segmentation import case_means
 from tskd.report.pictures import Predictions
-from tskd.report.run_folder import STUDENT, RunFolder
+from tskd.report.run_folder import BEFORE_FINETUNE, STUDENT, RunFolder
 from tskd.report.text import INTERVAL, counted, interval, number, signed
 
-NO_RIVALS = frozenset({STUDENT, "student_before_finetune", "teacher"})
+NO_RIVALS = frozenset({STUDENT, BEFORE_FINETUNE, "teacher"})
 """Models that the student is not measured against: itself, and the large model it learned from."""
 TIE_MARGIN = 0.01
 """Dice by which a case must differ to count as won or lost."""
