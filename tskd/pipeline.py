@@ -15,7 +15,6 @@ from tskd.artifacts import Artifact, Builder, Costs, Processes, Store, write_jso
 from tskd.budget import BUDGET_RULE, Budget, compute_of, network_flops, steps_within, student_budget
 from tskd.bundle import publish
 from tskd.config import DistillConfig, Recipe, TeacherConfig, TrainConfig
-from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
@@ -82,9 +81,7 @@ class Run:
 
     @cached_property
     def teacher_source(self) -> TeacherSource:
-        source = self._teacher_source(self.recipe.teacher)
-        say(f"teacher: {source.title}")
-        return source
+        return self._teacher_source(self.recipe.teacher)
 
     @cached_property
     def teacher(self) -> Artifact:

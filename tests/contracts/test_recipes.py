@@ -8,7 +8,7 @@ import pytest
 
 from tskd.compare.grid import load_grid
 from tskd.config import load_recipe
-from tskd.methods import check_names
+from tskd.methods import METHODS, check_names
 
 ROOT = Path(__file__).parents[2] / "recipes"
 RECIPES, GRIDS = sorted(ROOT.glob("*.yaml")), sorted((ROOT / "compare").glob("*.yaml"))
@@ -30,6 +30,12 @@ def test_no_yaml_lies_elsewhere() -> None:
 def test_every_recipe_loads(path: Path) -> None:
     check_names(load_recipe(path))
     assert f"tskd run recipes/{path.name}" in head(path)
+
+
+@pytest.mark.parametrize("name", ["smoke", "paper_table", "labels"])
+def test_the_large_grids_have_every_method(name: str) -> None:
+    """ImageNet weights aside: they are a file that not every machine has."""
+    assert set(load_grid(ROOT / f"compare/{name}.yaml").axes["method"]) == METHODS.keys() - {"imagenet"}
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.name)

@@ -25,6 +25,7 @@ from tskd.compare.tables import table_columns, table_rows, write_table
 from tskd.comparison_files import BIAS_VARIANCE, COMPARISON, RANKS, TABLE, TESTS
 from tskd.console import say
 from tskd.engine import open_runtime
+from tskd.errors import UserError
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.pipeline import ARTIFACTS
 from tskd.report import write_report
@@ -108,6 +109,8 @@ def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
     """Write the tables of the runs that have ended so far, and the report on them."""
     store = Store(out / ARTIFACTS)
     outcomes = {run.name: outcome for run in grid.runs if (outcome := read_outcome(out, run.name))}
+    if not outcomes:
+        raise UserError(f"{out}: no run of the grid {grid.name} has ended here. Leave --tables-only out to do them.")
     scored = [
         Scored(run, outcome, store.root / outcome.artifacts["evaluation"])
         for run in grid.runs

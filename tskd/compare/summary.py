@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from statistics import mean
 from typing import Any
 
@@ -15,6 +16,7 @@ from tskd.compare.command import Comparison
 from tskd.compare.estimate import Estimator
 from tskd.compare.grid import METHOD, Grid
 from tskd.compare.plan import RunPlan, all_missing
+from tskd.metrics.bias_variance import Decomposition
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT
 
@@ -45,12 +47,14 @@ def print_plan(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, wo
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print mean scores over seeds and label draws, the tests on Dice, and what failed."""
+    """Print mean scores over seeds and label draws, the tests on Dice, bias and variance, and what failed."""
     console = _console()
     console.print(_scores(comparison))
     dice = [(columns, test) for columns, test in comparison.statistics.tests if test.measure == "dice"]
     if dice:
         console.print(_tests(dice))
+    if comparison.bias_variance:
+        console.print(_decompositions(comparison.bias_variance))
     for row in comparison.rows:
         if row["status"] == "failed":
             console.print(f"failed: {row['run']}: {row['error']}", markup=False)
@@ -69,7 +73,7 @@ def _scores(comparison: Comparison) -> Table:
         if row["status"] == "done":
             groups[*(row[axis] for axis in axes), row["title"]].append(row)
     for place, rows in groups.items():
-        table.add_row(*map(str, place), *_cells(rows))
+        table.add_row(*_values(place), *_cells(rows))
     return table
 
 
@@ -103,8 +107,20 @@ def _tests(tests: Sequence[tuple[Any, PairTest]]) -> Table:
     return table
 
 
+def _decompositions(lines: Sequence[dict[str, Any]]) -> Table:
+    parts = [part.name for part in fields(Decomposition) if part.name != "remainder"]
+    place = [column for column in lines[0] if column not in {part.name for part in fields(Decomposition)}]
+    table = Table(title="squared error of probabilities = bias2 + variance, over seeds and label draws")
+    for column in (*place, *parts):
+        table.add_column(column, justify="right" if column in parts else "left")
+    for line in lines:
+        figures = [str(line[part]) if part == "runs" else f"{line[part]:.4f}" for part in parts]
+        table.add_row(*_values(line[column] for column in place), *figures)
+    return table
+
+
 def _values(values: Iterable[Any]) -> list[str]:
-    return ["all" if value is None else str(value) for value in values]
+    return ["-" if value is None else str(value) for value in values]
 
 
 def _console() -> Console:

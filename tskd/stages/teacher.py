@@ -10,6 +10,7 @@ import torch
 
 from tskd.artifacts import file_sha256
 from tskd.config import TeacherConfig
+from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
 from tskd.errors import UserError
@@ -127,6 +128,7 @@ def train_teacher(
     config: TeacherConfig, source: TeacherSource, prepared: Prepared, folder: Path, *, seed: int, runtime: Runtime
 ) -> dict[str, Any]:
     """Adapt the base model on the labelled budget, selected on its validation part; save what differs from the base."""
+    say(f"teacher: {source.title}")
     torch.manual_seed(derive(seed, "teacher"))
     model = build_model(source.description)
     trainable = adapt(model, source.description)
