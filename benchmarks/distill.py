@@ -63,10 +63,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--batch", type=int, default=8, help="images a step")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
+    parser.add_argument("--cases", type=int, nargs="+", default=range(len(CASES)), help="rows of the table, from 0")
     parser.add_argument("--quick", action="store_true", help="small networks, one round")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    cases, rounds = (QUICK, 1) if options.quick else (CASES, options.rounds)
+    chosen = [CASES[number] for number in options.cases]
+    cases, rounds = (QUICK, 1) if options.quick else (chosen, options.rounds)
     with TemporaryDirectory() as folder:
         if any(case.teacher == "sam" for case in cases):
             SamModel(SamConfig()).save_pretrained(Path(folder) / "sam")
