@@ -115,9 +115,9 @@ def _copies(run: RunFolder, found: list[dict[str, Any]], album: Album) -> Pictur
 
     The stage's own sheet of copies names the sources, so it is drawn again here.
     """
-    blocks = sorted(run.made_by("samples"), key=lambda block: int(block.manifest["config"]["first"]))
-    if not blocks or not found:
+    if not found or not run.made_by("samples"):
         return None
+    blocks = sorted(run.made_by("samples"), key=lambda block: int(block.manifest["config"]["first"]))
     images, prepared = read_samples([block.path for block in blocks]), run.prepared
     row_of = {record.id: row for row, record in enumerate(prepared.records)}
     drawn = []
