@@ -15,6 +15,7 @@ from tskd.errors import UserError
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Flip = Literal["auto", "none", "horizontal", "both"]
 PHANTOMS = "phantoms"
 """The value of ``data.root`` that stands for the built-in procedural images."""
 
@@ -41,7 +42,7 @@ class PhantomConfig(Section):
 class AugmentConfig(Section):
     """Random changes of the training images; geometric ones move image and mask alike."""
 
-    flip: Literal["auto", "none", "horizontal", "both"] = "auto"
+    flip: Flip = "auto"
     """auto: horizontal, but none where a class name says left or right."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 15.0
     """Degrees to either side."""
@@ -199,6 +200,52 @@ class DistillConfig(TrainConfig):
         return self
 
 
+class PretrainConfig(TrainConfig):
+    """What the students that learn from images alone share; how long they learn follows from distillation's compute."""
+
+    steps: Positive = 10**9
+    """Upper limit; the number that the compute allows is used where it is smaller."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Smallest crop as a share of the image's area; it is enlarged to the whole."""
+    flip: Flip = "auto"
+
+
+class MaeConfig(PretrainConfig):
+    """The student's encoder learns to draw hidden patches (method ``mae``)."""
+
+    mask: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Share of the patches that is hidden."""
+    decoder_width: Annotated[int, Field(ge=4, multiple_of=4)] = 96
+    decoder_depth: Positive = 4
+    batch_size: Positive = 64
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class MocoConfig(PretrainConfig):
+    """The student's encoder learns to tell two views of an image from other images (method ``moco_v3``)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Of the momentum encoder at the start; it rises to 1."""
+    hidden: Positive = 1024
+    """Width inside the projector and the predictor."""
+    width: Positive = 256
+    """Of the vectors that are compared."""
+    photometric: Annotated[float, Field(ge=0, le=2)] = 2.0
+    """Strength of brightness, contrast, gamma, colour, blur and noise."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> MocoConfig:
+        if self.accumulate > 1:
+            raise ValueError(
+                "images of a batch are compared with each other, so accumulate must be 1: lower batch_size"
+            )
+        return self
+
+
 class StudentConfig(Section):
     """The small model that is shipped."""
 
@@ -279,6 +326,8 @@ class Recipe(Section):
     diffusion: DiffusionConfig = DiffusionConfig()
     transfer: TransferConfig = TransferConfig()
     distill: DistillConfig = DistillConfig()
+    mae: MaeConfig = MaeConfig()
+    moco_v3: MocoConfig = MocoConfig()
     student: StudentConfig = StudentConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     control: ControlConfig = ControlConfig()

@@ -51,6 +51,8 @@ METHODS: dict[str, Method] = {
         teacher=lambda run: run.probed_teacher,
     ),
     "agnostic_kd": _pretrained("task-agnostic distillation", lambda run: run.distilled_agnostic),
+    "mae": _pretrained("masked autoencoder", lambda run: run.pretrained(run.recipe.mae)),
+    "moco_v3": _pretrained("MoCo v3", lambda run: run.pretrained(run.recipe.moco_v3)),
     "pseudo_label": _pretrained(
         "student on pseudo-labels", lambda run: run.pseudo_labelled, teacher=lambda run: run.teacher
     ),

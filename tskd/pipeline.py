@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from tskd.artifacts import Artifact, Builder, Costs, Processes, Store, write_json
 from tskd.budget import BUDGET_RULE, Budget, compute_of, network_flops, steps_within, student_budget
 from tskd.bundle import publish
-from tskd.config import DistillConfig, Recipe, TeacherConfig, TrainConfig
+from tskd.config import DistillConfig, PretrainConfig, Recipe, TeacherConfig, TrainConfig
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
@@ -262,16 +262,9 @@ class Run:
     @cached_property
     def pseudo_masks(self) -> Artifact:
         """The adapted teacher's hard masks on the transfer set."""
-        teacher = self.teacher
-        return self.store.build(
-            "pseudo_masks",
-            lambda folder: pseudo.predict_masks(
-                load_model(teacher.path), self.transfer_set, folder, runtime=self.runtime
-            ),
-            config={},
-            inputs={"data": self.prepared_artifact.digest, "transfer": self.transfer.digest, "teacher": teacher.digest},
-            seed=self.recipe.seed,
-            version=pseudo.VERSION,
+        inputs = {"data": self.prepared_artifact.digest, "transfer": self.transfer.digest}
+        return pseudo.build_masks(
+            self.store, self.teacher, self.transfer_set, inputs, seed=self.recipe.seed, runtime=self.runtime
         )
 
     @cached_property
@@ -290,18 +283,27 @@ class Run:
             version=pseudo.VERSION,
         )  # fmt: skip
 
+    def pretrained(self, config: PretrainConfig) -> Artifact:
+        """Return the student whose encoder has learned from the transfer images alone, MAE or MoCo v3 by ``config``."""
+        description = self.student_description
+        cost = pretrain.step_cost(config, description)
+        allowed = steps_within(self.budget.pretraining, config.batch_size * cost.student)
+        config = config.model_copy(update={"steps": min(config.steps, allowed)})
+        return self._train(
+            "pretrain",
+            lambda folder: pretrain.pretrain(
+                config, description, self.transfer_set, folder, seed=self.recipe.seed, runtime=self.runtime
+            ),
+            config=config,
+            inputs=self._pretraining_inputs,
+            version=pretrain.VERSION,
+        )
+
     @cached_property
     def imagenet(self) -> Artifact:
         """The student whose backbone comes from the weight file of the recipe."""
         description = {**self.student_description, "weights": self.recipe.student.weights}
-        return self.store.build(
-            "imagenet",
-            lambda folder: pretrain.take_weights(description, folder, seed=self.recipe.seed),
-            config={},
-            inputs={"student": description_digest(description)},
-            seed=self.recipe.seed,
-            version=pretrain.VERSION,
-        )
+        return pretrain.build_from_weights(self.store, description, seed=self.recipe.seed)
 
     # --- controls ---
 

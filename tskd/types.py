@@ -64,6 +64,8 @@ class Batch(NamedTuple):
     """The teacher's answer for ``images`` where it was cached."""
     names: tuple[str, ...] = ()
     """Record ids, for error messages only."""
+    noise: Tensor | None = None
+    """(B, N) numbers in [0, 1) drawn for the step, where its images are to be masked."""
 
 
 StepFn = Callable[["nn.Module", Batch], Mapping[str, "Tensor"]]

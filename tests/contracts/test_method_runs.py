@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.made_up import SMALL_VIT
 from tskd.budget import compute_of
 from tskd.config import build_recipe
 from tskd.engine import open_runtime
@@ -24,13 +25,17 @@ SETTINGS: dict[str, Any] = {
     "data": {"image_size": SIZE, "labels": 8, "phantom": {"family": "dermoscopy", "train": 16, "test": 4, "size": 48}},
     "teacher": {"name": "timm/resnet10t", "steps": 4, "batch_size": 4},
     "distill": {"steps": 16, "batch_size": 8, "views": 2},
+    "mae": {"batch_size": 2},
+    "moco_v3": {"batch_size": 2, "hidden": 32, "width": 16},
     "finetune": {"steps": 8, "batch_size": 4},
     "control": {"channels": [8, 16, 32], "batch_size": 8},
     "engine": {"accelerator": "cpu"},
 }
 STUDENTS = sorted(METHODS.keys() - {"teacher", "control", "control_pseudo"})
-TOLERANCE = 0.01
-"""Of the budget: a step more or less, and the projection that distillation trains beside the student."""
+TOLERANCE = 0.02
+"""Of the budget: up to a step less, and the projection that distillation trains beside the student."""
+SELF_TAUGHT = {"agnostic_kd", "moco_v3"}
+"""Methods with targets that are not an adapted teacher's, and are told apart all the same."""
 
 OpenRun = Callable[..., Run]
 
@@ -40,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One output folder for all methods, with weight files as a user brings them."""
     folder = tmp_path_factory.mktemp("methods")
     torch.manual_seed(0)
-    for backbone in ("resnet10t", "vit_tiny_patch16_224"):
+    for backbone in ("resnet10t", SMALL_VIT):
         save_file(timm.create_model(backbone).state_dict(), folder / f"{backbone}.safetensors")
     return folder
 
@@ -48,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def open_run(folder: Path) -> OpenRun:
     def open_run(method: str, **student: Any) -> Run:
-        student["weights"] = str(folder / "vit_tiny_patch16_224.safetensors")
+        student |= {"backbone": SMALL_VIT, "weights": str(folder / f"{SMALL_VIT}.safetensors")}
         teacher = {**SETTINGS["teacher"], "weights": str(folder / "resnet10t.safetensors")}
         recipe = build_recipe({**SETTINGS, "method": method, "student": student, "teacher": teacher}, "test")
         return Run(recipe, folder / "out", open_runtime(recipe.engine))
@@ -77,10 +82,6 @@ def test_a_method_spends_the_budget_and_no_more(method: str, open_run: OpenRun) 
     assert 1e9 * spent.student_gflops == pytest.approx(run.budget.total, rel=TOLERANCE)
     answers = METHODS[method].teacher is not None or method in SELF_TAUGHT
     assert (spent.teacher_gflops > 0) == answers
-
-
-SELF_TAUGHT = {"agnostic_kd"}
-"""Methods with targets that are not an adapted teacher's, and are told apart all the same."""
 
 
 def shapes(file: Path) -> dict[str, torch.Size]:
@@ -124,8 +125,8 @@ def test_task_agnostic_distillation_leaves_the_decoder_random(open_run: OpenRun)
 
 def test_weights_can_be_the_start_of_all_but_scratch(open_run: OpenRun, folder: Path) -> None:
     usual, changed = open_run("task_kd"), open_run("task_kd", start="weights")
-    name = "encoder.model.blocks.11.mlp.fc1.weight"
-    given = load_file(folder / "vit_tiny_patch16_224.safetensors")[name.removeprefix("encoder.model.")]
+    name = "encoder.model.blocks.3.mlp.fc1.weight"
+    given = load_file(folder / f"{SMALL_VIT}.safetensors")[name.removeprefix("encoder.model.")]
     distances = [
         (load_file(run.distilled_by(run.teacher).path / "student.safetensors")[name] - given).norm()
         for run in (usual, changed)

@@ -17,6 +17,9 @@ class Name(str):
     def __call__(self, *inputs: object, **settings: object) -> Name:
         return Name(f"{self}{inputs}{settings or ''}")
 
+    def __getattr__(self, name: str) -> Name:
+        return Name(f"{self}.{name}")
+
 
 class Recorder:
     """A run whose artifacts are their own names; it notes which were asked for."""

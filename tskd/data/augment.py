@@ -75,6 +75,24 @@ def crop_cells(planes: Tensor, side: int, corners: Tensor, grid: int) -> Tensor:
     return torch.stack(cut)
 
 
+def draw_resized_crops(count: int, smallest: float, flip: tuple[bool, bool], generator: torch.Generator) -> Tensor:
+    """Return (count, 2, 3) maps of crops that fill the image: area ``smallest`` to 1 of it, sides up to 4 to 3.
+
+    ``flip``: whether they may be mirrored (horizontally, vertically). Source: Szegedy et al. 2015, as self-supervised
+    methods use it; here a crop wider or higher than the image is cut to it.
+    """
+    uniform = torch.rand(count, 6, generator=generator)
+    area = smallest + (1 - smallest) * uniform[:, 0]
+    stretch = torch.exp((uniform[:, 1] - 0.5) * math.log(4 / 3))
+    maps = torch.zeros(count, 2, 3)
+    for axis, side in enumerate((area.sqrt() * stretch, area.sqrt() / stretch)):
+        side = side.clamp(max=1)
+        mirror = torch.where((uniform[:, 2 + axis] < 0.5) & flip[axis], -1.0, 1.0)
+        maps[:, axis, axis] = side * mirror
+        maps[:, axis, 2] = (1 - side) * (2 * uniform[:, 4 + axis] - 1)
+    return maps
+
+
 def move_images(images: Tensor, maps: Tensor) -> Tensor:
     """Return (B, C, H, W) images resampled bilinearly along the maps; outside of the old image is black."""
     grid = _sampling_grid(maps.to(images.device), images.shape[-2:])

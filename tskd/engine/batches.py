@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tskd.config import AugmentConfig
+from tskd.config import AugmentConfig, PretrainConfig
 from tskd.data.augment import (
     GeometryRange,
     Photometry,
@@ -125,7 +125,7 @@ def geometry_range(augment: AugmentConfig, flip: tuple[bool, bool]) -> GeometryR
     return GeometryRange(*flip, augment.rotate, augment.scale, augment.shift)
 
 
-def allowed_flips(augment: AugmentConfig, classes: Sequence[str]) -> tuple[bool, bool]:
+def allowed_flips(augment: AugmentConfig | PretrainConfig, classes: Sequence[str]) -> tuple[bool, bool]:
     """Return whether images may be mirrored (horizontally, vertically); ``auto`` keeps left and right apart."""
     if augment.flip == "auto":
         sided = any(side in name.lower() for name in classes for side in ("left", "right"))

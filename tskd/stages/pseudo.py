@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tskd.artifacts import Artifact, Builder
 from tskd.config import DistillConfig
 from tskd.console import progress
 from tskd.data.prepared import Prepared
@@ -21,7 +22,7 @@ from tskd.engine import Runtime, Training, fit
 from tskd.engine.batches import to_images
 from tskd.losses.classes import hard_prediction
 from tskd.models.flops import gflops, inference_flops, training_flops
-from tskd.models.registry import build_model, save_model
+from tskd.models.registry import build_model, load_model, save_model
 from tskd.seeding import derive
 from tskd.stages.supervised import Labelled, label_step, labelled_batches, training_labels, training_metrics
 
@@ -33,6 +34,26 @@ UNUSED_SETTINGS = frozenset(
 )
 """Of ``distill``: a student of hard masks knows none of them."""
 _AT_ONCE = 8
+
+
+def build_masks(
+    store: Builder,
+    teacher: Artifact,
+    transfer: TransferSet,
+    inputs: Mapping[str, str],
+    *,
+    seed: int,
+    runtime: Runtime,
+) -> Artifact:
+    """Return the artifact of an adapted teacher's hard masks; ``inputs``: digests of the data and the transfer set."""
+    return store.build(
+        "pseudo_masks",
+        lambda folder: predict_masks(load_model(teacher.path), transfer, folder, runtime=runtime),
+        config={},
+        inputs={**inputs, "teacher": teacher.digest},
+        seed=seed,
+        version=VERSION,
+    )
 
 
 def predict_masks(teacher: nn.Module, transfer: TransferSet, folder: Path, *, runtime: Runtime) -> dict[str, Any]:
