@@ -32,8 +32,8 @@ SETTINGS: dict[str, Any] = {
     "engine": {"accelerator": "cpu"},
 }
 STUDENTS = sorted(METHODS.keys() - {"teacher", "control", "control_pseudo"})
-TOLERANCE = 0.02
-"""Of the budget: up to a step less, and the projection that distillation trains beside the student."""
+TOLERANCE = 0.03
+"""Of the budget: up to a step less, and the projection that distillation trains beside so small a student (2.6 %)."""
 SELF_TAUGHT = {"agnostic_kd", "moco_v3"}
 """Methods with targets that are not an adapted teacher's, and are told apart all the same."""
 
