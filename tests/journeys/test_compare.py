@@ -132,7 +132,7 @@ def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -
 
 
 def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(tskd: Command, tmp_path: Path) -> None:
-    axes = {"student.backbone": ["vit_tinny", "vit_tiny_patch16_224"]}
+    axes = {"finetune.scratch_lr": [1e30, 1e-3]}
     grid = write_grid(tmp_path, recipe={**RECIPE, "method": "scratch"}, axes=axes, bias_variance=False)
     dry = tskd("compare", grid, "--out", tmp_path / "out", "--dry-run")
     assert dry.returncode == 0, dry.stderr
@@ -143,11 +143,20 @@ def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(tskd: Com
         answer = tskd("compare", grid, "--out", tmp_path / "out", "--json")
         assert answer.returncode == 1
         assert "Traceback" not in answer.stderr
-        assert "timm has no backbone 'vit_tinny'" in answer.stderr
+        assert "is not finite" in answer.stderr
         summary = json.loads(answer.stdout)
         assert (summary["runs"], summary["failed"]) == (2, 1)
     with (tmp_path / "out/table.csv").open(newline="") as file:
         failed, done = csv.DictReader(file)
     assert (failed["status"], done["status"]) == ("failed", "done")
-    assert "timm has no backbone 'vit_tinny'" in failed["error"]
+    assert "is not finite" in failed["error"]
     assert "Traceback" in (tmp_path / "out/runs" / f"{failed['run']}.log").read_text()
+
+
+def test_what_no_run_could_do_is_refused_before_any_work(tskd: Command, tmp_path: Path) -> None:
+    grid = write_grid(tmp_path, axes={"student.backbone": ["vit_tinny", "vit_tiny_patch16_224"]})
+    answer = tskd("compare", grid, "--out", tmp_path / "out")
+    assert answer.returncode == 2
+    assert "timm has no backbone 'vit_tinny'" in answer.stderr
+    assert "(1 of 2 runs)" in answer.stderr
+    assert not (tmp_path / "out/runs").exists()
