@@ -202,8 +202,8 @@ def test_a_small_model_learns_two_blobs(blobs: np.ndarray) -> None:
     assert np.mean(losses[-20:]) < 0.25 * losses[0]
 
     samples = to_uint8(sample(model.eval(), plan=replace(PLAN, steps=20), seeds=range(16)))
-    assert samples.mean() == pytest.approx(blobs.mean(), abs=10)
-    assert samples.std() == pytest.approx(blobs.std(), abs=10)
+    assert samples.mean() == pytest.approx(blobs.mean(), abs=20)  # noise would lie near 127
+    assert samples.std() == pytest.approx(blobs.std(), abs=20)
     upper_left = samples[:, :8, :8].mean(axis=(1, 2, 3)) > samples[:, 8:, 8:].mean(axis=(1, 2, 3))
     assert 3 <= upper_left.sum() <= 13
     assert not collapse_check(samples, blobs).noise
