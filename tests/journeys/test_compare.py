@@ -151,12 +151,3 @@ def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(tskd: Com
     assert (failed["status"], done["status"]) == ("failed", "done")
     assert "is not finite" in failed["error"]
     assert "Traceback" in (tmp_path / "out/runs" / f"{failed['run']}.log").read_text()
-
-
-def test_what_no_run_could_do_is_refused_before_any_work(tskd: Command, tmp_path: Path) -> None:
-    grid = write_grid(tmp_path, axes={"student.backbone": ["vit_tinny", "vit_tiny_patch16_224"]})
-    answer = tskd("compare", grid, "--out", tmp_path / "out")
-    assert answer.returncode == 2
-    assert "timm has no backbone 'vit_tinny'" in answer.stderr
-    assert "(1 of 2 runs)" in answer.stderr
-    assert not (tmp_path / "out/runs").exists()

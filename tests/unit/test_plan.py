@@ -56,12 +56,18 @@ def test_what_is_there_is_found_under_the_name_it_was_planned(tmp_path: Path) ->
 
 
 def test_what_the_data_does_not_allow_is_refused_before_any_training(tmp_path: Path) -> None:
-    wanted = [recipe(), recipe(data={**TINY["data"], "labels": 900}), recipe(data={"root": str(tmp_path / "none")})]
+    wanted = [
+        recipe(),
+        recipe(data={**TINY["data"], "labels": 900}),
+        recipe(data={"root": str(tmp_path / "none")}),
+        recipe(method="scratch", student={"backbone": "vit_tinny"}),
+    ]
     with pytest.raises(UserError) as error:
         plan_runs(runs(*wanted), tmp_path)
     message = str(error.value)
     assert "labels=900 is out of range" in message
-    assert "(1 of 3 runs)" in message
+    assert "(1 of 4 runs)" in message
+    assert "timm has no backbone 'vit_tinny'" in message
     assert str(tmp_path / "none") in message
 
 
