@@ -63,4 +63,4 @@ def test_a_kill_in_the_middle_of_sampling_changes_no_image(tmp_path: Path) -> No
     for folder in (killed, whole):
         assert start(folder, seconds_a_chunk=0).wait(TIME_LIMIT) == 0
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items()), "finished chunks are kept"
-    assert np.array_equal(read_samples(killed), read_samples(whole))
+    assert np.array_equal(read_samples([killed]), read_samples([whole]))
