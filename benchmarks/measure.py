@@ -65,10 +65,6 @@ def print_results(rows: Sequence[Mapping[str, Any]], *, as_json: bool, threads: 
 
 
 def _text(value: Any) -> str:
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 100
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

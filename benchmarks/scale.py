@@ -90,11 +90,7 @@ def _make_shared(folder: Path, threads: int) -> None:
 def _open_run(folder: Path, size: int, threads: int) -> Run:
     recipe: Recipe = build_recipe(
         {
-            "data": {
-                "image_size": 64,
-                "labels": 12,
-                "phantom": {"family": "dermoscopy", "train": 24, "test": 8, "size": 64},
-            },
+            "data": {"image_size": 64, "labels": 12, "phantom": PHANTOMS},
             "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 1},
             "transfer": {"real": 0, "augmented": size},
             "diffusion": {"image_size": 32, "steps": 1},
@@ -106,11 +102,11 @@ def _open_run(folder: Path, size: int, threads: int) -> Run:
 
 
 def _compared(row: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
-    """Return the row with each time's ratio to the first row's."""
+    """Return the row with the ratio of each time and memory to the first row's."""
     compared: dict[str, Any] = {}
     for name, value in row.items():
         compared[name] = value
-        if name.endswith(" ms"):
+        if name.endswith((" ms", " MB")):
             compared[f"{name} x"] = value / first[name]
     return compared
 

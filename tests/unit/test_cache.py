@@ -194,6 +194,18 @@ def test_too_little_room_is_said_before_anything_is_written(
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_shards_of_large_answers_hold_fewer_images_and_are_read_all_the_same(
+    transfer: TransferSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, augment = Equivariant(), AugmentConfig()
+    small = batches(built(teacher, transfer, tmp_path / "small", augment), transfer, augment, (True, False))
+    monkeypatch.setattr(cache, "SHARD_BYTES", plan(teacher, transfer).bytes // 10)
+    large = batches(built(teacher, transfer, tmp_path / "large", augment), transfer, augment, (True, False))
+    assert len(list((tmp_path / "large").glob("*.safetensors"))) == 10
+    for step in range(3):
+        assert torch.equal(stored(small(step, 0, 1)).logits, stored(large(step, 0, 1)).logits)
+
+
 @pytest.mark.parametrize(("steps", "pays"), [(17, False), (18, True)])
 def test_the_rule_of_thumb_caches_where_views_are_seen_twice(steps: int, pays: bool) -> None:
     """70 images in 2 views are half of 280 looked at: 17.5 steps of 16."""
@@ -216,5 +228,4 @@ def process(rank: int, of: int) -> Runtime:
 def forget_open_shards() -> Iterator[None]:
     """Paths repeat from test to test only by chance; what is open is closed all the same."""
     yield
-    cache._open_shard.cache_clear()
     cache._layout_of.cache_clear()

@@ -45,7 +45,7 @@ class TransferSet:
     def names(self) -> tuple[str, ...]:
         return tuple(record.id for record in self.records)
 
-    @property
+    @cached_property
     def images(self) -> TransferImages:
         return TransferImages(self, self.records)
 

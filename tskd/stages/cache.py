@@ -8,8 +8,9 @@ In training, view, symmetry (flips, quarter turns) and crop are drawn anew; imag
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,9 +43,12 @@ from tskd.models.projections import matching_level
 from tskd.seeding import numpy_generator, torch_generator
 from tskd.types import Batch, SegmentationOutput
 
-VERSION = 2
+VERSION = 3
 LAYOUT = "cache.json"
-SHARD_IMAGES = 64
+SHARD_IMAGES, SHARD_BYTES = 64, 2**26
+"""At most so much is in one shard: it is built in memory."""
+STORED = ("maps", "features", "logits")
+"""The tensors of a shard, (images, views, ...) each."""
 LARGEST_SHARE_OF_TRAINING = 0.5
 QUARTER_TURN = 90.0
 
@@ -62,16 +66,17 @@ class CacheLayout:
     logits: tuple[int, int, int]
     """(K, S, S)"""
     seed: int
+    shard_images: int
+    """Images in a shard; the last one may hold fewer."""
 
     @property
     def bytes(self) -> int:
         """Size on disk."""
-        each = int(np.prod(self.features)) + int(np.prod(self.logits))
-        return 2 * self.images * self.views * each
+        return self.images * _image_bytes(self.views, self.features, self.logits)
 
     @property
     def shards(self) -> int:
-        return -(-self.images // SHARD_IMAGES)
+        return -(-self.images // self.shard_images)
 
 
 def cache_pays(config: DistillConfig, images: int) -> bool:
@@ -93,7 +98,13 @@ def plan_cache(teacher: nn.Module, student: nn.Module, transfer: TransferSet, *,
         side = student(image).features[-1].shape[-1]
     level = matching_level(answer.features, side)
     features = (answer.features[level].shape[1], side, side)
-    return CacheLayout(len(transfer.images), views, level, features, tuple(answer.logits.shape[1:]), seed)
+    logits = tuple(answer.logits.shape[1:])
+    shard_images = max(1, min(SHARD_IMAGES, SHARD_BYTES // _image_bytes(views, features, logits)))
+    return CacheLayout(len(transfer.images), views, level, features, logits, seed, shard_images)
+
+
+def _image_bytes(views: int, features: Sequence[int], logits: Sequence[int]) -> int:
+    return 2 * views * (math.prod(features) + math.prod(logits))
 
 
 def build_cache(
@@ -162,9 +173,9 @@ class CachedBatches:
         chosen = indices[rows]
         views = numpy_generator(self.seed, "views", step).integers(layout.views, size=self.batch_size)[rows]
         elements = numpy_generator(self.seed, "symmetry", step).choice(self.symmetries, size=self.batch_size)[rows]
-        stored = _read_answers(self.folder, chosen, views)
-        images = _turn(move_images(to_images(self.transfer.images[chosen]), stored["maps"]), elements)
-        features, logits = (_turn(stored[name].float(), elements) for name in ("features", "logits"))
+        maps, features, logits = _read_answers(self.folder, layout, chosen, views)
+        images = _turn(move_images(to_images(self.transfer.images[chosen]), maps), elements)
+        features, logits = _turn(features, elements), _turn(logits, elements)
         names = tuple(self.transfer.records[index].id for index in chosen)
         answer = SegmentationOutput((features,), logits)
         batch = Batch(images, self._photometry(images, step, rows), None, answer, names)
@@ -206,7 +217,8 @@ def _write_shard(
     shard: int,
     runtime: Runtime,
 ) -> None:
-    images = np.arange(shard * SHARD_IMAGES, min((shard + 1) * SHARD_IMAGES, layout.images))
+    first = shard * layout.shard_images
+    images = np.arange(first, min(first + layout.shard_images, layout.images))
     every_map = torch.empty(len(images), layout.views, 2, 3)
     features = torch.empty(len(images), layout.views, *layout.features, dtype=torch.float16)
     logits = torch.empty(len(images), layout.views, *layout.logits, dtype=torch.float16)
@@ -222,7 +234,7 @@ def _write_shard(
             logits[rows, view] = answer.logits.cpu().half()
             every_map[rows, view] = maps
     partial = folder / f".shard-{shard:05d}"
-    save_file({"maps": every_map, "features": features, "logits": logits}, partial)
+    save_file(dict(zip(STORED, (every_map, features, logits))), partial)
     partial.rename(shard_path(folder, shard))
 
 
@@ -230,18 +242,23 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _read_answers(folder: Path, images: np.ndarray, views: np.ndarray) -> dict[str, Tensor]:
-    """Return what is stored of each (image, view), stacked by name."""
-    places = [(_open_shard(folder, image // SHARD_IMAGES), image % SHARD_IMAGES) for image in images.tolist()]
-    names = ("maps", "features", "logits")
-    return {name: torch.stack([shard[name][row, view] for (shard, row), view in zip(places, views)]) for name in names}
+def _read_answers(
+    folder: Path, layout: CacheLayout, images: np.ndarray, views: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return maps, features and logits of each (image, view).
 
-
-@lru_cache(maxsize=1024)
-def _open_shard(folder: Path, shard: int) -> dict[str, Tensor]:
-    """Return a shard's tensors as views of its memory map."""
-    with safe_open(shard_path(folder, shard), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    A shard stays mapped only while it is read: a mapping that is kept counts as this process's memory, page by page,
+    until all of the cache does; opening takes a tenth of a millisecond.
+    """
+    shards, rows = np.divmod(images, layout.shard_images)
+    answers: dict[int, list[Tensor]] = {}
+    for shard in np.unique(shards).tolist():
+        with safe_open(shard_path(folder, shard), framework="pt") as file:
+            stored = [file.get_slice(name) for name in STORED]
+            for place in np.flatnonzero(shards == shard).tolist():
+                answers[place] = [one[int(rows[place]), int(views[place])] for one in stored]
+    maps, features, logits = (torch.stack(column) for column in zip(*(answers[place] for place in range(len(images)))))
+    return maps, features.float(), logits.float()
 
 
 @lru_cache(maxsize=4)

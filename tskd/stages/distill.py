@@ -28,6 +28,8 @@ from tskd.types import Batch, SegmentationOutput, StepFn
 VERSION = 3
 FILE = "student.safetensors"
 PROJECTIONS = "projections.safetensors"
+GUIDE_GFLOPS = "teacher_gflops"
+"""Metric of a distillation and of a cache: what the answers that a student learned cost."""
 Ask = Callable[[Batch], SegmentationOutput]
 """Gives the teacher's answer for a batch, computed or read from the cache."""
 
@@ -71,8 +73,7 @@ class Distillation:
 
     def learn(self, answers: Artifact | None, folder: Path) -> dict[str, Any]:
         """Train the student on stored answers, or (None) on the guide's own; return the metrics."""
-        config, guide = self.config, self.guide.load()
-        flops = inference_flops(guide, self.transfer.images.shape[1])
+        config = self.config
         common: dict[str, Any] = {
             "batch_size": config.batch_size,
             "augment": config.augment,
@@ -81,20 +82,26 @@ class Distillation:
         }
         batches: Batches
         if answers is None:
+            guide = self.guide.load()
+            spent = self._guide_gflops(guide, config.steps * config.batch_size)
             ask = online(guide, self.runtime)
             batches = ImageBatches(self.transfer.images, None, self.transfer.names, **common)
-            asked = config.steps * config.batch_size
-        else:
+        else:  # the guide stays on the disk: it may be many times the student
+            spent = answers.metrics[GUIDE_GFLOPS]
             ask = stored
             batches = cache.CachedBatches(answers.path, self.transfer, **common)
-            asked = len(self.transfer.images) * config.views
         metrics = distill(config, self.student, batches, ask, folder, seed=self.seed, runtime=self.runtime)
-        return metrics | {"teacher_gflops": gflops(asked * flops)}
+        return metrics | {GUIDE_GFLOPS: spent}
 
     def _build_cache(self, folder: Path) -> Mapping[str, Any]:
         config, guide = self.config, self.guide.load()
         layout = cache.plan_cache(guide, build_model(self.student), self.transfer, views=config.views, seed=self.seed)
-        return cache.build_cache(guide, self.transfer, layout, config.augment, folder, runtime=self.runtime)
+        spent = self._guide_gflops(guide, layout.images * layout.views)
+        metrics = cache.build_cache(guide, self.transfer, layout, config.augment, folder, runtime=self.runtime)
+        return metrics | {GUIDE_GFLOPS: spent}
+
+    def _guide_gflops(self, guide: nn.Module, images: int) -> float:
+        return gflops(images * inference_flops(guide, self.transfer.images.shape[1]))
 
 
 def distill(
