@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from filelock import FileLock
 
 from tskd.console import warn
+from tskd.memory import give_back_freed_memory
 
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
@@ -268,6 +269,7 @@ def environment() -> dict[str, Any]:
 def measured() -> Iterator[dict[str, float]]:
     """Measure the block: ``seconds`` and ``peak_memory_mb`` of this process (resident) are filled in at its end."""
     usage: dict[str, float] = {}
+    give_back_freed_memory()  # what another stage held is not this one's
     _reset_peak_memory()
     began = time.monotonic()
     try:

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from tskd.config import EngineConfig
+from tskd.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -38,5 +39,7 @@ def open_runtime(config: EngineConfig, *, minutes: float | None = None) -> Runti
         precision=config.precision,
     )
     fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     return Runtime(fabric, config.checkpoint_seconds, deadline)
