@@ -40,6 +40,9 @@ SHARPNESS = {"teacher": 125.0, "student": 135.0, "scratch": 165.0, "control": 14
 """Grey level from which each model calls a pixel lesion. Organs start at 130: what is above misses more of them."""
 
 
+COMPUTE = {"student_gflops": 5400.0, "teacher_gflops": 12.0}
+
+
 class Threshold(nn.Module):
     """Calls lesion what is brighter than a grey level."""
 
@@ -158,7 +161,8 @@ def make_run(
         "teacher": "EfficientNet-Lite0 (ImageNet), not SAM",
         "seconds": 1.0,
         "peak_memory_mb": 1.0,
-        "metrics": {name: artifact.metrics for name, artifact in scored.items()},
+        "metrics": {name: artifact.metrics | COMPUTE for name, artifact in scored.items()},
+        "budget_rule": "Every student has the same training compute.",
         "artifacts": {name: artifact.path.name for name, artifact in trained.items()},
         "export": export,
         "networks": {name: {"parameters": 5_000_000, "model_mb": 20.0, "latency_ms": 7.5} for name in models},
@@ -218,7 +222,7 @@ def _line(scored: Artifact, method: str, title: str, labels: int, seed: int) -> 
     kept = {name: found[name] for name in ("dice", "iou", "hd95_px", "assd_px", "n_cases", "missed", "false_positive")}
     return {
         "run": f"{method}-{labels}-{seed}", "status": "done", "error": "", "method": method, "title": title,
-        "dataset": "cones", "data.labels": labels, "seed": seed, **kept, "seconds": 3.0,
+        "dataset": "cones", "data.labels": labels, "seed": seed, **kept, "seconds": 3.0, **COMPUTE,
         "parameters": 5e6 - len(method), "latency_ms": 4.0 + len(method), "evaluation": scored.path.name,
     }  # fmt: skip
 

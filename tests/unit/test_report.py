@@ -84,6 +84,12 @@ def test_the_score_table_repeats_run_json(folder: Path) -> None:
     assert table.rows[next(iter(table.strong))][0] == "Student"
 
 
+def test_training_compute_is_told_with_its_rule(html: str) -> None:
+    costs = html[html.index('<section id="costs">') : html.index('<section id="reproduce">')]
+    assert "Every student has the same training compute." in costs
+    assert costs.count("<td>5.4</td><td>0.012</td>") == 4
+
+
 def test_differences_are_paired_by_case(folder: Path) -> None:
     run = open_run(folder)
     tests = {test.method: test for test in paired_tests(run)}

@@ -16,7 +16,7 @@ from tskd.report.comparison_folder import Cell, ComparisonFolder, Line, Setting,
 from tskd.report.comparison_verdict import comparison_verdict
 from tskd.report.pictures import Album, Gallery, picks, side_by_side
 from tskd.report.shareable import shareable
-from tskd.report.text import INTERVAL, NOTHING, capital, counted, interval, number, p_value, signed
+from tskd.report.text import INTERVAL, NOTHING, capital, counted, interval, number, p_value, signed, teraflops
 from tskd.stages.model_card import INTENDED_USE, LIMITS
 
 SHOWN = 3
@@ -144,7 +144,19 @@ def _forest(comparison: ComparisonFolder, setting: Setting, cells: list[Cell], s
 
 def _score_table(comparison: ComparisonFolder, setting: Setting, cells: list[Cell]) -> Table:
     unit = "mm" if cells[0].mean("hd95_mm") is not None else "px"
-    columns = ("method", "Dice", INTERVAL, "IoU", f"HD95 ({unit})", "missed", "false positive", "cases", "runs")
+    columns = (
+        "method",
+        "Dice",
+        INTERVAL,
+        "IoU",
+        f"HD95 ({unit})",
+        "missed",
+        "false positive",
+        "TFLOP",
+        "teacher's TFLOP",
+        "cases",
+        "runs",
+    )
     rows = tuple(
         (
             capital(cell.look.title),
@@ -154,6 +166,8 @@ def _score_table(comparison: ComparisonFolder, setting: Setting, cells: list[Cel
             number(cell.mean(f"hd95_{unit}"), 1),
             number(cell.mean("missed"), 1),
             number(cell.mean("false_positive"), 1),
+            teraflops(cell.mean("student_gflops")),
+            teraflops(cell.mean("teacher_gflops")),
             cell.lines[0]["n_cases"],
             str(len(cell.lines)),
         )
@@ -164,7 +178,8 @@ def _score_table(comparison: ComparisonFolder, setting: Setting, cells: list[Cel
         columns,
         rows,
         title=comparison.title(setting),
-        note="Bold: the highest Dice. Missed, false positive: mean of a run.",
+        note="Bold: the highest Dice. Missed, false positive: mean of a run. TFLOP: training compute of the student, "
+        "and beside it what only gives it targets.",
         strong=frozenset({best}),
     )
 

@@ -10,7 +10,7 @@ from tskd.console import duration
 from tskd.report.blocks import Block, Code, Facts, Section, Table, section
 from tskd.report.run_folder import RunFolder
 from tskd.report.shareable import flattened, shareable
-from tskd.report.text import capital, thousands
+from tskd.report.text import capital, teraflops, thousands
 from tskd.report.training import stage_title
 
 _DIGITS = 16
@@ -29,8 +29,20 @@ def cost_section(run: RunFolder) -> Section | None:
     )
     total = sum(artifact.manifest["seconds"] for artifact in run.stages.values())
     table = Table(("stage", "time", "peak memory (MiB)", "device"), rows, texts=frozenset({0, 3}))
+    compute = _compute(run)
     lead = f"As measured when each was made: {duration(total)} in all. A stage found finished is not made again."
-    return section("costs", "What it took", lead, [table])
+    return section("costs", "What it took", lead, [table, compute])
+
+
+def _compute(run: RunFolder) -> Table:
+    """Return the training compute of each method alone, whatever it shared with others in this run."""
+    known = [name for name in run.models if "student_gflops" in run.metrics[name]]
+    rows = tuple(
+        (capital(run.title(name)), *(teraflops(run.metrics[name][key]) for key in ("student_gflops", "teacher_gflops")))
+        for name in known
+    )
+    columns = ("model", "of the student (TFLOP)", "of the teacher (TFLOP)")
+    return Table(columns, rows, title="Training compute", note=str(run.summary.get("budget_rule", "")))
 
 
 def reproduce_section(run: RunFolder) -> Section | None:

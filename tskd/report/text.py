@@ -30,6 +30,11 @@ def thousands(value: float) -> str:
     return f"{value:,.0f}".replace(",", "\u202f")
 
 
+def teraflops(gigaflops: float | None) -> str:
+    """Return billions of floating-point operations as trillions, three digits of them."""
+    return NOTHING if gigaflops is None else f"{gigaflops / 1000:.3g}"
+
+
 def p_value(value: float) -> str:
     """Return a p value as journals print it."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
