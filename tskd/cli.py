@@ -253,9 +253,11 @@ def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, downlo
     from tskd.methods import check_names
 
     check_names(recipe)  # before the heavy imports: a mistake is answered at once
+    from tskd.buildable import check_student
     from tskd.engine import open_runtime
     from tskd.pipeline import Run
 
+    check_student(recipe)
     return Run(recipe, out, open_runtime(recipe.engine, minutes=minutes), download)
 
 

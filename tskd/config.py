@@ -18,6 +18,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Flip = Literal["auto", "none", "horizontal", "both"]
 PHANTOMS = "phantoms"
 """The value of ``data.root`` that stands for the built-in procedural images."""
+RANDOM = "random"
+"""``teacher.weights`` of a timm teacher that starts from nothing: for experiments, with ``adaptation: full`` only."""
 
 
 class Section(BaseModel):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tskd.config import RANDOM
 from tskd.errors import UserError
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES
 from tskd.models.decoders import DECODERS
@@ -66,8 +67,12 @@ METHODS: dict[str, Method] = {
 """The names that ``method`` and ``rivals`` of a recipe may have."""
 
 
+_FROM_THE_UNADAPTED = ("agnostic_kd", "task_kd_probe")
+"""Methods whose teacher's encoder is as it was before the labels."""
+
+
 def check_names(recipe: Recipe) -> None:
-    """Raise UserError for a name that nothing answers to or a weight file that is not there, before any work."""
+    """Raise UserError for a name that nothing answers to or weights that are not there, before any work."""
     choices: tuple[tuple[str, str, Mapping[str, object]], ...] = (
         ("method", recipe.method, METHODS),
         *(("rivals", rival, METHODS) for rival in recipe.rivals),
@@ -78,16 +83,32 @@ def check_names(recipe: Recipe) -> None:
     for key, name, known in choices:
         if name not in known:
             raise UserError(f"{key}: {name!r} is not known. Choose one of: {', '.join(sorted(known))}")
+    _check_teacher_weights(recipe)
     _check_student_weights(recipe)
 
 
+def asks_for_weights(recipe: Recipe) -> str | None:
+    """Return what of a recipe starts from ``student.weights``, in its words; None: nothing does."""
+    if "imagenet" in (recipe.method, *recipe.rivals):
+        return "imagenet"
+    return "student.start=weights" if recipe.student.start == "weights" else None
+
+
+def _check_teacher_weights(recipe: Recipe) -> None:
+    untaught = [name for name in (recipe.method, *recipe.rivals) if name in _FROM_THE_UNADAPTED]
+    if recipe.teacher.weights == RANDOM and untaught:
+        raise UserError(
+            f"{untaught[0]}: the teacher's encoder teaches what it knows before it has seen a label, and with "
+            "teacher.weights=random that is nothing. Give the weights of a pretrained teacher, or leave "
+            f"{untaught[0]} out."
+        )
+
+
 def _check_student_weights(recipe: Recipe) -> None:
-    student = recipe.student
-    wanted = [name for name in (recipe.method, *recipe.rivals) if name == "imagenet"]
-    wanted += ["student.start=weights"] if student.start == "weights" else []
+    student, wanted = recipe.student, asks_for_weights(recipe)
     if student.weights is None and wanted:
         raise UserError(
-            f"{wanted[0]} needs student.weights: the path of a weight file of {student.backbone} with timm's names "
+            f"{wanted} needs student.weights: the path of a weight file of {student.backbone} with timm's names "
             "(.safetensors, or .pth with tensors only). Nothing is downloaded: where there is network, get it from the "
             f"page of timm/{student.backbone} on the Hugging Face hub and copy model.safetensors to this machine."
         )

@@ -133,10 +133,3 @@ def test_weights_can_be_the_start_of_all_but_scratch(open_run: OpenRun, folder: 
     ]
     assert distances[1] < 0.5 * distances[0]
     assert changed.finetuned(None).path == usual.finetuned(None).path
-
-
-def test_a_teacher_that_knows_nothing_is_no_task_agnostic_teacher(tmp_path: Path) -> None:
-    teacher = {"name": "timm/resnet10t", "weights": "random", "adaptation": "full"}
-    recipe = build_recipe({**SETTINGS, "method": "agnostic_kd", "teacher": teacher}, "test")
-    with pytest.raises(UserError, match="Give the weights of a pretrained teacher"):
-        _ = Run(recipe, tmp_path, open_runtime(recipe.engine)).distilled_agnostic

@@ -102,3 +102,12 @@ def test_weights_that_are_needed_and_not_named_are_asked_for(overrides: list[str
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"student.weights: there is no file .*absent.safetensors"):
         check_names(load_recipe(None, ["method=imagenet", f"student.weights={tmp_path / 'absent.safetensors'}"]))
+
+
+@pytest.mark.parametrize("name", ["agnostic_kd", "task_kd_probe"])
+@pytest.mark.parametrize("key", ["method={}", "rivals=[scratch, {}]"])
+def test_a_teacher_that_knows_nothing_teaches_nothing_before_it_is_adapted(name: str, key: str) -> None:
+    teacher = ["teacher.name=timm/resnet10t", "teacher.adaptation=full", "teacher.weights=random"]
+    with pytest.raises(UserError, match=rf"^{name}: .* Give the weights of a pretrained teacher, or leave {name} out"):
+        check_names(load_recipe(None, [*teacher, key.format(name)]))
+    check_names(load_recipe(None, [*teacher, "method=task_kd", "rivals=[scratch]"]))

@@ -41,6 +41,7 @@ def test_help_and_import_stay_light() -> None:
         (("stage", "dance"), ["dance", "teacher"]),
         (("compare", "missing.yaml"), ["missing.yaml", "no such grid"]),
         (("run", "--set", "distill.encoder_loss=nothing"), ["nothing", "cosine"]),
+        (("run", "--set", "rivals=[mae]", "--set", "student.backbone=resnet10t"), ["mae", "deit_small_patch16_224"]),
     ],
 )
 def test_a_mistake_gets_one_message_and_exit_code_2(
@@ -52,6 +53,7 @@ def test_a_mistake_gets_one_message_and_exit_code_2(
     for text in expected:
         assert text in answer.stderr
     assert answer.stdout == ""
+    assert not (tmp_path / "out").exists(), "it was found before any work"
 
 
 def test_check_names_ten_kinds_of_broken_files(tskd: Command, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tskd.compare.grid import GridRun
 from tskd.compare.plan import all_missing, plan_runs
@@ -56,17 +58,24 @@ def test_what_is_there_is_found_under_the_name_it_was_planned(tmp_path: Path) ->
 
 
 def test_what_the_data_does_not_allow_is_refused_before_any_training(tmp_path: Path) -> None:
+    weights = tmp_path / "other.safetensors"
+    save_file({"head": torch.zeros(1)}, weights)
     wanted = [
         recipe(),
         recipe(data={**TINY["data"], "labels": 900}),
         recipe(data={"root": str(tmp_path / "none")}),
         recipe(method="scratch", student={"backbone": "vit_tinny"}),
+        recipe(method="mae", student={"backbone": "resnet10t"}),
+        recipe(method="imagenet", student={"weights": str(weights)}),
     ]
     with pytest.raises(UserError) as error:
         plan_runs(runs(*wanted), tmp_path)
+    assert not list((tmp_path / "artifacts").glob("teacher-*"))
     message = str(error.value)
     assert "labels=900 is out of range" in message
-    assert "(1 of 4 runs)" in message
+    assert "(1 of 6 runs)" in message
+    assert "mae hides patches from a plain vision transformer" in message
+    assert f"{weights} does not fit vit_tiny_patch16_224" in message
     assert "timm has no backbone 'vit_tinny'" in message
     assert str(tmp_path / "none") in message
 

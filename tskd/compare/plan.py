@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tskd.artifacts import MANIFEST, Artifact, Make, Store, artifact_path, canonical_json, identify
+from tskd.buildable import check_student
 from tskd.compare.grid import GridRun
 from tskd.compare.job import DATA_STAGES
 from tskd.config import EngineConfig
@@ -116,6 +117,7 @@ class _Planner:
     """What is costly to look up and the same for many runs (data sets, teacher's weights), by the settings."""
 
     def plan(self, grid_run: GridRun) -> RunPlan:
+        check_student(grid_run.recipe)
         store = PlanStore(self.out / ARTIFACTS)
         run = Run(grid_run.recipe, self.out, self.runtime, self.download, open_store=lambda *_: store)
         key = canonical_json(grid_run.recipe.model_dump(include={"data", "teacher", "evaluate"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def build_model(description: Description) -> nn.Module:
 def description_digest(description: Description) -> str:
     """Return what a description stands for as one text; a weight file counts by its content, not by its place."""
     weights = description["weights"]
-    content = file_sha256(Path(weights)) if weights and weights != OFFLINE else weights
+    content = file_sha256(Path(weights).expanduser()) if weights and weights != OFFLINE else weights
     return canonical_json({**description, "weights": content})
 
 
@@ -71,7 +72,7 @@ def load_backbone(model: nn.Module, backbone: str, weights: str) -> None:
     if weights == OFFLINE:
         encoder.load_state_dict(translate_efficientnet_lite0(offline_state(), encoder))
         return
-    state = load_state(Path(weights))
+    state = load_state(Path(weights).expanduser())
     own = encoder.state_dict()
     prefix = "model." if all(name.startswith("model.") for name in own) else ""
     renamed = {prefix + name: _fit_positions(name, tensor, encoder) for name, tensor in state.items()}
@@ -90,6 +91,8 @@ def _fit_positions(name: str, tensor: torch.Tensor, encoder: Any) -> torch.Tenso
     if name != "pos_embed" or not isinstance(transformer, VisionTransformer) or tensor.ndim != 3:
         return tensor
     prefix = 0 if transformer.no_embed_class else transformer.num_prefix_tokens
+    if math.isqrt(tensor.shape[1] - prefix) ** 2 != tensor.shape[1] - prefix:
+        return tensor  # another number of class tokens: no square table, and no weights of this backbone
     grid = list(transformer.patch_embed.grid_size)
     return resample_abs_pos_embed(tensor, new_size=grid, num_prefix_tokens=prefix)
 

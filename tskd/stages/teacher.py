@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tskd.artifacts import file_sha256
-from tskd.config import TeacherConfig
+from tskd.config import RANDOM, TeacherConfig
 from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
@@ -31,8 +31,6 @@ from tskd.stages.supervised import label_step, labelled_batches, training_labels
 VERSION = 2
 FILE = "adapter.safetensors"
 SAM_IMAGE_SIZE = 512
-RANDOM = "random"
-"""``teacher.weights`` of a timm teacher that starts from nothing: for experiments, with ``adaptation: full`` only."""
 
 
 class TeacherSource(NamedTuple):
@@ -110,12 +108,8 @@ SOURCES: Mapping[str, Callable[[TeacherConfig, str, bool], TeacherSource]] = {
 
 
 def bare_digest(source: TeacherSource) -> str:
-    """Return a digest of the teacher as it is before adaptation; UserError where it has not learned anything yet."""
-    if source.digest == RANDOM:
-        raise UserError(
-            "agnostic_kd distils what the teacher knows before it is adapted; with teacher.weights=random that is "
-            "nothing. Give the weights of a pretrained teacher."
-        )
+    """Return a digest of the teacher as it is before adaptation."""
+    assert source.digest != RANDOM, "methods.check_names refuses what has nothing to teach"
     return f"bare {source.digest} {source.description['image_size']}"
 
 
