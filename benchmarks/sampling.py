@@ -25,8 +25,8 @@ from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import UserError
 from tskd.metrics.quality import kid
+from tskd.stages.quality import Features, imagenet_features
 from tskd.stages.samples import open_sampler
-from tskd.stages.transfer_quality import Features, imagenet_features
 
 PLANS = [(solver, steps) for steps in (10, 20, 25, 50) for solver in ("dpmsolver++", "ddim")] + [("ddpm", 250)]
 QUICK = [("dpmsolver++", 3), ("ddim", 3)]

@@ -9,25 +9,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from tskd.artifacts import Artifact, Builder, Costs, Processes, Store, write_json
 from tskd.budget import BUDGET_RULE, Budget, compute_of, network_flops, steps_within, student_budget
 from tskd.bundle import publish
 from tskd.config import DistillConfig, PretrainConfig, Recipe, TeacherConfig, TrainConfig
+from tskd.console import say
 from tskd.data.prepared import Prepared
-from tskd.data.transfer_set import TransferSet
+from tskd.data.transfer_set import QUALITY, TransferSet
 from tskd.engine import Runtime
 from tskd.errors import UserError
 from tskd.methods import METHODS
 from tskd.models.registry import description_digest, load_model
 from tskd.report import write_report
-from tskd.stages import diffusion, distill, evaluate, finetune, prepare, pretrain, pseudo, samples, teacher, transfer
+from tskd.stages import diffusion, distill, evaluate, finetune, prepare, pretrain, pseudo, samples, teacher
 from tskd.stages.export import build_export
 from tskd.stages.networks import measure_networks
+from tskd.stages.quality import build_quality
 from tskd.stages.supervised import Labelled, training_labels
 from tskd.stages.teacher import TeacherSource
-from tskd.stages.transfer_quality import Synthetic, open_synthetic
+from tskd.stages.transfer import build_transfer
 
 ARTIFACTS, RUN_FILE, BUNDLE = "artifacts", "run.json", "model"
 """What lies in an output folder."""
@@ -144,29 +144,8 @@ class Run:
     @cached_property
     def transfer(self) -> Artifact:
         config = self.recipe.transfer
-        inputs = {"data": self.prepared_artifact.digest}
-        if config.synthetic:  # the teacher's features are a part of the judgement on them
-            inputs |= {f"samples {number}": block.digest for number, block in enumerate(self.samples)}
-            inputs |= {"teacher": self.teacher.digest}
-        return self._build(
-            "transfer",
-            lambda folder: transfer.build_transfer(
-                config,
-                self.prepared,
-                folder,
-                seed=self.recipe.seed,
-                runtime=self.runtime,
-                synthetic=self._synthetic() if config.synthetic else None,
-            ),
-            config=config,
-            inputs=inputs,
-            version=transfer.VERSION,
-            together=True,
-        )
-
-    def _synthetic(self) -> Synthetic:
-        blocks = [block.path for block in self.samples]
-        return open_synthetic(blocks, self.teacher.path, self.prepared.image_size, self.runtime.fabric.device)
+        sampled = self.samples if config.synthetic else ()
+        return build_transfer(self.store, config, self.prepared_artifact, sampled, seed=self.recipe.seed)
 
     @property
     def transfer_set(self) -> TransferSet:
@@ -369,11 +348,6 @@ class Run:
             stage, make, config=settings, seed=self.recipe.seed if seed is None else seed, together=True, **rest
         )
 
-    def _build(
-        self, stage: str, make: Callable[[Path], Mapping[str, Any]], *, config: BaseModel, **rest: Any
-    ) -> Artifact:
-        return self.store.build(stage, make, config=config.model_dump(), seed=self.recipe.seed, **rest)
-
 
 def _adapted_guide(teacher: Artifact) -> distill.Guide:
     return distill.Guide(teacher.digest, lambda: load_model(teacher.path))
@@ -410,10 +384,35 @@ def evaluations(run: Run) -> dict[str, Artifact]:
     return {name: run.evaluation(model, title) for name, (title, model) in trained_models(run).items()}
 
 
+def judged_synthetic(run: Run) -> Artifact | None:
+    """Return what the synthetic images of the transfer set are worth; None where there are none.
+
+    The features of the adapted teacher are a part of it where a method of the recipe learns from one; none is trained
+    for it alone.
+    """
+    if not run.recipe.transfer.synthetic:
+        return None
+    teachers = [METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)]
+    judged = build_quality(
+        run.store, run.transfer, run.samples, run.prepared_artifact, next((ask(run) for ask in teachers if ask), None),
+        seed=run.recipe.seed, device=run.runtime.fabric.device,
+    )  # fmt: skip
+    say(f"transfer: what the synthetic images are worth is in {judged.path / QUALITY}")
+    return judged
+
+
+def transferred(run: Run) -> Artifact:
+    """Return the transfer set, its synthetic images judged."""
+    judged_synthetic(run)
+    return run.transfer
+
+
 def execute(run: Run) -> dict[str, Any]:
     """Run the recipe's method to the end and return what ``run.json`` holds."""
     began = time.monotonic()
     models, scores = trained_models(run), evaluations(run)
+    if "transfer" in vars(run):  # a method has learned from it
+        judged_synthetic(run)
     bundle = exported(run)
     measured = measure_networks(run.store, [one for _, one in models.values()], image_size=run.recipe.data.image_size)
     networks = {name: asdict(measured[one.path.name]) for name, (_, one) in models.items()}
@@ -465,7 +464,8 @@ STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "teacher": lambda run: run.teacher,
     "diffusion": lambda run: run.diffusion,
     "samples": lambda run: run.samples[-1] if run.samples else None,
-    "transfer": lambda run: run.transfer,
+    "transfer": transferred,
+    "quality": judged_synthetic,
     "cache": lambda run: run.cache,
     "distill": lambda run: run.distilled_by(run.teacher),
     "pretrain": started,

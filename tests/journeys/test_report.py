@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from html import unescape
@@ -76,6 +77,15 @@ def test_every_training_of_the_run_has_its_curve(out: Path) -> None:
     logs = list(out.glob("artifacts/*/metrics.jsonl"))
     assert len(logs) == len(titles)
     assert all(Artifact(path.parent).path.name in html for path in logs)
+
+
+@pytest.mark.slow
+def test_synthetic_images_are_judged_by_the_runs_own_teacher(out: Path) -> None:
+    (judged,) = out.glob("artifacts/quality-*")
+    quality = json.loads((judged / "quality.json").read_text())
+    assert quality["teacher"]["kid"]["n"] == quality["copies"]["n"] == 8
+    assert not list(out.glob("artifacts/transfer-*/quality.json"))
+    assert "teacher's features" in unescape((out / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow

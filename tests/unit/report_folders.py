@@ -20,15 +20,14 @@ from tskd.artifacts import Artifact, Store, write_json
 from tskd.config import DataConfig, EvaluateConfig, Recipe, TransferConfig
 from tskd.data.phantoms import Phantom, draw_phantom
 from tskd.data.prepared import Prepared
-from tskd.engine import open_runtime
 from tskd.engine.logs import TrainingLog
 from tskd.metrics.comparison import compare_methods, rank_table
 from tskd.metrics.segmentation import case_means
 from tskd.stages.evaluate import evaluate
 from tskd.stages.evaluated import read_cases
 from tskd.stages.prepare import dataset_digest, open_data, prepare
+from tskd.stages.quality import write_quality
 from tskd.stages.transfer import build_transfer
-from tskd.stages.transfer_quality import Synthetic
 from tskd.types import SegmentationOutput
 
 SECRET = "Doe^Jane_1961"
@@ -113,22 +112,21 @@ def train(store: Store, prepared: Artifact, stage: str, name: str) -> Artifact:
 
 
 def add_transfer(store: Store, prepared: Artifact) -> Artifact:
-    """Return a transfer set whose first synthetic image copies a training image."""
-    data, runtime = Prepared(prepared.path), open_runtime(Recipe().engine.model_copy(update={"accelerator": "cpu"}))
+    """Return a transfer set whose first synthetic image copies a training image, and judge its synthetic images."""
+    data = Prepared(prepared.path)
     noise = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), dtype=np.uint8)
     images = np.concatenate([data.images[data.rows("train")[:1]], noise])
     make_samples = lambda folder: _keep(images, folder)  # noqa: E731
     samples = store.build("samples", make_samples, config={"first": 0}, inputs={}, seed=0, version=1)
     means = lambda images: images.reshape(len(images), 16, -1).mean(axis=2).astype(np.float32)  # noqa: E731
-    synthetic = Synthetic(images, {"teacher": means, "imagenet": None})
     config = TransferConfig(synthetic=len(images), copy_quantile=0.1)
+    transfer = build_transfer(store, config, prepared, [samples], seed=0)
 
-    def make(folder: Path) -> Mapping[str, Any]:
-        return build_transfer(config, data, folder, seed=0, runtime=runtime, synthetic=synthetic)
+    def judge(folder: Path) -> Mapping[str, Any]:
+        return write_quality(images, {"teacher": means, "imagenet": None}, transfer.path, data, folder, seed=0)
 
-    return store.build(
-        "transfer", make, config={}, inputs={"samples": samples.digest, "data": prepared.digest}, seed=0, version=1
-    )
+    store.build("quality", judge, config={}, inputs={"transfer": transfer.digest}, seed=0, version=1)
+    return transfer
 
 
 def make_run(

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from tskd.compare.grid import GridRun
-from tskd.compare.plan import all_missing, plan_runs
+from tskd.compare.plan import PlanStore, all_missing, plan_runs
 from tskd.config import Recipe, build_recipe
 from tskd.engine import open_runtime
 from tskd.errors import UserError
-from tskd.pipeline import Run
+from tskd.pipeline import Run, run_stage
 from tskd.stages.prepare import same_images
 
 PHANTOM = {"family": "dermoscopy", "train": 16, "test": 6, "size": 32}
@@ -55,6 +55,52 @@ def test_what_is_there_is_found_under_the_name_it_was_planned(tmp_path: Path) ->
     assert name in {part.name for part in before.missing}
     assert name in after.found
     assert {part.stage for part in after.missing} == {part.stage for part in before.missing} - {"transfer"}
+
+
+TEACHERLESS = ["mae", "moco_v3", "agnostic_kd", "scratch"]
+
+
+def synthetic(method: str, folder: Path, **teacher: Any) -> Recipe:
+    """Return a recipe with synthetic images in its transfer set and a teacher that may be taken as it is."""
+    weights = folder / "teacher.safetensors"
+    weights.touch()
+    return recipe(
+        method=method,
+        transfer={"synthetic": 8},
+        distill={"cache": "off"},
+        teacher={"name": "timm/resnet10t", "weights": str(weights), **teacher},
+    )
+
+
+def test_no_arm_waits_for_a_teacher_that_it_does_not_learn_from(tmp_path: Path) -> None:
+    """Synthetic images are judged by the teacher's features, but not for the arms of a comparison."""
+    plans = plan_runs(runs(*(synthetic(method, tmp_path) for method in TEACHERLESS)), tmp_path)
+    for plan in plans:
+        assert plan.complete
+        assert not {part.stage for part in plan.missing} & {"teacher", "quality"}
+    assert {"diffusion", "samples", "transfer", "pretrain"} <= {part.stage for part in plans[0].missing}
+
+
+def test_the_transfer_set_does_not_change_with_the_teacher(tmp_path: Path) -> None:
+    plans = plan_runs(runs(*(synthetic("task_kd", tmp_path, rank=rank) for rank in (2, 4))), tmp_path)
+    names = [{part.stage: part.name for part in plan.missing} for plan in plans]
+    assert names[0]["teacher"] != names[1]["teacher"]
+    assert names[0]["transfer"] == names[1]["transfer"]
+
+
+@pytest.mark.parametrize(("method", "taught"), [("task_kd", True), ("mae", False)])
+@pytest.mark.parametrize("stage", ["transfer", "quality"])
+def test_a_stage_judges_synthetic_images_by_the_teacher_its_method_needs(
+    stage: str, method: str, taught: bool, tmp_path: Path
+) -> None:
+    store = PlanStore(tmp_path / "artifacts")
+    chosen = synthetic(method, tmp_path)
+    run = Run(chosen, tmp_path, open_runtime(chosen.engine), open_store=lambda *_: store)
+    artifact = run_stage(run, stage)
+    assert artifact is not None
+    assert artifact.path.name.startswith(f"{stage}-")
+    wanted = {"diffusion", "samples", "transfer", "quality", *(["teacher"] if taught else [])}
+    assert {made for made, _ in store.missing.values()} == wanted
 
 
 def test_what_the_data_does_not_allow_is_refused_before_any_training(tmp_path: Path) -> None:

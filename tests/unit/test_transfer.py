@@ -21,12 +21,13 @@ from tskd.data.prepared import DATASET, IMAGES, MASKS, PARTS, RECORDS, Part, Pre
 from tskd.data.transfer_set import TransferSet, images_path, read_samples
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import Paused, UserError
+from tskd.metrics.quality import summarise
 from tskd.models.registry import save_model
 from tskd.seeding import numpy_generator
 from tskd.stages.diffusion import FILE, build_denoiser, describe
+from tskd.stages.quality import distances_between_cases, write_quality
 from tskd.stages.samples import BLOCK, blocks, draw_samples, open_sampler
-from tskd.stages.transfer import augmented_images, build_transfer
-from tskd.stages.transfer_quality import Synthetic, distances_between_cases, summarise
+from tskd.stages.transfer import augmented_images, write_transfer
 
 SIZE = 32
 RUNTIME = open_runtime(EngineConfig(accelerator="cpu"))
@@ -173,21 +174,21 @@ def mixed(
 ) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("mixed")
     config = TransferConfig(real=10, synthetic=len(planted), augmented=5)
-    synthetic = Synthetic(planted, {"teacher": pixels, "imagenet": None})
-    return folder, build_transfer(config, prepared, folder, seed=0, runtime=RUNTIME, synthetic=synthetic)
+    return folder, write_transfer(config, prepared, folder, seed=0, samples=planted)
 
 
 def test_planted_copies_are_dropped_and_shown(
     mixed: tuple[Path, dict[str, Any]], prepared: Prepared, planted: np.ndarray
 ) -> None:
     folder, metrics = mixed
-    quality = json.loads((folder / "quality.json").read_text())
-    found = {copy["sample"]: copy["source"] for copy in quality["copies"]["found"]}
+    gate = json.loads((folder / "gate.json").read_text())
+    found = {copy["sample"]: copy["source"] for copy in gate["copies"]["found"]}
     names = prepared.names(prepared.rows("train", "unlabelled"))
     assert found == {6: names[0], 7: names[21], 8: names[22]}
     assert (metrics["sampled"], metrics["copies_dropped"], metrics["synthetic"]) == (10, 3, 7)
-    assert quality["copies_of_test_images"]["found"] == 1
+    assert gate["copies_of_test_images"]["found"] == 1
     assert (folder / "copies.png").is_file()
+    assert (folder / "sheet.png").is_file()
     assert np.array_equal(np.load(images_path(folder, "synthetic")), planted[[0, 1, 2, 3, 4, 5, 9]])
 
 
@@ -204,8 +205,13 @@ def test_the_set_holds_what_was_asked_for_in_order(
     assert len(set(transfer.names)) == 22
 
 
-def test_quality_is_complete_with_units_and_numbers(mixed: tuple[Path, dict[str, Any]]) -> None:
-    quality = json.loads((mixed[0] / "quality.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+def test_quality_is_complete_with_units_and_numbers(
+    mixed: tuple[Path, dict[str, Any]], prepared: Prepared, planted: np.ndarray, tmp_path: Path
+) -> None:
+    spaces = {"teacher": pixels, "imagenet": None}
+    metrics = write_quality(planted, spaces, mixed[0], prepared, tmp_path, seed=0)
+    assert metrics == {"judged_in": ["pixels", "teacher"]}
+    quality = json.loads((tmp_path / "quality.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert "copying, not quality" in quality["pixels"]["note"]
     assert quality["pixels"]["psnr_db"]["infinite"] == 1, "the exact copy"
     assert quality["pixels"]["psnr_db"]["n"] == 10
@@ -220,14 +226,14 @@ def test_quality_is_complete_with_units_and_numbers(mixed: tuple[Path, dict[str,
         assert distances["training_images_of_different_cases"]["n"] == 40
         assert distances["unit"]
     assert quality["copies"]["unit"]
-    assert (mixed[0] / "sheet.png").is_file()
+    assert quality.items() >= json.loads((mixed[0] / "gate.json").read_text()).items()
 
 
 def test_noise_is_warned_of_and_does_not_stop(
     prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    noise = Synthetic(Noise()(range(6)), {})
-    metrics = build_transfer(TransferConfig(synthetic=6), prepared, tmp_path, seed=0, runtime=RUNTIME, synthetic=noise)
+    noise = Noise()(range(6))
+    metrics = write_transfer(TransferConfig(synthetic=6), prepared, tmp_path, seed=0, samples=noise)
     assert metrics["synthetic"] == 6
     assert "warning: transfer: The samples are still pure noise" in capsys.readouterr().err
     assert not (tmp_path / "copies.png").exists()
@@ -265,9 +271,8 @@ def test_augmented_images_come_from_the_labelled_training_part(prepared: Prepare
 def test_impossible_counts_are_refused(
     config: TransferConfig, message: str, prepared: Prepared, planted: np.ndarray, tmp_path: Path
 ) -> None:
-    synthetic = Synthetic(planted[: config.synthetic], {})
     with pytest.raises(UserError, match=message):
-        build_transfer(config, prepared, tmp_path, seed=0, runtime=RUNTIME, synthetic=synthetic)
+        write_transfer(config, prepared, tmp_path, seed=0, samples=planted[: config.synthetic])
 
 
 def test_distances_are_to_the_nearest_image_of_another_case() -> None:

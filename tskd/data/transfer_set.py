@@ -13,7 +13,9 @@ import numpy as np
 
 from tskd.data.prepared import Prepared
 
-RECORDS, IMAGES, QUALITY = "records.jsonl", "images", "quality.json"
+RECORDS, IMAGES, GATE = "records.jsonl", "images", "gate.json"
+QUALITY = "quality.json"
+"""What the ``quality`` stage says of synthetic images."""
 SAMPLES, SAMPLE_SHEET = "samples.npy", "samples.png"
 """What the ``samples`` stage draws, and the picture that the ``diffusion`` stage ends with."""
 Origin = Literal["real", "synthetic", "augmented"]

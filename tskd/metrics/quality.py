@@ -6,6 +6,7 @@ All functions take plain arrays: features (N, D) of any network, or pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from tskd.seeding import numpy_generator
 
 FEW_IMAGES = 500
 """Below this number on either side the kernel distance is too uncertain to rank generators."""
+LEAST_IMAGES = 4
+"""With fewer on either side no distance between two sets can be estimated."""
+QUANTILES = (0.01, 0.05, 0.5, 0.95)
 CHUNK = 512
 PIXEL_BYTES = 64_000_000
 
@@ -53,9 +57,9 @@ def kid(
     replacement, times sqrt(m / (n - m)), stand for those of all n. Raises ValueError for fewer than 4 images.
     """
     n = min(len(features_a), len(features_b))
-    if n < 4 or features_a.shape[1:] != features_b.shape[1:]:
+    if n < LEAST_IMAGES or features_a.shape[1:] != features_b.shape[1:]:
         raise ValueError(
-            f"features {features_a.shape} and {features_b.shape}: 4 images of one width are needed at least"
+            f"features {features_a.shape} and {features_b.shape}: {LEAST_IMAGES} images of one width are needed"
         )
     size = min(subset_size, n // 2)
     rng = numpy_generator(seed, "kid")
@@ -139,6 +143,16 @@ def diversity(features: np.ndarray, references: np.ndarray, *, seed: int) -> flo
     if scale == 0:
         raise ValueError("all references are the same: there is no diversity to compare with")
     return mean_distance(features, seed=seed) / scale
+
+
+def summarise(values: np.ndarray) -> dict[str, Any]:
+    """Return n, mean and quantiles of the finite values, and how many are not (PSNR of an exact copy)."""
+    finite = values[np.isfinite(values)]
+    summary: dict[str, Any] = {"n": len(values), "infinite": len(values) - len(finite)}
+    if len(finite):
+        summary["mean"] = float(finite.mean())
+        summary["quantiles"] = {str(share): float(np.quantile(finite, share)) for share in QUANTILES}
+    return summary
 
 
 def _subset_distance(a: np.ndarray, b: np.ndarray, *, size: int, rng: np.random.Generator) -> float:

@@ -16,6 +16,7 @@ STAGES = {
     "diffusion": "diffusion model",
     "samples": "samples",
     "transfer": "transfer set",
+    "quality": "judging synthetic images",
     "cache": "the teacher's answers",
     "pseudo_masks": "the teacher's masks",
     "pseudo_label": "learning pseudo-labels",

@@ -38,13 +38,13 @@ def transfer_section(run: RunFolder, album: Album) -> Section | None:
         (name, str(count), f"{100 * transfer.metrics['shares'][name]:.0f} %") for name, count in counts.items()
     )
     blocks: list[Block | None] = [Table(("origin", "images", "share"), rows)]
-    if (transfer.path / QUALITY).is_file():
-        blocks += _quality_blocks(run, transfer, album)
+    for judged in run.made_by("quality"):
+        blocks += _quality_blocks(run, transfer, judged, album)
     return section("transfer", "Transfer set", lead, blocks)
 
 
-def _quality_blocks(run: RunFolder, transfer: Artifact, album: Album) -> list[Block | None]:
-    quality = json.loads((transfer.path / QUALITY).read_text(encoding="utf-8"))
+def _quality_blocks(run: RunFolder, transfer: Artifact, judged: Artifact, album: Album) -> list[Block | None]:
+    quality = json.loads((judged.path / QUALITY).read_text(encoding="utf-8"))
     return [
         Points((quality["collapse"]["message"], quality["scope"])),
         _gate(quality),

@@ -13,52 +13,50 @@ from typing import Any
 
 import numpy as np
 
+from tskd.artifacts import Artifact, Builder
 from tskd.config import AugmentConfig, TransferConfig
 from tskd.data.augment import GeometryRange, apply_photometry, draw_geometry, draw_photometry, move_images
 from tskd.data.prepared import Prepared
-from tskd.data.transfer_set import Origin, TransferRecord, images_path, write_images, write_records
-from tskd.engine import Runtime
+from tskd.data.transfer_set import Origin, TransferRecord, images_path, read_samples, write_images, write_records
 from tskd.engine.batches import allowed_flips, to_images
 from tskd.errors import UserError
 from tskd.models.diffusion import to_uint8
 from tskd.seeding import torch_generator
-from tskd.stages.transfer_quality import Synthetic, judge_samples
+from tskd.stages.gate import drop_copies
 
-VERSION = 3
+VERSION = 4
 ROTATION, SCALE, SHIFT, PHOTOMETRY = 30.0, 0.3, 0.15, 1.5
 """About twice what training draws anyway: a stored image should add to what training makes of its source."""
 
 
 def build_transfer(
-    config: TransferConfig,
-    prepared: Prepared,
-    folder: Path,
-    *,
-    seed: int,
-    runtime: Runtime,
-    synthetic: Synthetic | None = None,
-) -> dict[str, Any]:
-    """Write the list of transfer images and those that exist nowhere else; judge the synthetic ones.
+    store: Builder, config: TransferConfig, data: Artifact, samples: Sequence[Artifact], *, seed: int
+) -> Artifact:
+    """Return the transfer set; ``samples`` are the blocks of sampled images, none where ``config.synthetic`` is 0."""
 
-    ``synthetic`` is needed where ``config.synthetic`` is above 0. Raises UserError for more real images than there are,
-    too few synthetic ones to judge, and a transfer set without any image.
+    def make(folder: Path) -> dict[str, Any]:
+        sampled = read_samples([block.path for block in samples]) if samples else None
+        return write_transfer(config, Prepared(data.path), folder, seed=seed, samples=sampled)
+
+    blocks = {f"samples {number}": block.digest for number, block in enumerate(samples)}
+    inputs = {"data": data.digest, **blocks}
+    return store.build("transfer", make, config=config.model_dump(), inputs=inputs, seed=seed, version=VERSION)
+
+
+def write_transfer(
+    config: TransferConfig, prepared: Prepared, folder: Path, *, seed: int, samples: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Write the list of transfer images and those that exist nowhere else; drop synthetic ones that are copies.
+
+    ``samples`` (N, S, S, 3) uint8 is needed where ``config.synthetic`` is above 0. Raises UserError for more real
+    images than there are, too few synthetic ones to judge, and a transfer set without any image.
     """
-    counted = None
-    if runtime.fabric.is_global_zero:
-        counted = _write_set(config, prepared, folder, seed, synthetic)
-    metrics: dict[str, Any] = runtime.fabric.broadcast(counted)
-    return metrics
-
-
-def _write_set(
-    config: TransferConfig, prepared: Prepared, folder: Path, seed: int, synthetic: Synthetic | None
-) -> dict[str, Any]:
     records = real_records(config, prepared)
     judged: dict[str, Any] = {}
     if config.synthetic:
-        assert synthetic is not None
-        kept, judged = judge_samples(synthetic, prepared, folder, quantile=config.copy_quantile, seed=seed)
-        records += _store(folder, "synthetic", kept.tolist(), (synthetic.images[number] for number in kept), prepared)
+        assert samples is not None
+        kept, judged = drop_copies(samples, prepared, folder, quantile=config.copy_quantile, seed=seed)
+        records += _store(folder, "synthetic", kept.tolist(), (samples[number] for number in kept), prepared)
     if config.augmented:
         numbers = range(config.augmented)
         records += _store(folder, "augmented", numbers, augmented_images(numbers, prepared, seed=seed), prepared)
