@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tskd.errors import UserError
+from tskd.mistakes import describe_mistake
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -385,7 +386,7 @@ def build_section(kind: type[AnySection], values: Mapping[str, Any], source: str
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(f"  {_describe(kind, problem)}" for problem in error.errors())
+        problems = "\n".join(f"  {describe_mistake(kind, problem)}" for problem in error.errors())
         raise UserError(f"{source} cannot be used:\n{problems}") from error
 
 
@@ -424,20 +425,3 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise UserError(f"--set {override}: write section.key=value, for example --set teacher.rank=16")
     set_key(values, key.strip(), parse_yaml(text, f"--set {override}"))
-
-
-def _describe(kind: type[Section], problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key. Allowed here: {', '.join(_allowed(kind, problem['loc']))}"
-    return f"{where}: {problem['msg']} (given: {problem['input']!r})" if where else str(problem["msg"])
-
-
-def _allowed(kind: type[Section], location: Sequence[Any]) -> list[str]:
-    section: Any = kind
-    for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        section = next(
-            (one for one in get_args(annotation) if isinstance(one, type) and issubclass(one, Section)), annotation
-        )
-    return sorted(section.model_fields)

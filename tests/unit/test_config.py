@@ -63,7 +63,26 @@ def test_an_unknown_key_is_named_with_those_allowed() -> None:
     assert "rank" in message
     assert "encoder_loss" not in message, "keys of other sections are no help"
     assert "photometric" in refusal("finetune.augment.colour=1")
-    assert "teacher" in refusal("techer.rank=4")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("teacher.rnk", "teacher.rank"),
+        ("techer", "teacher"),
+        ("distill.augment.fip", "distill.augment.flip"),
+        ("evaluate.data.phantom.famly", "evaluate.data.phantom.family"),
+        ("image_size", "data.image_size or teacher.image_size or diffusion.image_size"),
+        ("finetune.rank", "teacher.rank"),
+    ],
+)
+def test_an_unknown_key_suggests_the_nearest_one(key: str, meant: str) -> None:
+    assert f"{key}: unknown key. Did you mean {meant}? Allowed here: " in refusal(f"{key}=1")
+
+
+def test_an_unknown_key_like_no_other_suggests_nothing(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, "data: {zzz: 1}\n")
+    assert "data.zzz: unknown key. Allowed here: allow_duplicates, annotator" in refusal(path=path)
 
 
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:

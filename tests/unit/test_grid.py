@@ -91,7 +91,7 @@ def test_every_problem_is_named_with_the_number_of_runs_that_have_it(tmp_path: P
         tmp_path, axes={"method": ["task_kd", "magic"], "teacher.rank": [0, 4], "data.labls": [3], "seed": [0, 1]}
     )
     assert "grid.yaml cannot be used" in message
-    assert "data.labls: unknown key. Allowed here: allow_duplicates" in message
+    assert "data.labls: unknown key. Did you mean data.labels? Allowed here: allow_duplicates" in message
     assert "(8 runs)" in message
     assert "teacher.rank: Input should be greater than or equal to 1 (given: 0) (4 runs)" in message
     assert "method: 'magic' is not known" in message, "a problem that another one hides in every run"
@@ -107,13 +107,13 @@ def test_every_problem_is_named_with_the_number_of_runs_that_have_it(tmp_path: P
         ({"axes": {"seed": [1, {"name": "a"}]}}, "axes.seed: values and mappings are mixed"),
         ({"axes": {"x": [{"name": "a", "seed": 1}], "seed": [2]}}, "seed is set by 2 axes"),
         ({"axes": {"x": [{"name": "a"}, {"name": "b"}]}}, "x b' is the same run as 'method task_kd, x a'"),
-        ({"axis": {}}, "axis: unknown key. Allowed here: axes, baseline"),
+        ({"axis": {}}, "axis: unknown key. Did you mean axes? Allowed here: axes, baseline"),
         ({"recipe": {"teacher": {"rnk": 3}}}, "teacher.rnk: unknown key"),
         ({"recipe": "absent.yaml"}, "no such recipe"),
         ({"compare": "seed"}, "'seed' is no axis whose values can be tested. Choose one of: method, data.labels"),
         ({"baseline": "mae"}, "baseline: 'mae' is not on the axis method. Choose one of: task_kd, scratch"),
         ({"recipe": {"engine": {"devices": 2}}}, "a run of a comparison has one device"),
-        ({"axes": {"evaluate.data.rot": ["a"]}}, "evaluate.data.rot: unknown key. Allowed here: annotator, axis"),
+        ({"axes": {"evaluate.data.rot": ["a"]}}, "rot: unknown key. Did you mean evaluate.data.root? Allowed here: "),
     ],
 )  # fmt: skip
 def test_a_mistake_says_what_is_wrong(tmp_path: Path, content: dict[str, Any], expected: str) -> None:

@@ -1,0 +1,49 @@
+"""What is wrong with a setting, in words: where it is, what is allowed there, and which key was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+Kind = type[BaseModel]
+
+
+def describe_mistake(kind: Kind, problem: Any) -> str:
+    """Return one of the errors that pydantic found in settings of a kind as a line for the person who wrote them."""
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        allowed = sorted(_section_at(kind, problem["loc"][:-1]).model_fields)
+        return f"{where}: unknown key. {_suggest(kind, where, allowed)}Allowed here: {', '.join(allowed)}"
+    return f"{where}: {problem['msg']} (given: {problem['input']!r})" if where else str(problem["msg"])
+
+
+def _suggest(kind: Kind, where: str, allowed: Sequence[str]) -> str:
+    """Ask for the nearest key of the same section, or else for those of that name in other sections."""
+    section, dot, key = where.rpartition(".")
+    near = [section + dot + name for name in difflib.get_close_matches(key, allowed, n=1)]
+    meant = near or [path for path in _paths(kind) if path.rpartition(".")[2] == key]
+    return f"Did you mean {' or '.join(meant)}? " if meant else ""
+
+
+def _paths(kind: Kind, before: str = "") -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        yield before + name
+        inner = _section_in(field.annotation)
+        yield from _paths(inner, f"{before}{name}.") if inner else ()
+
+
+def _section_at(kind: Kind, location: Sequence[Any]) -> Kind:
+    for part in location:
+        inner = _section_in(kind.model_fields[part].annotation)
+        assert inner is not None, f"{part} has keys, so it is a section"
+        kind = inner
+    return kind
+
+
+def _section_in(annotation: Any) -> Kind | None:
+    """Return the section that a field holds, also one that may be None; None: it holds a value."""
+    kinds = (annotation, *get_args(annotation))
+    return next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)
