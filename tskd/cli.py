@@ -212,6 +212,8 @@ def predict(
     outcome = predict_paths(open_bundle(model), inputs, out, options=options)
     if json_:
         print(json.dumps(outcome.as_dict()))
+    else:
+        print(outcome.summary(out))
     outcome.require_complete()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +20,7 @@ from PIL import Image
 
 from tskd.artifacts import write_atomic
 from tskd.bundle import Answer, Bundle, ask
-from tskd.console import Advance, progress, warn
+from tskd.console import Advance, duration, progress, warn
 from tskd.data import nifti
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
 from tskd.errors import UserError
@@ -75,6 +77,8 @@ class Outcome:
     classes: tuple[str, ...]
     predictions: list[Prediction] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+    """From the first file read to the last one written."""
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of ``predictions.csv``."""
@@ -84,6 +88,18 @@ class Outcome:
         """Return plain values for ``--json``."""
         failures = [{"file": str(failure.source), "problem": failure.problem} for failure in self.failures]
         return {"classes": list(self.classes), "predictions": self.lines(), "failures": failures}
+
+    def summary(self, out: Path) -> str:
+        """Return what was done in one line; ``out`` is where :func:`predict_paths` was told to write."""
+        found: Counter[Path] = Counter()
+        for prediction in self.predictions:
+            found[prediction.output] += sum(prediction.pixels)
+        images, masks, empty = len(self.predictions), len(found), sum(count == 0 for count in found.values())
+        pace = self.seconds / max(images, 1)
+        return (
+            f"{images} image{'' if images == 1 else 's'} in {duration(self.seconds)} ({pace:.2f} s each); "
+            f"{masks} mask{'' if masks == 1 else 's'} in {out}, {empty} of them empty; areas in {out / TABLE}"
+        )
 
     def require_complete(self) -> None:
         """Raise UserError naming the files that could not be predicted, if there are any."""
@@ -115,7 +131,9 @@ def predict_paths(
     for failure in failures:
         warn(failure.problem)
     work = _Work(bundle.session(options.threads), bundle.window, len(bundle.classes), out, options)
+    began = time.monotonic()
     _predict_all(items, work, outcome)
+    outcome.seconds = time.monotonic() - began
     _write_table(outcome, out)
     return outcome
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from tests.journeys.conftest import Command
 from tskd.artifacts import Store, write_json
 from tskd.bundle import Bundle, ask, open_bundle, write_sums
 from tskd.config import ExportConfig
@@ -26,7 +28,7 @@ from tskd.data.nifti import read_slice
 from tskd.data.prepared import Prepared
 from tskd.errors import RunFailed, UserError
 from tskd.models.registry import build_model, load_model, save_model
-from tskd.predict import PredictOptions, predict_paths
+from tskd.predict import Outcome, Prediction, PredictOptions, predict_paths
 from tskd.stages.export import check_parity, export_again, judge_int8, parity_cases
 
 SIZE, CLASSES = 32, ("cyst", "duct")
@@ -192,6 +194,27 @@ def test_folders_keep_their_shape_and_a_bad_file_stops_nothing(
         outcome.require_complete()
     again = predict_paths(bundle, [source], out, options=PredictOptions(overwrite=True))
     assert len(again.predictions) == 3, "results in the folder are no inputs"
+
+
+def test_the_summary_counts_images_masks_and_empty_ones(tmp_path: Path) -> None:
+    found = Prediction(Path("a.png"), None, Path("a.png"), 4, 4, (3, 0), None)
+    slices = [Prediction(Path("v.nii"), k, Path("v.nii.gz"), 4, 4, (0, k), None) for k in range(3)]
+    nothing = Prediction(Path("b.png"), None, Path("b.png"), 4, 4, (0, 0), None)
+    outcome = Outcome(CLASSES, [found, *slices, nothing], seconds=61.0)
+    assert outcome.summary(tmp_path) == (
+        f"5 images in 1 min 01 s (12.20 s each); 3 masks in {tmp_path}, 1 of them empty; "
+        f"areas in {tmp_path / 'predictions.csv'}"
+    )
+
+
+def test_the_command_ends_with_the_summary_or_with_json(run: FinishedRun, tskd: Command, tmp_path: Path) -> None:
+    Image.fromarray(pixels(40, 60, 1)).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    said = tskd("predict", run.out, tmp_path / "a.png", "--out", out)
+    assert said.returncode == 0
+    assert re.fullmatch(rf"1 image in \d+ s \(\d+\.\d\d s each\); 1 mask in {out}, 0 of them empty; .*\n", said.stdout)
+    said = tskd("predict", run.out, tmp_path / "a.png", "--out", out, "--overwrite", "--json")
+    assert json.loads(said.stdout)["predictions"][0]["output"] == "a.png"
 
 
 def test_table_counts_pixels_of_each_class(bundle: Bundle, tmp_path: Path) -> None:
