@@ -217,6 +217,28 @@ def test_exact_duplicate_across_stated_splits_is_an_error(root: Path):
     assert not report.usable
 
 
+def write_brighter(root: Path, source: str, id_: str) -> None:
+    path = write_pair(root, id_)
+    pixels = np.asarray(Image.open(root / "images" / f"{source}.png"))
+    Image.fromarray((pixels * 0.9).astype(np.uint8) + 10).save(path)
+
+
+def test_near_duplicates_are_one_warning_that_names_the_nearest_pair(root: Path):
+    write_brighter(root, "good0", "paler0")
+    report = inspect(root)
+    (problem,) = report.problems
+    assert (problem.path.as_posix(), problem.severity) == ("images/good0.png", "warning")
+    assert problem.message == "looks nearly the same as images/paler0.png, of another case."
+    write_brighter(root, "good1", "paler1")
+    report = inspect(root)
+    (problem,) = report.problems
+    pairs = {(f"images/{pair.first}.png", f"images/{pair.second}.png") for pair in report.duplicates}
+    assert pairs == {("images/good0.png", "images/paler0.png"), ("images/good1.png", "images/paler1.png")}
+    assert (problem.path.as_posix(), problem.message.split()[5].rstrip(",")) in pairs
+    assert problem.message.endswith(", of another case; there are 2 such pairs among 4 images.")
+    assert re.search(r"warning +images/good[01]\.png", rendered(report)), "the file, not all of them"
+
+
 def test_duplicates_within_a_case_are_expected(root: Path):
     (root / "images/good1.png").write_bytes((root / "images/good0.png").read_bytes())
     (root / "split.csv").write_text("id,split,case\ngood0,,p\ngood1,,p\n")

@@ -334,12 +334,10 @@ def _label_map(dataset: Dataset, values: Counter[int]) -> dict[int, int]:
 def _duplicate_problems(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> Iterator[Problem]:
     """Name exact duplicates one by one, near ones together: near ones are a suspicion, and may be hundreds."""
     by_id = {record.id: record for record in dataset.records}
-    near = 0
     for pair in pairs:
-        first, second = by_id[pair.first], by_id[pair.second]
-        parted = None not in (first.split, second.split) and first.split != second.split
-        near += not pair.exact
         if pair.exact:
+            first, second = by_id[pair.first], by_id[pair.second]
+            parted = None not in (first.split, second.split) and first.split != second.split
             where = f" ({first.split} and {second.split})" if parted else ""
             yield Problem(
                 _relative(dataset.root, first.image),
@@ -347,13 +345,21 @@ def _duplicate_problems(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> Ite
                 "Remove one of the two, or give both the same case.",
                 "error" if parted else "warning",
             )
-    if near:
-        yield Problem(
-            Path(),
-            f"{near} pair(s) of images of different cases look nearly the same.",
-            "Look at them: where both show one patient, give them the same case, else test scores are too good.",
-            "warning",
-        )
+    if near := [pair for pair in pairs if not pair.exact]:
+        yield _near_problem(near, {id_: _relative(dataset.root, record.image) for id_, record in by_id.items()})
+
+
+def _near_problem(pairs: Sequence[DuplicatePair], paths: Mapping[str, Path]) -> Problem:
+    """Name the nearest pair, and how many there are."""
+    images = {id_ for pair in pairs for id_ in (pair.first, pair.second)}
+    count = f"; there are {len(pairs)} such pairs among {len(images)} images" if len(pairs) > 1 else ""
+    return Problem(
+        paths[pairs[0].first],
+        f"looks nearly the same as {paths[pairs[0].second]}, of another case{count}.",
+        "Look at them (tskd check --json lists every pair): where one patient is shown, give both images the same "
+        "case, else test scores are too good.",
+        "warning",
+    )
 
 
 def _split_problems(records: Sequence[Record], presence: Mapping[str, frozenset[int]]) -> Iterator[Problem]:
