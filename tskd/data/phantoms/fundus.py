@@ -1,5 +1,8 @@
 """Fundus photograph: retinal vessels (the class) grown from the optic disc, among choroid, exudates and bleedings.
 
+The choroid's own vessels, seen through the retina of many eyes, are not the class. They are as dark as arteries but of
+another tint, and do not come from the disc: what a few labels do not tell.
+
 Vessels are 1 to 5 pixels wide at sizes up to 512. Their width falls with the square root of the size and stops
 at one pixel: else none would be left in a small image. Retinas without vessels do not occur.
 """
@@ -34,6 +37,9 @@ POINTS = 24
 ALONG = np.linspace(0, 1, POINTS)
 MIN_WIDTH, MAX_WIDTH = 1.0, 5.0
 """Vessel widths in pixels of an image of side 512."""
+BLOOD, CHOROID = rgb(0.45, 1.0, 0.8), rgb(0.8, 0.8, 1.0)
+"""What share of the contrast a vessel has in each colour."""
+TIGROID_SHARE, RED_FREE_SHARE = 0.7, 0.25
 BRANCHES = ((4, 7), (1, 2))
 """Fewest and most branches off a trunk, and off each of those."""
 
@@ -69,23 +75,29 @@ class _Look:
     """Contrast of arteries relative to veins."""
     reflex: float
     choroid: float
+    choroidal_vessels: float
+    """Share of the light that they take away; 0: a pigmented retina hides them."""
     texture: float
     illumination: float
     bright_spots: int
     dark_spots: int
+    red_free: bool
+    """Photographed in green light: grey."""
 
 
 def _draw_look(rng: np.random.Generator) -> _Look:
     return _Look(
-        background=np.clip(rgb(0.72, 0.36, 0.16) + rng.normal(0, (0.08, 0.07, 0.05)), 0.05, 1),
-        vessel=rng.uniform(0.22, 0.5),
+        background=np.clip(rgb(0.72, 0.36, 0.16) + rng.normal(0, (0.12, 0.09, 0.07)), 0.05, 1),
+        vessel=rng.uniform(0.25, 0.55),
         artery=rng.uniform(0.45, 0.9),
         reflex=rng.uniform(0.0, 0.3),
         choroid=rng.uniform(0.0, 0.16),
+        choroidal_vessels=rng.uniform(0.2, 0.5) * (rng.random() < TIGROID_SHARE),
         texture=rng.uniform(0.01, 0.05),
         illumination=rng.uniform(0.1, 0.4),
         bright_spots=int(rng.choice([0, 0, 4, 15, 30])),
         dark_spots=int(rng.choice([0, 0, 3, 10, 20])),
+        red_free=rng.random() < RED_FREE_SHARE,
     )
 
 
@@ -141,6 +153,22 @@ def _wander(rng: np.random.Generator, root: _Root) -> Array:
     return np.cumsum(steps, axis=0)
 
 
+def _grow_choroid(rng: np.random.Generator) -> list[_Branch]:
+    """Return the choroid's vessels: they cross the whole field beside each other, and lead to no disc."""
+    heading = rng.uniform(0, np.pi)
+    roots = (
+        _Root(
+            start=rng.uniform(-1, 1, 2),
+            heading=heading + rng.normal(0, 0.4) + np.pi * rng.integers(2),
+            bow=rng.normal(0, 0.6),
+            length=rng.uniform(0.5, 1.4),
+            width=MAX_WIDTH * rng.uniform(0.5, 1.0),
+        )
+        for _ in range(rng.integers(15, 40))
+    )
+    return [_Branch(_wander(rng, root), np.full(POINTS, root.width), vein=False) for root in roots]
+
+
 def _strokes(branches: list[_Branch], view: View, size: int) -> Array:
     scale = np.sqrt(size / 512)
     points = view.project(np.stack([branch.points for branch in branches]))
@@ -180,11 +208,11 @@ def _lay_spots(rng: np.random.Generator, image: Array, grid: Grid, look: _Look) 
         blend(image, colour, step(nearest, 0.02) * rng.uniform(0.4, 0.8))
 
 
-def _lay_vessels(image: Array, strokes: Array, contrast: float, reflex: float) -> None:
-    """Darken the vessels in place: blood takes green and blue more than red; wide ones carry a bright central line."""
+def _lay_vessels(image: Array, strokes: Array, contrast: float, reflex: float, tint: Array = BLOOD) -> None:
+    """Darken the vessels in place by what each colour loses; wide ones carry a bright central line."""
     cover = np.clip(0.6 - strokes, 0, 1)
     cover = cover - np.float32(reflex) * np.clip(-strokes - 0.8, 0, 1)
-    image *= 1 - cover[..., None] * rgb(0.45, 1.0, 0.8) * np.float32(contrast)
+    image *= 1 - cover[..., None] * tint * np.float32(contrast)
 
 
 def _photograph(rng: np.random.Generator, image: Array, look: _Look) -> Array:
@@ -196,7 +224,9 @@ def _photograph(rng: np.random.Generator, image: Array, look: _Look) -> Array:
     light = np.exp(look.illumination * (smooth_field(rng, size, 2) - (rows**2 + columns**2)))
     haze = np.clip(0.12 * smooth_field(rng, size, 2), 0, None)[..., None]
     image = image * light[..., None] * np.float32(rng.uniform(0.8, 1.2)) + haze * rgb(0.8, 0.7, 0.5)
-    noise = rng.uniform(0.01, 0.035) * grain(rng, size, 0.5)
+    if look.red_free:
+        image = np.repeat(1.5 * image[..., 1:2], 3, axis=2)
+    noise = rng.uniform(0.005, 0.02) * grain(rng, size, 0.5)
     field = step(np.hypot(rows, columns) - FIELD_RADIUS, 0.015)
     return (image + noise[..., None]) * field[..., None]
 
@@ -207,9 +237,11 @@ def draw(case_rng: np.random.Generator, image_rng: np.random.Generator, size: in
     side = int(case_rng.choice([-1, 1]))
     disc = (case_rng.uniform(-0.12, 0.12), -side * case_rng.uniform(0.35, 0.6))
     branches = list(_grow_tree(case_rng, disc, side))
+    choroid = _grow_choroid(case_rng)
     view = random_view(image_rng, shift=0.15, rotation=0.15, zoom=0.06)
     grid = view.grid(size)
     image = _lay_retina(case_rng, grid, look, disc, side)
+    _lay_vessels(image, _strokes(choroid, view, size), look.choroidal_vessels, 0.0, CHOROID)
     _lay_spots(case_rng, image, grid, look)
     veins = _strokes([branch for branch in branches if branch.vein], view, size)
     arteries = _strokes([branch for branch in branches if not branch.vein], view, size)
