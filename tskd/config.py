@@ -220,7 +220,7 @@ class MaeConfig(PretrainConfig):
     """Share of the patches that is hidden."""
     decoder_width: Annotated[int, Field(ge=4, multiple_of=4)] = 96
     decoder_depth: Positive = 4
-    batch_size: Positive = 64
+    batch_size: Positive = 32
     lr: Annotated[float, Field(gt=0)] = 1e-3
 
 
