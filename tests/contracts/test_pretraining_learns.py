@@ -1,4 +1,4 @@
-"""Pre-training without labels teaches the encoder something: a linear probe reads more from it than from a random one."""
+"""Pre-training without labels teaches the encoder something that a linear probe can read."""
 
 from __future__ import annotations
 
