@@ -28,7 +28,7 @@ from tskd.artifacts import peak_memory_mb
 from tskd.config import Recipe, TeacherConfig, build_recipe
 from tskd.engine import ImageBatches, Training, open_runtime
 from tskd.models.registry import adapt, build_model
-from tskd.pipeline import Run
+from tskd.run import Run
 from tskd.stages import cache
 from tskd.stages.distill import Ask, attach_projection, distillation_step, online, stored
 from tskd.stages.teacher import choose_teacher

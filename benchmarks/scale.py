@@ -21,7 +21,7 @@ from tskd.artifacts import Artifact, peak_memory_mb
 from tskd.config import Recipe, build_recipe
 from tskd.engine import Training, open_runtime
 from tskd.models.registry import build_model, load_model
-from tskd.pipeline import Run
+from tskd.run import Run
 from tskd.stages import cache
 from tskd.stages.distill import attach_projection, distillation_step, stored
 from tskd.stages.samples import draw_samples, open_sampler

@@ -13,7 +13,7 @@ from tskd.errors import Paused, RunFailed, UserError
 
 if TYPE_CHECKING:
     from tskd.config import Recipe
-    from tskd.pipeline import Run
+    from tskd.run import Run
 
 app = typer.Typer(
     name="tskd",
@@ -257,7 +257,7 @@ def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, downlo
     check_names(recipe)  # before the heavy imports: a mistake is answered at once
     from tskd.buildable import check_student
     from tskd.engine import open_runtime
-    from tskd.pipeline import Run
+    from tskd.run import Run
 
     check_student(recipe)
     return Run(recipe, out, open_runtime(recipe.engine, minutes=minutes), download)

@@ -15,7 +15,7 @@ from tskd.models.decoders import DECODERS
 if TYPE_CHECKING:
     from tskd.artifacts import Artifact
     from tskd.config import Recipe
-    from tskd.pipeline import Run
+    from tskd.run import Run
 
 
 Make = Callable[["Run"], "Artifact"]

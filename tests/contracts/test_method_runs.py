@@ -18,7 +18,8 @@ from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.methods import METHODS
 from tskd.models.registry import load_model
-from tskd.pipeline import Run, run_stage
+from tskd.pipeline import run_stage
+from tskd.run import Run
 
 SIZE = 32
 SETTINGS: dict[str, Any] = {

@@ -9,7 +9,8 @@ import pytest
 from tskd.demo import demo_recipe
 from tskd.engine import open_runtime
 from tskd.models.weights import efficientnet_lite0_path
-from tskd.pipeline import Run, execute
+from tskd.pipeline import execute
+from tskd.run import Run
 
 MARGIN = 0.05
 """Dice by which the distilled student must be better, at equal training compute of the student; 0.147 was measured."""

@@ -15,7 +15,8 @@ from tests.journeys.conftest import Command
 from tskd.artifacts import Artifact
 from tskd.config import build_recipe
 from tskd.engine import open_runtime
-from tskd.pipeline import Run, execute
+from tskd.pipeline import execute
+from tskd.run import Run
 from tskd.summary import print_summary
 
 TINY = {

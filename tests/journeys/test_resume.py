@@ -13,7 +13,8 @@ import pytest
 from tskd.artifacts import Artifact
 from tskd.config import Recipe, build_recipe
 from tskd.engine import open_runtime
-from tskd.pipeline import Run, execute
+from tskd.pipeline import execute
+from tskd.run import Run
 
 TINY = {
     "data": {"image_size": 32, "labels": 12, "phantom": {"family": "dermoscopy", "train": 24, "test": 6, "size": 48}},

@@ -12,7 +12,8 @@ from transformers import SamConfig, SamModel
 from tskd.config import build_recipe
 from tskd.engine import open_runtime
 from tskd.errors import UserError
-from tskd.pipeline import Run, execute
+from tskd.pipeline import execute
+from tskd.run import Run
 
 SETTINGS = {
     "data": {"image_size": 32, "labels": 8, "phantom": {"family": "abdomen", "train": 16, "test": 4, "size": 48}},

@@ -14,7 +14,7 @@ from tskd.compare.decompose import decompose
 from tskd.data.prepared import Prepared
 from tskd.engine import open_runtime
 from tskd.models.registry import build_model, load_model, save_model
-from tskd.pipeline import Run
+from tskd.run import Run
 from tskd.stages.export import network_answer
 from tskd.stages.networks import measure_networks
 

@@ -15,7 +15,8 @@ from tskd.compare.plan import PlanStore, all_missing, plan_runs
 from tskd.config import Recipe, build_recipe
 from tskd.engine import open_runtime
 from tskd.errors import UserError
-from tskd.pipeline import Run, run_stage
+from tskd.pipeline import run_stage
+from tskd.run import Run
 from tskd.stages.prepare import same_images
 
 PHANTOM = {"family": "dermoscopy", "train": 16, "test": 6, "size": 32}

@@ -27,8 +27,8 @@ from tskd.console import say
 from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.metrics.comparison import MeanRank, PairTest
-from tskd.pipeline import ARTIFACTS
 from tskd.report import write_report
+from tskd.run import ARTIFACTS
 from tskd.stages.networks import Network, measure_networks
 
 

@@ -50,7 +50,7 @@ class LocalExecutor:
     def __init__(self, workers: int) -> None:
         self.slots = workers
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tskd.pipeline"])  # imported once, not once a run
+        self._context.set_forkserver_preload(["tskd.run"])  # imported once, not once a run
         self._running: dict[str, Any] = {}
 
     def start(self, job: Job) -> None:

@@ -119,7 +119,7 @@ def _execute(job: Job) -> Outcome:
     from tskd.budget import compute_of
     from tskd.engine import open_runtime
     from tskd.methods import METHODS
-    from tskd.pipeline import Run
+    from tskd.run import Run
 
     recipe = build_recipe(job.recipe, job.name)
     engine = recipe.engine.model_copy(update={"threads": recipe.engine.threads or job.threads})

@@ -17,7 +17,7 @@ from tskd.console import progress
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import UserError
 from tskd.methods import METHODS
-from tskd.pipeline import ARTIFACTS, Run
+from tskd.run import ARTIFACTS, Run
 
 _SHARED = ("prepared_artifact", "tested_artifact", "teacher_source")
 
