@@ -2,10 +2,10 @@
 
     python benchmarks/sampling.py --out OUT --count 200 --threads 2
 
-``OUT`` is the output folder of a run or of ``tskd stage diffusion``. The same seeds are drawn with every solver. The speed
-is that of the fastest batch, so that what else the machine does counts little. KID is
-on ImageNet features of EfficientNet-Lite0 against all training images, with its 95 % interval; the last row shows what
-real images reach: the test images against the same training images.
+``OUT`` is the output folder of a run or of ``tskd stage diffusion``. The same seeds are drawn with every solver. The
+speed is that of the fastest batch, so that what else the machine does counts little. KID is on ImageNet features of
+EfficientNet-Lite0 against all training images, with its 95 % interval; the last row shows what real images reach: the
+test images against the same training images.
 """
 
 from __future__ import annotations
