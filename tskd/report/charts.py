@@ -78,6 +78,8 @@ def line_chart(
         for index, one in enumerate(series):
             apart = _APART * (index - (len(series) - 1) / 2) if one.intervals else 0.0
             _draw_line(axes, one, apart=apart, points=points)
+        if any(one.intervals for one in series):
+            axes.margins(x=0.05 + _APART * len(series) / 2 / WIDTH)
         _label(axes, x, y)
         if named:
             axes.legend(frameon=False, fontsize=10, labelcolor=_role("muted"), handlelength=1.6)
