@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from tskd.artifacts import Artifact, Builder, Costs, Processes, Store
 from tskd.budget import Budget, network_flops, steps_within, student_budget
-from tskd.config import DistillConfig, PretrainConfig, Recipe, TeacherConfig, TrainConfig
+from tskd.config import DistillConfig, PretrainConfig, Recipe, StudentConfig, TeacherConfig, TrainConfig
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
@@ -148,9 +148,7 @@ class Run:
     def student_description(self) -> dict[str, Any]:
         """The network that every method but the controls ends with, and where its weights start."""
         student = self.recipe.student
-        arguments = {"backbone": student.backbone, "decoder": student.decoder}
-        weights = student.weights if student.start == "weights" else None
-        return {"kind": "timm", "arguments": arguments, "weights": weights, **self._sizes}
+        return describe_student(student, weights=student.weights if student.start == "weights" else None, **self._sizes)
 
     @property
     def _sizes(self) -> dict[str, Any]:
@@ -338,6 +336,16 @@ class Run:
         return self.store.build(
             stage, make, config=settings, seed=self.recipe.seed if seed is None else seed, together=True, **rest
         )
+
+
+def describe_student(
+    student: StudentConfig, *, weights: str | None, classes: Sequence[str], image_size: int
+) -> dict[str, Any]:
+    """Return what the registry builds a recipe's student from."""
+    arguments = {"backbone": student.backbone, "decoder": student.decoder}
+    return {
+        "kind": "timm", "arguments": arguments, "weights": weights, "classes": list(classes), "image_size": image_size,
+    }  # fmt: skip
 
 
 def _adapted_guide(teacher: Artifact) -> distill.Guide:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from tskd.data.phantoms import FAMILIES, draw_phantom, write_phantoms
+from tskd.data.phantoms import FAMILIES, draw_phantom, fundus, write_phantoms
 from tskd.data.phantoms.family import ABSENT_SHARE
+from tskd.data.phantoms.fundus import RED_FREE_SHARE
 from tskd.data.phantoms.noise import smooth_field, speckle
 from tskd.data.phantoms.shapes import Curve, View, stroke_distance
 from tskd.data.phantoms.write import locate
@@ -72,6 +73,27 @@ def test_vessels_are_one_to_five_pixels_wide(size: int) -> None:
     assert (mask & ~ndimage.binary_opening(mask, np.ones((1, 2, 2)))).any(), "vessels of one pixel"
     if size == 512:
         assert ndimage.binary_opening(mask, np.ones((1, 3, 3))).sum() > 0.3 * mask.sum(), "vessels of three and more"
+
+
+def test_the_stated_share_of_fundus_photographs_is_red_free() -> None:
+    grey = np.mean([is_grey(draw_phantom("fundus", number, size=32, seed=3).image) for number in range(150)])
+    assert RED_FREE_SHARE / 2 < grey < RED_FREE_SHARE * 2
+
+
+def is_grey(image: NDArray[np.uint8]) -> bool:
+    return bool((image == image[..., :1]).all())
+
+
+def test_the_choroids_vessels_are_seen_and_are_not_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them the masks are the same and the images of most eyes are not: dark lines are gone."""
+    drawn = [draw_phantom("fundus", number, size=96, seed=3) for number in range(20)]
+    monkeypatch.setattr(fundus, "CHOROID", np.zeros(3, np.float32))
+    bare = [draw_phantom("fundus", number, size=96, seed=3) for number in range(20)]
+    for one, other in zip(drawn, bare, strict=True):
+        np.testing.assert_array_equal(one.mask, other.mask)
+    changed = [(one.image < other.image.astype(int) - 8).any(axis=2) for one, other in zip(drawn, bare, strict=True)]
+    covered = [area[phantom.mask == 0].mean() for area, phantom in zip(changed, drawn, strict=True)]
+    assert 0.4 < np.mean([share > 0.05 for share in covered]) < 0.95
 
 
 @pytest.mark.parametrize("family", ["kidney_us", "oral_ulcer", "dermoscopy"])

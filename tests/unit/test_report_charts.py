@@ -64,6 +64,16 @@ def test_every_mark_and_interval_lies_inside_the_chart(logarithmic: bool) -> Non
     assert all(0 < float(y) < HEIGHT for line in lines for y in line[1::2])
 
 
+def test_lines_set_apart_stay_inside_the_axes() -> None:
+    series = [Series(look_of(name, name), [20, 40, 80], [0.3, 0.4, 0.5], [(0.2, 0.6)] * 3) for name in METHODS]
+    svg = line_chart(series, Axis("labels"), Axis("Dice"), title="many").svg
+    area = re.search(r'<clipPath[^>]*>\s*<rect x="([-\d.]+)" y="[-\d.]+" width="([-\d.]+)"', svg)
+    assert area
+    left, width = map(float, area.groups())
+    assert len(marks(svg)) == 3 * len(METHODS)
+    assert all(left < x < left + width for x, _ in marks(svg))
+
+
 def test_models_at_one_place_do_not_cover_each_other() -> None:
     found = sorted(marks(charts()[3].svg))
     assert len(found) == 2

@@ -17,15 +17,12 @@ from tskd.comparison_files import DATASET, METHOD, REPLICATE_KEYS
 from tskd.config import (
     Recipe,
     Section,
-    apply_override,
     build_recipe,
     build_section,
-    parse_yaml,
-    read_settings,
-    set_key,
 )
 from tskd.errors import UserError
 from tskd.methods import check_names
+from tskd.settings import apply_override, parse_yaml, read_settings, set_key
 
 Scalar = str | int | float | bool | None
 MACHINE_SETTINGS = frozenset({"accelerator", "devices", "num_nodes", "strategy", "checkpoint_seconds", "threads"})
