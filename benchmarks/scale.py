@@ -2,24 +2,27 @@
 
     python benchmarks/scale.py --threads 2
 
-Each size runs in a process of its own, so that its peak memory (imports and weights included) is its own. Times are an
-image's (a step's for distillation) and should not depend on the size of the set; ``x`` is the ratio to the first row.
+Times are an image's (a stored view's for the cache, a step's for distillation) and should not depend on the set's size.
+What keeps a shared machine's ups and downs out of the comparison: all sizes take turns, in alternating order; small
+sets are built over again until every size has done the same work; and ``x`` is the median over the rounds of a time's
+ratio to the first size's in the same round. Each size runs in a process of its own, so that its peak memory (imports
+and weights included) is its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
-import numpy as np
 from measure import in_fresh_process, print_results, step_seconds
 
-from tskd.artifacts import Artifact, peak_memory_mb
+from tskd.artifacts import peak_memory_mb
 from tskd.config import Recipe, build_recipe
 from tskd.engine import Training, open_runtime
 from tskd.models.registry import build_model, load_model
@@ -31,6 +34,7 @@ from tskd.stages.samples import draw_samples, open_sampler
 SIZES, QUICK = (250, 500, 1000, 2000), (8, 16)
 FIRST = 64
 """Images that go through once before anything is timed: the first batches allocate."""
+Row = dict[str, Any]
 PHANTOMS = {"family": "dermoscopy", "train": 24, "test": 8, "size": 64}
 
 
@@ -39,55 +43,70 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--steps", type=int, default=40, help="distillation steps that are timed")
-    parser.add_argument("--rounds", type=int, default=3, help="times that all sizes take turns; the best time counts")
+    parser.add_argument("--rounds", type=int, default=3, help="times that all sizes take turns")
     parser.add_argument("--quick", action="store_true", help="a few images: does it run?")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     sizes, steps, rounds = (QUICK, 3, 1) if options.quick else (SIZES, options.steps, options.rounds)
-    rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder:
         in_fresh_process(_make_shared, Path(folder), options.threads)
-        for size in sizes * rounds:
-            rows.append(
-                in_fresh_process(measure, size, Path(mkdtemp(dir=folder)), Path(folder), steps, options.threads)
-            )
-    rows = [_best(rows[place :: len(sizes)]) for place in range(len(sizes))]
-    print_results([_compared(row, rows[0]) for row in rows], as_json=options.json, threads=options.threads)
+        turns = [_one_round(sizes, turn, Path(folder), steps, options.threads) for turn in range(rounds)]
+    print_results([_over_rounds(turns, size) for size in sizes], as_json=options.json, threads=options.threads)
 
 
-def measure(size: int, folder: Path, shared: Path, steps: int, threads: int) -> dict[str, Any]:
+def _one_round(sizes: Sequence[int], turn: int, shared: Path, steps: int, threads: int) -> dict[int, Row]:
+    """Return a row a size; every second round goes from the largest to the smallest."""
+    order = sizes if turn % 2 == 0 else sizes[::-1]
+    passes = {size: max(sizes) // size for size in sizes}
+    return {size: in_fresh_process(measure, size, passes[size], shared, steps, threads) for size in order}
+
+
+def measure(size: int, passes: int, shared: Path, steps: int, threads: int) -> Row:
     """Return seconds of each part and the peak memory after it, in this process, for a transfer set of ``size``."""
     run = _open_run(shared, size, threads)
     images = run.transfer_set
     teacher = load_model(run.teacher.path)
     layout = cache.plan_cache(teacher, build_model(run.student_description), images, views=2, seed=0)
-    answers, first = folder / "cache", folder / "first"
-    for place, part in ((first, replace(layout, images=min(size, FIRST))), (answers, layout)):
-        place.mkdir()
-        began = time.perf_counter()
-        cache.build_cache(teacher, images, part, run.recipe.distill.augment, place, runtime=run.runtime)
-    row: dict[str, Any] = {"images": size, "cache ms": 500 * (time.perf_counter() - began) / size}
+
+    def answer(folder: Path, count: int = size) -> None:
+        part = replace(layout, images=count)
+        cache.build_cache(teacher, images, part, run.recipe.distill.augment, folder, runtime=run.runtime)
+
+    with TemporaryDirectory(dir=shared) as first:
+        answer(Path(first), min(size, FIRST))
+    answers, seconds = _repeated(answer, passes, shared)
+    row: Row = {"images": size, "cache ms": 1000 * seconds / (layout.views * size)}
     row["cache MB"] = round(peak_memory_mb())
     batches = cache.CachedBatches(answers, images, 16, run.recipe.distill.augment, seed=0)
     settings = run.recipe.distill.model_copy(update={"steps": steps})
     level, module = attach_projection(build_model(run.student_description), stored(batches(0, 0, 1)))
     step = distillation_step(settings, stored, level)
     training = Training("benchmark", module, step, batches, settings, seed=0)
-    row["step ms"] = 1000 * float(np.median(step_seconds(training, run.runtime)))
+    row["step ms"] = 1000 * median(step_seconds(training, run.runtime))
     row["step MB"] = round(peak_memory_mb())
-    denoiser = run.diffusion
-    row["sample ms"] = 1000 * _sampling_seconds(denoiser, run, size, answers) / size
+    row["sample ms"] = 1000 * _sampling_seconds(run, size, passes, shared) / size
     row["sample MB"] = round(peak_memory_mb())
     return row
 
 
-def _sampling_seconds(denoiser: Artifact, run: Run, size: int, folder: Path) -> float:
+def _sampling_seconds(run: Run, size: int, passes: int, shared: Path) -> float:
     config = run.recipe.diffusion.model_copy(update={"sampling_steps": 5})
-    sampler = open_sampler(denoiser.path, config, image_size=run.prepared.image_size, seed=0, runtime=run.runtime)
+    sampler = open_sampler(run.diffusion.path, config, image_size=run.prepared.image_size, seed=0, runtime=run.runtime)
     sampler(range(min(size, sampler.at_once)))
+
+    def draw(folder: Path) -> None:
+        draw_samples(range(size), sampler, folder, runtime=run.runtime)
+
+    return _repeated(draw, passes, shared)[1]
+
+
+def _repeated(work: Callable[[Path], Any], passes: int, shared: Path) -> tuple[Path, float]:
+    """Do the work several times, each into a new folder; return the last folder and the mean seconds."""
+    folders = [Path(mkdtemp(dir=shared)) for _ in range(passes)]
     began = time.perf_counter()
-    draw_samples(range(size), sampler, folder, runtime=run.runtime)
-    return time.perf_counter() - began
+    for folder in folders:
+        work(folder)
+    return folders[-1], (time.perf_counter() - began) / passes
 
 
 def _make_shared(folder: Path, threads: int) -> None:
@@ -111,19 +130,14 @@ def _open_run(folder: Path, size: int, threads: int) -> Run:
     return Run(recipe, folder, open_runtime(recipe.engine))
 
 
-def _best(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the shortest of each time and the largest of each memory."""
-    return {name: (max if name.endswith(" MB") else min)(row[name] for row in rounds) for name in rounds[0]}
-
-
-def _compared(row: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
-    """Return the row with the ratio of each time and memory to the first row's."""
-    compared: dict[str, Any] = {}
-    for name, value in row.items():
-        compared[name] = value
-        if name.endswith((" ms", " MB")):
-            compared[f"{name} x"] = value / first[name]
-    return compared
+def _over_rounds(turns: Sequence[Mapping[int, Row]], size: int) -> Row:
+    """Return the median time and the largest memory of a size, each with the median ratio to the first size's."""
+    row: Row = {"images": size}
+    for name in (name for name in turns[0][size] if name != "images"):
+        values = [rows[size][name] for rows in turns]
+        row[name] = max(values) if name.endswith(" MB") else median(values)
+        row[f"{name} x"] = median(rows[size][name] / rows[min(rows)][name] for rows in turns)
+    return row
 
 
 if __name__ == "__main__":
