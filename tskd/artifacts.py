@@ -166,7 +166,7 @@ class Store:
         self.processes.barrier()
 
     def _find(self, path: Path) -> bool:
-        if not (path / MANIFEST).is_file():
+        if not path.exists():
             partial_path(path).mkdir(parents=True, exist_ok=True)
             return False
         damaged = next(find_damage(Artifact(path)), None)
@@ -194,8 +194,18 @@ def artifact_path(root: Path, identity: Mapping[str, Any]) -> Path:
 
 def find_by_digest(root: Path, stage: str, digest: str) -> Artifact | None:
     """Return the finished artifact of a stage in a store's folder that has these contents."""
-    found = (Artifact(path.parent) for path in sorted(root.glob(f"{stage}-*/{MANIFEST}")))
-    return next((artifact for artifact in found if artifact.digest == digest), None)
+    found = (finished(path.parent) for path in sorted(root.glob(f"{stage}-*/{MANIFEST}")))
+    return next((artifact for artifact in found if artifact and artifact.digest == digest), None)
+
+
+def finished(path: Path) -> Artifact | None:
+    """Return the artifact in a folder; None where its manifest is missing or cannot be read."""
+    artifact = Artifact(path)
+    try:
+        readable = isinstance(artifact.manifest["files"], dict) and bool(artifact.digest)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return artifact if readable else None
 
 
 def partial_path(path: Path) -> Path:
@@ -205,12 +215,10 @@ def partial_path(path: Path) -> Path:
 
 def find_damage(artifact: Artifact) -> Iterator[str]:
     """Yield a line for every file of the artifact that is missing or differs from the manifest."""
-    try:
-        files = artifact.manifest["files"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        yield f"{MANIFEST} cannot be read"
+    if finished(artifact.path) is None:
+        yield f"{MANIFEST} is missing or cannot be read"
         return
-    for name, digest in files.items():
+    for name, digest in artifact.manifest["files"].items():
         path = artifact.path / name
         if not path.is_file():
             yield f"{name} is missing"
@@ -306,16 +314,14 @@ def _make(path: Path, make: Make, identity: dict[str, Any], making: _Making) -> 
         metrics = dict(make(partial))
     seconds = json.loads((partial / _CLOCK).read_text())["seconds"]
     (partial / _CLOCK).unlink()
-    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
-    files = {
-        file.relative_to(partial).as_posix(): file_sha256(file)
-        for file in sorted(partial.rglob("*"))
-        if file.is_file() and not file.name.startswith(".")
-    }
+    names = {file.relative_to(partial) for file in partial.rglob("*") if file.is_file() and file.name[0] != "."}
+    kept = sorted(name for name in names if name.parts[0] != CHECKPOINTS)
+    files = {name.as_posix(): file_sha256(partial / name) for name in kept}
     content = {name: sha256 for name, sha256 in files.items() if name != TRAINING_LOG}
     digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
     manifest = identity | {"digest": digest, "files": files, "metrics": metrics, "used": making.costs}
     write_json(partial / MANIFEST, manifest | usage | {"seconds": seconds} | environment())
+    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)  # not before: an attempt killed above goes on from them
     partial.rename(path)
 
 

@@ -1,4 +1,4 @@
-"""Whether the student that a recipe asks for can be built; it is tried before any work, since it takes no second."""
+"""Whether the networks that a recipe asks for can be built; it is tried before any work, since it takes no second."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from tskd.methods import asks_for_weights
 from tskd.models.mae import require_transformer
 from tskd.models.registry import build_model
 from tskd.run import describe_student
+from tskd.stages.diffusion import require_image_size
 
 
-def check_student(recipe: Recipe) -> None:
-    """Raise UserError where the student's network or its weight file does not fit, or ``mae`` cannot train it."""
+def check_networks(recipe: Recipe) -> None:
+    """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, or the
+    diffusion model that is asked for cannot draw images of its size."""
     weights = recipe.student.weights if asks_for_weights(recipe) else None
     description = describe_student(recipe.student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
     _try_to_build(canonical_json(description), masked="mae" in (recipe.method, *recipe.rivals))
+    if recipe.transfer.synthetic:
+        require_image_size(recipe.diffusion, recipe.data.image_size)
 
 
 @cache

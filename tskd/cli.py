@@ -25,6 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = 130
+"""Exit code of a command stopped by Ctrl-C, as shells have it."""
 Executor = Literal["local", "ray"]
 Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interrupted run in it is taken up again.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: section.key=value. May be repeated.")]
@@ -70,7 +72,11 @@ def run(
 @app.command()
 def stage(
     name: Annotated[
-        str, typer.Argument(help="prepare, teacher, transfer, distill, pretrain, finetune, control, evaluate, export")
+        str,
+        typer.Argument(
+            help="prepare, teacher, diffusion, samples, transfer, quality, cache, distill, pretrain, finetune, "
+            "control, evaluate or export"
+        ),
     ],
     recipe: RecipeFile = None,
     data: Data = None,
@@ -88,8 +94,10 @@ def stage(
 
     if count is not None:
         set_ = [*(set_ or []), f"transfer.synthetic={count}"]
-    artifact = run_stage(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), name)
-    print(artifact.path if artifact else f"{name}: this recipe does without it")
+    opened = _open_run(_load(recipe, data, set_), out, minutes=minutes, download=download)
+    artifact = run_stage(opened, name)
+    if opened.runtime.fabric.is_global_zero:
+        print(artifact.path if artifact else f"{name}: this recipe does without it")
 
 
 @app.command()
@@ -123,6 +131,7 @@ def compare(
     from tskd.compare.summary import print_comparison, print_plan
 
     out = out or Path("out/compare") / found.name
+    _require_folder(out)
     machines = command.Machines(executor, workers, address, cpus, gpus, retries)
     if dry_run:
         plans, estimator = command.plan_comparison(found, out, download=download, recheck=recheck)
@@ -235,9 +244,11 @@ def _execute(run: Run, *, json_: bool) -> None:
     from tskd.summary import print_summary
 
     summary = execute(run)
+    if not run.runtime.fabric.is_global_zero:
+        return
     if json_:
         print(json.dumps(summary, default=str))
-    elif run.runtime.fabric.is_global_zero:
+    else:
         print_summary(run.out)
 
 
@@ -255,16 +266,22 @@ def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, downlo
     from tskd.methods import check_names
 
     check_names(recipe)  # before the heavy imports: a mistake is answered at once
-    from tskd.buildable import check_student
+    _require_folder(out)
+    from tskd.buildable import check_networks
     from tskd.engine import open_runtime
     from tskd.run import Run
 
-    check_student(recipe)
+    check_networks(recipe)
     return Run(recipe, out, open_runtime(recipe.engine, minutes=minutes), download)
 
 
+def _require_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file. Give a folder for the results with --out.")
+
+
 def main(arguments: list[str] | None = None) -> Any:
-    """Run a command; exit 0 done (or paused as asked), 1 failed, 2 wrong input or settings."""
+    """Run a command; exit 0 done (or paused as asked), 1 failed, 2 wrong input or settings, 130 stopped by Ctrl-C."""
     try:
         return app(arguments)
     except UserError as error:
@@ -273,8 +290,10 @@ def main(arguments: list[str] | None = None) -> Any:
         _stop(f"failed: {error}", code=1)
     except Paused as pause:
         _stop(f"{pause}; the state is saved, the same command goes on from here", code=0)
-    except KeyboardInterrupt:
-        _stop("stopped; the same command goes on from the last checkpoint", code=1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer's answer to Ctrl-C
+            _stop("stopped; what is finished is kept, and the same command goes on from there", code=INTERRUPTED)
+        raise
 
 
 def _stop(message: str, *, code: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -119,6 +119,15 @@ class TrainConfig(Section):
     patience: Positive | None = None
     """Validations without a better score after which training stops; None: never."""
 
+    @model_validator(mode="after")
+    def _equal_parts(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts: choose a multiple of "
+                "accumulate"
+            )
+        return self
+
 
 class TeacherConfig(TrainConfig):
     """The large model that is adapted to the task on the labels."""
@@ -158,6 +167,8 @@ class DiffusionConfig(TrainConfig):
     grid_minutes: Annotated[float, Field(gt=0)] = 5.0
     """A picture of samples is written this often."""
     gradient_checkpointing: bool = False
+    flip: Flip = "auto"
+    """Whether training images may be mirrored (horizontally)."""
     steps: Positive = 3000
     lr: Annotated[float, Field(gt=0)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -173,6 +184,8 @@ class TransferConfig(Section):
     """Images sampled from the diffusion model."""
     augmented: Count = 0
     """Labelled training images under strong augmentation, stored as images of their own."""
+    flip: Flip = "auto"
+    """Of the augmented images."""
     copy_quantile: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
     """A synthetic image nearer to a training image than this quantile of train-to-train distances is a copy: out."""
 

@@ -34,6 +34,8 @@ class Method:
     """The student before fine-tuning; None: there is none."""
     teacher: Make | None = None
     """The adapted teacher whose answers it learns; None: it never needs one."""
+    ships: bool = True
+    """Its model is small enough for a clinic's machine: ``tskd run`` ends with it in a bundle."""
 
 
 def _pretrained(title: str, start: Make, *, teacher: Make | None = None, longer: bool = False) -> Method:
@@ -42,7 +44,7 @@ def _pretrained(title: str, start: Make, *, teacher: Make | None = None, longer:
 
 
 METHODS: dict[str, Method] = {
-    "teacher": Method("teacher", lambda run: run.teacher),
+    "teacher": Method("teacher", lambda run: run.teacher, ships=False),
     "task_kd": _pretrained(
         "task-specific distillation", lambda run: run.distilled_by(run.teacher), teacher=lambda run: run.teacher
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from tskd.artifacts import Artifact, write_json
 from tskd.budget import BUDGET_RULE, compute_of
 from tskd.bundle import publish
+from tskd.config import Recipe
 from tskd.console import say
 from tskd.data.transfer_set import QUALITY
 from tskd.errors import UserError
@@ -20,6 +20,7 @@ from tskd.stages import evaluate
 from tskd.stages.export import build_export
 from tskd.stages.networks import measure_networks
 from tskd.stages.quality import build_quality
+from tskd.stages.transfer import real_records
 
 RUN_FILE, BUNDLE = "run.json", "model"
 """What lies in an output folder beside the artifacts."""
@@ -32,12 +33,22 @@ def trained_models(run: Run) -> dict[str, tuple[str, Artifact]]:
     if method.teacher is not None:
         models["teacher"] = METHODS["teacher"].title, method.teacher(run)
         if method.start is not None:
-            models["student_before_finetune"] = "student after distillation", method.start(run)
+            models["student_before_finetune"] = "student before fine-tuning", method.start(run)
     models["student"] = method.title, student(run)
     controls = ("control",) if run.recipe.control.enabled else ()
     for rival in dict.fromkeys((*run.recipe.rivals, *controls)):
-        models[rival] = METHODS[rival].title, METHODS[rival].model(run)
+        if rival != run.recipe.method:
+            _add_rival(models, rival, METHODS[rival].model(run))
     return models
+
+
+def _add_rival(models: dict[str, tuple[str, Artifact]], rival: str, model: Artifact) -> None:
+    """Add a rival under its name, or under another where the method's own teacher has that and is a different one."""
+    title = METHODS[rival].title
+    if rival in models and models[rival][1].path != model.path:
+        models[f"rival_{rival}"] = f"{title} (rival)", model
+    else:
+        models[rival] = title, model
 
 
 def student(run: Run) -> Artifact:
@@ -47,8 +58,20 @@ def student(run: Run) -> Artifact:
 
 def exported(run: Run) -> Artifact:
     """Return the bundle to ship, proved against the network on real cases."""
+    _require_small(run.recipe)
     metrics = {name: artifact.metrics for name, artifact in evaluations(run).items()}
-    return build_export(run.store, run.recipe.export, student(run), run.prepared_artifact, metrics)
+    return build_export(
+        run.store, run.recipe.export, student(run), run.prepared_artifact, metrics, method=run.recipe.method
+    )
+
+
+def _require_small(recipe: Recipe) -> None:
+    if not METHODS[recipe.method].ships:
+        small = ", ".join(name for name, method in METHODS.items() if method.ships)
+        raise UserError(
+            f"method: {recipe.method!r} is the large model, and a run ends with a small one to ship. "
+            f"Choose one of: {small}"
+        )
 
 
 def evaluations(run: Run) -> dict[str, Artifact]:
@@ -81,7 +104,8 @@ def transferred(run: Run) -> Artifact:
 
 def execute(run: Run) -> dict[str, Any]:
     """Run the recipe's method to the end and return what ``run.json`` holds."""
-    began = time.monotonic()
+    _require_small(run.recipe)
+    real_records(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     models, scores = trained_models(run), evaluations(run)
     if "transfer" in vars(run):  # a method has learned from it
         judged_synthetic(run)
@@ -99,7 +123,7 @@ def execute(run: Run) -> dict[str, Any]:
         "seed": run.recipe.seed,
         "method": run.recipe.method,
         "teacher": models["teacher"][1].metrics["teacher"] if "teacher" in models else None,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(sum(cost["seconds"] for cost in run.costs.values()), 1),
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in run.costs.values()),
         "metrics": metrics,
         "budget_rule": BUDGET_RULE,
@@ -135,7 +159,7 @@ STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "prepare": lambda run: run.prepared_artifact,
     "teacher": lambda run: run.teacher,
     "diffusion": lambda run: run.diffusion,
-    "samples": lambda run: run.samples[-1] if run.samples else None,
+    "samples": lambda run: run.samples[-1],
     "transfer": transferred,
     "quality": judged_synthetic,
     "cache": lambda run: run.cache,

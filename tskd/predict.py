@@ -132,9 +132,11 @@ def predict_paths(
         warn(failure.problem)
     work = _Work(bundle.session(options.threads), bundle.window, len(bundle.classes), out, options)
     began = time.monotonic()
-    _predict_all(items, work, outcome)
-    outcome.seconds = time.monotonic() - began
-    _write_table(outcome, out)
+    try:
+        _predict_all(items, work, outcome)
+    finally:  # stopped by hand or by a full disk: what was written is in the table all the same
+        outcome.seconds = time.monotonic() - began
+        _write_table(outcome, out)
     return outcome
 
 

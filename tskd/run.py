@@ -18,7 +18,7 @@ from tskd.models.registry import description_digest, load_model
 from tskd.stages import diffusion, distill, evaluate, finetune, prepare, pretrain, pseudo, samples, teacher
 from tskd.stages.supervised import Labelled, training_labels
 from tskd.stages.teacher import TeacherSource
-from tskd.stages.transfer import build_transfer
+from tskd.stages.transfer import build_transfer, real_records
 
 ARTIFACTS = "artifacts"
 """The folder of artifacts in an output folder."""
@@ -135,6 +135,7 @@ class Run:
     @cached_property
     def transfer(self) -> Artifact:
         config = self.recipe.transfer
+        real_records(config, self.prepared)  # before images are sampled: a plan, too, refuses more than there are
         sampled = self.samples if config.synthetic else ()
         return build_transfer(self.store, config, self.prepared_artifact, sampled, seed=self.recipe.seed)
 

@@ -33,6 +33,14 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
+def read_yaml(path: Path) -> Any:
+    """Return the value of a YAML file; raises UserError where it is no text or no YAML."""
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file. Give a YAML file.") from error
+
+
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
     """Set ``section.key`` of nested settings in place; raises UserError where a part of the key is no section."""
     *sections, last = key.split(".")
@@ -49,10 +57,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Return what a recipe's file holds, unchecked; raises UserError where it holds no mapping."""
     if not path.is_file():
         raise UserError(f"{path}: no such recipe. Give the path of a YAML file, or leave it out for the defaults.")
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file. A recipe is a YAML file.") from error
+    values = read_yaml(path)
     if values is None:
         return {}
     if not isinstance(values, dict):

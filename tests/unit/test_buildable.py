@@ -9,7 +9,7 @@ import timm
 from safetensors.torch import save_file
 
 from tests.made_up import SMALL_VIT
-from tskd.buildable import check_student
+from tskd.buildable import check_networks
 from tskd.config import Recipe, load_recipe
 from tskd.errors import UserError
 
@@ -27,19 +27,19 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("who", ["method=mae", "rivals=[scratch, mae]"])
 def test_mae_needs_a_vision_transformer(who: str) -> None:
-    check_student(recipe(who))
-    check_student(recipe(backbone="resnet10t"))
+    check_networks(recipe(who))
+    check_networks(recipe(backbone="resnet10t"))
     with pytest.raises(UserError, match=r"plain vision transformer, and student\.backbone is none"):
-        check_student(recipe(who, backbone="resnet10t"))
+        check_networks(recipe(who, backbone="resnet10t"))
 
 
 @pytest.mark.parametrize("who", ["method=imagenet", "rivals=[imagenet]", "student.start=weights"])
 def test_weights_have_to_fit_the_backbone_where_they_are_used(who: str, weights: Path) -> None:
     given = f"student.weights={weights}"
-    check_student(recipe(who, given))
-    check_student(recipe(given, backbone="resnet10t"))
+    check_networks(recipe(who, given))
+    check_networks(recipe(given, backbone="resnet10t"))
     with pytest.raises(UserError, match=r"does not fit resnet10t: \d+ of \d+ tensors are missing"):
-        check_student(recipe(who, given, backbone="resnet10t"))
+        check_networks(recipe(who, given, backbone="resnet10t"))
 
 
 def test_a_position_table_with_another_number_of_class_tokens_does_not_fit(tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ def test_a_position_table_with_another_number_of_class_tokens_does_not_fit(tmp_p
     state["pos_embed"] = state["pos_embed"][:, :-2].contiguous()
     save_file(state, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match=r"first model\.pos_embed\. Give weights of this backbone"):
-        check_student(recipe("method=imagenet", f"student.weights={tmp_path / 'odd.safetensors'}"))
+        check_networks(recipe("method=imagenet", f"student.weights={tmp_path / 'odd.safetensors'}"))
 
 
 def test_a_home_folder_is_written_as_people_write_it(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(weights.parent))
-    check_student(recipe("method=imagenet", f"student.weights=~/{weights.name}"))
+    check_networks(recipe("method=imagenet", f"student.weights=~/{weights.name}"))

@@ -19,10 +19,8 @@ def made(root: Path, name: str, config: Mapping[str, Any], seconds: float, **use
     folder.mkdir(parents=True)
     costs = {part: {"seconds": each, "peak_memory_mb": 1.0} for part, each in used.items()}
     stage = name.rpartition("-")[0]
-    write_json(
-        folder / "manifest.json",
-        {"stage": stage, "config": config, "seconds": seconds, "peak_memory_mb": 1.0, "used": costs},
-    )
+    manifest = {"stage": stage, "config": config, "seconds": seconds, "peak_memory_mb": 1.0, "used": costs}
+    write_json(folder / "manifest.json", {**manifest, "files": {}, "digest": name})
 
 
 def part(stage: str, config: Mapping[str, Any], size: int = 64) -> Part:

@@ -240,11 +240,11 @@ def test_noise_is_warned_of_and_does_not_stop(
 
 
 def test_augmented_images_depend_on_seed_and_number_alone(prepared: Prepared) -> None:
-    some, more = (list(augmented_images(numbers, prepared, seed=1)) for numbers in ([3, 23], range(24)))
+    some, more = (list(augmented_images(numbers, prepared, flip="auto", seed=1)) for numbers in ([3, 23], range(24)))
     assert np.array_equal(some[0], more[3])
     assert np.array_equal(some[1], more[23])
     assert not np.array_equal(more[3], more[23]), "the same source, drawn anew"
-    assert not np.array_equal(next(augmented_images([3], prepared, seed=2)), more[3])
+    assert not np.array_equal(next(augmented_images([3], prepared, flip="auto", seed=2)), more[3])
 
 
 def test_augmented_images_come_from_the_labelled_training_part(prepared: Prepared, tmp_path: Path) -> None:
@@ -255,7 +255,8 @@ def test_augmented_images_come_from_the_labelled_training_part(prepared: Prepare
     rows = prepared.rows("train")
     images[rows] = np.linspace(60, 250, len(rows)).astype(np.uint8)[:, None, None, None]
     np.save(folder / IMAGES, images)
-    brightness = [image.mean() for image in augmented_images(range(2 * len(rows)), Prepared(folder), seed=1)]
+    drawn = augmented_images(range(2 * len(rows)), Prepared(folder), flip="auto", seed=1)
+    brightness = [image.mean() for image in drawn]
     assert min(brightness) > 15
     assert np.corrcoef(brightness, np.tile(np.linspace(60, 250, len(rows)), 2))[0, 1] > 0.6
 

@@ -12,6 +12,7 @@ from typing import Protocol
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from tskd.compare.grid import GridRun
 from tskd.compare.job import Outcome
@@ -92,9 +93,9 @@ class TableBoard:
     def _table(self) -> Table:
         table = Table("run", "state", "time", box=None, padding=(0, 2))
         for label, result, seconds in self.finished:
-            table.add_row(label, result, duration(seconds))
+            table.add_row(Text(label), Text(result), duration(seconds))
         for label, began in self.running.values():
-            table.add_row(label, "under way", duration(time.monotonic() - began), style="bold")
+            table.add_row(Text(label), "under way", duration(time.monotonic() - began), style="bold")
         return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from tskd.artifacts import MANIFEST, Artifact, canonical_json
+from tskd.artifacts import MANIFEST, Artifact, canonical_json, finished
 from tskd.compare.plan import Part
 from tskd.console import duration
 
@@ -40,10 +39,8 @@ class Estimator:
     def __init__(self, root: Path) -> None:
         self._made: dict[str, list[_Made]] = defaultdict(list)
         for path in root.glob(f"*/{MANIFEST}"):
-            try:
-                self._remember(Artifact(path.parent))
-            except (json.JSONDecodeError, KeyError, FileNotFoundError):  # damaged, or just moved: it tells nothing
-                continue
+            if artifact := finished(path.parent):  # what is damaged, or was just moved, tells nothing
+                self._remember(artifact)
 
     def _remember(self, artifact: Artifact) -> None:
         manifest = artifact.manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -101,14 +102,15 @@ def ray_executor(
         import ray
     except ImportError as error:
         raise UserError("--executor ray needs Ray. Install it with: pip install 'tskd[cluster]'") from error
-    here = {} if address else {"num_cpus": max(1, round(cpus * (slots or 1))), "include_dashboard": False}
+    here = {} if address else {"num_cpus": max(1, math.ceil(cpus * (slots or 1))), "include_dashboard": False}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **here)
     except (ConnectionError, RuntimeError, ValueError) as error:
         what = f"--address {address}: no Ray cluster answers" if address else "Ray could not be started here"
         raise UserError(f"{what} ({error}). See docs/how-to/compare.md, or leave --executor out.") from error
     try:
-        yield RayExecutor(ray, slots or _room(ray.cluster_resources(), cpus, gpus), cpus, gpus, retries)
+        room = _room(ray.cluster_resources(), cpus, gpus)
+        yield RayExecutor(ray, slots or room, cpus, gpus, retries)
     finally:
         ray.shutdown()
 

@@ -22,7 +22,7 @@ from tskd.config import (
 )
 from tskd.errors import UserError
 from tskd.methods import check_names
-from tskd.settings import apply_override, parse_yaml, read_settings, set_key
+from tskd.settings import apply_override, read_settings, read_yaml, set_key
 
 Scalar = str | int | float | bool | None
 MACHINE_SETTINGS = frozenset({"accelerator", "devices", "num_nodes", "strategy", "checkpoint_seconds", "threads"})
@@ -89,7 +89,7 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such grid. Give the path of a YAML file with name, recipe and axes.")
-    source = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    source = read_yaml(path)
     if not isinstance(source, dict):
         raise UserError(f"{path}: a grid is a mapping with name, recipe and axes, not a {type(source).__name__}.")
     file = build_section(GridFile, source, str(path))
@@ -103,7 +103,8 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     comparable = {axis: values for axis, values in names.items() if axis not in replicates}
     compared = file.compare or _compared_axis(comparable)
     _refuse(path, _comparison_problems(compared, file.baseline, comparable))
-    return Grid(file.name, names, replicates, runs, compared, file.baseline, file.bias_variance, source)
+    baseline = next((value for value in comparable.get(compared or "", ()) if value == file.baseline), None)
+    return Grid(file.name, names, replicates, runs, compared, baseline, file.bias_variance, source)
 
 
 Axis = list[tuple[Scalar, dict[str, Any]]]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import MANIFEST, Artifact, Make, Store, artifact_path, canonical_json, identify
-from tskd.buildable import check_student
+from tskd.artifacts import Artifact, Make, Store, artifact_path, canonical_json, finished, identify
+from tskd.buildable import check_networks
 from tskd.compare.grid import GridRun
 from tskd.compare.job import DATA_STAGES
 from tskd.config import EngineConfig
@@ -81,7 +81,7 @@ class PlanStore:
             artifact = Store(self.root).build(stage, make, **request)
         else:
             artifact = Artifact(artifact_path(self.root, identify(stage, **request)))
-            if not (artifact.path / MANIFEST).is_file():
+            if not finished(artifact.path):
                 artifact = PlannedArtifact(artifact.path)
                 self.missing[artifact.path.name] = (stage, config)
         self.used[artifact.path.name] = artifact
@@ -117,7 +117,7 @@ class _Planner:
     """What is costly to look up and the same for many runs (data sets, teacher's weights), by the settings."""
 
     def plan(self, grid_run: GridRun) -> RunPlan:
-        check_student(grid_run.recipe)
+        check_networks(grid_run.recipe)
         store = PlanStore(self.out / ARTIFACTS)
         run = Run(grid_run.recipe, self.out, self.runtime, self.download, open_store=lambda *_: store)
         key = canonical_json(grid_run.recipe.model_dump(include={"data", "teacher", "evaluate"}))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from statistics import mean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tskd.compare.command import Comparison
 from tskd.compare.estimate import Estimator
 from tskd.compare.grid import METHOD, Grid
 from tskd.compare.plan import RunPlan, all_missing
+from tskd.methods import METHODS
 from tskd.metrics.bias_variance import Decomposition
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT
@@ -32,14 +34,14 @@ def print_plan(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, wo
     for run in grid.runs:
         plan = planned.get(run.name)
         if plan is None:
-            table.add_row(run.label, "all", "done", "0")
+            table.add_row(Text(run.label), "all", "done", "0")
             continue
         new = {part.name: part for part in plan.missing if part.name not in counted}
         counted |= new.keys()
         shared = len(plan.missing) - len(new)
         makes = ", ".join(part.stage for part in new.values()) or "nothing new"
         more = f" (+ {shared} of runs above)" if shared else ""
-        table.add_row(run.label, str(len(plan.found)), makes + more, f"{estimator.total(new.values()):.0f}")
+        table.add_row(Text(run.label), str(len(plan.found)), makes + more, f"{estimator.total(new.values()):.0f}")
     console.print(table)
     console.print(estimator.explain(all_missing(plans).values(), workers=workers))
     if not all(plan.complete for plan in plans):
@@ -71,10 +73,16 @@ def _scores(comparison: Comparison) -> Table:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in comparison.rows:
         if row["status"] == "done":
-            groups[*(row[axis] for axis in axes), row["title"]].append(row)
+            groups[*(row[axis] for axis in axes), _title(row)].append(row)
     for place, rows in groups.items():
         table.add_row(*_values(place), *_cells(rows))
     return table
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    """Return what a row's method is called: by the grid where that gives its methods names of their own."""
+    title: str = row["title"] if row[METHOD] in METHODS else row[METHOD]
+    return title
 
 
 def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -97,8 +105,8 @@ def _tests(tests: Sequence[tuple[Any, PairTest]]) -> Table:
     for columns, test in tests:
         interval = "too few cases" if test.ci95_low is None else f"{test.ci95_low:+.3f} to {test.ci95_high:+.3f}"
         table.add_row(
-            ", ".join(_values(columns.values())),
-            f"{test.method} - {test.baseline}",
+            Text(", ".join(cell.plain for cell in _values(columns.values()))),
+            Text(f"{test.method} - {test.baseline}"),
             f"{test.difference:+.3f}",
             interval,
             f"{test.p_holm:.3g}",
@@ -119,8 +127,9 @@ def _decompositions(lines: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _values(values: Iterable[Any]) -> list[str]:
-    return ["-" if value is None else str(value) for value in values]
+def _values(values: Iterable[Any]) -> list[Text]:
+    """Return cells that show their text as it is: square brackets are no markup."""
+    return [Text("-" if value is None else str(value)) for value in values]
 
 
 def _console() -> Console:

@@ -50,11 +50,14 @@ class Slice:
 
 
 def is_dicom(path: Path) -> bool:
-    """Tell by the extension ``.dcm`` or by the magic bytes whether a file is DICOM."""
+    """Tell by the extension ``.dcm`` or by the magic bytes if a file is DICOM; one that cannot be opened is not."""
     if path.suffix.lower() in (".dcm", ".dicom"):
         return True
-    with path.open("rb") as file:
-        return file.read(_MAGIC_OFFSET + 4)[_MAGIC_OFFSET:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAGIC_OFFSET + 4)[_MAGIC_OFFSET:] == b"DICM"
+    except OSError:
+        return False
 
 
 def read_header(path: Path) -> pydicom.Dataset:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tskd.config import AugmentConfig, PretrainConfig
+from tskd.config import AugmentConfig, Flip
 from tskd.data.augment import (
     GeometryRange,
     Photometry,
@@ -125,12 +125,12 @@ def geometry_range(augment: AugmentConfig, flip: tuple[bool, bool]) -> GeometryR
     return GeometryRange(*flip, augment.rotate, augment.scale, augment.shift)
 
 
-def allowed_flips(augment: AugmentConfig | PretrainConfig, classes: Sequence[str]) -> tuple[bool, bool]:
+def allowed_flips(flip: Flip, classes: Sequence[str]) -> tuple[bool, bool]:
     """Return whether images may be mirrored (horizontally, vertically); ``auto`` keeps left and right apart."""
-    if augment.flip == "auto":
+    if flip == "auto":
         sided = any(side in name.lower() for name in classes for side in ("left", "right"))
         return (not sided, False)
-    return (augment.flip in ("horizontal", "both"), augment.flip == "both")
+    return (flip in ("horizontal", "both"), flip == "both")
 
 
 def to_images(pixels: np.ndarray) -> Tensor:

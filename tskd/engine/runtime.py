@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from tskd.config import EngineConfig
+from tskd.errors import UserError
 from tskd.memory import keep_freed_memory
 
 
@@ -31,13 +33,19 @@ def open_runtime(config: EngineConfig, *, minutes: float | None = None) -> Runti
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     strategy = "ddp" if config.strategy == "auto" and config.devices * config.num_nodes > 1 else config.strategy
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=strategy,
-        precision=config.precision,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=strategy,
+            precision=config.precision,
+        )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"engine: accelerator {config.accelerator}, {config.devices} device(s), strategy {strategy}, precision "
+            f"{config.precision} cannot be had on this machine: {error} `tskd doctor` shows what it has."
+        ) from error
     fabric.launch()
     if fabric.device.type == "cpu":
         keep_freed_memory()

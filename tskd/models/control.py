@@ -32,7 +32,11 @@ class DynUNetSegmenter(nn.Module):
 
     def forward(self, images: Tensor) -> SegmentationOutput:
         """(B, 3, H, W) in [0, 1] to (B, K, H, W) logits; the features are the logits at the network's size."""
-        planes = resize_images(images, self.image_size)
-        spread, centre = torch.std_mean(planes, dim=(2, 3), keepdim=True)
-        logits = self.network((planes - centre) / (spread + 1e-3))
+        logits = self.small_logits(resize_images(images, self.image_size))
         return SegmentationOutput((logits,), resize_logits(logits, images.shape[-2:]))
+
+    def small_logits(self, planes: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] at the network's side S to (B, K, S, S) logits; each image standardised by itself."""
+        spread, centre = torch.std_mean(planes, dim=(2, 3), keepdim=True)
+        logits: Tensor = self.network((planes - centre) / (spread + 1e-3))
+        return logits

@@ -14,22 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
+from tskd.models.control import DynUNetSegmenter
 from tskd.models.timm_segmenter import TimmSegmenter
 
 INPUT, OUTPUTS = "image", ("classes", "probabilities")
 OPSET = 18
 """The first version of ONNX whose Resize is antialiased."""
 _LARGEST_SIDE = 16384
+Deployable = TimmSegmenter | DynUNetSegmenter
+"""What can be shipped: networks that are small and rebuilt without a file of somebody else."""
 
 
 class Deployed(nn.Module):
     """A segmenter whose input is an image file's pixels at any size.
 
-    It computes what :class:`TimmSegmenter` and a softmax compute, without the branches on sizes that would tie an
-    exported graph to one of them.
+    It computes what the segmenter and a softmax compute, without the branches on sizes that would tie an exported
+    graph to one of them.
     """
 
-    def __init__(self, segmenter: TimmSegmenter) -> None:
+    def __init__(self, segmenter: Deployable) -> None:
         super().__init__()
         self.segmenter = segmenter
 
@@ -40,14 +43,14 @@ class Deployed(nn.Module):
         planes = image.permute(2, 0, 1)[None].to(torch.float32) / 255
         square = (segmenter.image_size, segmenter.image_size)
         planes = F.interpolate(planes, size=square, mode="bilinear", antialias=True, align_corners=False)
-        planes = (planes - segmenter.mean) / segmenter.std
-        logits = segmenter.decoder(planes, tuple(segmenter.encoder(planes)))
-        logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)[0]
+        logits = F.interpolate(
+            segmenter.small_logits(planes), size=(height, width), mode="bilinear", align_corners=False
+        )[0]
         scores = torch.cat([torch.zeros_like(logits[:1]), logits])
         return scores.argmax(dim=0).to(torch.uint8), scores.softmax(dim=0)
 
 
-def write_onnx(segmenter: TimmSegmenter, path: Path) -> None:
+def write_onnx(segmenter: Deployable, path: Path) -> None:
     """Write the network as one ONNX file; input and outputs as :class:`Deployed` says, height and width free.
 
     The segmenter has to be freshly loaded on the CPU: wrappers of a training (mixed precision) would end in the graph.

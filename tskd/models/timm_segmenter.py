@@ -43,6 +43,12 @@ class TimmSegmenter(nn.Module):
         logits = self.decoder(planes, features)
         return SegmentationOutput(features, resize_logits(logits, images.shape[-2:]))
 
+    def small_logits(self, planes: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] at the network's side S to (B, K, h, w) logits at the size they come out in."""
+        planes = (planes - self.mean) / self.std
+        logits: Tensor = self.decoder(planes, tuple(self.encoder(planes)))
+        return logits
+
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the features alone."""
         return tuple(self.encoder(self.normalise(images)))

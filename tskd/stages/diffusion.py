@@ -21,7 +21,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from tskd.artifacts import CHECKPOINTS, write_json
-from tskd.config import AugmentConfig, DiffusionConfig
+from tskd.config import DiffusionConfig
 from tskd.console import say, warn
 from tskd.data.prepared import Part, Prepared
 from tskd.data.transfer_set import SAMPLE_SHEET
@@ -42,7 +42,7 @@ from tskd.models.diffusion import (
     to_uint8,
 )
 from tskd.models.registry import read_description, save_model
-from tskd.models.swin_unet import PRESETS, SwinUNet, SwinUNetSize
+from tskd.models.swin_unet import PRESETS, SwinUNet, SwinUNetSize, check_image_size
 from tskd.models.timm_segmenter import resize_images
 from tskd.overlays import contact_sheet
 from tskd.seeding import derive, numpy_generator, torch_generator
@@ -69,6 +69,7 @@ def train_diffusion(
 
     Raises UserError for an image size that the preset cannot take and for class folders that are none.
     """
+    require_image_size(config, prepared.image_size)
     names = prepared.names(prepared.rows(*SEEN_PARTS))
     classes = class_counts(names) if config.conditional else {}
     description = describe(config, prepared, classes)
@@ -114,21 +115,26 @@ def describe(config: DiffusionConfig, prepared: Prepared, classes: Mapping[str, 
     }
 
 
+def require_image_size(config: DiffusionConfig, image_size: int) -> None:
+    """Raise UserError, naming the nearest sizes that would do, where the preset cannot draw images of that size."""
+    try:
+        check_image_size(PRESETS[config.preset], config.image_size or image_size)
+    except UserError as error:
+        raise UserError(f"diffusion.image_size (diffusion.preset {config.preset}): {error}") from error
+
+
 def build_denoiser(description: Mapping[str, Any], *, checkpointing: bool = False) -> SwinUNet:
     """Return the network of a description with random weights, drawn from torch's global generator."""
     size: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in description["size"].items()
     }
-    try:
-        model = SwinUNet(
-            SwinUNetSize(**size),
-            image_size=description["image_size"],
-            channels=description["channels"],
-            num_classes=len(description["classes"]),
-            checkpointing=checkpointing,
-        )
-    except UserError as error:
-        raise UserError(f"diffusion.image_size (diffusion.preset {description['preset']}): {error}") from error
+    model = SwinUNet(
+        SwinUNetSize(**size),
+        image_size=description["image_size"],
+        channels=description["channels"],
+        num_classes=len(description["classes"]),
+        checkpointing=checkpointing,
+    )
     # convolutions are faster so, and Swin blocks read channels last anyway
     return model.to(memory_format=torch.channels_last)
 
@@ -195,7 +201,7 @@ class DenoisingBatches:
             batch_size=config.batch_size,
             image_size=description["image_size"],
             channels=description["channels"],
-            mirror=allowed_flips(AugmentConfig(), prepared.classes)[0],
+            mirror=allowed_flips(config.flip, prepared.classes)[0],
             seed=seed,
         )
 

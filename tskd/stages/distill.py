@@ -78,7 +78,7 @@ class Distillation:
             "batch_size": config.batch_size,
             "augment": config.augment,
             "seed": derive(self.seed, "transfer batches"),
-            "flip": allowed_flips(config.augment, self.transfer.prepared.classes),
+            "flip": allowed_flips(config.augment.flip, self.transfer.prepared.classes),
         }
         batches: Batches
         if answers is None:

@@ -28,12 +28,11 @@ from tskd.engine.batches import to_images
 from tskd.errors import RunFailed, UserError
 from tskd.losses.classes import class_probabilities
 from tskd.metrics.segmentation import agreement
-from tskd.models.deployed import silenced, write_onnx
+from tskd.models.deployed import Deployable, silenced, write_onnx
 from tskd.models.registry import load_model, read_description, save_model
-from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.stages.model_card import model_card
 
-VERSION = 1
+VERSION = 2
 RUN_FILE = "run.json"
 MAX_PROBABILITY_DIFFERENCE = 1e-3
 """Largest difference of one probability of one pixel between network and file; rounding alone gives about 1e-6."""
@@ -81,9 +80,15 @@ class Int8Verdict:
 
 
 def build_export(
-    store: Builder, config: ExportConfig, student: Artifact, prepared: Artifact, scores: Mapping[str, Any]
+    store: Builder,
+    config: ExportConfig,
+    student: Artifact,
+    prepared: Artifact,
+    scores: Mapping[str, Any],
+    *,
+    method: str,
 ) -> Artifact:
-    """Return the artifact that holds the bundle of a student; ``scores`` are evaluation metrics by model name."""
+    """Return the artifact with the bundle of a method's small model; ``scores`` are evaluation metrics by name."""
     inputs = {
         "data": prepared.digest,
         "model": student.digest,
@@ -92,9 +97,15 @@ def build_export(
     return store.build(
         "export",
         lambda folder: export(
-            config, student.path, Prepared(prepared.path), folder, scores=scores, data_digest=prepared.digest
+            config,
+            student.path,
+            Prepared(prepared.path),
+            folder,
+            method=method,
+            scores=scores,
+            data_digest=prepared.digest,
         ),
-        config=config.model_dump(),
+        config={**config.model_dump(), "method": method},
         inputs=inputs,
         seed=0,
         version=VERSION,
@@ -117,7 +128,7 @@ def export_again(model: Path, *, int8: bool) -> Path:
     store = Store(out / "artifacts")
     student = Artifact(store.root / run["artifacts"]["student"])
     config = ExportConfig(**run["recipe"]["export"]).model_copy(update={"int8": int8})
-    artifact = build_export(store, config, student, _prepared_of(student), run["metrics"])
+    artifact = build_export(store, config, student, _prepared_of(student), run["metrics"], method=run["method"])
     publish(artifact.path, out / FOLDER)
     return out / FOLDER
 
@@ -128,6 +139,7 @@ def export(
     prepared: Prepared,
     folder: Path,
     *,
+    method: str,
     scores: Mapping[str, Mapping[str, Any]],
     data_digest: str,
 ) -> dict[str, Any]:
@@ -137,8 +149,8 @@ def export(
     naming the worst case where the file does not do what the network does.
     """
     segmenter = load_model(student)
-    if not isinstance(segmenter, TimmSegmenter):
-        raise UserError(f"{student}: only students (kind timm) can be exported, this is a {type(segmenter).__name__}.")
+    if not isinstance(segmenter, Deployable):
+        raise UserError(f"{student}: only small networks can be exported, this is a {type(segmenter).__name__}.")
     write_onnx(segmenter, folder / ONNX)
     cases = parity_cases(prepared, config.parity_cases)
     metrics: dict[str, Any] = {
@@ -151,6 +163,7 @@ def export(
         metrics["int8"] = asdict(ship_int8(folder, cases))
     description = {
         **_identity(read_description(student)),
+        "method": method,
         **_provenance(prepared, scores, data_digest),
         "export": metrics,
     }

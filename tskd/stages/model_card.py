@@ -13,6 +13,16 @@ _TITLES = {
     "control": "control (U-Net, same labels)",
 }
 
+_DISTILLED = "distilled from a large one that was adapted to this task and then trained on labels"
+_ORIGINS = {
+    "task_kd": _DISTILLED,
+    "task_kd_probe": _DISTILLED,
+    "agnostic_kd": "distilled from the encoder of a large one and then trained on labels",
+    "pseudo_label": "trained on the answers of a large one that was adapted to this task and then on labels",
+    "control_pseudo": "trained on labels and on the answers of a large one that was adapted to this task",
+}
+"""Method -> how the network came about, where a larger one had a part in it."""
+
 INTENDED_USE = "Research use only. This is not a medical device: it has not been validated for diagnosis or treatment."
 LIMITS = (
     "It was trained on images of one data set and tested on one. On another scanner, protocol, population or disease "
@@ -29,11 +39,10 @@ def model_card(description: Mapping[str, Any]) -> str:
 
 
 def _head(description: Mapping[str, Any]) -> str:
-    distilled = "teacher" in description["scores"]
-    origin = "distilled by `tskd` from a large one that was adapted to this task" if distilled else "trained by `tskd`"
+    origin = _ORIGINS.get(description["method"], "trained")
     return (
         f"# {description['dataset']}: segmentation of {', '.join(description['classes'])}\n\n"
-        f"A small segmentation network, {origin}."
+        f"A small segmentation network, {origin} by `tskd` (method `{description['method']}`)."
     )
 
 

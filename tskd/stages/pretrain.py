@@ -115,7 +115,7 @@ def pretrain(
         transfer.names,
         batch_size=config.batch_size,
         smallest=config.crop,
-        flip=allowed_flips(config, description["classes"]),
+        flip=allowed_flips(config.flip, description["classes"]),
         objective=objective,
         seed=derive(seed, "transfer batches"),
     )

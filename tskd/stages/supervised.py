@@ -56,7 +56,7 @@ def labelled_batches(
         batch_size=settings.batch_size,
         augment=augment,
         seed=seed,
-        flip=allowed_flips(augment, classes),
+        flip=allowed_flips(augment.flip, classes),
     )
 
 

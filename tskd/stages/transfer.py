@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tskd.artifacts import Artifact, Builder
-from tskd.config import AugmentConfig, TransferConfig
+from tskd.config import Flip, TransferConfig
 from tskd.data.augment import GeometryRange, apply_photometry, draw_geometry, draw_photometry, move_images
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import Origin, TransferRecord, images_path, read_samples, write_images, write_records
@@ -59,7 +59,8 @@ def write_transfer(
         records += _store(folder, "synthetic", kept.tolist(), (samples[number] for number in kept), prepared)
     if config.augmented:
         numbers = range(config.augmented)
-        records += _store(folder, "augmented", numbers, augmented_images(numbers, prepared, seed=seed), prepared)
+        drawn = augmented_images(numbers, prepared, flip=config.flip, seed=seed)
+        records += _store(folder, "augmented", numbers, drawn, prepared)
     if not records:
         gate = f"; all {config.synthetic} synthetic images were copies" if config.synthetic else ""
         raise UserError(
@@ -81,13 +82,13 @@ def real_records(config: TransferConfig, prepared: Prepared) -> list[TransferRec
     return [TransferRecord(prepared.records[row].id, "real", int(row)) for row in rows[:wanted]]
 
 
-def augmented_images(numbers: Sequence[int], prepared: Prepared, *, seed: int) -> Iterator[np.ndarray]:
+def augmented_images(numbers: Sequence[int], prepared: Prepared, *, flip: Flip, seed: int) -> Iterator[np.ndarray]:
     """Yield labelled training images (S, S, 3) uint8 under strong augmentation, each source equally often.
 
     Image k is a function of (seed, k) alone.
     """
     rows = prepared.rows("train")
-    limits = GeometryRange(*allowed_flips(AugmentConfig(), prepared.classes), ROTATION, SCALE, SHIFT)
+    limits = GeometryRange(*allowed_flips(flip, prepared.classes), ROTATION, SCALE, SHIFT)
     for number in numbers:
         generator = torch_generator(seed, "augmented", number)
         image = to_images(prepared.images[[rows[number % len(rows)]]])

@@ -17,7 +17,7 @@ from tskd.data.layouts.kidneyus import KIDNEYUS
 from tskd.data.layouts.nifti import NIFTI
 from tskd.data.layouts.ph2 import PH2
 from tskd.errors import UserError
-from tskd.types import Record
+from tskd.types import UNLABELLED, Record
 
 __all__ = ["LAYOUTS", "Dataset", "Layout", "LayoutOptions", "detect", "open_dataset"]
 
@@ -46,7 +46,10 @@ class Dataset:
 
     def read_mask(self, record: Record) -> np.ndarray:
         """Read one mask, (H, W) uint8: 0 background, 1..K, ``UNLABELLED``; raises :class:`UserError`."""
-        return LAYOUTS[self.layout].read_mask(record, self.options)
+        mask = LAYOUTS[self.layout].read_mask(record, self.options)
+        if (mask == UNLABELLED).all():
+            raise UserError(f"{record.mask}: no pixel of this mask is labelled. Correct it, or take the file away.")
+        return mask
 
 
 def detect(root: Path) -> str:
