@@ -20,7 +20,7 @@ from tskd.stages import evaluate
 from tskd.stages.export import build_export
 from tskd.stages.networks import measure_networks
 from tskd.stages.quality import build_quality
-from tskd.stages.transfer import real_records
+from tskd.stages.transfer import count_real
 
 RUN_FILE, BUNDLE = "run.json", "model"
 """What lies in an output folder beside the artifacts."""
@@ -105,7 +105,7 @@ def transferred(run: Run) -> Artifact:
 def execute(run: Run) -> dict[str, Any]:
     """Run the recipe's method to the end and return what ``run.json`` holds."""
     _require_small(run.recipe)
-    real_records(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
+    count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     models, scores = trained_models(run), evaluations(run)
     if "transfer" in vars(run):  # a method has learned from it
         judged_synthetic(run)

@@ -18,7 +18,7 @@ from tskd.models.registry import description_digest, load_model
 from tskd.stages import diffusion, distill, evaluate, finetune, prepare, pretrain, pseudo, samples, teacher
 from tskd.stages.supervised import Labelled, training_labels
 from tskd.stages.teacher import TeacherSource
-from tskd.stages.transfer import build_transfer, real_records
+from tskd.stages.transfer import build_transfer, count_real
 
 ARTIFACTS = "artifacts"
 """The folder of artifacts in an output folder."""
@@ -135,7 +135,7 @@ class Run:
     @cached_property
     def transfer(self) -> Artifact:
         config = self.recipe.transfer
-        real_records(config, self.prepared)  # before images are sampled: a plan, too, refuses more than there are
+        count_real(config, self.prepared)  # before images are sampled: a plan, too, refuses more than there are
         sampled = self.samples if config.synthetic else ()
         return build_transfer(self.store, config, self.prepared_artifact, sampled, seed=self.recipe.seed)
 
@@ -193,10 +193,8 @@ class Run:
     @cached_property
     def distilled_agnostic(self) -> Artifact:
         """The student whose encoder has learned the features that the teacher has before its adaptation."""
-        config, source = self.recipe.distill, self.teacher_source
-        flops = network_flops(self.student_description, distill.encoder_flops)
-        steps = steps_within(self.budget.pretraining, config.batch_size * flops)
-        config = config.model_copy(update={"encoder_weight": 1.0, "decoder_weight": 0.0, "steps": steps})
+        source = self.teacher_source
+        config = self.recipe.distill.model_copy(update={"encoder_weight": 1.0, "decoder_weight": 0.0})
         guide = distill.Guide(teacher.bare_digest(source), lambda: teacher.load_bare(source))
         return self._distilled(self._distillation(config, guide))
 
@@ -206,6 +204,10 @@ class Run:
         return self._distillation(self.recipe.distill, _adapted_guide(self.teacher)).cache(self.store)
 
     def _distillation(self, config: DistillConfig, guide: distill.Guide) -> distill.Distillation:
+        if config.decoder_weight == 0:  # the decoder is not run: more steps, for the same compute
+            flops = network_flops(self.student_description, distill.encoder_flops)
+            steps = steps_within(self.budget.pretraining, config.batch_size * flops)
+            config = config.model_copy(update={"steps": steps})
         inputs = {**self._pretraining_inputs, "teacher": guide.digest}
         return distill.Distillation(
             config, self.student_description, guide, self.transfer_set, inputs, self.recipe.seed, self.runtime

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def open_run(folder: Path) -> OpenRun:
-    def open_run(method: str, **student: Any) -> Run:
+    def open_run(method: str, distill: Mapping[str, Any] | None = None, **student: Any) -> Run:
         student |= {"backbone": SMALL_VIT, "weights": str(folder / f"{SMALL_VIT}.safetensors")}
         teacher = {**SETTINGS["teacher"], "weights": str(folder / "resnet10t.safetensors")}
-        recipe = build_recipe({**SETTINGS, "method": method, "student": student, "teacher": teacher}, "test")
+        changed = {"student": student, "teacher": teacher, "distill": {**SETTINGS["distill"], **(distill or {})}}
+        recipe = build_recipe({**SETTINGS, "method": method, **changed}, "test")
         return Run(recipe, folder / "out", open_runtime(recipe.engine))
 
     return open_run
@@ -83,6 +84,12 @@ def test_a_method_spends_the_budget_and_no_more(method: str, open_run: OpenRun) 
     assert 1e9 * spent.student_gflops == pytest.approx(run.budget.total, rel=TOLERANCE)
     answers = METHODS[method].teacher is not None or method in SELF_TAUGHT
     assert (spent.teacher_gflops > 0) == answers
+
+
+def test_distillation_without_the_decoder_takes_more_steps_for_the_same_compute(open_run: OpenRun) -> None:
+    run = open_run("task_kd", distill={"decoder_weight": 0.0})
+    spent = compute_of(METHODS["task_kd"].model(run), run.store.used.values())
+    assert 1e9 * spent.student_gflops == pytest.approx(run.budget.total, rel=TOLERANCE)
 
 
 def shapes(file: Path) -> dict[str, torch.Size]:

@@ -27,7 +27,7 @@ from tskd.seeding import numpy_generator
 from tskd.stages.diffusion import FILE, build_denoiser, describe
 from tskd.stages.quality import distances_between_cases, write_quality
 from tskd.stages.samples import BLOCK, blocks, draw_samples, open_sampler
-from tskd.stages.transfer import augmented_images, write_transfer
+from tskd.stages.transfer import augmented_images, real_records, write_transfer
 
 SIZE = 32
 RUNTIME = open_runtime(EngineConfig(accelerator="cpu"))
@@ -237,6 +237,18 @@ def test_noise_is_warned_of_and_does_not_stop(
     assert metrics["synthetic"] == 6
     assert "warning: transfer: The samples are still pure noise" in capsys.readouterr().err
     assert not (tmp_path / "copies.png").exists()
+
+
+def test_fewer_real_images_are_drawn_and_not_the_first_of_a_sorted_list(prepared: Prepared) -> None:
+    def drawn(count: int, seed: int) -> list[int]:
+        return [record.row for record in real_records(TransferConfig(real=count), prepared, seed=seed)]
+
+    unlabelled = len(prepared.rows("unlabelled"))
+    fewer, more, all_unlabelled = (set(drawn(count, 1)) for count in (6, 12, unlabelled))
+    assert fewer < more < all_unlabelled
+    assert all_unlabelled == set(prepared.rows("unlabelled").tolist())
+    assert drawn(6, 1) == drawn(6, 1) != drawn(6, 2)
+    assert drawn(12, 1) != prepared.rows("unlabelled")[:12].tolist()
 
 
 def test_augmented_images_depend_on_seed_and_number_alone(prepared: Prepared) -> None:

@@ -21,10 +21,12 @@ from tskd.data.transfer_set import Origin, TransferRecord, images_path, read_sam
 from tskd.engine.batches import allowed_flips, to_images
 from tskd.errors import UserError
 from tskd.models.diffusion import to_uint8
-from tskd.seeding import torch_generator
+from tskd.seeding import numpy_generator, torch_generator
 from tskd.stages.gate import drop_copies
 
-VERSION = 4
+VERSION = 5
+REAL_PARTS = ("unlabelled", "train")
+"""Parts of the data whose images may be in a transfer set."""
 ROTATION, SCALE, SHIFT, PHOTOMETRY = 30.0, 0.3, 0.15, 1.5
 """About twice what training draws anyway: a stored image should add to what training makes of its source."""
 
@@ -51,7 +53,7 @@ def write_transfer(
     ``samples`` (N, S, S, 3) uint8 is needed where ``config.synthetic`` is above 0. Raises UserError for more real
     images than there are, too few synthetic ones to judge, and a transfer set without any image.
     """
-    records = real_records(config, prepared)
+    records = real_records(config, prepared, seed=seed)
     judged: dict[str, Any] = {}
     if config.synthetic:
         assert samples is not None
@@ -70,16 +72,28 @@ def write_transfer(
     return count_origins(records) | judged
 
 
-def real_records(config: TransferConfig, prepared: Prepared) -> list[TransferRecord]:
-    """Return the real images: unlabelled training images first, then the labelled ones; never val or test."""
-    rows = np.concatenate([prepared.rows("unlabelled"), prepared.rows("train")])
-    wanted = len(rows) if config.real is None else config.real
-    if wanted > len(rows):
+def real_records(config: TransferConfig, prepared: Prepared, *, seed: int) -> list[TransferRecord]:
+    """Return the real images, never of val or test.
+
+    Where fewer are wanted than there are they are drawn, unlabelled ones first: a list of files is often sorted by
+    diagnosis or patient. Of one seed a smaller number is a part of a larger one.
+    """
+    parts = [prepared.rows(part) for part in REAL_PARTS]
+    drawn = np.concatenate([numpy_generator(seed, "real images", len(rows)).permutation(rows) for rows in parts])
+    chosen = set(drawn[: count_real(config, prepared)].tolist())
+    rows = [row for row in np.concatenate(parts).tolist() if row in chosen]
+    return [TransferRecord(prepared.records[row].id, "real", row) for row in rows]
+
+
+def count_real(config: TransferConfig, prepared: Prepared) -> int:
+    """Return how many real images are wanted. Raises UserError where there are fewer."""
+    there = len(prepared.rows(*REAL_PARTS))
+    if config.real is not None and config.real > there:
         raise UserError(
-            f"transfer.real: {wanted} images are asked for, the training data has {len(rows)}. Set at most that, or "
+            f"transfer.real: {config.real} images are asked for, the training data has {there}. Set at most that, or "
             "leave it out for all."
         )
-    return [TransferRecord(prepared.records[row].id, "real", int(row)) for row in rows[:wanted]]
+    return there if config.real is None else config.real
 
 
 def augmented_images(numbers: Sequence[int], prepared: Prepared, *, flip: Flip, seed: int) -> Iterator[np.ndarray]:
