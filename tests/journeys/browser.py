@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
 
+import pytest
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in _NAMES if (path := shutil.which(name))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--hide-scrollbars",
@@ -68,6 +71,12 @@ def console_of(page: Path, folder: Path) -> list[str]:
     """Open the page as it is, its policy in force, and return what it writes to the console."""
     lines = _run(folder, "--dump-dom", page.as_uri()).stderr.splitlines()
     return [line for line in lines if ":CONSOLE" in line]
+
+
+def print_to_pdf(page: Path, folder: Path) -> bytes:
+    """Return the page as it is printed."""
+    _run(folder, "--no-pdf-header-footer", f"--print-to-pdf={folder / 'page.pdf'}", page.as_uri())
+    return (folder / "page.pdf").read_bytes()
 
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.journeys.browser import CHROMIUM, console_of, look_at
+from tests.journeys.browser import console_of, look_at, needs_chromium
 from tests.journeys.conftest import Command
 from tskd.artifacts import Artifact
 from tskd.config import build_recipe
@@ -30,7 +30,6 @@ TINY = {
     "control": {"steps": 4, "batch_size": 8, "channels": [8, 16, 32]},
     "engine": {"accelerator": "cpu"},
 }
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture(scope="module")

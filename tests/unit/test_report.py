@@ -263,11 +263,20 @@ def test_pictures_stop_where_the_room_ends() -> None:
     assert sum(len(picture.source) for picture in kept) < 4 / 3 * 60_000 + 100 * len(kept)
 
 
-def test_a_page_full_of_pictures_stays_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tskd.report.run_page.Album", lambda: Album(room=20_000))
-    page = run_page(open_run(folder))
+def test_a_page_full_of_pictures_stays_small(folder: Path) -> None:
+    page = run_page(open_run(folder), room=20_000)
     assert len(render(page)) < 400_000
     assert re.fullmatch(r"\d+ pictures left out to keep this file under 10 MB\.", page.footnote)
+
+
+def test_charts_and_tables_that_need_much_room_take_it_from_the_pictures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    without = len(render(run_page(open_run(copy), room=0)).encode())
+    assert write_report(copy).stat().st_size > without + 1000
+    monkeypatch.setattr("tskd.report.write.MOST_BYTES", without + 1000)
+    assert write_report(copy).stat().st_size < without + 1000
 
 
 # --- what it refuses ---

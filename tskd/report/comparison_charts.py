@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from tskd.comparison_files import BIAS_VARIANCE, DATASET, METHOD
-from tskd.report.blocks import Chart, Charts, Key, Section, section
+from tskd.report.blocks import Chart, Charts, Key, Section, Table, section
 from tskd.report.charts import (
     Axis,
     Estimate,
@@ -29,9 +29,20 @@ from tskd.report.comparison_folder import (
     value_title,
 )
 from tskd.report.looks import look_of, ordered
-from tskd.report.text import INTERVAL
+from tskd.report.text import INTERVAL, capital, number
 from tskd.report.training import SIZES
 
+IMAGE_SIZE = "data.image_size"
+_COSTS = {
+    "seconds": ("training, s", 1.0, 0),
+    "peak_memory_mb": ("memory, MB", 1.0, 0),
+    "student_gflops": ("TFLOP", 1e-3, 1),
+    "teacher_gflops": ("teacher's TFLOP", 1e-3, 1),
+    "parameters": ("parameters, millions", 1e-6, 2),
+    "model_mb": ("model, MB", 1.0, 1),
+    "latency_ms": ("an image, ms", 1.0, 1),
+}
+"""Column -> title, scale and digits."""
 _PARTS = {"bias2": "bias²", "variance": "variance"}
 
 
@@ -61,13 +72,17 @@ def bias_section(comparison: ComparisonFolder) -> Section | None:
 
 
 def resources_section(comparison: ComparisonFolder) -> Section | None:
-    """Dice against size and speed, for each data set over all its settings."""
-    charts = []
-    for dataset in dict.fromkeys(setting[0] for setting in comparison.cells):
-        cells = [cell for setting, found in comparison.cells.items() if setting[0] == dataset for cell in found]
-        charts += [chart for column in SIZES for chart in _size_chart(dataset, cells, column)]
-    lead = "Mean Dice over all settings of a data set, against the size of the model and its time for one image."
-    return section("resources", "Size and speed", lead, [Charts(tuple(charts), _keys(comparison))])
+    """What each method costs, and Dice against size and speed, for each data set (and image size) over its settings."""
+    groups: dict[str, dict[str, list[Cell]]] = {}
+    for setting, cells in comparison.cells.items():
+        sizes = [value_title(axis, value) for axis, value in zip(comparison.axes, setting[1:]) if axis == IMAGE_SIZE]
+        by_method = groups.setdefault(", ".join([setting[0], *sizes]), {})
+        for cell in cells:
+            by_method.setdefault(cell.method, []).append(cell)
+    charts = tuple(chart for title, group in groups.items() for chart in _size_charts(title, group))
+    tables = [_cost_table(title, group) for title, group in groups.items()]
+    lead = "Means over all settings of a data set. The time of one image is that of one CPU thread."
+    return section("resources", "Cost, size and speed", lead, [Charts(charts, _keys(comparison)), *tables])
 
 
 def _axis_charts(comparison: ComparisonFolder, axis: str) -> list[Chart]:
@@ -112,18 +127,42 @@ def _bias_chart(comparison: ComparisonFolder, title: str, lines: list[Line]) -> 
     return stacked_chart(names, parts, Axis("squared error"), title=title)
 
 
-def _size_chart(dataset: str, cells: Iterable[Cell], column: str) -> list[Chart]:
-    title, scale = SIZES[column]
-    by_method: dict[str, list[Cell]] = {}
-    for cell in cells:
-        if cell.mean(column) is not None:
-            by_method.setdefault(cell.method, []).append(cell)
-    if len(by_method) < 2:
-        return []
-    points = [Estimate(found[0].look, float(np.mean([c.dice for c in found])), None) for found in by_method.values()]
-    places = [scale * float(np.mean([cell.mean(column) for cell in found])) for found in by_method.values()]
-    x = Axis(title, logarithmic=log_places(places))
-    return [scatter_chart(points, places, x, Axis("Dice"), title=f"{dataset}: {title}")]
+def _size_charts(place: str, by_method: Mapping[str, list[Cell]]) -> Iterator[Chart]:
+    for column, (title, scale) in SIZES.items():
+        known = {method: mean for method, cells in by_method.items() if (mean := _mean(cells, column)) is not None}
+        if len(known) < 2:
+            continue
+        cells = [by_method[method] for method in known]
+        points = [Estimate(found[0].look, float(np.mean([cell.dice for cell in found])), None) for found in cells]
+        places = [scale * mean for mean in known.values()]
+        x = Axis(title, logarithmic=log_places(places))
+        yield scatter_chart(points, places, x, Axis("Dice"), title=f"{place}: {title}")
+
+
+def _cost_table(place: str, by_method: Mapping[str, list[Cell]]) -> Table:
+    rows = tuple(
+        (
+            capital(cells[0].look.title),
+            number(float(np.mean([cell.dice for cell in cells]))),
+            *(number(_scaled(_mean(cells, column), scale), digits) for column, (_, scale, digits) in _COSTS.items()),
+        )
+        for cells in by_method.values()
+    )
+    columns = ("method", "Dice", *(title for title, _, _ in _COSTS.values()))
+    note = (
+        "Training: wall time of all that the model needs, shared parts in full; runs side by side slow each other. "
+        "Memory: the largest process of its training, libraries included; a GPU's is not in it."
+    )
+    return Table(columns, rows, title=place, note=note)
+
+
+def _mean(cells: Iterable[Cell], column: str) -> float | None:
+    known = [mean for cell in cells if (mean := cell.mean(column)) is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else scale * value
 
 
 def _keys(comparison: ComparisonFolder) -> tuple[Key, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,43 @@ class ComparisonFolder:
             for setting, methods in sorted(groups.items(), key=lambda group: _in_order(group[0]))
         }
 
+    @property
+    def compared(self) -> str:
+        """The column whose values are tested against each other."""
+        column = self.description.get("compare")
+        return column if column in self.axes else METHOD
+
+    @cached_property
+    def groups(self) -> dict[str, list[Cell]]:
+        """Title -> the cells that are compared with each other, each called by what tells it from the others.
+
+        Where another axis than the method is compared, settings that differ in it alone are one group.
+        """
+        if self.compared == METHOD:
+            return {self.title(setting): cells for setting, cells in self.cells.items()}
+        place = self.axes.index(self.compared) + 1
+        groups: dict[str, list[Cell]] = {}
+        for setting, cells in self.cells.items():
+            title = self._words(setting[0], zip(self.axes, setting[1:]), without=self.compared)
+            groups.setdefault(title, []).extend(self._named(cell, setting[place]) for cell in cells)
+        return {title: self._by_method(cells) for title, cells in groups.items()}
+
+    def _named(self, cell: Cell, value: str) -> Cell:
+        """Return the cell called by its value of the compared axis, after its method where there are several."""
+        called = value_title(self.compared, value) if "." in self.compared else value
+        title = f"{cell.look.title}, {called}" if len(self.method_titles) > 1 else called
+        return replace(cell, look=cell.look._replace(title=title))
+
+    def _by_method(self, cells: list[Cell]) -> list[Cell]:
+        places = {method: place for place, method in enumerate(ordered(self.method_titles))}
+        return sorted(cells, key=lambda cell: places[cell.method])
+
     def title(self, setting: Setting) -> str:
         """Return a setting in words: the data set, then every axis with its value."""
-        dataset, *values = setting
-        return ", ".join([dataset, *(value_title(axis, value) for axis, value in zip(self.axes, values))])
+        return self._words(setting[0], zip(self.axes, setting[1:]))
+
+    def _words(self, dataset: str, values: Iterable[tuple[str, str]], *, without: str = "") -> str:
+        return ", ".join([dataset, *(value_title(axis, value) for axis, value in values if axis != without)])
 
     def table(self, name: str) -> list[dict[str, str]]:
         """Return the lines of another table of the folder; none where it was not written."""
@@ -112,7 +145,7 @@ class ComparisonFolder:
     def predictions(self, cell: Cell) -> Predictions | None:
         """Return what a method predicted in its first replicate; None where that is gone."""
         artifact = self._evaluation(cell.lines[0])
-        return Predictions(cell.method, cell.look.title, artifact.path) if artifact else None
+        return Predictions(cell.look.title, cell.look.title, artifact.path) if artifact else None
 
     def prepared(self, cell: Cell) -> Prepared | None:
         """Return the data that a method was scored on; None where they are gone."""

@@ -12,20 +12,23 @@ from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.report.blocks import Block, Chart, Charts, Code, Facts, Page, Pictures, Points, Section, Table, section
 from tskd.report.charts import Estimate, forest_chart
 from tskd.report.comparison_charts import bias_section, curves_section, resources_section
-from tskd.report.comparison_folder import Cell, ComparisonFolder, Line, Setting, axis_title
+from tskd.report.comparison_folder import Cell, ComparisonFolder, Line, axis_title
 from tskd.report.comparison_verdict import comparison_verdict
-from tskd.report.pictures import Album, Gallery, picks, side_by_side
+from tskd.report.pictures import ROOM, Album, Gallery, picks, side_by_side
 from tskd.report.shareable import shareable
 from tskd.report.text import INTERVAL, NOTHING, capital, counted, interval, number, p_value, signed, teraflops
 from tskd.stages.model_card import INTENDED_USE, LIMITS
 
+FEW_REPLICATES = 5
 SHOWN = 3
 """Overlays picked by each method: its worst, median and best."""
+MOST_SHOWN = 12
+"""Methods or values side by side on one image: of more, the best ones and the worst."""
 
 
-def comparison_page(comparison: ComparisonFolder) -> Page:
-    """Return the page of a comparison."""
-    album = Album()
+def comparison_page(comparison: ComparisonFolder, *, room: int = ROOM) -> Page:
+    """Return the page of a comparison; ``room`` is how many bytes its pictures may take."""
+    album = Album(room)
     sections = (
         scores_section(comparison),
         curves_section(comparison),
@@ -49,11 +52,11 @@ def comparison_page(comparison: ComparisonFolder) -> Page:
 
 
 def scores_section(comparison: ComparisonFolder) -> Section | None:
-    """Every method in every setting."""
+    """Every method in every setting, or every value of what else is compared."""
     span = _span(comparison)
-    charts = tuple(_forest(comparison, setting, cells, span) for setting, cells in comparison.cells.items())
+    charts = tuple(_forest(title, cells, span) for title, cells in comparison.groups.items())
     note = f"Bar: {INTERVAL} of the mean. Faint marks: single trainings."
-    tables = [_score_table(comparison, setting, cells) for setting, cells in comparison.cells.items()]
+    tables = [_score_table(title, cells) for title, cells in comparison.groups.items()]
     lead = "Means over replicates (seeds, label draws) and test cases; intervals are drawn over both."
     return section("scores", "Scores", lead, [Charts(charts, note=note), *tables])
 
@@ -66,13 +69,14 @@ def tests_section(comparison: ComparisonFolder) -> Section | None:
 
 
 def overlays_section(comparison: ComparisonFolder, album: Album) -> Section | None:
-    """All methods on the same images, for each data set in its first setting."""
+    """All that is compared on the same images, for each data set in its first group."""
     blocks: list[Block] = []
     seen: set[str] = set()
-    for setting, cells in comparison.cells.items():
-        if setting[0] not in seen:
-            seen.add(setting[0])
-            blocks += _overlays(comparison, setting, cells, album)
+    for title, cells in comparison.groups.items():
+        dataset = cells[0].lines[0][DATASET]
+        if dataset not in seen:
+            seen.add(dataset)
+            blocks += _overlays(comparison, title, cells, album)
     lead = "Line: truth. Area: prediction of the first replicate. Images that several methods picked come once."
     return section("overlays", "Worst, median and best", lead, blocks)
 
@@ -121,8 +125,13 @@ def _caveat(comparison: ComparisonFolder) -> str:
     )
     fewest, most = min(counts, default=0), max(counts, default=0)
     said = [f"{f'{fewest} to ' if fewest < most else ''}{counted(most, 'run')} a method and setting."]
+    if most < FEW_REPLICATES:
+        said.append("Over so few replicates intervals are too short where replicates differ more than cases do.")
     if comparison.failed:
-        said.append(f"{counted(len(comparison.failed), 'run')} of {len(comparison.lines)} failed: see below.")
+        said.append(
+            f"{counted(len(comparison.failed), 'run')} of {len(comparison.lines)} failed: see below. Tests leave their "
+            "seeds out for all, means do not."
+        )
     if waiting := description["runs"] - len(comparison.lines):
         said.append(f"{counted(waiting, 'run')} of {description['runs']} not ended yet.")
     return " ".join([*said, str(description["budget_rule"])])
@@ -135,14 +144,14 @@ def _span(comparison: ComparisonFolder) -> tuple[float, float]:
     return max(min(shown, default=0) - 0.05, 0), min(max(shown, default=1) + 0.05, 1)
 
 
-def _forest(comparison: ComparisonFolder, setting: Setting, cells: list[Cell], span: tuple[float, float]) -> Chart:
+def _forest(title: str, cells: list[Cell], span: tuple[float, float]) -> Chart:
     rows = [
         Estimate(cell.look, cell.dice, cell.interval, [float(line["dice"]) for line in cell.lines]) for cell in cells
     ]
-    return forest_chart(rows, title=comparison.title(setting), measure="Dice", span=span)
+    return forest_chart(rows, title=title, measure="Dice", span=span)
 
 
-def _score_table(comparison: ComparisonFolder, setting: Setting, cells: list[Cell]) -> Table:
+def _score_table(title: str, cells: list[Cell]) -> Table:
     unit = "mm" if cells[0].mean("hd95_mm") is not None else "px"
     columns = (
         "method",
@@ -177,7 +186,7 @@ def _score_table(comparison: ComparisonFolder, setting: Setting, cells: list[Cel
     return Table(
         columns,
         rows,
-        title=comparison.title(setting),
+        title=title,
         note="Bold: the highest Dice. Missed, false positive: mean of a run. TFLOP: training compute of the student, "
         "and beside it what only gives it targets.",
         strong=frozenset({best}),
@@ -255,14 +264,16 @@ def _digits(line: Line) -> int:
     return 3 if line["measure"] == "dice" else 1
 
 
-def _overlays(comparison: ComparisonFolder, setting: Setting, cells: list[Cell], album: Album) -> list[Block]:
+def _overlays(comparison: ComparisonFolder, title: str, cells: list[Cell], album: Album) -> list[Block]:
     prepared = comparison.prepared(cells[0])
-    predictions = [found for cell in cells if (found := comparison.predictions(cell))]
+    worst, *others = sorted(cells, key=lambda cell: cell.dice)
+    shown = [worst, *others[1 - MOST_SHOWN :]]
+    predictions = [found for cell in cells if cell in shown and (found := comparison.predictions(cell))]
     if prepared is None or not predictions:
         return []
     gallery = Gallery(prepared, album)
     counts = {one.name: SHOWN for one in predictions}
-    heading = Pictures((), title=comparison.title(setting), keys=gallery.keys())
+    heading = Pictures((), title=title, keys=gallery.keys())
     return [heading, *side_by_side(gallery, predictions, picks(predictions, counts))]
 
 

@@ -9,7 +9,7 @@ from tskd.metrics.comparison import PairTest
 from tskd.metrics.segmentation import case_means
 from tskd.report.blocks import Block, Charts, Facts, Page, Pictures, Points, Section, Table, section
 from tskd.report.charts import Estimate, forest_chart
-from tskd.report.pictures import Album, Gallery, Predictions, picks, side_by_side
+from tskd.report.pictures import ROOM, Album, Gallery, Predictions, picks, side_by_side
 from tskd.report.provenance import cost_section, reproduce_section
 from tskd.report.run_folder import STUDENT, RunFolder
 from tskd.report.text import INTERVAL, capital, counted, interval, number, p_value, signed
@@ -23,10 +23,10 @@ OTHERS_SHOWN = 3
 FAILURES_SHOWN = 12
 
 
-def run_page(run: RunFolder) -> Page:
-    """Return the page of a run."""
+def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
+    """Return the page of a run; ``room`` is how many bytes its pictures may take."""
     tests = paired_tests(run)
-    album = Album()
+    album = Album(room)
     gallery = Gallery(run.tested, album)
     sections = (
         scores_section(run, tests),

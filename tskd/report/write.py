@@ -13,10 +13,12 @@ from tskd.errors import UserError
 from tskd.report.blocks import Page
 from tskd.report.comparison_folder import open_comparison
 from tskd.report.comparison_page import comparison_page
+from tskd.report.pictures import ROOM
 from tskd.report.run_folder import RUN_FILE, open_run
 from tskd.report.run_page import run_page
 
 REPORT = "report.html"
+MOST_BYTES = 10_000_000
 TEMPLATE, STYLE = "report.html.j2", "report.css"
 
 
@@ -26,15 +28,24 @@ def write_report(folder: Path) -> Path:
     Raises UserError where there is neither, or where files that the report needs are missing or changed.
     """
     path = folder / REPORT
-    write_atomic(path, render(_page(folder)).encode())
+    write_atomic(path, _small_enough(folder))
     return path
 
 
-def _page(folder: Path) -> Page:
+def _small_enough(folder: Path) -> bytes:
+    """Return the page with as many pictures as leave it under 10 MB beside its charts and tables."""
+    for room in (ROOM, ROOM // 3, 0):
+        content = render(_page(folder, room)).encode()
+        if len(content) < MOST_BYTES:
+            break
+    return content
+
+
+def _page(folder: Path, room: int) -> Page:
     if (folder / COMPARISON).is_file():
-        return comparison_page(open_comparison(folder))
+        return comparison_page(open_comparison(folder), room=room)
     if (folder / RUN_FILE).is_file():
-        return run_page(open_run(folder))
+        return run_page(open_run(folder), room=room)
     raise UserError(
         f"{folder}: there is no {RUN_FILE} and no {COMPARISON} here. Give the output folder of a finished "
         "`tskd run` or `tskd compare`."

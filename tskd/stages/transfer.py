@@ -16,7 +16,7 @@ import numpy as np
 from tskd.artifacts import Artifact, Builder
 from tskd.config import Flip, TransferConfig
 from tskd.data.augment import GeometryRange, apply_photometry, draw_geometry, draw_photometry, move_images
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import Part, Prepared
 from tskd.data.transfer_set import Origin, TransferRecord, images_path, read_samples, write_images, write_records
 from tskd.engine.batches import allowed_flips, to_images
 from tskd.errors import UserError
@@ -25,7 +25,7 @@ from tskd.seeding import numpy_generator, torch_generator
 from tskd.stages.gate import drop_copies
 
 VERSION = 5
-REAL_PARTS = ("unlabelled", "train")
+REAL_PARTS: tuple[Part, ...] = ("unlabelled", "train")
 """Parts of the data whose images may be in a transfer set."""
 ROTATION, SCALE, SHIFT, PHOTOMETRY = 30.0, 0.3, 0.15, 1.5
 """About twice what training draws anyway: a stored image should add to what training makes of its source."""
