@@ -18,7 +18,7 @@ from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.methods import METHODS
 from tskd.models.registry import load_model
-from tskd.pipeline import run_stage
+from tskd.pipeline import exported, run_stage
 from tskd.run import Run
 
 SIZE = 32
@@ -90,6 +90,17 @@ def test_distillation_without_the_decoder_takes_more_steps_for_the_same_compute(
     run = open_run("task_kd", distill={"decoder_weight": 0.0})
     spent = compute_of(METHODS["task_kd"].model(run), run.store.used.values())
     assert 1e9 * spent.student_gflops == pytest.approx(run.budget.total, rel=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_u_net_becomes_a_bundle_like_a_student(open_run: OpenRun) -> None:
+    run = open_run("control")
+    bundle = exported(run)
+    assert bundle.metrics["parity"]["probability_difference_worst"] < 1e-3
+    card = (bundle.path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "A small segmentation network, trained by `tskd` (method `control`)." in card
+    rebuilt, trained = (load_model(folder).state_dict() for folder in (bundle.path, run.control.path))
+    assert all(torch.equal(rebuilt[name], trained[name]) for name in trained)
 
 
 def shapes(file: Path) -> dict[str, torch.Size]:

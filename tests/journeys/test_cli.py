@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tests.journeys.conftest import Command
 
+SMOKE = Path(__file__).parents[2] / "recipes/compare/smoke.yaml"
 HEAVY = ("torch", "numpy", "timm", "transformers", "monai", "matplotlib", "pydantic")
 
 
@@ -40,6 +42,7 @@ def test_help_and_import_stay_light() -> None:
         (("run", "--data", "no/such/folder"), ["no/such/folder"]),
         (("stage", "dance"), ["dance", "teacher"]),
         (("compare", "missing.yaml"), ["missing.yaml", "no such grid"]),
+        (("run", "--set", "method=teacher"), ["'teacher' is the large model", "task_kd", "control_pseudo"]),
         (("run", "--set", "distill.encoder_loss=nothing"), ["nothing", "cosine"]),
         (("run", "--set", "rivals=[mae]", "--set", "student.backbone=resnet10t"), ["mae", "deit_small_patch16_224"]),
     ],
@@ -54,6 +57,32 @@ def test_a_mistake_gets_one_message_and_exit_code_2(
         assert text in answer.stderr
     assert answer.stdout == ""
     assert not (tmp_path / "out").exists(), "it was found before any work"
+
+
+def test_results_are_not_written_into_a_file(tskd: Command, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    for arguments in (("run",), ("stage", "prepare"), ("compare", SMOKE)):
+        answer = tskd(*arguments, "--out", tmp_path / "taken")
+        assert answer.returncode == 2
+        assert "taken is a file. Give a folder for the results with --out." in answer.stderr
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "tskd.cli", "run", "--out", str(tmp_path), "--set", "teacher.steps=100000"]
+    for setting in ("name=timm/resnet10t", "weights=random", "adaptation=full"):
+        line += ["--set", f"teacher.{setting}"]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        said = ""
+        while "teacher: " not in said:
+            said = process.stderr.readline()
+            assert said, "the run ended by itself"
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "stopped; what is finished is kept, and the same command goes on from there" in rest
+    assert "Traceback" not in rest
 
 
 def test_check_names_ten_kinds_of_broken_files(tskd: Command, tmp_path: Path) -> None:

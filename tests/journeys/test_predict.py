@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -87,7 +88,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     inputs = {"data": prepared.digest}
     student = store.build("finetune", write_student, config={}, inputs=inputs, seed=0, version=1)
     recipe = {"export": ExportConfig().model_dump()}
-    write_json(out / "run.json", {"artifacts": {"student": student.path.name}, "metrics": SCORES, "recipe": recipe})
+    summary = {"artifacts": {"student": student.path.name}, "metrics": SCORES, "recipe": recipe, "method": "scratch"}
+    write_json(out / "run.json", summary)
     assert export_again(out, int8=True) == out / "model"
     return FinishedRun(out, prepared.path, student.path)
 
@@ -120,7 +122,7 @@ def test_card_tells_scores_of_rivals_and_the_verdict_on_int8(bundle: Bundle) -> 
         "Better than this model by Dice: control",
         "| scored once, never trained on | 3 | 1 |",
         "- int8: ",
-        "A small segmentation network, trained by `tskd`.",  # no teacher among the scores: nothing was distilled
+        "A small segmentation network, trained by `tskd` (method `scratch`).",
     )
     assert [text for text in expected if text not in card] == []
     shipped = bundle.description["export"]["int8"]["shipped"]
@@ -337,3 +339,45 @@ def test_dicom_files_that_form_no_grid_become_images(
     for path in paths:
         written = np.asarray(Image.open(tmp_path / "out" / f"{path.name}.png"))
         np.testing.assert_array_equal(written, labels(bundle, read_image(path)))
+
+
+def test_a_table_lists_what_was_written_before_a_stop(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for number in range(3):
+        Image.fromarray(pixels(20, 30, number)).save(scans / f"{number}.png")
+
+    def stopped(path: Path, **options: object) -> np.ndarray:
+        if path.name == "2.png":
+            raise KeyboardInterrupt
+        return read_image(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("tskd.predict.read_image", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predict_paths(bundle, [scans], tmp_path / "out")
+    with (tmp_path / "out/predictions.csv").open(newline="") as file:
+        assert {line["output"] for line in csv.DictReader(file)} == {"0.png", "1.png"}
+
+
+def test_a_file_that_may_not_be_read_does_not_stop_the_others(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in ("locked", "open"):
+        Image.fromarray(pixels(20, 30)).save(scans / f"{name}.png")
+    really = io.open
+
+    def refuse(file: Any, *arguments: Any, **options: Any) -> Any:  # root may read all: permissions cannot be tried
+        if str(file).endswith("locked.png"):
+            raise PermissionError(13, "Permission denied", str(file))
+        return really(file, *arguments, **options)
+
+    monkeypatch.setattr("io.open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    outcome = predict_paths(bundle, [scans], tmp_path / "out")
+    assert [failure.source.name for failure in outcome.failures] == ["locked.png"]
+    assert "Permission denied" in outcome.failures[0].problem
+    assert [prediction.source.name for prediction in outcome.predictions] == ["open.png"]

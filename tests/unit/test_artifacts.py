@@ -24,6 +24,8 @@ from tskd.artifacts import (
     Artifact,
     Store,
     canonical_json,
+    find_by_digest,
+    finished,
     measured,
     peak_memory_mb,
     write_atomic,
@@ -308,3 +310,44 @@ def test_peak_memory_is_that_of_the_block() -> None:
         pass
     assert large["peak_memory_mb"] - small["peak_memory_mb"] > 100
     assert small["peak_memory_mb"] <= peak_memory_mb() + 1
+
+
+def test_a_folder_without_a_manifest_is_moved_aside_and_made_again(tmp_path: Path) -> None:
+    """As a copy that was stopped half-way leaves it: without this the rename at the end of the work would fail."""
+    made = Store(tmp_path).build("teacher", make, **WORK)
+    (made.path / MANIFEST).unlink()
+    again = Store(tmp_path).build("teacher", make, **WORK)
+    assert again.digest
+    (aside,) = tmp_path.glob("*.damaged-*")
+    assert (aside / "model.json").is_file()
+
+
+def test_checkpoints_stay_until_the_manifest_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def training(folder: Path) -> Mapping[str, Any]:
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        (folder / CHECKPOINTS / "last").write_text("step 99")
+        return make(folder)
+
+    def killed() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    store = Store(tmp_path)
+    monkeypatch.setattr("tskd.artifacts.environment", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.build("teacher", training, **WORK)
+    (partial,) = tmp_path.glob("*.partial")
+    assert (partial / CHECKPOINTS / "last").is_file()
+    monkeypatch.undo()
+    artifact = store.build("teacher", training, **WORK)
+    assert not (artifact.path / CHECKPOINTS).exists()
+    assert not any(name.startswith(CHECKPOINTS) for name in artifact.manifest["files"])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"])
+def test_a_manifest_that_cannot_be_read_is_no_finished_artifact(tmp_path: Path, content: bytes) -> None:
+    made = Store(tmp_path).build("teacher", make, **WORK)
+    digest = made.digest
+    assert finished(made.path) is not None
+    (made.path / MANIFEST).write_bytes(content)
+    assert finished(made.path) is None
+    assert find_by_digest(tmp_path, "teacher", digest) is None

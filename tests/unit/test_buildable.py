@@ -53,3 +53,9 @@ def test_a_position_table_with_another_number_of_class_tokens_does_not_fit(tmp_p
 def test_a_home_folder_is_written_as_people_write_it(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(weights.parent))
     check_networks(recipe("method=imagenet", f"student.weights=~/{weights.name}"))
+
+
+def test_the_diffusion_model_has_to_suit_the_images_where_it_is_asked_for() -> None:
+    check_networks(recipe("diffusion.preset=base"))
+    with pytest.raises(UserError, match=r"diffusion\.image_size \(diffusion\.preset base\).* nearest that do"):
+        check_networks(recipe("diffusion.preset=base", "diffusion.image_size=48", "transfer.synthetic=8"))

@@ -155,3 +155,8 @@ def test_a_recipe_is_frozen_and_survives_json() -> None:
     with pytest.raises(ValidationError):
         recipe.teacher.rank = 9  # type: ignore[misc]
     assert build_recipe(recipe.model_dump(mode="json"), "run.json") == recipe
+
+
+def test_a_batch_is_cut_into_equal_parts() -> None:
+    assert "batch_size 16 cannot be cut into 3 equal parts" in refusal("teacher.accumulate=3")
+    assert load_recipe(None, ["teacher.accumulate=4"]).teacher.accumulate == 4

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tskd.bundle import ask, open_session
+from tskd.models.control import DynUNetSegmenter
 from tskd.models.deployed import Deployed, write_onnx
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.stages.export import network_answer, write_int8
@@ -26,12 +27,21 @@ def student() -> TimmSegmenter:
     return TimmSegmenter("vit_tiny_patch16_224", "detail", classes=2, image_size=32).eval()
 
 
+@pytest.fixture(scope="module")
+def unet() -> DynUNetSegmenter:
+    torch.manual_seed(0)
+    return DynUNetSegmenter([8, 16, 32], classes=2, image_size=32).eval()
+
+
 @pytest.mark.parametrize("size", SIZES)
-def test_deployed_is_the_segmenter_with_softmax(student: TimmSegmenter, size: tuple[int, int]) -> None:
-    image = picture(*size)
-    expected = network_answer(student, image)
+@pytest.mark.parametrize("network", ["student", "unet"])
+def test_deployed_is_the_segmenter_with_softmax(
+    network: str, size: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
+    segmenter, image = request.getfixturevalue(network), picture(*size)
+    expected = network_answer(segmenter, image)
     with torch.inference_mode():
-        classes, probabilities = Deployed(student)(torch.from_numpy(image))
+        classes, probabilities = Deployed(segmenter)(torch.from_numpy(image))
     assert classes.dtype == torch.uint8
     assert (classes.numpy() == expected.classes).mean() > 0.999
     np.testing.assert_allclose(probabilities.numpy(), expected.probabilities, atol=1e-5)
@@ -54,3 +64,12 @@ def test_onnx_file_answers_at_every_size_and_int8_follows(
         np.testing.assert_allclose(ask(int8, image).probabilities, expected.probabilities, atol=0.05)
     assert not (tmp_path / "model.onnx.data").exists()
     assert (tmp_path / "model.int8.onnx").stat().st_size < 0.5 * (tmp_path / "model.onnx").stat().st_size
+
+
+@pytest.mark.slow
+def test_a_u_net_is_shipped_as_the_students_are(unet: DynUNetSegmenter, tmp_path: Path) -> None:
+    write_onnx(unet, tmp_path / "model.onnx")
+    session = open_session(tmp_path / "model.onnx", 1)
+    for size in SIZES:
+        expected, answer = network_answer(unet, picture(*size)), ask(session, picture(*size))
+        np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=1e-4)

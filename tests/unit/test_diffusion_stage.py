@@ -165,3 +165,14 @@ def test_an_image_size_that_does_not_fit_names_the_setting(prepared: Prepared, t
     config = SETTINGS.model_copy(update={"image_size": 48, "preset": "base"})
     with pytest.raises(UserError, match=r"diffusion\.image_size .*base.*nearest"):
         train_diffusion(config, prepared, tmp_path, seed=1, runtime=RUNTIME)
+
+
+def test_images_are_mirrored_only_where_that_is_allowed(prepared: Prepared) -> None:
+    """Anatomy with sides need not say so in its class names."""
+    batches = batches_of(prepared)
+    stored = np.asarray(batches.read(batches.rows))
+    for flip, mirrored in (("auto", True), ("none", False)):
+        batches = batches_of(prepared, SETTINGS.model_copy(update={"flip": flip}))
+        seen = np.concatenate([np.asarray(batches(step, 0, 1).images) for step in range(14)])
+        unchanged = [any(np.array_equal(image, other) for other in stored) for image in seen]
+        assert all(unchanged) != mirrored

@@ -126,3 +126,15 @@ def test_files_that_are_no_grid(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="a grid is a mapping"):
         load_grid(tmp_path / "list.yaml")
+
+
+def test_a_baseline_is_the_axis_value_that_equals_it(tmp_path: Path) -> None:
+    """Its name is looked up as text later: 1 and 1.0 are one number and two texts."""
+    grid = load(tmp_path, axes={"diffusion.guidance": [1.0, 2.0], "seed": [0]}, baseline=1)
+    assert str(grid.baseline) == "1.0"
+
+
+def test_a_grid_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_bytes(b"\x89PNG\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"grid\.yaml is not a text file"):
+        load_grid(tmp_path / "grid.yaml")

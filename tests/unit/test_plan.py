@@ -166,3 +166,15 @@ def test_a_label_draw_changes_the_labels_and_not_the_test(tmp_path: Path) -> Non
     assert test[0] == test[1]
     assert labelled[0] != labelled[1]
     assert [len(one) for one in labelled] == [8, 8]
+
+
+def test_a_damaged_part_is_planned_to_be_made_again(tmp_path: Path) -> None:
+    transfer = Run(recipe(), tmp_path, open_runtime(recipe().engine)).transfer
+    (transfer.path / "manifest.json").write_text("{")
+    (plan,) = plan_runs(runs(recipe()), tmp_path)
+    assert transfer.path.name in {part.name for part in plan.missing}
+
+
+def test_more_real_images_than_there_are_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"transfer\.real: 99 images are asked for, the training data has"):
+        plan_runs(runs(recipe(transfer={"real": 99})), tmp_path)

@@ -153,14 +153,15 @@ def test_values_of_another_axis_are_rows_of_one_table(copied: Path) -> None:
 def test_the_verdict_on_another_axis_is_on_its_best_value(copied: Path) -> None:
     compare_labels(copied)
     assert verdict_of(copied) == (
-        "Task-specific distillation, 2 values of labelled images: the highest mean Dice has 8; against the baseline 4 "
-        "it differs by +0.050, which is clear (p < 0.05 after Holm, 0 outside the interval)."
+        "Task-specific distillation, 2 values of labelled images: 8 labelled images has the highest mean Dice; "
+        "against 4 labelled images it differs by +0.050, which is clear (p < 0.05 after Holm, 0 outside the interval)."
     )
     text = (copied / "tests.csv").read_text()
     (copied / "tests.csv").write_text(text.replace("0.05,0.01,0.09", "-0.05,-0.09,0.01"))
     assert verdict_of(copied) == (
-        "Task-specific distillation, 2 values of labelled images: none has a higher mean Dice than 4; the nearest, 8, "
-        "differs by −0.050, which is not clear (p ≥ 0.05 after Holm, or 0 within the interval)."
+        "Task-specific distillation, 2 values of labelled images: none has a higher mean Dice than 4 labelled "
+        "images; the nearest, 8 labelled images, differs by −0.050, which is not clear "
+        "(p ≥ 0.05 after Holm, or 0 within the interval)."
     )
 
 

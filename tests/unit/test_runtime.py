@@ -7,6 +7,7 @@ import torch
 
 from tskd.config import EngineConfig
 from tskd.engine import open_runtime
+from tskd.errors import UserError
 
 CPU = {"accelerator": "cpu"}
 
@@ -34,3 +35,11 @@ def test_the_recipe_decides_threads_precision_and_saving() -> None:
         inside = torch.nn.functional.linear(torch.ones(1, 2), module.weight)
     assert inside.dtype == torch.bfloat16
     assert module(torch.ones(1, 2)).dtype == torch.float32
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has what is asked for"
+)
+def test_a_device_that_is_not_there_is_said_before_any_work() -> None:
+    with pytest.raises(UserError, match=r"accelerator gpu, 1 device\(s\).* cannot be had on this machine"):
+        open_runtime(EngineConfig(accelerator="gpu"))

@@ -121,9 +121,13 @@ class ComparisonFolder:
             groups.setdefault(title, []).extend(self._named(cell, setting[place]) for cell in cells)
         return {title: self._by_method(cells) for title, cells in groups.items()}
 
+    def called(self, value: str) -> str:
+        """Return what a value of the compared axis is called: ``LoRA rank 4``, or a name of the grid's own as it is."""
+        return value_title(self.compared, value) if "." in self.compared else value
+
     def _named(self, cell: Cell, value: str) -> Cell:
         """Return the cell called by its value of the compared axis, after its method where there are several."""
-        called = value_title(self.compared, value) if "." in self.compared else value
+        called = self.called(value)
         title = f"{cell.look.title}, {called}" if len(self.method_titles) > 1 else called
         return replace(cell, look=cell.look._replace(title=title))
 

@@ -65,9 +65,10 @@ def _best_value(comparison: ComparisonFolder) -> str:
     found = _tested([_gain(line, line["method"]) for line in tests[best]])
     differs = f"differs by {signed(gains[best])}{' on average' if len(tests[best]) > 1 else ''}{found}"
     head = f"{capital(comparison.method_titles[method])}, {counted(len(tests) + 1, 'value')} of {axis}"
+    first, usual = comparison.called(best), comparison.called(baseline)
     if gains[best] <= 0:
-        return f"{head}: none has a higher mean Dice than {baseline}; the nearest, {best}, {differs}."
-    return f"{head}: the highest mean Dice has {best}; against the baseline {baseline} it {differs}."
+        return f"{head}: none has a higher mean Dice than {usual}; the nearest, {first}, {differs}."
+    return f"{head}: {first} has the highest mean Dice; against {usual} it {differs}."
 
 
 def _dice_tests(comparison: ComparisonFolder) -> list[Line]:

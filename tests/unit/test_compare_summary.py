@@ -1,0 +1,47 @@
+"""The tables on the terminal: names of the grid's own are kept apart, and brackets are text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tskd.compare.command import Comparison
+from tskd.compare.grid import load_grid
+from tskd.compare.statistics import Statistics
+from tskd.compare.summary import print_comparison
+
+AXES = {
+    "method": [
+        {"name": "with [logits]", "method": "task_kd"},
+        {"name": "features alone", "method": "task_kd", "distill.decoder_weight": 0},
+    ],
+    "seed": [0],
+}
+
+
+def row(method: str, dice: float) -> dict[str, Any]:
+    scores = {"dice": dice, "hd95_px": 5.0, "missed": 0, "model_mb": 1.0, "latency_ms": 2.0}
+    return {
+        "run": method,
+        "status": "done",
+        "method": method,
+        "title": "task-specific distillation",
+        "seed": 0,
+        **scores,
+    }
+
+
+def test_two_settings_of_one_method_are_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"name": "ours", "axes": AXES}))
+    failed = {"run": "third", "status": "failed", "error": "install tskd[offline] [/] first"}
+    rows = [row("with [logits]", 0.7), row("features alone", 0.5), failed]
+    print_comparison(Comparison(load_grid(tmp_path / "grid.yaml"), tmp_path, rows, Statistics((), ()), []))
+    said = capsys.readouterr().out
+    (first,) = (line for line in said.splitlines() if "with [logits]" in line)
+    (second,) = (line for line in said.splitlines() if "features alone" in line)
+    assert "0.700" in first
+    assert "0.500" in second
+    assert "install tskd[offline] [/] first" in said

@@ -1,0 +1,66 @@
+"""What a run trains, scores and ships, asked of a run whose artifacts are only named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tskd.artifacts import Artifact
+from tskd.config import load_recipe
+from tskd.errors import UserError
+from tskd.pipeline import execute, exported, trained_models
+
+
+class NamedRun(SimpleNamespace):
+    """A run that answers every request with a folder named after it."""
+
+    def __init__(self, *overrides: str) -> None:
+        super().__init__(recipe=load_recipe(None, overrides))
+
+    def finetuned(self, start: Artifact | None, *, longer: bool = False) -> Artifact:
+        return Artifact(Path(f"finetuned-{start.path if start else 'nothing'}"))
+
+    def distilled_by(self, teacher: Artifact) -> Artifact:
+        return Artifact(Path(f"distilled-{teacher.path}"))
+
+    def __getattr__(self, name: str) -> Artifact:
+        return Artifact(Path(name))
+
+
+def models_of(*overrides: str) -> dict[str, tuple[str, str]]:
+    run: Any = NamedRun(*overrides)
+    return {name: (title, str(model.path)) for name, (title, model) in trained_models(run).items()}
+
+
+def test_a_run_scores_teacher_both_students_and_the_control() -> None:
+    assert models_of("rivals=[scratch]") == {
+        "teacher": ("teacher", "teacher"),
+        "student_before_finetune": ("student before fine-tuning", "distilled-teacher"),
+        "student": ("task-specific distillation", "finetuned-distilled-teacher"),
+        "scratch": ("student from scratch", "finetuned-nothing"),
+        "control": ("control (U-Net)", "control"),
+    }
+
+
+def test_a_u_net_that_is_the_method_is_what_is_shipped_and_no_rival_of_itself() -> None:
+    assert models_of("method=control", "rivals=[control, scratch]") == {
+        "student": ("control (U-Net)", "control"),
+        "scratch": ("student from scratch", "finetuned-nothing"),
+    }
+
+
+def test_a_rival_teacher_does_not_take_the_place_of_the_one_that_taught() -> None:
+    models = models_of("method=task_kd_probe", "rivals=[teacher]", "control.enabled=false")
+    assert models["teacher"] == ("teacher", "probed_teacher")
+    assert models["rival_teacher"] == ("teacher (rival)", "teacher")
+    assert "rival_teacher" not in models_of("rivals=[teacher]")
+
+
+def test_a_run_ends_with_a_small_model() -> None:
+    run: Any = NamedRun("method=teacher")
+    for way in (execute, exported):
+        with pytest.raises(UserError, match=r"'teacher' is the large model.* Choose one of: task_kd,.* control_pseudo"):
+            way(run)
