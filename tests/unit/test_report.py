@@ -133,6 +133,7 @@ RUN = RunFolder(
     Path(),
     {
         "labels": 20,
+        "method": "task_kd",
         "metrics": {
             "student": {"model": "x", "dice": 0.5, "dice_ci95": [0.4, 0.6], "n_cases": 9},
             "control": {"model": "control (U-Net)"},
@@ -177,6 +178,12 @@ HEAD = "With 20 labelled images the student scores Dice 0.500 (95\u00a0% interva
 )
 def test_the_verdict_is_one_sentence_that_names_the_hardest_rivals(tests: list[PairTest], said: str) -> None:
     assert verdict(RUN, tests) == HEAD + said
+
+
+def test_a_u_net_that_is_shipped_is_called_one() -> None:
+    run = RunFolder(RUN.path, {**RUN.summary, "method": "control_pseudo"})
+    assert run.title("student") == "U-Net"
+    assert verdict(run, []) == HEAD.replace("student", "U-Net") + "; no rival was trained beside it."
 
 
 def test_stages_that_a_run_has_several_of_say_for_which_model(root: Path, tmp_path: Path) -> None:

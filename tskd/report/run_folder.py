@@ -43,8 +43,10 @@ class RunFolder:
         return ordered(list(self.metrics))
 
     def title(self, model: str) -> str:
-        """Return what tables call a model; the student is called so whatever the method."""
-        return STUDENT if model == STUDENT else str(self.metrics[model]["model"])
+        """Return what tables call a model: the one that is shipped is the student whatever the method, or the U-Net."""
+        if model != STUDENT:
+            return str(self.metrics[model]["model"])
+        return "U-Net" if self.summary["method"].startswith("control") else STUDENT
 
     def look(self, model: str) -> Look:
         """Return how charts draw a model."""

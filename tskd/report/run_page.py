@@ -76,7 +76,7 @@ def failures_section(run: RunFolder, gallery: Gallery) -> Section | None:
         _failures(gallery, student, "missed", "Missed: there, but not found"),
         _failures(gallery, student, "false_positive", "False positive: found, but not there"),
     ]
-    lead = "Cases that the student fails altogether; each counts as Dice 0 in every mean above."
+    lead = f"Cases that the {run.title(STUDENT)} fails altogether; each counts as Dice 0 in every mean above."
     return section("failures", "Failure cases", lead, blocks)
 
 
@@ -130,7 +130,7 @@ def _score_table(run: RunFolder) -> Table:
     counted_columns = ("missed", "false positive", "both empty", "images", "cases")
     teacher = f" Teacher: {run.summary['teacher']}." if run.summary["teacher"] else ""
     note = (
-        f"Bold: the student, which is shipped.{teacher} "
+        f"Bold: the {run.title(STUDENT)}, which is shipped.{teacher} "
         "Bootstrap intervals over cases. Mask and prediction both empty: Dice 1, distance 0. Only one of them empty "
         "(missed, false positive; counted over images and classes): Dice 0, distance the image diagonal."
     )
@@ -168,8 +168,8 @@ def _paired_table(run: RunFolder, tests: Sequence[PairTest]) -> Table | None:
     return Table(
         ("model", "Dice difference", INTERVAL, "cases better / tied / worse", "p"),
         rows,
-        title="Against the student, on the same cases",
-        note=f"Differences are model minus student. Within {tests[0].tie_margin:g} is a tie. p: Wilcoxon signed-rank, "
+        title=f"Against the {run.title(STUDENT)}, on the same cases",
+        note=f"Differences are model minus {run.title(STUDENT)}. Within {tests[0].tie_margin:g} is a tie. p: Wilcoxon signed-rank, "
         "two-sided, corrected by Holm for all rows.",
     )
 

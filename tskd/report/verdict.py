@@ -35,7 +35,7 @@ def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
     own = run.metrics[STUDENT]
     bounds = f" ({INTERVAL} {interval(own['dice_ci95'])})" if own["dice_ci95"] else ""
     labels, cases = counted(run.summary["labels"], "labelled image"), counted(own["n_cases"], "test case")
-    head = f"With {labels} the student scores Dice {number(own['dice'])}{bounds} on {cases}"
+    head = f"With {labels} the {run.title(STUDENT)} scores Dice {number(own['dice'])}{bounds} on {cases}"
     rivals = {test.method: test for test in tests if test.method not in NO_RIVALS}
     clauses = [_clause(rivals[name], run.title(name)) for name in _hardest(rivals)]
     return f"{head}: {', and '.join(clauses)}." if clauses else f"{head}; no rival was trained beside it."
