@@ -16,6 +16,7 @@ import tskd
 
 PROGRAM = '''
 """Trains a small network; run alone, or once for each rank with torchrun's variables set."""
+import os
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from tskd.seeding import torch_generator
 from tskd.types import Batch
 
 folder, devices, accumulate, minutes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-rank = sys.argv[5]
+rank = os.environ.get("RANK", "0")
 
 
 class Network(nn.Module):
@@ -106,7 +107,7 @@ def train(program: Path, folder: Path, *, processes: int, accumulate: int = 1, m
             "OMP_NUM_THREADS": "1",
             **(torchrun if processes > 1 else {}),
         }
-        command = [sys.executable, str(program), str(folder), str(processes), str(accumulate), str(minutes), str(rank)]
+        command = [sys.executable, str(program), str(folder), str(processes), str(accumulate), str(minutes)]
         running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     try:
         errors = [process.communicate(timeout=TIME_LIMIT)[1] for process in running]
@@ -151,6 +152,25 @@ def test_two_processes_give_the_weights_of_one(program: Path, alone: dict[str, t
 def log_of(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_fabrics_own_launcher_gives_them_too(program: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """It has the processes talk to each other before our program begins; to launch them again would be an error."""
+    command = [
+        sys.executable,
+        "-m",
+        "lightning_fabric.cli",
+        "run",
+        "--accelerator=cpu",
+        "--devices=2",
+        "--strategy=ddp",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command += [f"--main-port={free_port()}", str(program), str(tmp_path), "2", "1", "0"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert_close(tmp_path, alone)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -28,6 +29,11 @@ class Runtime:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
 
+def started_by_fabric() -> bool:
+    """Say whether ``fabric run`` has started this process, and with it the others already."""
+    return os.environ.get("LT_CLI_USED", "0") != "0"
+
+
 def open_runtime(config: EngineConfig, *, minutes: float | None = None) -> Runtime:
     """Start Fabric as the recipe says; ``minutes`` is the wall-clock limit after which a run pauses."""
     if config.threads is not None:
@@ -46,7 +52,8 @@ def open_runtime(config: EngineConfig, *, minutes: float | None = None) -> Runti
             f"engine: accelerator {config.accelerator}, {config.devices} device(s), strategy {strategy}, precision "
             f"{config.precision} cannot be had on this machine: {error} `tskd doctor` shows what it has."
         ) from error
-    fabric.launch()
+    if not started_by_fabric():
+        fabric.launch()
     if fabric.device.type == "cpu":
         keep_freed_memory()
     deadline = None if minutes is None else time.monotonic() + 60 * minutes

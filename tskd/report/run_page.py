@@ -169,8 +169,8 @@ def _paired_table(run: RunFolder, tests: Sequence[PairTest]) -> Table | None:
         ("model", "Dice difference", INTERVAL, "cases better / tied / worse", "p"),
         rows,
         title=f"Against the {run.title(STUDENT)}, on the same cases",
-        note=f"Differences are model minus {run.title(STUDENT)}. Within {tests[0].tie_margin:g} is a tie. p: Wilcoxon signed-rank, "
-        "two-sided, corrected by Holm for all rows.",
+        note=f"Differences are model minus {run.title(STUDENT)}. Within {tests[0].tie_margin:g} is a tie. "
+        "p: Wilcoxon signed-rank, two-sided, corrected by Holm for all rows.",
     )
 
 
