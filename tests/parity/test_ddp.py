@@ -161,7 +161,6 @@ def test_fabrics_own_launcher_gives_them_too(program: Path, alone: dict[str, tor
         sys.executable,
         "-m",
         "lightning_fabric.cli",
-        "run",
         "--accelerator=cpu",
         "--devices=2",
         "--strategy=ddp",
