@@ -28,6 +28,8 @@ CHECKPOINTS = "checkpoints"
 """Folder of a stage's resumable state; it is removed when the stage is finished."""
 TRAINING_LOG = "metrics.jsonl"
 """Log of a training; it holds times, so it is no part of the digest."""
+MADE_FROM = ("start", "teacher", "masks")
+"""Inputs that a model's training went through; the data and the transfer set are the same for every method."""
 _CLOCK = "clock.json"
 _LIBRARIES = ("torch", "timm", "transformers", "peft", "diffusers", "monai", "numpy", "onnxruntime")
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from tskd.artifacts import Artifact, canonical_json
+from tskd.artifacts import MADE_FROM, Artifact, canonical_json
 from tskd.config import DistillConfig, FinetuneConfig
 from tskd.models.flops import training_flops
 from tskd.models.registry import build_model
@@ -22,8 +22,6 @@ BUDGET_RULE = (
     "included, as counted by torch (2 a multiply-add; student_gflops); what only gives targets is told apart "
     "(teacher_gflops): a teacher's adaptation and answers, and the momentum encoder of MoCo v3."
 )
-_MADE_FROM = ("start", "teacher", "masks")
-"""Inputs that a model's training went through; the data and the transfer set are the same for every method."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def compute_of(model: Artifact, artifacts: Iterable[Artifact]) -> Compute:
         artifact = coming.pop()
         found[artifact.path] = artifact
         inputs = artifact.manifest["inputs"]
-        before = [sources[inputs[name]] for name in _MADE_FROM if inputs.get(name) in sources]
+        before = [sources[inputs[name]] for name in MADE_FROM if inputs.get(name) in sources]
         coming += [source for source in before if source.path not in found]
     sums = (sum(artifact.metrics.get(name, 0.0) for artifact in found.values()) for name in Compute._fields)
     return Compute(*(round(value, 3) for value in sums))

@@ -97,18 +97,28 @@ def score(store: Store, prepared: Artifact, title: str, level: float, seed: int 
     return store.build("evaluate", make, config={}, inputs=inputs, seed=seed, version=1)
 
 
-def train(store: Store, prepared: Artifact, stage: str, name: str) -> Artifact:
-    """Return an artifact with a training's log."""
+def train(store: Store, prepared: Artifact, stage: str, name: str, **sources: str) -> Artifact:
+    """Return an artifact with a training's log; ``sources`` are digests of what it came from."""
 
     def make(folder: Path) -> Mapping[str, Any]:
         log = TrainingLog(folder, step=0)
         for step in (10, 20, 30):
             log.write(step, {"loss": 1 / step, "dice_loss": 2 / step, "lr": 0.1, "seconds": step})
         log.write(30, {"val_score": 0.5})
-        (folder / "student.safetensors").write_text(name)
+        (folder / "student.safetensors").write_text(f"{stage} {name}")
         return {}
 
-    return store.build(stage, make, config={}, inputs={"data": prepared.digest, "name": name}, seed=0, version=1)
+    inputs = {"data": prepared.digest, "name": name, **sources}
+    return store.build(stage, make, config={}, inputs=inputs, seed=0, version=1)
+
+
+def add_trainings(store: Store, prepared: Artifact, method: str, name: str) -> Artifact:
+    """Return a model with a training's log, for task_kd one that comes from a distillation by a teacher."""
+    if method != "task_kd":
+        return train(store, prepared, "finetune", f"{method} {name}")
+    teacher = train(store, prepared, "teacher", name)
+    start = train(store, prepared, "distill", name, teacher=teacher.digest)
+    return train(store, prepared, "finetune", f"{method} {name}", start=start.digest)
 
 
 def add_transfer(store: Store, prepared: Artifact) -> Artifact:
@@ -175,12 +185,15 @@ def make_run(
 def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
     """Write the folder of a comparison: task_kd and scratch, 4 and 8 labels, two seeds; return it."""
     store = Store(out / "artifacts")
+    (out / "runs").mkdir()
     lines, scores = [], {}
     for labels in (4, 8):
         prepared = open_prepared(store, root, labels)
         for method, title, level in (("task_kd", TITLES["student"], 150.0), ("scratch", TITLES["scratch"], 180.0)):
             for seed in (0, 1):
                 scored = score(store, prepared, title, level - 3 * labels + seed, seed)
+                model = add_trainings(store, prepared, method, f"{labels}-{seed}")
+                write_json(out / "runs" / f"{method}-{labels}-{seed}.json", {"artifacts": {"model": model.path.name}})
                 lines.append(_line(scored, method, title, labels, seed))
                 means = case_means(read_cases(scored.path), "dice")
                 scores.setdefault((labels, method), []).append(list(means.values()))

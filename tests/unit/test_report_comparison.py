@@ -18,7 +18,7 @@ from tskd.errors import UserError
 from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
 from tskd.report import write_report
-from tskd.report.blocks import Charts, Table
+from tskd.report.blocks import Charts, Pictures, Table
 from tskd.report.comparison_folder import ComparisonFolder, open_comparison, value_title
 from tskd.report.comparison_page import comparison_page
 from tskd.stages.evaluated import read_cases
@@ -59,7 +59,8 @@ def sections_of(folder: Path) -> list[str]:
 
 def test_every_section_is_there(html: str) -> None:
     assert re.findall(r'<section id="(\w+)">', html) == [
-        *("scores", "curves", "tests", "bias", "resources", "overlays", "failed", "limits", "reproduce")
+        *("scores", "curves", "tests", "bias", "resources", "overlays", "failures", "training", "failed", "limits"),
+        "reproduce",
     ]
 
 
@@ -204,6 +205,38 @@ def test_the_page_can_be_printed(folder: Path, tmp_path: Path) -> None:
     assert printed.startswith(b"%PDF")
     assert len(re.findall(rb"/Type /Page\b", printed)) > 2
     assert len(re.findall(rb"/Subtype /Image\b", printed)) > 10
+
+
+def test_every_training_of_the_first_replicate_has_its_line(folder: Path) -> None:
+    comparison = open_comparison(folder)
+    ours, scratch = next(iter(comparison.cells.values()))
+    assert [one.manifest["stage"] for one in comparison.trainings(ours)] == ["teacher", "distill", "finetune"]
+    assert [one.manifest["stage"] for one in comparison.trainings(scratch)] == ["finetune"]
+    sections = {section.name: section for section in comparison_page(comparison).sections}
+    (charts,) = sections["training"].blocks
+    assert isinstance(charts, Charts)
+    assert [chart.title for chart in charts.charts] == ["Teacher: loss", "Distillation: loss", "Fine-tuning: loss"]
+    assert [key.title for key in charts.keys] == ["task-specific distillation", "student from scratch"]
+
+
+def test_failures_are_those_of_task_specific_distillation(folder: Path) -> None:
+    sections = {section.name: section for section in comparison_page(open_comparison(folder)).sections}
+    blocks = [block for block in sections["failures"].blocks if isinstance(block, Pictures)]
+    scores = read_cases(folder / "artifacts" / open_comparison(folder).cells["cones", "4"][0].lines[0]["evaluation"])
+    statuses = [row.score.status for row in scores]
+    whose = "cones, 4 labelled images, task-specific distillation"
+    expected = {
+        f"{whose}: Missed: there, but not found": statuses.count("missed"),
+        f"{whose}: False positive: found, but not there": statuses.count("false_positive"),
+    }
+    assert {block.title: len(block.pictures) for block in blocks} == {one: n for one, n in expected.items() if n}
+
+
+def test_the_data_are_named_by_their_digest(folder: Path, html: str) -> None:
+    comparison = open_comparison(folder)
+    digest = comparison.data_digest(comparison.cells["cones", "4"][0])
+    assert digest
+    assert f"sha256 {digest}" in html
 
 
 def test_a_curve_has_a_line_a_method_over_the_axis(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import MANIFEST, Artifact, find_by_digest, find_damage
+from tskd.artifacts import MADE_FROM, MANIFEST, Artifact, find_by_digest, find_damage, finished
 from tskd.comparison_files import COMPARISON, DATASET, METHOD, TABLE
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
@@ -158,6 +158,30 @@ class ComparisonFolder:
             return None
         found = find_by_digest(self.path / "artifacts", "prepare", evaluation.manifest["inputs"]["data"])
         return Prepared(found.path) if found and not any(find_damage(found)) else None
+
+    def trainings(self, cell: Cell) -> list[Artifact]:
+        """Return a cell's model in its first replicate and the trainings it came from, the first of them first."""
+        path = self.path / "runs" / f"{cell.lines[0]['run']}.json"
+        if not path.is_file():
+            return []
+        model = finished(self.path / "artifacts" / json.loads(path.read_text(encoding="utf-8"))["artifacts"]["model"])
+        found = [model] if model else []
+        for artifact in found:  # grows while it is read
+            inputs = artifact.manifest["inputs"]
+            found += [self._by_digest[inputs[name]] for name in MADE_FROM if inputs.get(name) in self._by_digest]
+        return found[::-1]
+
+    @cached_property
+    def _by_digest(self) -> dict[str, Artifact]:
+        """All that a model may come from: not a fine-tuning, which has its start's digest where it kept that."""
+        folders = sorted((self.path / "artifacts").glob(f"*/{MANIFEST}"))
+        artifacts = [artifact for folder in folders if (artifact := finished(folder.parent))]
+        return {one.digest: one for one in artifacts if one.manifest["stage"] != "finetune"}
+
+    def data_digest(self, cell: Cell) -> str | None:
+        """Return the digest of the prepared data that a cell was scored on; None where its scores are gone."""
+        evaluation = self._evaluation(cell.lines[0])
+        return str(evaluation.manifest["inputs"]["data"]) if evaluation else None
 
     def _evaluation(self, line: Line) -> Artifact | None:
         artifact = Artifact(self.path / "artifacts" / line["evaluation"])

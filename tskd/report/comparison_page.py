@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import yaml
 
@@ -13,8 +13,9 @@ from tskd.report.blocks import Block, Chart, Charts, Code, Facts, Page, Pictures
 from tskd.report.charts import Estimate, forest_chart
 from tskd.report.comparison_charts import bias_section, curves_section, resources_section
 from tskd.report.comparison_folder import Cell, ComparisonFolder, Line, axis_title
-from tskd.report.comparison_verdict import comparison_verdict
-from tskd.report.pictures import ROOM, Album, Gallery, picks, side_by_side
+from tskd.report.comparison_training import training_section
+from tskd.report.comparison_verdict import OURS, TEACHER, comparison_verdict
+from tskd.report.pictures import ROOM, Album, Gallery, failures, picks, side_by_side
 from tskd.report.shareable import shareable
 from tskd.report.text import INTERVAL, NOTHING, capital, counted, interval, number, p_value, signed, teraflops
 from tskd.stages.model_card import INTENDED_USE, LIMITS
@@ -36,6 +37,8 @@ def comparison_page(comparison: ComparisonFolder, *, room: int = ROOM) -> Page:
         bias_section(comparison),
         resources_section(comparison),
         overlays_section(comparison, album),
+        failures_section(comparison, album),
+        training_section(comparison),
         failed_section(comparison),
         section("limits", "Intended use and limits", INTENDED_USE, [Points(LIMITS)]),
         reproduce_section(comparison),
@@ -70,15 +73,23 @@ def tests_section(comparison: ComparisonFolder) -> Section | None:
 
 def overlays_section(comparison: ComparisonFolder, album: Album) -> Section | None:
     """All that is compared on the same images, for each data set in its first group."""
-    blocks: list[Block] = []
-    seen: set[str] = set()
-    for title, cells in comparison.groups.items():
-        dataset = cells[0].lines[0][DATASET]
-        if dataset not in seen:
-            seen.add(dataset)
-            blocks += _overlays(comparison, title, cells, album)
+    groups = _first_groups(comparison).items()
+    blocks = [block for title, cells in groups for block in _overlays(comparison, title, cells, album)]
     lead = "Line: truth. Area: prediction of the first replicate. Images that several methods picked come once."
     return section("overlays", "Worst, median and best", lead, blocks)
+
+
+def failures_section(comparison: ComparisonFolder, album: Album) -> Section | None:
+    """What task-specific distillation (else the best model) missed altogether or invented, for each data set."""
+    blocks: list[Block] = []
+    for title, cells in _first_groups(comparison).items():
+        cell = max(cells, key=lambda cell: (cell.method == OURS, cell.method != TEACHER, cell.dice))
+        prepared, predictions = comparison.prepared(cell), comparison.predictions(cell)
+        if prepared and predictions:
+            found = failures(Gallery(prepared, album), predictions)
+            blocks += [replace(one, title=f"{title}, {cell.look.title}: {one.title}") for one in found]
+    lead = "Cases that a model of the first replicate fails altogether; each counts as Dice 0 in every mean above."
+    return section("failures", "Failure cases", lead, blocks)
 
 
 def failed_section(comparison: ComparisonFolder) -> Section | None:
@@ -110,11 +121,18 @@ def reproduce_section(comparison: ComparisonFolder) -> Section | None:
         ("Python", f"{versions.get('python', NOTHING)}, {versions.get('system', '')}, {versions.get('device', '')}"),
         ("Libraries", libraries),
         ("Commit of the working folder", str(versions.get("git_commit") or NOTHING)),
+        *((f"Data of {title}", f"sha256 {digest}") for title, digest in _data_digests(comparison).items()),
     ]
     grid = yaml.safe_dump(shareable(description["grid"]), sort_keys=False, allow_unicode=True)
     lead = "The same grid, data and versions give the same table on the same kind of processor."
     blocks: list[Block] = [Facts(tuple(facts)), Code(grid, title="The grid")]
     return section("reproduce", "How to make it again", lead, blocks)
+
+
+def _data_digests(comparison: ComparisonFolder) -> dict[str, str]:
+    """Return the digest of the prepared data of each data set's first group, where they are there."""
+    digests = {title: comparison.data_digest(cells[0]) for title, cells in _first_groups(comparison).items()}
+    return {title: digest for title, digest in digests.items() if digest}
 
 
 def _caveat(comparison: ComparisonFolder) -> str:
@@ -262,6 +280,14 @@ def _measure_title(measure: str) -> str:
 
 def _digits(line: Line) -> int:
     return 3 if line["measure"] == "dice" else 1
+
+
+def _first_groups(comparison: ComparisonFolder) -> dict[str, list[Cell]]:
+    """Return the first group of each data set."""
+    first: dict[str, tuple[str, list[Cell]]] = {}
+    for title, cells in comparison.groups.items():
+        first.setdefault(cells[0].lines[0][DATASET], (title, cells))
+    return dict(first.values())
 
 
 def _overlays(comparison: ComparisonFolder, title: str, cells: list[Cell], album: Album) -> list[Block]:

@@ -22,6 +22,7 @@ from tskd.stages.evaluated import pick_overlays, read_cases, read_prediction
 SIDE = 360
 """Longer side of a picture in pixels: sharp at the 180 CSS pixels it is shown with."""
 QUALITY = 80
+FAILURES_SHOWN = 12
 ROOM = 5_500_000
 """Bytes that a page has for pictures; with base64 and charts it stays under 10 MB."""
 
@@ -118,6 +119,25 @@ def picks(predictions: Sequence[Predictions], counts: Mapping[str, int]) -> dict
         for rank, image, _ in pick_overlays(one.scores, counts.get(one.name, 0)):
             chosen.setdefault(image, []).append(f"{rank} of {one.title}")
     return chosen
+
+
+def failures(images: Gallery, predictions: Predictions) -> list[Pictures]:
+    """Return the images on which a model missed a class altogether, and those where it found one that is not there."""
+    kinds = {"missed": "Missed: there, but not found", "false_positive": "False positive: found, but not there"}
+    blocks = [_failures(images, predictions, status, title) for status, title in kinds.items()]
+    return [block for block in blocks if block is not None]
+
+
+def _failures(images: Gallery, predictions: Predictions, status: str, title: str) -> Pictures | None:
+    rows = [row for row in predictions.scores if row.score.status == status]
+    names = images.prepared.classes
+    drawn = [
+        images.overlay(row.image, predictions, f"test image {images.number(row.image)}: {names[row.label - 1]}")
+        for row in rows[:FAILURES_SHOWN]
+    ]
+    kept = tuple(picture for picture in drawn if picture is not None)
+    note = f"{len(kept)} of {len(rows)} shown." if len(kept) < len(rows) else ""
+    return Pictures(kept, title=title, note=note, keys=images.keys()) if rows else None
 
 
 def side_by_side(

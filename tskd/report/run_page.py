@@ -9,7 +9,7 @@ from tskd.metrics.comparison import PairTest
 from tskd.metrics.segmentation import case_means
 from tskd.report.blocks import Block, Charts, Facts, Page, Pictures, Points, Section, Table, section
 from tskd.report.charts import Estimate, forest_chart
-from tskd.report.pictures import ROOM, Album, Gallery, Predictions, picks, side_by_side
+from tskd.report.pictures import ROOM, Album, Gallery, failures, picks, side_by_side
 from tskd.report.provenance import cost_section, reproduce_section
 from tskd.report.run_folder import STUDENT, RunFolder
 from tskd.report.text import INTERVAL, capital, counted, interval, number, p_value, signed
@@ -20,7 +20,6 @@ from tskd.stages.model_card import INTENDED_USE, LIMITS
 
 OTHERS_SHOWN = 3
 """Overlays picked by a model that is not the student: its worst, median and best."""
-FAILURES_SHOWN = 12
 
 
 def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
@@ -72,12 +71,8 @@ def overlays_section(run: RunFolder, gallery: Gallery) -> Section | None:
 def failures_section(run: RunFolder, gallery: Gallery) -> Section | None:
     """What the student missed altogether, and what it found where nothing was."""
     student = run.predictions[STUDENT]
-    blocks = [
-        _failures(gallery, student, "missed", "Missed: there, but not found"),
-        _failures(gallery, student, "false_positive", "False positive: found, but not there"),
-    ]
     lead = f"Cases that the {run.title(STUDENT)} fails altogether; each counts as Dice 0 in every mean above."
-    return section("failures", "Failure cases", lead, blocks)
+    return section("failures", "Failure cases", lead, failures(gallery, student))
 
 
 def data_section(run: RunFolder) -> Section | None:
@@ -183,18 +178,6 @@ def _class_table(run: RunFolder) -> Table | None:
         for label, name in enumerate(classes, start=1)
     )
     return Table(("class", *(run.title(name) for name in run.models)), rows, title="Dice of each class")
-
-
-def _failures(gallery: Gallery, student: Predictions, status: str, title: str) -> Pictures | None:
-    rows = [row for row in student.scores if row.score.status == status]
-    names = gallery.prepared.classes
-    drawn = [
-        gallery.overlay(row.image, student, f"test image {gallery.number(row.image)}: {names[row.label - 1]}")
-        for row in rows[:FAILURES_SHOWN]
-    ]
-    kept = tuple(picture for picture in drawn if picture is not None)
-    note = f"{len(kept)} of {len(rows)} shown." if len(kept) < len(rows) else ""
-    return Pictures(kept, title=title, note=note, keys=gallery.keys()) if rows else None
 
 
 def _with_keys(blocks: Sequence[Pictures], gallery: Gallery) -> list[Block]:

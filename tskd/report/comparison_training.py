@@ -1,0 +1,49 @@
+"""The training curves of a comparison: every method's trainings in its first replicate, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tskd.artifacts import read_log
+from tskd.report.blocks import Chart, Charts, Section, section
+from tskd.report.charts import Axis, Series, line_chart, line_key, log_places
+from tskd.report.comparison_folder import Cell, ComparisonFolder
+from tskd.report.text import capital
+from tskd.report.training import STAGES
+
+_MEASURES = {"loss": "loss", "val_score": "validation Dice"}
+"""Column of a training's log -> what it is."""
+
+
+def training_section(comparison: ComparisonFolder) -> Section | None:
+    """Loss and validation Dice of each stage, a line for everything that is compared, in the first group."""
+    groups = list(comparison.groups.items())
+    if not groups:
+        return None
+    title, cells = groups[0]
+    lines: dict[tuple[str, str], list[Series]] = {}
+    for cell in cells:
+        for place, series in _series_of(comparison, cell):
+            lines.setdefault(place, []).append(series)
+    charts = tuple(_chart(stage, measure, series) for (stage, measure), series in lines.items())
+    keys = tuple(line_key(cell.look) for cell in cells)
+    lead = f"{capital(title)}, first replicate. Losses of different methods are of different kinds and do not compare."
+    return section("training", "Training curves", lead, [Charts(charts, keys)])
+
+
+def _series_of(comparison: ComparisonFolder, cell: Cell) -> Iterator[tuple[tuple[str, str], Series]]:
+    """Yield (stage, measure) and the line of each of a cell's trainings."""
+    for artifact in comparison.trainings(cell):
+        log = read_log(artifact.path)
+        for measure in _MEASURES:
+            known = [line for line in log if measure in line]
+            if len(known) > 1:
+                steps, values = [line["step"] for line in known], [line[measure] for line in known]
+                yield (artifact.manifest["stage"], measure), Series(cell.look, steps, values)
+
+
+def _chart(stage: str, measure: str, series: list[Series]) -> Chart:
+    title = f"{capital(STAGES.get(stage, stage))}: {_MEASURES[measure]}"
+    steep = measure == "loss" and log_places([value for one in series for value in one.y])
+    y = Axis(_MEASURES[measure], logarithmic=steep)
+    return line_chart(series, Axis("step", from_zero=True), y, title=title, points=False)
