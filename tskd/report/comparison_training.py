@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
-from tskd.artifacts import read_log
+from tskd.artifacts import Artifact, read_log
+from tskd.comparison_files import METHOD
 from tskd.report.blocks import Chart, Charts, Section, section
 from tskd.report.charts import Axis, Series, line_chart, line_key, log_places
 from tskd.report.comparison_folder import Cell, ComparisonFolder
+from tskd.report.looks import Look
 from tskd.report.text import capital
 from tskd.report.training import STAGES
 
@@ -22,24 +25,35 @@ def training_section(comparison: ComparisonFolder) -> Section | None:
         return None
     title, cells = groups[0]
     lines: dict[tuple[str, str], list[Series]] = {}
-    for cell in cells:
-        for place, series in _series_of(comparison, cell):
+    trained: dict[Path, Look] = {}
+    for cell, look in zip(cells, _looks(comparison, cells)):
+        new = [artifact for artifact in comparison.trainings(cell) if artifact.path not in trained]  # others share it
+        trained |= dict.fromkeys((artifact.path for artifact in new), look)
+        for place, series in _series_of(new, look):
             lines.setdefault(place, []).append(series)
     charts = tuple(_chart(stage, measure, series) for (stage, measure), series in lines.items())
-    keys = tuple(line_key(cell.look) for cell in cells)
+    keys = tuple(line_key(look) for look in dict.fromkeys(trained.values()))
     lead = f"{capital(title)}, first replicate. Losses of different methods are of different kinds and do not compare."
     return section("training", "Training curves", lead, [Charts(charts, keys)])
 
 
-def _series_of(comparison: ComparisonFolder, cell: Cell) -> Iterator[tuple[tuple[str, str], Series]]:
-    """Yield (stage, measure) and the line of each of a cell's trainings."""
-    for artifact in comparison.trainings(cell):
+def _looks(comparison: ComparisonFolder, cells: Sequence[Cell]) -> list[Look]:
+    """Return how each cell's lines are drawn: as its method, or where values of one method are compared, one by one."""
+    looks = [cell.look for cell in cells]
+    if comparison.compared == METHOD:
+        return looks
+    return [look._replace(colour=number % 8, dashed=number >= 8) for number, look in enumerate(looks)]
+
+
+def _series_of(trainings: Iterable[Artifact], look: Look) -> Iterator[tuple[tuple[str, str], Series]]:
+    """Yield (stage, measure) and the line of each training."""
+    for artifact in trainings:
         log = read_log(artifact.path)
         for measure in _MEASURES:
             known = [line for line in log if measure in line]
             if len(known) > 1:
                 steps, values = [line["step"] for line in known], [line[measure] for line in known]
-                yield (artifact.manifest["stage"], measure), Series(cell.look, steps, values)
+                yield (artifact.manifest["stage"], measure), Series(look, steps, values)
 
 
 def _chart(stage: str, measure: str, series: list[Series]) -> Chart:
