@@ -23,6 +23,8 @@ from filelock import FileLock
 from tskd.console import warn
 from tskd.memory import give_back_freed_memory
 
+ARTIFACTS, RUN_FILE = "artifacts", "run.json"
+"""In an output folder: the artifacts, and what a finished run found."""
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a stage's resumable state; it is removed when the stage is finished."""

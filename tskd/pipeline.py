@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from tskd.artifacts import Artifact, write_json
+from tskd.artifacts import RUN_FILE, Artifact, write_json
 from tskd.budget import BUDGET_RULE, compute_of
-from tskd.bundle import publish
+from tskd.bundle import FOLDER, publish
 from tskd.config import Recipe
 from tskd.console import say
 from tskd.data.transfer_set import QUALITY
@@ -21,9 +21,6 @@ from tskd.stages.export import build_export
 from tskd.stages.networks import measure_networks
 from tskd.stages.quality import build_quality
 from tskd.stages.transfer import count_real
-
-RUN_FILE, BUNDLE = "run.json", "model"
-"""What lies in an output folder beside the artifacts."""
 
 
 def trained_models(run: Run) -> dict[str, tuple[str, Artifact]]:
@@ -135,7 +132,7 @@ def execute(run: Run) -> dict[str, Any]:
         "recipe": run.recipe.model_dump(mode="json"),
     }
     if run.runtime.fabric.is_global_zero:
-        publish(bundle.path, run.out / BUNDLE)
+        publish(bundle.path, run.out / FOLDER)
         write_json(run.out / RUN_FILE, summary)
         write_report(run.out)
     return summary

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import Artifact, Builder, Costs, Processes, Store
+from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
 from tskd.budget import Budget, network_flops, steps_within, student_budget
 from tskd.config import DistillConfig, PretrainConfig, Recipe, StudentConfig, TeacherConfig, TrainConfig
 from tskd.data.prepared import Prepared
@@ -19,9 +19,6 @@ from tskd.stages import diffusion, distill, evaluate, finetune, prepare, pretrai
 from tskd.stages.supervised import Labelled, training_labels
 from tskd.stages.teacher import TeacherSource
 from tskd.stages.transfer import build_transfer, count_real
-
-ARTIFACTS = "artifacts"
-"""The folder of artifacts in an output folder."""
 
 
 @dataclass

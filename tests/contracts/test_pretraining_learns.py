@@ -17,9 +17,9 @@ from tskd.config import EngineConfig, MaeConfig, MocoConfig, PretrainConfig
 from tskd.data.phantoms import FAMILIES, draw_phantom
 from tskd.engine import open_runtime
 from tskd.engine.batches import to_images
-from tskd.models.registry import build_model
+from tskd.models.registry import STUDENT_FILE, build_model
 from tskd.seeding import derive
-from tskd.stages.pretrain import FILE, pretrain
+from tskd.stages.pretrain import pretrain
 
 FAMILY, SIZE, SEED = "dermoscopy", 64, 1
 UNLABELLED, PROBED, TESTED = 400, 100, 300
@@ -57,7 +57,7 @@ def test_a_linear_probe_reads_more_from_the_pretrained_encoder_than_from_a_rando
     transfer: Any = SimpleNamespace(images=images[:UNLABELLED], names=[str(k) for k in range(UNLABELLED)])
     runtime = open_runtime(EngineConfig(accelerator="cpu", threads=1))
     pretrain(CONFIGS[name], STUDENT, transfer, tmp_path, seed=SEED, runtime=runtime)
-    student.load_state_dict(load_file(tmp_path / FILE))
+    student.load_state_dict(load_file(tmp_path / STUDENT_FILE))
     learned = explained(student, images, masks)
     print(f"{name}: {learned:.3f}, random {random:.3f}")
     assert learned > random + MARGIN

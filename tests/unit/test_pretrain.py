@@ -25,10 +25,10 @@ from tskd.engine.batches import to_images
 from tskd.errors import UserError
 from tskd.losses.pretraining import info_nce
 from tskd.models.flops import inference_flops
-from tskd.models.registry import build_model
+from tskd.models.registry import STUDENT_FILE, build_model
 from tskd.seeding import derive, torch_generator
 from tskd.stages.distill import encoder_flops
-from tskd.stages.pretrain import FILE, SHEET, CropBatches, Objective, build_objective, moco_step, pretrain, step_cost
+from tskd.stages.pretrain import SHEET, CropBatches, Objective, build_objective, moco_step, pretrain, step_cost
 from tskd.types import Batch
 
 SIZE = 32
@@ -76,7 +76,7 @@ def transfer(tmp_path_factory: pytest.TempPathFactory) -> TransferSet:
 
 def trained(name: str, transfer: Any, folder: Path) -> dict[str, Tensor]:
     pretrain(CONFIGS[name], STUDENT, transfer, folder, seed=1, runtime=EVERY_LOOK)
-    return load_file(folder / FILE)
+    return load_file(folder / STUDENT_FILE)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -94,7 +94,7 @@ def test_killed_at_two_steps_it_ends_with_the_same_weights(whole: Any, transfer:
         fragile = SimpleNamespace(images=Fragile(transfer, reads), names=transfer.names)
         with pytest.raises(Killed):
             trained(name, fragile, tmp_path)
-    found, expected = trained(name, transfer, tmp_path), load_file(folder / FILE)
+    found, expected = trained(name, transfer, tmp_path), load_file(folder / STUDENT_FILE)
     assert found.keys() == expected.keys()
     assert [key for key in found if not torch.equal(found[key], expected[key])] == []
 
@@ -103,7 +103,7 @@ def test_the_encoder_has_learned_and_the_rest_is_as_it_began(whole: Any) -> None
     name, folder = whole
     torch.manual_seed(derive(1, "student"))
     began = build_model(STUDENT).state_dict()
-    ended = load_file(folder / FILE)
+    ended = load_file(folder / STUDENT_FILE)
     same = {key for key in ended if torch.equal(ended[key], began[key])}
     kept = {key for key in ended if key.startswith("decoder.") or (name == "moco_v3" and "patch_embed" in key)}
     assert same == kept

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from tskd.artifacts import Artifact, Store, environment, write_json
+from tskd.artifacts import ARTIFACTS, Artifact, Store, environment, write_json
 from tskd.budget import BUDGET_RULE
 from tskd.compare.board import open_board
 from tskd.compare.decompose import decompose_groups, decomposition_columns
@@ -28,7 +28,6 @@ from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.report import write_report
-from tskd.run import ARTIFACTS
 from tskd.stages.networks import Network, measure_networks
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import MANIFEST, write_json
+from tskd.artifacts import ARTIFACTS, MANIFEST, write_json
 from tskd.compare.grid import GridRun
 from tskd.config import build_recipe
 from tskd.errors import RunFailed, UserError
@@ -80,7 +80,7 @@ def read_outcome(out: Path, name: str) -> Outcome | None:
         outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):  # cut short by a full disk, or of another version
         return None
-    folders = (out / "artifacts" / folder / MANIFEST for folder in outcome.artifacts.values())
+    folders = (out / ARTIFACTS / folder / MANIFEST for folder in outcome.artifacts.values())
     return outcome if all(folder.is_file() for folder in folders) else None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import Artifact, Make, Store, artifact_path, canonical_json, finished, identify
+from tskd.artifacts import ARTIFACTS, Artifact, Make, Store, artifact_path, canonical_json, finished, identify
 from tskd.buildable import check_networks
 from tskd.compare.grid import GridRun
 from tskd.compare.job import DATA_STAGES
@@ -17,7 +17,7 @@ from tskd.console import progress
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import UserError
 from tskd.methods import METHODS
-from tskd.run import ARTIFACTS, Run
+from tskd.run import Run
 
 _SHARED = ("prepared_artifact", "tested_artifact", "teacher_source")
 

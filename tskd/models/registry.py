@@ -28,6 +28,8 @@ from tskd.models.weights import (
 )
 
 DESCRIPTION = "model.json"
+STUDENT_FILE = "student.safetensors"
+"""Where every stage that trains the student puts its weights: each is a start of the next."""
 OFFLINE = "offline"
 """``weights`` of a description that stands for the EfficientNet-Lite0 of the package."""
 Description = Mapping[str, Any]

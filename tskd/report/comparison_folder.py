@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import MADE_FROM, MANIFEST, Artifact, find_by_digest, find_damage, finished
+from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_by_digest, find_damage, finished
 from tskd.comparison_files import COMPARISON, DATASET, METHOD, TABLE
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
@@ -156,7 +156,7 @@ class ComparisonFolder:
         evaluation = self._evaluation(cell.lines[0])
         if evaluation is None:
             return None
-        found = find_by_digest(self.path / "artifacts", "prepare", evaluation.manifest["inputs"]["data"])
+        found = find_by_digest(self.path / ARTIFACTS, "prepare", evaluation.manifest["inputs"]["data"])
         return Prepared(found.path) if found and not any(find_damage(found)) else None
 
     def trainings(self, cell: Cell) -> list[Artifact]:
@@ -164,7 +164,7 @@ class ComparisonFolder:
         path = self.path / "runs" / f"{cell.lines[0]['run']}.json"
         if not path.is_file():
             return []
-        model = finished(self.path / "artifacts" / json.loads(path.read_text(encoding="utf-8"))["artifacts"]["model"])
+        model = finished(self.path / ARTIFACTS / json.loads(path.read_text(encoding="utf-8"))["artifacts"]["model"])
         found = [model] if model else []
         for artifact in found:  # grows while it is read
             inputs = artifact.manifest["inputs"]
@@ -174,7 +174,7 @@ class ComparisonFolder:
     @cached_property
     def _by_digest(self) -> dict[str, Artifact]:
         """All that a model may come from: not a fine-tuning, which has its start's digest where it kept that."""
-        folders = sorted((self.path / "artifacts").glob(f"*/{MANIFEST}"))
+        folders = sorted((self.path / ARTIFACTS).glob(f"*/{MANIFEST}"))
         artifacts = [artifact for folder in folders if (artifact := finished(folder.parent))]
         return {one.digest: one for one in artifacts if one.manifest["stage"] != "finetune"}
 
@@ -184,7 +184,7 @@ class ComparisonFolder:
         return str(evaluation.manifest["inputs"]["data"]) if evaluation else None
 
     def _evaluation(self, line: Line) -> Artifact | None:
-        artifact = Artifact(self.path / "artifacts" / line["evaluation"])
+        artifact = Artifact(self.path / ARTIFACTS / line["evaluation"])
         if not line["evaluation"] or not (artifact.path / MANIFEST).is_file() or any(find_damage(artifact)):
             return None
         return artifact

@@ -9,13 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import MANIFEST, Artifact, find_damage
+from tskd.artifacts import ARTIFACTS, MANIFEST, RUN_FILE, Artifact, find_damage
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
 from tskd.report.looks import Look, look_of, ordered
 from tskd.report.pictures import Predictions
 
-RUN_FILE = "run.json"
 STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
 """Names in run.json of the model that is shipped, and of the same network before it saw labels."""
 _NEEDED = frozenset(
@@ -60,7 +59,7 @@ class RunFolder:
     @cached_property
     def stages(self) -> dict[str, Artifact]:
         """Every artifact of the run that is still there by folder name, in the order they were made."""
-        found = (Artifact(self.path / "artifacts" / name) for name in self.summary["stages"])
+        found = (Artifact(self.path / ARTIFACTS / name) for name in self.summary["stages"])
         return {artifact.path.name: artifact for artifact in found if (artifact.path / MANIFEST).is_file()}
 
     def made_by(self, stage: str) -> list[Artifact]:

@@ -7,14 +7,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import tskd
-from tskd.artifacts import write_atomic
+from tskd.artifacts import RUN_FILE, write_atomic
 from tskd.comparison_files import COMPARISON
 from tskd.errors import UserError
 from tskd.report.blocks import Page
 from tskd.report.comparison_folder import open_comparison
 from tskd.report.comparison_page import comparison_page
 from tskd.report.pictures import ROOM
-from tskd.report.run_folder import RUN_FILE, open_run
+from tskd.report.run_folder import open_run
 from tskd.report.run_page import run_page
 
 REPORT = "report.html"

@@ -19,14 +19,13 @@ from tskd.engine.batches import allowed_flips
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose, match_grid
 from tskd.models.flops import gflops, inference_flops, training_flops
 from tskd.models.projections import Distilled, matching_level
-from tskd.models.registry import build_model, save_model
+from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.seeding import derive
 from tskd.stages import cache
 from tskd.stages.supervised import training_metrics
 from tskd.types import Batch, SegmentationOutput, StepFn
 
 VERSION = 3
-FILE = "student.safetensors"
 PROJECTIONS = "projections.safetensors"
 GUIDE_GFLOPS = "teacher_gflops"
 """Metric of a distillation and of a cache: what the answers that a student learned cost."""
@@ -134,7 +133,7 @@ def distill(
     )
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:
-        save_model(folder, student, description, file=FILE)
+        save_model(folder, student, description, file=STUDENT_FILE)
         save_file(module.projection.state_dict(), folder / PROJECTIONS)
     spent = gflops(result.steps * config.batch_size * flops)
     return training_metrics(result, teacher_level=level, student_gflops=spent)

@@ -19,7 +19,18 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL import Image
 from torch import nn
 
-from tskd.artifacts import MANIFEST, Artifact, Builder, Store, canonical_json, environment, find_by_digest, write_atomic
+from tskd.artifacts import (
+    ARTIFACTS,
+    MANIFEST,
+    RUN_FILE,
+    Artifact,
+    Builder,
+    Store,
+    canonical_json,
+    environment,
+    find_by_digest,
+    write_atomic,
+)
 from tskd.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, Answer, ask, open_session, publish, write_sums
 from tskd.config import ExportConfig
 from tskd.console import say, warn
@@ -33,7 +44,6 @@ from tskd.models.registry import load_model, read_description, save_model
 from tskd.stages.model_card import model_card
 
 VERSION = 2
-RUN_FILE = "run.json"
 MAX_PROBABILITY_DIFFERENCE = 1e-3
 """Largest difference of one probability of one pixel between network and file; rounding alone gives about 1e-6."""
 MAX_INT8_DICE_DROP = 0.01
@@ -125,7 +135,7 @@ def export_again(model: Path, *, int8: bool) -> Path:
             "it. Give the output folder of a finished `tskd run`."
         )
     run = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
-    store = Store(out / "artifacts")
+    store = Store(out / ARTIFACTS)
     student = Artifact(store.root / run["artifacts"]["student"])
     config = ExportConfig(**run["recipe"]["export"]).model_copy(update={"int8": int8})
     artifact = build_export(store, config, student, _prepared_of(student), run["metrics"], method=run["method"])

@@ -13,7 +13,7 @@ from tskd.config import AugmentConfig, ControlConfig, FinetuneConfig, TrainConfi
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
 from tskd.models.flops import gflops, training_flops
-from tskd.models.registry import build_model, save_model
+from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.seeding import derive
 from tskd.stages.supervised import (
     Labelled,
@@ -25,7 +25,6 @@ from tskd.stages.supervised import (
 )
 
 VERSION = 3
-FILE = "student.safetensors"
 
 
 def finetune(
@@ -45,7 +44,7 @@ def finetune(
     torch.manual_seed(derive(seed, "student"))
     model = build_model(description)
     if start is not None:
-        load_model(model, start / FILE)
+        load_model(model, start / STUDENT_FILE)
     return _train_on_labels(
         config, description, model, training_labels(prepared), prepared, folder,
         seed=seed, runtime=runtime, label="finetune", augment=config.augment,
@@ -105,5 +104,5 @@ def _train_on_labels(
     )
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:
-        save_model(folder, model, description, file=FILE)
+        save_model(folder, model, description, file=STUDENT_FILE)
     return training_metrics(result, student_gflops=gflops(result.steps * config.batch_size * flops))

@@ -25,14 +25,13 @@ from tskd.models.diffusion import to_uint8
 from tskd.models.flops import count_flops, gflops
 from tskd.models.mae import MaskedAutoencoder
 from tskd.models.moco import MomentumContrast
-from tskd.models.registry import build_model, description_digest, save_model
+from tskd.models.registry import STUDENT_FILE, build_model, description_digest, save_model
 from tskd.overlays import contact_sheet
 from tskd.seeding import derive, torch_generator
 from tskd.stages.supervised import training_metrics
 from tskd.types import Batch, StepFn
 
 VERSION = 1
-FILE = "student.safetensors"
 SHEET = "reconstructions.png"
 _SHOWN = 6
 
@@ -121,7 +120,7 @@ def pretrain(
     )
     result = fit(Training(objective.label, objective.module, objective.step, batches, config, seed), folder, runtime)
     if runtime.fabric.is_global_zero:
-        save_model(folder, student, description, file=FILE)
+        save_model(folder, student, description, file=STUDENT_FILE)
         if isinstance(objective.module, MaskedAutoencoder):
             draw_reconstructions(objective.module, transfer.images, folder)
     cost, images = step_cost(config, description), result.steps * config.batch_size
@@ -198,7 +197,7 @@ def build_from_weights(store: Builder, description: Mapping[str, Any], *, seed: 
 
     def make(folder: Path) -> dict[str, Any]:
         torch.manual_seed(derive(seed, "student"))
-        save_model(folder, build_model(description), {**description, "weights": None}, file=FILE)
+        save_model(folder, build_model(description), {**description, "weights": None}, file=STUDENT_FILE)
         return {"weights": Path(description["weights"]).name}
 
     inputs = {"student": description_digest(description)}

@@ -22,13 +22,12 @@ from tskd.engine import Runtime, Training, fit
 from tskd.engine.batches import to_images
 from tskd.losses.classes import hard_prediction
 from tskd.models.flops import gflops, inference_flops, training_flops
-from tskd.models.registry import build_model, load_model, save_model
+from tskd.models.registry import STUDENT_FILE, build_model, load_model, save_model
 from tskd.seeding import derive
 from tskd.stages.supervised import Labelled, label_step, labelled_batches, training_labels, training_metrics
 
 VERSION = 1
 MASKS = "masks.npy"
-FILE = "student.safetensors"
 UNUSED_SETTINGS = frozenset(
     {"encoder_loss", "decoder_loss", "encoder_weight", "decoder_weight", "temperature", "cache", "views"}
 )
@@ -111,5 +110,5 @@ def learn_pseudo_labels(
     training = Training("pseudo-labels", student, label_step, batches, config, seed)
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:
-        save_model(folder, student, description, file=FILE)
+        save_model(folder, student, description, file=STUDENT_FILE)
     return training_metrics(result, student_gflops=gflops(result.steps * config.batch_size * flops))
