@@ -292,7 +292,8 @@ def main(arguments: list[str] | None = None) -> Any:
         _stop(f"{pause}; the state is saved, the same command goes on from here", code=0)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's answer to Ctrl-C
-            _stop("stopped; what is finished is kept, and the same command goes on from there", code=INTERRUPTED)
+            again = "predict begins anew with --overwrite" if "predict" in sys.argv[1:2] else "the same command goes on"
+            _stop(f"stopped; what is finished is kept, {again}", code=INTERRUPTED)
         raise
 
 

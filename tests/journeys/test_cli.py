@@ -81,7 +81,7 @@ def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130
-    assert "stopped; what is finished is kept, and the same command goes on from there" in rest
+    assert "stopped; what is finished is kept, the same command goes on" in rest
     assert "Traceback" not in rest
 
 
