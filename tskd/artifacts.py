@@ -198,8 +198,13 @@ def artifact_path(root: Path, identity: Mapping[str, Any]) -> Path:
 
 def find_by_digest(root: Path, stage: str, digest: str) -> Artifact | None:
     """Return the finished artifact of a stage in a store's folder that has these contents."""
-    found = (finished(path.parent) for path in sorted(root.glob(f"{stage}-*/{MANIFEST}")))
-    return next((artifact for artifact in found if artifact and artifact.digest == digest), None)
+    return next((artifact for artifact in finished_in(root, stage) if artifact.digest == digest), None)
+
+
+def finished_in(root: Path, stage: str = "*") -> list[Artifact]:
+    """Return the finished artifacts of a store's folder, not what is under way or was moved aside."""
+    folders = (path.parent for path in sorted(root.glob(f"{stage}-*/{MANIFEST}")) if "." not in path.parent.name)
+    return [artifact for folder in folders if (artifact := finished(folder))]
 
 
 def finished(path: Path) -> Artifact | None:
@@ -317,15 +322,15 @@ def _make(path: Path, make: Make, identity: dict[str, Any], making: _Making) -> 
     with _clock(partial, making), measured() as usage:
         metrics = dict(make(partial))
     seconds = json.loads((partial / _CLOCK).read_text())["seconds"]
-    (partial / _CLOCK).unlink()
     names = {file.relative_to(partial) for file in partial.rglob("*") if file.is_file() and file.name[0] != "."}
-    kept = sorted(name for name in names if name.parts[0] != CHECKPOINTS)
+    kept = sorted(name for name in names if name.parts[0] not in (CHECKPOINTS, _CLOCK))
     files = {name.as_posix(): file_sha256(partial / name) for name in kept}
     content = {name: sha256 for name, sha256 in files.items() if name != TRAINING_LOG}
     digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
     manifest = identity | {"digest": digest, "files": files, "metrics": metrics, "used": making.costs}
     write_json(partial / MANIFEST, manifest | usage | {"seconds": seconds} | environment())
-    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)  # not before: an attempt killed above goes on from them
+    (partial / _CLOCK).unlink()  # not before, and checkpoints neither: an attempt killed above goes on from them
+    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
     partial.rename(path)
 
 

@@ -11,6 +11,8 @@ from typing import Protocol
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain progress lines."""
+_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+"""Where launchers say which process this is: torchrun and ``fabric run``, Slurm, Fabric's own subprocesses."""
 
 
 class Advance(Protocol):
@@ -21,7 +23,8 @@ class Advance(Protocol):
 
 def say(message: str) -> None:
     """Print one line for the person who started the command; of several processes only the first speaks."""
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
+    if rank == "0":
         print(message, file=sys.stderr, flush=True)
 
 

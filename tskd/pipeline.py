@@ -102,7 +102,8 @@ def transferred(run: Run) -> Artifact:
 def execute(run: Run) -> dict[str, Any]:
     """Run the recipe's method to the end and return what ``run.json`` holds."""
     _require_small(run.recipe)
-    count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
+    if any(METHODS[name].start or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)):
+        count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     models, scores = trained_models(run), evaluations(run)
     if "transfer" in vars(run):  # a method has learned from it
         judged_synthetic(run)

@@ -68,18 +68,22 @@ def test_results_are_not_written_into_a_file(tskd: Command, tmp_path: Path) -> N
     assert (tmp_path / "taken").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "tskd.cli", "run", "--out", str(tmp_path), "--set", "teacher.steps=100000"]
     for setting in ("name=timm/resnet10t", "weights=random", "adaptation=full"):
         line += ["--set", f"teacher.{setting}"]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child of ``sh -c 'pytest &'`` would ignore it
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, usual)
+    try:
         assert process.stderr is not None
-        said = ""
-        while "teacher: " not in said:
-            said = process.stderr.readline()
+        while "teacher: " not in (said := process.stderr.readline()):
             assert said, "the run ended by itself"
         process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "stopped; what is finished is kept, the same command goes on" in rest
     assert "Traceback" not in rest

@@ -379,5 +379,5 @@ def test_a_file_that_may_not_be_read_does_not_stop_the_others(
     monkeypatch.setattr("builtins.open", refuse)
     outcome = predict_paths(bundle, [scans], tmp_path / "out")
     assert [failure.source.name for failure in outcome.failures] == ["locked.png"]
-    assert "Permission denied" in outcome.failures[0].problem
+    assert "locked.png: the file may not be read (permission denied)" in outcome.failures[0].problem
     assert [prediction.source.name for prediction in outcome.predictions] == ["open.png"]

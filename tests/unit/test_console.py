@@ -87,3 +87,15 @@ def test_counting_shows_a_job_whose_total_comes_late(clock: Clock, capsys: pytes
             clock.now += 4
             count(done, 4)
     assert capsys.readouterr().err.splitlines()[-1].startswith("images: 4/4")
+
+
+@pytest.mark.parametrize("launcher", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
+def test_of_several_processes_only_the_first_speaks(
+    launcher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for rank in range(3):
+        monkeypatch.setenv(launcher, str(rank))
+        console.say(f"process {rank}")
+    assert capsys.readouterr().err == "process 0\n"

@@ -13,7 +13,7 @@ import pytest
 from report_folders import SECRET, draw_data, make_comparison
 
 from tests.journeys.browser import console_of, look_at, needs_chromium, print_to_pdf
-from tskd.artifacts import write_json
+from tskd.artifacts import file_sha256, write_json
 from tskd.errors import UserError
 from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
@@ -149,6 +149,41 @@ def test_values_of_another_axis_are_rows_of_one_table(copied: Path) -> None:
     assert table.rows[0][0] == "Task-specific distillation, 4 labelled images"
     assert len(table.rows) == 4
     assert sections["overlays"].blocks
+
+
+def test_methods_with_one_title_are_called_by_their_own_names(copied: Path) -> None:
+    text = (copied / "table.csv").read_text()
+    text = text.replace(",scratch,", ",features alone,").replace("student from scratch", "task-specific distillation")
+    (copied / "table.csv").write_text(text)
+    cells = next(iter(open_comparison(copied).cells.values()))
+    assert [cell.look.title for cell in cells] == ["task_kd", "features alone"]
+    assert len({cell.look[1:] for cell in cells}) == 2
+
+
+def test_a_value_that_stands_for_all_is_called_so(copied: Path) -> None:
+    compare_labels(copied)
+    assert open_comparison(copied).called("None") == "all labelled images"
+
+
+def test_values_with_other_test_images_are_not_laid_side_by_side(copied: Path, tmp_path: Path) -> None:
+    """An axis may change the test set: another split has its own images."""
+    compare_labels(copied)
+    lines = open_comparison(copied).lines
+    changed = next(one["evaluation"] for one in lines if (one["method"], one["data.labels"]) == ("scratch", "8"))
+    folder = copied / "artifacts" / changed
+    table = (folder / "cases.csv").read_text()
+    (folder / "cases.csv").write_text(table.replace(f"{SECRET}-2", "elsewhere-2"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["cases.csv"] = file_sha256(folder / "cases.csv")
+    write_json(folder / "manifest.json", manifest)
+    (heading, *_) = (
+        section for section in comparison_page(open_comparison(copied)).sections if section.name == "overlays"
+    )
+    captions = {
+        picture.caption for block in heading.blocks if isinstance(block, Pictures) for picture in block.pictures
+    }
+    assert not any("student from scratch, 8 labelled" in caption for caption in captions)
+    assert any("task-specific distillation, 8 labelled" in caption for caption in captions)
 
 
 def test_the_verdict_on_another_axis_is_on_its_best_value(copied: Path) -> None:

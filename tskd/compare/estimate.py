@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from tskd.artifacts import MANIFEST, Artifact, canonical_json, finished
+from tskd.artifacts import Artifact, canonical_json, finished_in
 from tskd.compare.plan import Part
 from tskd.console import duration
 
@@ -38,9 +38,8 @@ class Estimator:
 
     def __init__(self, root: Path) -> None:
         self._made: dict[str, list[_Made]] = defaultdict(list)
-        for path in root.glob(f"*/{MANIFEST}"):
-            if artifact := finished(path.parent):  # what is damaged, or was just moved, tells nothing
-                self._remember(artifact)
+        for artifact in finished_in(root):
+            self._remember(artifact)
 
     def _remember(self, artifact: Artifact) -> None:
         manifest = artifact.manifest

@@ -19,7 +19,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
 from tskd.data.intensity import IntensityWindow, apply_window, require_finite
-from tskd.errors import UserError
+from tskd.errors import UserError, not_allowed
 
 CT_WINDOW = IntensityWindow(-160, 240)
 """Hounsfield units for CT files without a window of their own: abdominal soft tissue (width 400, level 40)."""
@@ -50,14 +50,17 @@ class Slice:
 
 
 def is_dicom(path: Path) -> bool:
-    """Tell by the extension ``.dcm`` or by the magic bytes if a file is DICOM; one that cannot be opened is not."""
+    """Tell by the extension ``.dcm`` or by the magic bytes whether a file is DICOM.
+
+    One that cannot be opened counts as DICOM: it may be, and reading it then says what is wrong.
+    """
     if path.suffix.lower() in (".dcm", ".dicom"):
         return True
     try:
         with path.open("rb") as file:
             return file.read(_MAGIC_OFFSET + 4)[_MAGIC_OFFSET:] == b"DICM"
     except OSError:
-        return False
+        return True
 
 
 def read_header(path: Path) -> pydicom.Dataset:
@@ -149,6 +152,8 @@ def _refusing_broken(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except PermissionError:
+        raise not_allowed(path) from None
     except InvalidDicomError:
         raise UserError(f"{path}: is not a DICOM file. Copy it again from the source or remove it.") from None
     except _BROKEN as error:

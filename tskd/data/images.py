@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from tskd.data import dicom, nifti
 from tskd.data.intensity import IntensityWindow, to_rgb, to_uint8
 from tskd.data.labels import map_labels
-from tskd.errors import UserError
+from tskd.errors import UserError, not_allowed
 
 __all__ = ["IMAGE_SUFFIXES", "IntensityWindow", "image_size", "map_labels", "read_image", "read_mask_indices"]
 
@@ -107,6 +107,8 @@ def _refusing_broken(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except PermissionError as error:
+        raise not_allowed(path) from error
     except Image.DecompressionBombError as error:
         raise UserError(_too_large(path)) from error
     except Image.UnidentifiedImageError as error:

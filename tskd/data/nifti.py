@@ -19,7 +19,7 @@ from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from tskd.data.intensity import IntensityWindow, apply_window, require_finite
-from tskd.errors import UserError
+from tskd.errors import UserError, not_allowed
 
 PERCENTILES = (0.5, 99.5)
 """Without a window, these percentiles of the whole volume become black and white: magnetic resonance has no unit."""
@@ -111,6 +111,8 @@ def _refusing_broken(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except PermissionError as error:
+        raise not_allowed(path) from error
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file.") from error
     except _BROKEN as error:

@@ -167,4 +167,5 @@ def _scaled(value: float | None, scale: float) -> float | None:
 
 def _keys(comparison: ComparisonFolder) -> tuple[Key, ...]:
     titles = comparison.method_titles
-    return tuple(line_key(look_of(name, titles[name])) for name in ordered(titles))
+    looks = {name: look_of(name, titles[name], place=place) for place, name in enumerate(titles)}
+    return tuple(line_key(looks[name]) for name in ordered(titles))

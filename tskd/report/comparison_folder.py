@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_by_digest, find_damage, finished
+from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_by_digest, find_damage, finished, finished_in
 from tskd.comparison_files import COMPARISON, DATASET, METHOD, TABLE
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
@@ -83,9 +84,11 @@ class ComparisonFolder:
 
     @property
     def method_titles(self) -> dict[str, str]:
-        """What tables call each method; a method whose runs all failed has its name alone."""
+        """What tables call each method: its name alone where its runs failed, or where several have one title."""
         names = {line[METHOD]: line[METHOD] for line in self.lines}
-        return names | {line[METHOD]: line["title"] for line in self.lines if line["title"]}
+        titles = {line[METHOD]: line["title"] for line in self.lines if line["title"]}
+        counts = Counter(titles.values())
+        return names | {name: title for name, title in titles.items() if counts[title] == 1}
 
     @cached_property
     def cells(self) -> dict[Setting, list[Cell]]:
@@ -123,7 +126,7 @@ class ComparisonFolder:
 
     def called(self, value: str) -> str:
         """Return what a value of the compared axis is called: ``LoRA rank 4``, or a name of the grid's own as it is."""
-        return value_title(self.compared, value) if "." in self.compared else value
+        return value_title(self.compared, "" if value == "None" else value) if "." in self.compared else value
 
     def _named(self, cell: Cell, value: str) -> Cell:
         """Return the cell called by its value of the compared axis, after its method where there are several."""
@@ -174,8 +177,7 @@ class ComparisonFolder:
     @cached_property
     def _by_digest(self) -> dict[str, Artifact]:
         """All that a model may come from: not a fine-tuning, which has its start's digest where it kept that."""
-        folders = sorted((self.path / ARTIFACTS).glob(f"*/{MANIFEST}"))
-        artifacts = [artifact for folder in folders if (artifact := finished(folder.parent))]
+        artifacts = finished_in(self.path / ARTIFACTS)
         return {one.digest: one for one in artifacts if one.manifest["stage"] != "finetune"}
 
     def data_digest(self, cell: Cell) -> str | None:
@@ -191,7 +193,7 @@ class ComparisonFolder:
 
     def _cell(self, method: str, lines: Sequence[Line]) -> Cell:
         ordered_lines = sorted(lines, key=lambda line: [line[name] for name in self.replicates])
-        look = look_of(method, self.method_titles[method])
+        look = look_of(method, self.method_titles[method], place=list(self.method_titles).index(method))
         return Cell(method, look, tuple(ordered_lines), self._interval(ordered_lines))
 
     def _interval(self, lines: Sequence[Line]) -> tuple[float, float] | None:

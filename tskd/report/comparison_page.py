@@ -291,12 +291,13 @@ def _first_groups(comparison: ComparisonFolder) -> dict[str, list[Cell]]:
 
 
 def _overlays(comparison: ComparisonFolder, title: str, cells: list[Cell], album: Album) -> list[Block]:
-    prepared = comparison.prepared(cells[0])
     worst, *others = sorted(cells, key=lambda cell: cell.dice)
     shown = [worst, *others[1 - MOST_SHOWN :]]
-    predictions = [found for cell in cells if cell in shown and (found := comparison.predictions(cell))]
-    if prepared is None or not predictions:
+    found = [(cell, one) for cell in cells if cell in shown and (one := comparison.predictions(cell))]
+    prepared = comparison.prepared(found[0][0]) if found else None
+    if prepared is None:
         return []
+    predictions = [one for _, one in found if one.images == found[0][1].images]  # what is compared may change the test
     gallery = Gallery(prepared, album)
     counts = {one.name: SHOWN for one in predictions}
     heading = Pictures((), title=title, keys=gallery.keys())

@@ -32,12 +32,11 @@ _MARKS: dict[str, tuple[int, str, bool]] = {
     "control_pseudo": (2, "D", True),
 }
 """In the order of tables. Colour is never the only difference between two of them."""
-_UNKNOWN = (7, "v", True)
 
 
-def look_of(name: str, title: str) -> Look:
-    """Return the look of a model by its name in run.json or in a recipe."""
-    return Look(title, *_MARKS.get(name, _UNKNOWN))
+def look_of(name: str, title: str, *, place: int = 7) -> Look:
+    """Return the look of a model by its name in run.json or in a recipe; of an unknown one by its place among all."""
+    return Look(title, *_MARKS.get(name, (place % 8, "v", True)))
 
 
 def ordered(names: Iterable[str]) -> list[str]:

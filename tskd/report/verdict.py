@@ -12,8 +12,8 @@ from tskd.report.pictures import Predictions
 from tskd.report.run_folder import BEFORE_FINETUNE, STUDENT, RunFolder
 from tskd.report.text import INTERVAL, counted, interval, number, signed
 
-NO_RIVALS = frozenset({STUDENT, BEFORE_FINETUNE, "teacher"})
-"""Models that the student is not measured against: itself, and the large model it learned from."""
+NO_RIVALS = frozenset({STUDENT, BEFORE_FINETUNE, "teacher", "rival_teacher"})
+"""Models that the student is not measured against: itself, and large models."""
 TIE_MARGIN = 0.01
 """Dice by which a case must differ to count as won or lost."""
 CAVEAT = (

@@ -9,6 +9,7 @@ from pathlib import Path
 import tskd
 from tskd.artifacts import RUN_FILE, write_atomic
 from tskd.comparison_files import COMPARISON
+from tskd.console import warn
 from tskd.errors import UserError
 from tskd.report.blocks import Page
 from tskd.report.comparison_folder import open_comparison
@@ -37,7 +38,8 @@ def _small_enough(folder: Path) -> bytes:
     for room in (ROOM, ROOM // 3, 0):
         content = render(_page(folder, room)).encode()
         if len(content) < MOST_BYTES:
-            break
+            return content
+    warn(f"the report is {len(content) / 1e6:.0f} MB: its charts and tables alone need that much")
     return content
 
 

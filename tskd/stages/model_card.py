@@ -10,6 +10,7 @@ _TITLES = {
     "student_before_finetune": "this model before fine-tuning on labels",
     "scratch": "same network, trained on the labels alone",
     "teacher": "teacher (large model it learned from)",
+    "rival_teacher": "another teacher (large model)",
     "control": "control (U-Net, same labels)",
 }
 
