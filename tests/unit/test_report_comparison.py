@@ -122,7 +122,8 @@ def test_a_small_p_alone_is_no_finding(copied: Path) -> None:
 def compare_labels(folder: Path) -> None:
     """Make of the comparison one whose label budgets are compared, 4 being the baseline."""
     description = json.loads((folder / "comparison.json").read_text())
-    write_json(folder / "comparison.json", description | {"compare": "data.labels", "baseline": 4})
+    axes = {"method": ["task_kd", "scratch"], "data.labels": [8, 4]}
+    write_json(folder / "comparison.json", description | {"compare": "data.labels", "baseline": 4, "axes": axes})
     lines = [
         {"dataset": "cones", "measure": "dice", "method": f"{method}: 8", "baseline": f"{method}: 4",
          "difference": 0.05, "ci95_low": low, "ci95_high": 0.09, "p_wilcoxon": 0.001, "p_holm": 0.002,
@@ -140,13 +141,13 @@ def test_values_of_another_axis_are_rows_of_one_table(copied: Path) -> None:
     comparison = open_comparison(copied)
     assert {title: [cell.look.title for cell in cells] for title, cells in comparison.groups.items()} == {
         "cones": [
-            *("task-specific distillation, 4 labelled images", "task-specific distillation, 8 labelled images"),
-            *("student from scratch, 4 labelled images", "student from scratch, 8 labelled images"),
+            *("task-specific distillation, 8 labelled images", "task-specific distillation, 4 labelled images"),
+            *("student from scratch, 8 labelled images", "student from scratch, 4 labelled images"),
         ]
-    }
+    }, "in the order of the grid"
     sections = {section.name: section for section in comparison_page(comparison).sections}
     (table,) = (block for block in sections["scores"].blocks if isinstance(block, Table))
-    assert table.rows[0][0] == "Task-specific distillation, 4 labelled images"
+    assert table.rows[0][0] == "Task-specific distillation, 8 labelled images"
     assert len(table.rows) == 4
     assert sections["overlays"].blocks
 

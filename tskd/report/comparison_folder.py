@@ -118,8 +118,11 @@ class ComparisonFolder:
         if self.compared == METHOD:
             return {self.title(setting): cells for setting, cells in self.cells.items()}
         place = self.axes.index(self.compared) + 1
+        order = ["" if value is None else str(value) for value in self.description["axes"].get(self.compared, ())]
+        places = {value: number for number, value in enumerate(order)}
+        by_value = sorted(self.cells.items(), key=lambda item: places.get(item[0][place], len(places)))
         groups: dict[str, list[Cell]] = {}
-        for setting, cells in self.cells.items():
+        for setting, cells in by_value:
             title = self._words(setting[0], zip(self.axes, setting[1:]), without=self.compared)
             groups.setdefault(title, []).extend(self._named(cell, setting[place]) for cell in cells)
         return {title: self._by_method(cells) for title, cells in groups.items()}
