@@ -224,10 +224,11 @@ def partial_path(path: Path) -> Path:
 
 def find_damage(artifact: Artifact) -> Iterator[str]:
     """Yield a line for every file of the artifact that is missing or differs from the manifest."""
-    if finished(artifact.path) is None:
+    whole = finished(artifact.path)
+    if whole is None:
         yield f"{MANIFEST} is missing or cannot be read"
         return
-    for name, digest in artifact.manifest["files"].items():
+    for name, digest in whole.manifest["files"].items():
         path = artifact.path / name
         if not path.is_file():
             yield f"{name} is missing"

@@ -200,19 +200,19 @@ def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
     if failed:
         point = {"method": "scratch", "dataset": "", "data.labels": 8, "seed": 2}  # of a failed run no more is known
         lines.append({"run": "bad", "status": "failed", "error": failed, **point})
-    _write_csv(out / "table.csv", lines)
+    write_csv(out / "table.csv", lines)
     by_labels = {k: {m: np.array(scores[k, m]) for m in ("task_kd", "scratch")} for k in (4, 8)}
     tests = [
         {"dataset": "cones", "data.labels": labels, **test.as_dict()}
         for labels, group in by_labels.items()
         for test in compare_methods(group, measure="dice", tie_margin=0.01, seed=0)
     ]
-    _write_csv(out / "tests.csv", tests)
-    _write_csv(out / "ranks.csv", [
+    write_csv(out / "tests.csv", tests)
+    write_csv(out / "ranks.csv", [
         {"dataset": "cones", "data.labels": labels, **vars(rank)}
         for labels, group in by_labels.items() for rank in rank_table(group, measure="dice")
     ])  # fmt: skip
-    _write_csv(out / "bias_variance.csv", [
+    write_csv(out / "bias_variance.csv", [
         {"dataset": "cones", "data.labels": labels, "method": method, "error": 0.05, "bias2": 0.03, "variance": 0.02,
          "remainder": 0.0, "runs": 2}
         for labels in (4, 8) for method in ("task_kd", "scratch")
@@ -238,7 +238,8 @@ def _line(scored: Artifact, method: str, title: str, labels: int, seed: int) -> 
     }  # fmt: skip
 
 
-def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write lines with the columns of the first."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_folders import SECRET, draw_data, make_comparison
+from report_folders import SECRET, draw_data, make_comparison, write_csv
 
 from tests.journeys.browser import console_of, look_at, needs_chromium, print_to_pdf
 from tskd.artifacts import file_sha256, write_json
@@ -42,15 +42,11 @@ def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
-def edit_table(folder: Path, **changes: str) -> None:
-    """Change columns of every row of table.csv."""
-    path = folder / "table.csv"
+def edit_table(path: Path, **changes: str) -> None:
+    """Change columns of every row of a table."""
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows([line | changes for line in lines])
+    write_csv(path, [line | changes for line in lines])
 
 
 def sections_of(folder: Path) -> list[str]:
@@ -107,16 +103,8 @@ def test_the_verdict_on_one_setting_has_no_counts(copied: Path) -> None:
 
 def test_a_small_p_alone_is_no_finding(copied: Path) -> None:
     """Wilcoxon takes seeds as given: with few of them it finds what another seed would undo."""
-    path = copied / "tests.csv"
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows([line | {"p_holm": "0.001", "ci95_low": "-0.01", "ci95_high": "0.09"} for line in lines])
-    assert "clearly better (p < 0.05 after Holm, 0 outside the interval) in 0 of 2 tests, worse in 0" in verdict_of(
-        copied
-    )
+    edit_table(copied / "tests.csv", p_holm="0.001", ci95_low="-0.01", ci95_high="0.09")
+    assert verdict_of(copied).endswith("(p < 0.05 after Holm, 0 outside the interval) in 0 of 2 tests, worse in 0.")
 
 
 def compare_labels(folder: Path) -> None:
@@ -130,10 +118,7 @@ def compare_labels(folder: Path) -> None:
          "wins": 5, "ties": 1, "losses": 0, "tie_margin": 0.01, "n_cases": 6, "n_seeds": 2}
         for method, low in (("task_kd", 0.01), ("scratch", -0.01))
     ]  # fmt: skip
-    with (folder / "tests.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
+    write_csv(folder / "tests.csv", lines)
 
 
 def test_values_of_another_axis_are_rows_of_one_table(copied: Path) -> None:
@@ -341,7 +326,7 @@ def test_changed_predictions_are_not_believed(copied: Path) -> None:
 
 
 def test_all_runs_failed(copied: Path) -> None:
-    edit_table(copied, dice="", status="failed", error="RunFailed: no memory")
+    edit_table(copied / "table.csv", dice="", status="failed", error="RunFailed: no memory")
     assert verdict_of(copied) == "Every run failed: there is nothing to compare."
     assert {"scores", "curves", "resources"}.isdisjoint(sections_of(copied))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -29,20 +30,20 @@ from tskd.report.comparison_folder import (
     value_title,
 )
 from tskd.report.looks import look_of, ordered
-from tskd.report.text import INTERVAL, capital, number
+from tskd.report.text import INTERVAL, capital, number, teraflops, thousands
 from tskd.report.training import SIZES
 
 IMAGE_SIZE = "data.image_size"
-_COSTS = {
-    "seconds": ("training, s", 1.0, 0),
-    "peak_memory_mb": ("memory, MB", 1.0, 0),
-    "student_gflops": ("TFLOP", 1e-3, 1),
-    "teacher_gflops": ("teacher's TFLOP", 1e-3, 1),
-    "parameters": ("parameters, millions", 1e-6, 2),
-    "model_mb": ("model, MB", 1.0, 1),
-    "latency_ms": ("an image, ms", 1.0, 1),
+_COSTS: dict[str, tuple[str, Callable[[float | None], str]]] = {
+    "seconds": ("training, s", partial(number, digits=0)),
+    "peak_memory_mb": ("memory, MB", partial(number, digits=0)),
+    "student_gflops": ("TFLOP", teraflops),
+    "teacher_gflops": ("teacher's TFLOP", teraflops),
+    "parameters": ("parameters", thousands),
+    "model_mb": ("model, MB", partial(number, digits=1)),
+    "latency_ms": ("an image, ms", partial(number, digits=1)),
 }
-"""Column -> title, scale and digits."""
+"""Column -> title, and how its values are shown."""
 _PARTS = {"bias2": "bias²", "variance": "variance"}
 
 
@@ -144,11 +145,11 @@ def _cost_table(place: str, by_method: Mapping[str, list[Cell]]) -> Table:
         (
             capital(cells[0].look.title),
             number(float(np.mean([cell.dice for cell in cells]))),
-            *(number(_scaled(_mean(cells, column), scale), digits) for column, (_, scale, digits) in _COSTS.items()),
+            *(shown(_mean(cells, column)) for column, (_, shown) in _COSTS.items()),
         )
         for cells in by_method.values()
     )
-    columns = ("method", "Dice", *(title for title, _, _ in _COSTS.values()))
+    columns = ("method", "Dice", *(title for title, _ in _COSTS.values()))
     note = (
         "Training: wall time of all that the model needs, shared parts in full; runs side by side slow each other. "
         "Memory: the largest process of its training, libraries included; a GPU's is not in it."
@@ -159,10 +160,6 @@ def _cost_table(place: str, by_method: Mapping[str, list[Cell]]) -> Table:
 def _mean(cells: Iterable[Cell], column: str) -> float | None:
     known = [mean for cell in cells if (mean := cell.mean(column)) is not None]
     return float(np.mean(known)) if known else None
-
-
-def _scaled(value: float | None, scale: float) -> float | None:
-    return None if value is None else scale * value
 
 
 def _keys(comparison: ComparisonFolder) -> tuple[Key, ...]:

@@ -25,9 +25,9 @@ def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
     return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}" if bounds else "too few cases"
 
 
-def thousands(value: float) -> str:
+def thousands(value: float | None) -> str:
     """Return a large count with thin spaces."""
-    return f"{value:,.0f}".replace(",", "\u202f")
+    return NOTHING if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 
 def teraflops(gigaflops: float | None) -> str:
