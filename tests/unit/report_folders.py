@@ -117,7 +117,8 @@ def add_trainings(store: Store, prepared: Artifact, method: str, name: str) -> A
     if method != "task_kd":
         return train(store, prepared, "finetune", f"{method} {name}")
     teacher = train(store, prepared, "teacher", name)
-    start = train(store, prepared, "distill", name, teacher=teacher.digest)
+    transfer = add_transfer(store, prepared)
+    start = train(store, prepared, "distill", name, teacher=teacher.digest, transfer=transfer.digest)
     return train(store, prepared, "finetune", f"{method} {name}", start=start.digest)
 
 

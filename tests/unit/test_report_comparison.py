@@ -55,8 +55,8 @@ def sections_of(folder: Path) -> list[str]:
 
 def test_every_section_is_there(html: str) -> None:
     assert re.findall(r'<section id="(\w+)">', html) == [
-        *("scores", "curves", "tests", "bias", "resources", "overlays", "failures", "training", "failed", "limits"),
-        "reproduce",
+        *("scores", "curves", "tests", "bias", "resources", "overlays", "failures", "transfer", "training"),
+        *("failed", "limits", "reproduce"),
     ]
 
 
@@ -238,6 +238,37 @@ def test_every_training_of_the_first_replicate_has_its_line(folder: Path) -> Non
     assert isinstance(charts, Charts)
     assert [chart.title for chart in charts.charts] == ["Teacher: loss", "Distillation: loss", "Fine-tuning: loss"]
     assert [key.title for key in charts.keys] == ["task-specific distillation", "student from scratch"]
+
+
+def test_every_transfer_set_has_its_row_and_its_pictures(folder: Path) -> None:
+    sections = {section.name: section for section in comparison_page(open_comparison(folder)).sections}
+    table, *blocks = sections["transfer"].blocks
+    assert isinstance(table, Table)
+    titles = ["cones, 4 labelled images", "cones, 8 labelled images"]
+    # of 20 images some are for validation, of 9 synthetic ones one is a copy
+    assert table.rows == ((titles[0], "19", "8", "0"), (titles[1], "18", "8", "0"))
+    for title in titles:
+        drawn = {one.title: len(one.pictures) for one in blocks if isinstance(one, Pictures) and title in one.title}
+        assert drawn == {
+            f"{title}: Synthetic images that were kept": 6,
+            f"{title}: Training images, for comparison (not their sources)": 6,
+            f"{title}: Dropped as copies: the nearest of 1": 2,
+        }
+
+
+def test_transfer_sets_of_compared_values_are_told_apart(copied: Path) -> None:
+    compare_labels(copied)
+    sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
+    table = sections["transfer"].blocks[0]
+    assert isinstance(table, Table)
+    ours = "cones, task-specific distillation"
+    assert [row[0] for row in table.rows] == [f"{ours}, 8 labelled images", f"{ours}, 4 labelled images"]
+
+
+def test_a_transfer_set_that_is_gone_is_left_out(copied: Path) -> None:
+    for artifact in copied.glob("artifacts/transfer-*"):
+        shutil.rmtree(artifact)
+    assert "transfer" not in sections_of(copied)
 
 
 def test_failures_are_those_of_task_specific_distillation(folder: Path) -> None:

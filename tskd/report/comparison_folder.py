@@ -21,6 +21,7 @@ from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
 from tskd.report.looks import Look, look_of, ordered
 from tskd.report.pictures import Predictions
+from tskd.report.transfer import TransferView, view_transfer
 from tskd.stages.evaluated import read_cases
 
 _NEEDED = frozenset({"name", "axes", "replicates", "grid", "budget_rule", "runs", "failed"})
@@ -176,6 +177,18 @@ class ComparisonFolder:
             inputs = artifact.manifest["inputs"]
             found += [self._by_digest[inputs[name]] for name in MADE_FROM if inputs.get(name) in self._by_digest]
         return found[::-1]
+
+    def transfer(self, cell: Cell) -> Artifact | None:
+        """Return the transfer set that a cell's model learned from in its first replicate; None: it did without one."""
+        digests = (artifact.manifest["inputs"].get("transfer") for artifact in self.trainings(cell))
+        return next((self._by_digest[digest] for digest in digests if digest in self._by_digest), None)
+
+    def view(self, transfer: Artifact) -> TransferView | None:
+        """Return a transfer set with its data and what is known of it; None where it or its data are damaged."""
+        data = self._by_digest.get(transfer.manifest["inputs"]["data"])
+        if data is None or any(find_damage(data)) or any(find_damage(transfer)):
+            return None
+        return view_transfer(transfer, Prepared(data.path), self._by_digest.values())
 
     @cached_property
     def _by_digest(self) -> dict[str, Artifact]:

@@ -14,6 +14,7 @@ from tskd.report.charts import Estimate, forest_chart
 from tskd.report.comparison_charts import bias_section, curves_section, resources_section
 from tskd.report.comparison_folder import Cell, ComparisonFolder, Line, axis_title
 from tskd.report.comparison_training import training_section
+from tskd.report.comparison_transfer import transfer_section
 from tskd.report.comparison_verdict import OURS, TEACHER, comparison_verdict
 from tskd.report.pictures import ROOM, Album, Gallery, failures, picks, side_by_side
 from tskd.report.shareable import shareable
@@ -38,6 +39,7 @@ def comparison_page(comparison: ComparisonFolder, *, room: int = ROOM) -> Page:
         resources_section(comparison),
         overlays_section(comparison, album),
         failures_section(comparison, album),
+        transfer_section(comparison, album),
         training_section(comparison),
         failed_section(comparison),
         section("limits", "Intended use and limits", INTENDED_USE, [Points(LIMITS)]),

@@ -1,9 +1,10 @@
-"""The section on the transfer set: what is in it, what its synthetic images are worth, and what they look like."""
+"""Transfer sets on a page: what is in them, what their synthetic images are worth, and what they look like."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from PIL import Image
 
 from tskd.artifacts import Artifact
 from tskd.data.prepared import Prepared
-from tskd.data.transfer_set import QUALITY, SAMPLE_SHEET, images_path, read_samples
+from tskd.data.transfer_set import GATE, QUALITY, SAMPLE_SHEET, images_path, read_samples
 from tskd.report.blocks import Block, Facts, Picture, Pictures, Points, Section, Table, section
 from tskd.report.pictures import Album
 from tskd.report.run_folder import RunFolder
 from tskd.report.text import NOTHING, counted, number
 
+ORIGINS = ("real", "synthetic", "augmented")
 SHOWN = 6
 """Images of each kind."""
 SHEET_SIDE = 720
@@ -26,46 +28,87 @@ SPACES = {"teacher": "teacher's features", "imagenet": "ImageNet features", "pix
 """Where images were compared."""
 
 
+@dataclass(frozen=True)
+class TransferView:
+    """A transfer set, and what its synthetic images came from and were judged by as far as that is there."""
+
+    artifact: Artifact
+    prepared: Prepared
+    samples: tuple[Artifact, ...]
+    """The blocks of sampled images in their order."""
+    diffusion: tuple[Artifact, ...]
+    quality: Artifact | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of its images come from where."""
+        return {origin: self.artifact.metrics[origin] for origin in ORIGINS}
+
+
+def view_transfer(artifact: Artifact, prepared: Prepared, others: Iterable[Artifact]) -> TransferView:
+    """Return a transfer set with those of the other artifacts that belong to it."""
+    by_digest = {one.digest: one for one in others}
+    sources = artifact.manifest["inputs"].values()
+    samples = [by_digest[digest] for digest in sources if digest in by_digest and _is(by_digest[digest], "samples")]
+    samples.sort(key=lambda block: int(block.manifest["config"]["first"]))
+    models = dict.fromkeys(digest for block in samples for digest in block.manifest["inputs"].values())
+    diffusion = tuple(by_digest[digest] for digest in models if digest in by_digest)
+    judged = (one for one in by_digest.values() if _is(one, "quality"))
+    quality = next((one for one in judged if one.manifest["inputs"]["transfer"] == artifact.digest), None)
+    return TransferView(artifact, prepared, tuple(samples), diffusion, quality)
+
+
 def transfer_section(run: RunFolder, album: Album) -> Section | None:
     """Origins for every transfer set; quality and pictures where images were made up."""
     found = run.made_by("transfer")
     if not found:
         return None
-    transfer = found[0]
-    counts = {name: transfer.metrics[name] for name in ("real", "synthetic", "augmented")}
-    lead = f"{counted(sum(counts.values()), 'image')} without labels, on which the student learned from its teacher."
-    rows = tuple(
-        (name, str(count), f"{100 * transfer.metrics['shares'][name]:.0f} %") for name, count in counts.items()
-    )
-    blocks: list[Block | None] = [Table(("origin", "images", "share"), rows)]
-    for judged in run.made_by("quality"):
-        blocks += _quality_blocks(run, transfer, judged, album)
+    view = view_transfer(found[0], run.prepared, run.stages.values())
+    images = counted(sum(view.counts.values()), "image")
+    lead = f"{images} without labels, on which the student learned from its teacher."
+    shares = view.artifact.metrics["shares"]
+    rows = tuple((name, str(count), f"{100 * shares[name]:.0f} %") for name, count in view.counts.items())
+    blocks = [Table(("origin", "images", "share"), rows), *synthetic_blocks(view, album)]
     return section("transfer", "Transfer set", lead, blocks)
 
 
-def _quality_blocks(run: RunFolder, transfer: Artifact, judged: Artifact, album: Album) -> list[Block | None]:
-    quality = json.loads((judged.path / QUALITY).read_text(encoding="utf-8"))
+def synthetic_blocks(view: TransferView, album: Album) -> list[Block | None]:
+    """Return what is known of the synthetic images, and pictures of them; nothing where there are none."""
+    if not view.counts["synthetic"]:
+        return []
+    found = _read(view.artifact.path / GATE) if view.quality is None else _read(view.quality.path / QUALITY)
     return [
-        Points((quality["collapse"]["message"], quality["scope"])),
-        _gate(quality),
-        _quality_table(quality),
-        _made_up(transfer.path, album),
-        _training_images(run.prepared, album),
-        _copies(run, quality["copies"]["found"], album),
-        *(_sheet(artifact.path / SAMPLE_SHEET, album) for artifact in run.made_by("diffusion")),
+        _gate(found),
+        *((_quality_table(found), Points((found["scope"],))) if view.quality else ()),
+        _made_up(view.artifact.path, album),
+        _training_images(view.prepared, album),
+        _copies(view, found["copies"]["found"], album),
+        *(_sheet(artifact.path / SAMPLE_SHEET, album) for artifact in view.diffusion),
     ]
 
 
-def _gate(quality: Mapping[str, Any]) -> Facts:
-    """Return what the gate against copies did, and the likeness that the paper reports."""
-    copies, of_test, psnr = quality["copies"], quality["copies_of_test_images"], quality["pixels"]["psnr_db"]
+def _is(artifact: Artifact, stage: str) -> bool:
+    return bool(artifact.manifest["stage"] == stage)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _gate(found: Mapping[str, Any]) -> Facts:
+    """Return what the gate against copies did, and where quality was measured the likeness that the paper reports."""
+    copies, of_test = found["copies"], found["copies_of_test_images"]
     near = f"{of_test['found']} of {of_test['n']}" if "found" in of_test else of_test["skipped"]
-    facts = (
+    facts = [
+        ("First look", found["collapse"]["message"]),
         ("Copies of a training image, dropped", f"{copies['dropped']} of {copies['n']}"),
         ("As near to a test image as a copy", near),
-        ("PSNR to the nearest training image", f"{number(psnr.get('mean'), 1)} dB. {quality['pixels']['note']}"),
-    )
-    return Facts(facts)
+    ]
+    if "pixels" in found:
+        likeness = f"{number(found['pixels']['psnr_db'].get('mean'), 1)} dB. {found['pixels']['note']}"
+        facts.append(("PSNR to the nearest training image", likeness))
+    return Facts(tuple(facts))
 
 
 def _quality_table(quality: Mapping[str, Any]) -> Table:
@@ -110,15 +153,14 @@ def _row_of_images(images: np.ndarray, rows: np.ndarray, title: str, album: Albu
     return _pictures([album.add(np.asarray(images[row]), "") for row in chosen], title)
 
 
-def _copies(run: RunFolder, found: list[dict[str, Any]], album: Album) -> Pictures | None:
+def _copies(view: TransferView, found: list[dict[str, Any]], album: Album) -> Pictures | None:
     """Return the nearest copies, each before the training image that it copies.
 
     The stage's own sheet of copies names the sources, so it is drawn again here.
     """
-    if not found or not run.made_by("samples"):
+    if not found or not view.samples:
         return None
-    blocks = sorted(run.made_by("samples"), key=lambda block: int(block.manifest["config"]["first"]))
-    images, prepared = read_samples([block.path for block in blocks]), run.prepared
+    images, prepared = read_samples([block.path for block in view.samples]), view.prepared
     row_of = {record.id: row for row, record in enumerate(prepared.records)}
     drawn = []
     for copy in sorted(found, key=lambda one: float(one["distance"]))[: SHOWN // 2]:
