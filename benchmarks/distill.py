@@ -24,9 +24,9 @@ from measure import WARM_UP, in_fresh_process, print_results, step_seconds
 from torch import nn
 from transformers import SamConfig, SamModel
 
-from tskd.artifacts import peak_memory_mb
 from tskd.config import Recipe, TeacherConfig, build_recipe
 from tskd.engine import ImageBatches, Training, open_runtime
+from tskd.memory import peak_memory_mb
 from tskd.models.registry import adapt, build_model
 from tskd.run import Run
 from tskd.stages import cache

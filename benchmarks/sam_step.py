@@ -15,7 +15,7 @@ import torch
 from measure import in_fresh_process, print_results
 from transformers import SamConfig, SamModel
 
-from tskd.artifacts import peak_memory_mb
+from tskd.memory import peak_memory_mb
 from tskd.models.lora import set_adaptation
 from tskd.models.sam import SamSegmenter
 

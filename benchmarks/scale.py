@@ -22,9 +22,9 @@ from typing import Any
 
 from measure import in_fresh_process, print_results, step_seconds
 
-from tskd.artifacts import peak_memory_mb
 from tskd.config import Recipe, build_recipe
 from tskd.engine import Training, open_runtime
+from tskd.memory import peak_memory_mb
 from tskd.models.registry import build_model, load_model
 from tskd.run import Run
 from tskd.stages import cache

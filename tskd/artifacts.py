@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 from filelock import FileLock
 
 from tskd.console import warn
-from tskd.memory import give_back_freed_memory
+from tskd.memory import give_back_freed_memory, gpu_in_use, peak_gpu_memory_mb, peak_memory_mb, reset_peaks
 
 ARTIFACTS, RUN_FILE = "artifacts", "run.json"
 """In an output folder: the artifacts, and what a finished run found."""
@@ -38,7 +37,8 @@ _LIBRARIES = ("torch", "timm", "transformers", "peft", "diffusers", "monai", "nu
 Make = Callable[[Path], Mapping[str, Any]]
 """A stage's work: fills the folder it is given and returns its metrics."""
 Costs = Mapping[str, Mapping[str, float]]
-"""Artifact's name -> ``seconds`` and ``peak_memory_mb``."""
+"""Artifact's name -> each of ``COSTS``."""
+COSTS = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Artifact:
     @property
     def costs(self) -> Costs:
         """What it took to make it, and what it took to make the artifacts that were asked for on the way."""
-        own = {name: self.manifest[name] for name in ("seconds", "peak_memory_mb")}
+        own = {name: self.manifest.get(name, 0.0) for name in COSTS}
         return {**self.manifest.get("used", {}), self.path.name: own}
 
 
@@ -285,36 +285,17 @@ def environment() -> dict[str, Any]:
 
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Measure the block: ``seconds`` and ``peak_memory_mb`` of this process (resident) are filled in at its end."""
+    """Measure the block: ``seconds`` and the peaks of this process's memory are filled in at its end."""
     usage: dict[str, float] = {}
     give_back_freed_memory()  # what another stage held is not this one's
-    _reset_peak_memory()
+    reset_peaks()
     began = time.monotonic()
     try:
         yield usage
     finally:
         usage["seconds"] = round(time.monotonic() - began, 2)
         usage["peak_memory_mb"] = peak_memory_mb()
-
-
-def peak_memory_mb() -> float:
-    """Return the largest resident memory of this process in MiB since the last reset (not on Linux: its start)."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return round(int(line.split()[1]) / 1024, 1)
-    import resource
-
-    unit = 1024**2 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
-
-
-def _reset_peak_memory() -> None:
-    clear = Path("/proc/self/clear_refs")
-    try:
-        clear.write_text("5")
-    except OSError:  # not Linux, or not allowed: the peak then counts from the start of the process
-        return
+        usage["peak_gpu_memory_mb"] = peak_gpu_memory_mb()
 
 
 def _make(path: Path, make: Make, identity: dict[str, Any], making: _Making) -> None:
@@ -348,10 +329,8 @@ def _clock(partial: Path, making: _Making) -> Iterator[None]:
 
 
 def _device() -> str:
-    torch = sys.modules.get("torch")  # not imported for this: what did not load it did not use a GPU
-    if torch is not None and torch.cuda.is_initialized():
-        return str(torch.cuda.get_device_name())
-    return f"CPU, {os.cpu_count()} cores"
+    gpu = gpu_in_use()
+    return str(gpu.get_device_name()) if gpu else f"CPU, {os.cpu_count()} cores"
 
 
 def _version(name: str) -> str | None:

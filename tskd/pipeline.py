@@ -123,6 +123,7 @@ def execute(run: Run) -> dict[str, Any]:
         "teacher": models["teacher"][1].metrics["teacher"] if "teacher" in models else None,
         "seconds": round(sum(cost["seconds"] for cost in run.costs.values()), 1),
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in run.costs.values()),
+        "peak_gpu_memory_mb": max(cost.get("peak_gpu_memory_mb", 0.0) for cost in run.costs.values()),
         "metrics": metrics,
         "budget_rule": BUDGET_RULE,
         "artifacts": {name: artifact.path.name for name, (_, artifact) in models.items()},

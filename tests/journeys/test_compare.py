@@ -18,7 +18,7 @@ from tests.journeys.conftest import Command
 from tskd.compare.command import Machines, compare, plan_comparison
 from tskd.compare.grid import Grid, load_grid
 
-MEASURED = {"seconds", "peak_memory_mb", "latency_ms"}
+MEASURED = {"seconds", "peak_memory_mb", "peak_gpu_memory_mb", "latency_ms"}
 RECIPE: dict[str, Any] = {
     "data": {"image_size": 32, "labels": 10, "phantom": {"family": "dermoscopy", "train": 20, "test": 8, "size": 32}},
     "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 6, "batch_size": 4},

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,9 +30,9 @@ from tskd.artifacts import (
     finished,
     finished_in,
     measured,
-    peak_memory_mb,
     write_atomic,
 )
+from tskd.memory import peak_memory_mb
 
 WORK: dict[str, Any] = {"config": {"steps": 3, "lr": 0.1}, "inputs": {"data": "abc"}, "seed": 1, "version": 1}
 
@@ -96,6 +97,7 @@ def test_the_manifest_says_what_made_it(tmp_path: Path) -> None:
     assert manifest["metrics"] == {"dice": 0.5}
     assert manifest["seconds"] >= 0
     assert manifest["peak_memory_mb"] > 1
+    assert manifest["peak_gpu_memory_mb"] == 0
     assert manifest["libraries"]["torch"]
     assert manifest["device"]
     assert "git_commit" in manifest
@@ -312,6 +314,22 @@ def test_peak_memory_is_that_of_the_block() -> None:
         pass
     assert large["peak_memory_mb"] - small["peak_memory_mb"] > 100
     assert small["peak_memory_mb"] <= peak_memory_mb() + 1
+
+
+def test_peak_memory_of_a_gpu_is_that_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no GPU here: the counters are those that torch would keep."""
+    held = {"now": 300 * 2**20, "peak": 900 * 2**20}
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        max_memory_allocated=lambda: held["peak"],
+        reset_peak_memory_stats=lambda: held.update(peak=held["now"]),
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    with measured() as usage:
+        held["peak"] = 500 * 2**20
+    with measured() as next_one:
+        pass
+    assert (usage["peak_gpu_memory_mb"], next_one["peak_gpu_memory_mb"]) == (500, 300)
 
 
 def test_a_folder_without_a_manifest_is_moved_aside_and_made_again(tmp_path: Path) -> None:

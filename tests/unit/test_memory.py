@@ -13,8 +13,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the s
 SCRIPT = """
 import resource, sys
 import numpy as np
-from tskd.artifacts import peak_memory_mb, _reset_peak_memory
-from tskd.memory import give_back_freed_memory, keep_freed_memory
+from tskd.memory import give_back_freed_memory, keep_freed_memory, peak_memory_mb, reset_peaks
 
 def faults_of_a_block():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -25,10 +24,10 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 faults_of_a_block()
 again = faults_of_a_block()
-_reset_peak_memory()
+reset_peaks()
 held = peak_memory_mb()
 give_back_freed_memory()
-_reset_peak_memory()
+reset_peaks()
 print(again, held - peak_memory_mb())
 """
 

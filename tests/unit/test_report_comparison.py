@@ -208,6 +208,14 @@ def test_what_each_method_costs_is_a_table(folder: Path) -> None:
     assert (ours["training, s"], ours["TFLOP"], ours["an image, ms"]) == ("3", "5.4", "11.0")
 
 
+@pytest.mark.parametrize(("held", "shown"), [("0.0", False), ("912.3", True)])
+def test_memory_of_a_gpu_is_shown_where_one_was_used(copied: Path, held: str, shown: bool) -> None:
+    edit_table(copied / "table.csv", peak_gpu_memory_mb=held)
+    sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
+    (table,) = (block for block in sections["resources"].blocks if isinstance(block, Table))
+    assert ("GPU memory, MB" in table.columns) == shown
+
+
 @pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1200, True)])

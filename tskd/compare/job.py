@@ -134,6 +134,7 @@ def _execute(job: Job) -> Outcome:
         "scores": evaluation.metrics,
         "seconds": round(sum(cost["seconds"] for cost in costs), 2),
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),
+        "peak_gpu_memory_mb": max(cost.get("peak_gpu_memory_mb", 0.0) for cost in costs),
         **compute_of(model, run.store.used.values())._asdict(),
     }
     artifacts = {"model": model, "evaluation": evaluation, "data": run.tested_artifact}

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import write_atomic
+from tskd.artifacts import COSTS, write_atomic
 from tskd.compare.grid import DATASET, METHOD, Grid, GridRun
 from tskd.compare.job import Outcome
 from tskd.stages.networks import Network
 
 _DISTANCES = ("hd95_px", "hd95_mm", "assd_px", "assd_mm")
 _COUNTS = ("n_cases", "missed", "false_positive", "both_empty")
-_COSTS = ("seconds", "peak_memory_mb")
 _NETWORK = ("parameters", "model_mb", "latency_ms")
 _COMPUTE = ("student_gflops", "teacher_gflops")
 
@@ -32,7 +31,7 @@ def table_columns(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         *("run", "status", "error", METHOD, "title", DATASET, *axes),
         *("dice", "dice_ci95_low", "dice_ci95_high", "iou", *units, *_COUNTS),
-        *(*_COSTS, *_NETWORK, *_COMPUTE, "evaluation"),
+        *(*COSTS, *_NETWORK, *_COMPUTE, "evaluation"),
     ]
 
 
@@ -52,7 +51,7 @@ def _row(run: GridRun, outcome: Outcome, networks: Mapping[str, Network]) -> dic
         **run.point,  # a data set that the grid names is called so
         "dice_ci95_low": low,
         "dice_ci95_high": high,
-        **{name: found.get(name) for name in (*_COSTS, *_COMPUTE)},
+        **{name: found.get(name) for name in (*COSTS, *_COMPUTE)},
         **(vars(network) if network else {}),
         "evaluation": outcome.artifacts["evaluation"],
     }

@@ -37,6 +37,7 @@ IMAGE_SIZE = "data.image_size"
 _COSTS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "seconds": ("training, s", partial(number, digits=0)),
     "peak_memory_mb": ("memory, MB", partial(number, digits=0)),
+    "peak_gpu_memory_mb": ("GPU memory, MB", partial(number, digits=0)),
     "student_gflops": ("TFLOP", teraflops),
     "teacher_gflops": ("teacher's TFLOP", teraflops),
     "parameters": ("parameters", thousands),
@@ -141,18 +142,19 @@ def _size_charts(place: str, by_method: Mapping[str, list[Cell]]) -> Iterator[Ch
 
 
 def _cost_table(place: str, by_method: Mapping[str, list[Cell]]) -> Table:
+    known = {name: cost for name, cost in _COSTS.items() if any(_mean(cells, name) for cells in by_method.values())}
     rows = tuple(
         (
             capital(cells[0].look.title),
             number(float(np.mean([cell.dice for cell in cells]))),
-            *(shown(_mean(cells, column)) for column, (_, shown) in _COSTS.items()),
+            *(shown(_mean(cells, column)) for column, (_, shown) in known.items()),
         )
         for cells in by_method.values()
     )
-    columns = ("method", "Dice", *(title for title, _ in _COSTS.values()))
+    columns = ("method", "Dice", *(title for title, _ in known.values()))
     note = (
         "Training: wall time of all that the model needs, shared parts in full; runs side by side slow each other. "
-        "Memory: the largest process of its training, libraries included; a GPU's is not in it."
+        "Memory: the largest process of its training, libraries included. GPU memory: what its tensors held at most."
     )
     return Table(columns, rows, title=place, note=note)
 

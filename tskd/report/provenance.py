@@ -23,12 +23,14 @@ def cost_section(run: RunFolder) -> Section | None:
             capital(stage_title(run, artifact)),
             duration(artifact.manifest["seconds"]),
             thousands(artifact.manifest["peak_memory_mb"]),
+            thousands(artifact.manifest.get("peak_gpu_memory_mb") or None),
             artifact.manifest["device"],
         )
         for artifact in run.stages.values()
     )
     total = sum(artifact.manifest["seconds"] for artifact in run.stages.values())
-    table = Table(("stage", "time", "peak memory (MiB)", "device"), rows, texts=frozenset({0, 3}))
+    columns = ("stage", "time", "peak memory (MiB)", "of the GPU (MiB)", "device")
+    table = Table(columns, rows, texts=frozenset({0, 4}))
     compute = _compute(run)
     lead = f"As measured when each was made: {duration(total)} in all. A stage found finished is not made again."
     return section("costs", "What it took", lead, [table, compute])
