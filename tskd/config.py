@@ -20,6 +20,8 @@ PHANTOMS = "phantoms"
 """The value of ``data.root`` that stands for the built-in procedural images."""
 RANDOM = "random"
 """``teacher.weights`` of a timm teacher that starts from nothing: for experiments, with ``adaptation: full`` only."""
+OFFLINE = "offline"
+"""``weights`` that stand for the ImageNet weights of EfficientNet-Lite0 in the package of the extra ``offline``."""
 
 
 class Section(BaseModel):
@@ -268,7 +270,8 @@ class StudentConfig(Section):
     """Any timm backbone."""
     decoder: str = "detail"
     weights: str | None = None
-    """Local file with ImageNet (or other) weights of the backbone: the start of the method ``imagenet``."""
+    """Start of the method ``imagenet``: local file with ImageNet (or other) weights of the backbone; or ``offline``,
+    the installed weights of the backbone ``tf_efficientnet_lite0``."""
     start: Literal["random", "weights"] = "random"
     """``weights``: every other method starts from that file too, ``scratch`` excepted."""
 

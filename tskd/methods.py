@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tskd.config import RANDOM
+from tskd.config import OFFLINE, RANDOM
 from tskd.errors import UserError
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES
 from tskd.models.decoders import DECODERS
@@ -112,7 +112,8 @@ def _check_student_weights(recipe: Recipe) -> None:
         raise UserError(
             f"{wanted} needs student.weights: the path of a weight file of {student.backbone} with timm's names "
             "(.safetensors, or .pth with tensors only). Nothing is downloaded: where there is network, get it from the "
-            f"page of timm/{student.backbone} on the Hugging Face hub and copy model.safetensors to this machine."
+            f"page of timm/{student.backbone} on the Hugging Face hub and copy model.safetensors to this machine. "
+            f"Without network: student.weights={OFFLINE} with student.backbone=tf_efficientnet_lite0."
         )
-    if student.weights is not None and not Path(student.weights).expanduser().is_file():
+    if student.weights not in (None, OFFLINE) and not Path(student.weights).expanduser().is_file():
         raise UserError(f"student.weights: there is no file {student.weights}. Give the path of a weight file.")

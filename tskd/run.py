@@ -163,9 +163,8 @@ class Run:
 
         Where this run has no pre-training (None, or ``longer``) it trains longer, for the same total compute.
         """
-        config, description = self.recipe.finetune, self.student_description
-        if start is None:
-            description = {**description, "weights": None}
+        config = self.recipe.finetune
+        description = {**self.student_description, "weights": None}  # a start holds them all
         if start is None or longer:
             steps = steps_within(self.budget.total, config.batch_size * self.budget.flops_per_image)
             config = config.model_copy(update={"steps": steps})

@@ -152,3 +152,4 @@ def test_weights_can_be_the_start_of_all_but_scratch(open_run: OpenRun, folder: 
     ]
     assert distances[1] < 0.5 * distances[0]
     assert changed.finetuned(None).path == usual.finetuned(None).path
+    assert changed.finetuned(changed.imagenet).path == usual.finetuned(usual.imagenet).path, "trained once"

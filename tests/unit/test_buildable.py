@@ -12,6 +12,7 @@ from tests.made_up import SMALL_VIT
 from tskd.buildable import check_networks
 from tskd.config import Recipe, load_recipe
 from tskd.errors import UserError
+from tskd.models.weights import efficientnet_lite0_path
 
 
 def recipe(*overrides: str, backbone: str = SMALL_VIT) -> Recipe:
@@ -48,6 +49,13 @@ def test_a_position_table_with_another_number_of_class_tokens_does_not_fit(tmp_p
     save_file(state, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match=r"first model\.pos_embed\. Give weights of this backbone"):
         check_networks(recipe("method=imagenet", f"student.weights={tmp_path / 'odd.safetensors'}"))
+
+
+@pytest.mark.skipif(efficientnet_lite0_path() is None, reason="the offline weights are not installed")
+def test_the_installed_weights_are_those_of_one_backbone() -> None:
+    check_networks(recipe("method=imagenet", "student.weights=offline", backbone="tf_efficientnet_lite0"))
+    with pytest.raises(UserError, match=r"are those of tf_efficientnet_lite0, not of resnet10t\. Give a weight file"):
+        check_networks(recipe("method=imagenet", "student.weights=offline", backbone="resnet10t"))
 
 
 def test_a_home_folder_is_written_as_people_write_it(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

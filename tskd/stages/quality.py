@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from tskd.artifacts import Artifact, Builder, write_json
+from tskd.config import OFFLINE
 from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import GATE, QUALITY, read_samples
 from tskd.engine.batches import to_images
 from tskd.metrics.quality import LEAST_IMAGES, diversity, kid, nearest, psnr_to_nearest, summarise
-from tskd.models.registry import OFFLINE, build_model, load_model
+from tskd.models.registry import build_model, load_model
 from tskd.models.weights import EFFICIENTNET_LITE0, efficientnet_lite0_path
 from tskd.seeding import numpy_generator
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 
 from tskd.artifacts import file_sha256
-from tskd.config import RANDOM, TeacherConfig
+from tskd.config import OFFLINE, RANDOM, TeacherConfig
 from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
 from tskd.errors import UserError
 from tskd.models.flops import gflops, training_flops
 from tskd.models.projections import EncoderOnly
-from tskd.models.registry import OFFLINE, adapt, build_model, save_model
+from tskd.models.registry import adapt, build_model, save_model
 from tskd.models.weights import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_SHA256,
