@@ -62,6 +62,11 @@ class Bundle:
         window = self.description["input"]["window"]
         return None if window is None else IntensityWindow(*window)
 
+    @property
+    def axis(self) -> int:
+        """The canonical axis along which the network saw volumes sliced; 2 (foot-head) in bundles that do not say."""
+        return int(self.description["input"].get("axis", 2))
+
     def session(self, threads: int | None = None) -> InferenceSession:
         """Open the network in onnxruntime on the CPU; ``threads`` None: as many as onnxruntime chooses."""
         return open_session(self.folder / self.network, threads)

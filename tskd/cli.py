@@ -151,20 +151,25 @@ def compare(
 @app.command()
 def check(
     data: Annotated[Path, typer.Argument(help="Data folder.")],
-    layout: Annotated[str, typer.Option(help="Layout of the folder; auto goes by the folder names.")] = "auto",
+    layout: Annotated[
+        str | None, typer.Option(help="Short for --set data.layout=LAYOUT; auto goes by the folder names.")
+    ] = None,
+    set_: Set = None,
     json_: Json = False,
 ) -> None:
     """Look at a data folder and name every problem. Exit 0 if it can be used, 2 if not.
 
     Example: tskd check my_images
     """
+    config = _load(None, None, [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]).data
     from rich.console import Console
 
     from tskd.console import counting
     from tskd.data.check import inspect
+    from tskd.data.layouts import LayoutOptions
 
     with counting("check") as count:
-        report = inspect(data, layout, progress=count)
+        report = inspect(data, config.layout, progress=count, options=LayoutOptions.of(config.model_dump()))
     if json_:
         print(json.dumps(report.to_json()))
     else:
@@ -188,7 +193,10 @@ def report(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="Output folder of a finished run, or the bundle in it.")],
-    int8: Annotated[bool, typer.Option("--int8", help="Add an int8 network if it is faster and as good.")] = False,
+    int8: Annotated[
+        bool | None,
+        typer.Option("--int8/--no-int8", help="Add an int8 network if it is faster and as good; else: as in the run."),
+    ] = None,
 ) -> None:
     """Write the bundle of a finished run again. Checks it against the network on real cases and prints its folder.
 

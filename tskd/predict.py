@@ -121,7 +121,7 @@ def predict_paths(
     options = options or PredictOptions()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file. Give a folder for the results with --out.")
-    items, failures = find_items(inputs, results=out)
+    items, failures = find_items(inputs, results=out, axis=bundle.axis)
     if not items and not failures:
         raise UserError(
             f"{', '.join(map(str, inputs))}: no image found. Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI."
@@ -130,7 +130,7 @@ def predict_paths(
     outcome = Outcome(bundle.classes, failures=failures)
     for failure in failures:
         warn(failure.problem)
-    work = _Work(bundle.session(options.threads), bundle.window, len(bundle.classes), out, options)
+    work = _Work(bundle.session(options.threads), bundle.window, bundle.axis, len(bundle.classes), out, options)
     began = time.monotonic()
     try:
         _predict_all(items, work, outcome)
@@ -163,6 +163,8 @@ class _Work:
 
     session: InferenceSession
     window: IntensityWindow | None
+    axis: int
+    """Along which NIfTI volumes are sliced."""
     classes: int
     out: Path
     options: PredictOptions
@@ -172,14 +174,14 @@ class _Work:
         planes: list[np.ndarray] = []
         predictions = []
         for number, frame in enumerate(item.frames):
-            image = read_image(frame.path, index=frame.index, intensity=self.window)
+            image = read_image(frame.path, index=frame.index, intensity=self.window, axis=self.axis)
             answer = ask(self.session, image)
             place = None if item.kind == "image" else number
             predictions.append(self._found(item, frame, place, answer.classes))
             self._write_extras(item, place, image, answer)
             planes.append(answer.classes)
             advance(number + 1)
-        write_file(self.out / item.output, _label_file(item, planes))
+        write_file(self.out / item.output, _label_file(item, planes, self.axis))
         return predictions
 
     def _found(self, item: Item, frame: Frame, place: int | None, labels: np.ndarray) -> Prediction:
@@ -198,25 +200,26 @@ class _Work:
             write_file(self.out / _extra(item, place, "overlay.png"), _png(drawn))
 
 
-def volume_like(path: Path, planes: np.ndarray) -> nibabel.Nifti1Image:
-    """Return labels (N, H, W), the slices of a NIfTI volume as ``nifti.read_slice`` shows them, on that volume's grid.
+def volume_like(path: Path, planes: np.ndarray, *, axis: int = 2) -> nibabel.Nifti1Image:
+    """Return labels (N, H, W), a NIfTI volume's slices along ``axis`` as ``nifti.read_slice`` shows them, on its grid.
 
     Shape, affine and orientation are those of the file.
     """
     _, affine = nifti.canonical_grid(path)
-    canonical = nibabel.Nifti1Image(planes[:, ::-1, ::-1].transpose(2, 1, 0), affine)
+    voxels = np.moveaxis(planes[:, ::-1, ::-1].transpose(2, 1, 0), 2, axis)
+    canonical = nibabel.Nifti1Image(voxels, affine)
     stored_affine = nibabel.load(path).affine
     moved = canonical.as_reoriented(ornt_transform(io_orientation(affine), io_orientation(stored_affine)))
     return _labels(np.asarray(moved.dataobj), stored_affine)
 
 
-def _label_file(item: Item, planes: Sequence[np.ndarray]) -> bytes:
+def _label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
     if item.kind == "image":
         return _png(planes[0])
     if len({plane.shape for plane in planes}) > 1:
         raise UserError(f"{item.source}: the slices differ in size. Give them as single files.")
     if item.kind == "nifti":
-        volume = volume_like(item.source, np.stack(planes))
+        volume = volume_like(item.source, np.stack(planes), axis=axis)
     else:
         volume = _labels(np.stack(planes, axis=2), series_affine(item.frames))
     return gzip.compress(volume.to_bytes(), compresslevel=6, mtime=0)

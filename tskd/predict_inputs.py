@@ -53,18 +53,18 @@ class Failure:
     problem: str
 
 
-def find_items(inputs: Sequence[Path], *, results: Path) -> tuple[list[Item], list[Failure]]:
+def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> tuple[list[Item], list[Failure]]:
     """Return everything that can be predicted, folders searched to the bottom, and what cannot be read.
 
-    Other files in folders are passed over, as is the folder of the ``results`` where it lies in an input. Raises
-    UserError for an input that does not exist.
+    NIfTI volumes are sliced along the canonical ``axis``. Other files in folders are passed over, as is the folder of
+    the ``results`` where it lies in an input. Raises UserError for an input that does not exist.
     """
     items: list[Item] = []
     failures: list[Failure] = []
     for given in inputs:
         if not given.exists():
             raise UserError(f"{given}: there is no such file or folder.")
-        found = _in_folder(given, results) if given.is_dir() else _in_files([given], given.parent)
+        found = _in_folder(given, results, axis) if given.is_dir() else _in_files([given], given.parent, axis)
         for one in found:
             items.append(one) if isinstance(one, Item) else failures.append(one)
     return items, failures
@@ -93,7 +93,7 @@ def series_affine(frames: Sequence[Frame]) -> np.ndarray | None:
     return affine
 
 
-def _in_folder(root: Path, results: Path) -> Iterator[Item | Failure]:
+def _in_folder(root: Path, results: Path, axis: int) -> Iterator[Item | Failure]:
     """Yield what is in a folder; files of one subfolder stay together, since a DICOM series lies in one."""
     by_folder: dict[Path, list[Path]] = {}
     inside = results.resolve().is_relative_to(root.resolve()) and results.resolve() != root.resolve()
@@ -103,7 +103,7 @@ def _in_folder(root: Path, results: Path) -> Iterator[Item | Failure]:
         if path.is_file() and not hidden and not own:
             by_folder.setdefault(path.parent, []).append(path)
     for files in by_folder.values():
-        yield from _in_files([path for path in files if _is_known(path)], root)
+        yield from _in_files([path for path in files if _is_known(path)], root, axis)
 
 
 def _is_known(path: Path) -> bool:
@@ -112,12 +112,12 @@ def _is_known(path: Path) -> bool:
     return path.name != "DICOMDIR" and dicom.is_dicom(path)
 
 
-def _in_files(paths: Sequence[Path], root: Path) -> Iterator[Item | Failure]:
+def _in_files(paths: Sequence[Path], root: Path, axis: int) -> Iterator[Item | Failure]:
     """Yield the items of files in one folder; their results keep the path relative to ``root``."""
     dicoms = []
     for path in paths:
         if nifti.is_nifti(path):
-            yield _nifti_item(path, root)
+            yield _nifti_item(path, root, axis)
         elif dicom.is_dicom(path):
             dicoms.append(path)
         else:
@@ -125,10 +125,10 @@ def _in_files(paths: Sequence[Path], root: Path) -> Iterator[Item | Failure]:
     yield from _dicom_items(dicoms, root)
 
 
-def _nifti_item(path: Path, root: Path) -> Item | Failure:
+def _nifti_item(path: Path, root: Path, axis: int) -> Item | Failure:
     try:
-        spacing = nifti.slice_spacing(path)
-        frames = tuple(Frame(path, index, spacing) for index in range(nifti.slice_count(path)))
+        spacing = nifti.slice_spacing(path, axis=axis)
+        frames = tuple(Frame(path, index, spacing) for index in range(nifti.slice_count(path, axis=axis)))
     except UserError as error:
         return Failure(path, str(error))
     return Item("nifti", frames, path.relative_to(root).with_name(nifti.volume_id(path)), path)

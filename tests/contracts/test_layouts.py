@@ -197,6 +197,25 @@ def test_dicom_slices_follow_position_and_label_volumes_lie_by_coordinates(tmp_p
         mask_of(dataset, "b/0001")
 
 
+@pytest.mark.parametrize("layout", ["nifti", "dicom"])
+def test_volumes_take_name_classes_labels_and_window_from_dataset_yaml(layout: str, tmp_path: Path) -> None:
+    getattr(trees, layout)(tmp_path)
+    usual = open_dataset(tmp_path, layout)
+    (tmp_path / "dataset.yaml").write_text(
+        "name: mine\nclasses: [liver, tumour]\nlabels: {0: 0, 1: 2, 2: 1, 255: 2}\nwindow: [0, 50]\n"
+    )
+    dataset = open_dataset(tmp_path, layout)
+    assert (dataset.name, dataset.classes, dataset.options.window) == ("mine", ("liver", "tumour"), (0, 50))
+    assert any("0 becomes black, 50 white" in note or "0 to 50" in note for note in dataset.notes)
+    for record in dataset.records:
+        if record.mask is not None:
+            swapped = np.array([0, 2, 1], np.uint8)[usual.read_mask(record)]
+            np.testing.assert_array_equal(dataset.read_mask(record), swapped)
+    (tmp_path / "dataset.yaml").write_text("case_pattern: '^(p)'\n")
+    with pytest.raises(UserError, match=r"dataset\.yaml: spacing and case_pattern are for images"):
+        open_dataset(tmp_path, layout)
+
+
 def test_dicom_files_alone_are_named_by_pseudonym(tmp_path: Path) -> None:
     for number in range(2):
         trees.save_dicom(np.zeros(trees.SIZE, np.uint16), tmp_path / f"{number}.dcm", InstanceNumber=number)

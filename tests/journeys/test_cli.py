@@ -106,6 +106,14 @@ def test_check_accepts_a_good_folder(tskd: Command, tmp_path: Path) -> None:
     assert "12" in answer.stdout
 
 
+def test_check_reads_as_the_settings_say(tskd: Command, tmp_path: Path) -> None:
+    write_images(tmp_path / "data", count=12)
+    answer = tskd("check", tmp_path / "data", "--set", "data.window=[10, 60]", "--set", "data.classes=[cyst]")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "10 becomes black, 60 white" in answer.stdout
+    assert "cyst" in answer.stdout
+
+
 def test_run_refuses_broken_files_by_name_and_leaves_no_result(tskd: Command, tmp_path: Path) -> None:
     write_images(tmp_path / "data", count=12)
     (tmp_path / "data/images/003.png").write_bytes(b"")

@@ -57,7 +57,8 @@ def write_prepared(folder: Path) -> Mapping[str, float]:
         Image.fromarray(mask).save(folder / "native" / f"{row:06d}_mask.png")
     (folder / "records.jsonl").write_text("".join(json.dumps({**r, "spacing": None}) + "\n" for r in records))
     notes = ["intensities: 8-bit values as they are", f"{SECRET}.png has no mask"]
-    write_json(folder / "dataset.json", {"name": "phantoms", "classes": CLASSES, "window": None, "notes": notes})
+    described = {"name": "phantoms", "classes": CLASSES, "window": None, "axis": 2, "notes": notes}
+    write_json(folder / "dataset.json", described)
     np.save(folder / "images.npy", np.zeros((5, SIZE, SIZE, 3), np.uint8))
     np.save(folder / "masks.npy", np.zeros((2, SIZE, SIZE), np.uint8))
     return {}
@@ -144,6 +145,17 @@ def test_a_file_that_differs_from_the_network_fails_and_names_the_worst_case(run
 )
 def test_int8_has_to_be_as_good_and_faster(drop: float, int8_ms: float, shipped: bool) -> None:
     assert judge_int8(drop, 10.0, int8_ms).shipped is shipped
+
+
+@pytest.mark.parametrize(("said", "measured"), [(None, True), (False, False)])
+def test_an_export_again_keeps_what_the_recipe_says(
+    run: FinishedRun, said: bool | None, measured: bool, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(run.out, tmp_path / "out"))
+    summary = json.loads((out / "run.json").read_text())
+    summary["recipe"]["export"]["int8"] = True
+    write_json(out / "run.json", summary)
+    assert ("int8" in open_bundle(export_again(out, int8=said)).description["export"]) is measured
 
 
 def test_an_export_needs_the_run_it_belongs_to(run: FinishedRun, tmp_path: Path) -> None:
@@ -272,8 +284,11 @@ def test_an_empty_or_missing_input_is_said_plainly(bundle: Bundle, tmp_path: Pat
         predict_paths(bundle, [tmp_path / "nowhere"], tmp_path / "out")
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
-def test_nifti_labels_lie_on_the_volumes_own_grid(bundle: Bundle, codes: str, tmp_path: Path) -> None:
+def test_nifti_labels_lie_on_the_volumes_own_grid(bundle: Bundle, codes: str, axis: int, tmp_path: Path) -> None:
+    """Sliced as the network saw it, whatever the file's own order of axes."""
+    bundle.description["input"]["axis"] = axis
     values = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
     canonical = nibabel.Nifti1Image(values, np.array([[2.0, 0.1, 0, 5], [0, 3, 0, -7], [0, 0, 4, 9], [0, 0, 0, 1]]))
     turn = nibabel.orientations.ornt_transform(
@@ -286,12 +301,12 @@ def test_nifti_labels_lie_on_the_volumes_own_grid(bundle: Bundle, codes: str, tm
     source, answer = nibabel.load(path), nibabel.load(written)
     np.testing.assert_allclose(answer.affine, source.affine, atol=1e-5)
     assert (answer.shape, answer.get_data_dtype()) == (source.shape, np.uint8)
+    count, area = {0: (24, 12), 1: (20, 8), 2: (3, 2 * np.hypot(0.1, 3))}[axis]
     for index in range(3):
-        expected = labels(bundle, read_image(path, index=index))
-        np.testing.assert_array_equal(read_slice(written, index), expected)
-    first = outcome.predictions[0]
-    assert first.pixel_mm2 == pytest.approx(2 * np.hypot(0.1, 3), rel=1e-4)
-    assert [prediction.slice for prediction in outcome.predictions] == [0, 1, 2]
+        expected = labels(bundle, read_image(path, index=index, axis=axis))
+        np.testing.assert_array_equal(read_slice(written, index, axis=axis), expected)
+    assert outcome.predictions[0].pixel_mm2 == pytest.approx(area, rel=2e-3)
+    assert [prediction.slice for prediction in outcome.predictions] == list(range(count))
 
 
 def write_dicom(path: Path, number: int, *, series: str, z: float | None) -> Path:

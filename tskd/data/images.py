@@ -38,17 +38,20 @@ _BROKEN = (
 _DEEP_MODES = {"I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
 
 
-def read_image(path: Path, *, index: int | None = None, intensity: IntensityWindow | None = None) -> np.ndarray:
+def read_image(
+    path: Path, *, index: int | None = None, intensity: IntensityWindow | None = None, axis: int = 2
+) -> np.ndarray:
     """Read one image as (H, W, 3) uint8 RGB.
 
     Grey is repeated, alpha dropped, the EXIF orientation honoured. 1 bit becomes 0 and 255, 8 bit stays, unsigned
     16 bit is divided by 257; other types need ``intensity``. ``index`` chooses the page of a stack, the frame of a
-    DICOM file or the slice of a NIfTI volume. Raises :class:`UserError` naming the file and the remedy.
+    DICOM file or the slice of a NIfTI volume along ``axis``. Raises :class:`UserError` naming the file and the remedy.
     """
     path = Path(path)
     _require_content(path)
     if nifti.is_nifti(path):
-        return to_rgb(nifti.read_slice(path, _required(index, path, "slice of a volume"), window=intensity))
+        number = _required(index, path, "slice of a volume")
+        return to_rgb(nifti.read_slice(path, number, window=intensity, axis=axis))
     if dicom.is_dicom(path):
         return to_rgb(dicom.read_frame(path, index=index, window=intensity))
     with _opened(path, index) as image:

@@ -122,11 +122,11 @@ def build_export(
     )
 
 
-def export_again(model: Path, *, int8: bool) -> Path:
-    """Export a finished run's student once more, with an int8 network if asked; return the bundle's folder.
+def export_again(model: Path, *, int8: bool | None = None) -> Path:
+    """Export a finished run's student once more, with an int8 network or without; return the bundle's folder.
 
-    ``model`` is the run's output folder or the bundle in it: the cases that prove the export are in the run's
-    artifacts. Raises UserError where they are not there.
+    ``int8`` None: as the run's recipe says. ``model`` is the run's output folder or the bundle in it: the cases that
+    prove the export are in the run's artifacts. Raises UserError where they are not there.
     """
     out = model if (model / RUN_FILE).is_file() else model.parent
     if not (out / RUN_FILE).is_file():
@@ -137,7 +137,9 @@ def export_again(model: Path, *, int8: bool) -> Path:
     run = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
     store = Store(out / ARTIFACTS)
     student = Artifact(store.root / run["artifacts"]["student"])
-    config = ExportConfig(**run["recipe"]["export"]).model_copy(update={"int8": int8})
+    config = ExportConfig(**run["recipe"]["export"])
+    if int8 is not None:
+        config = config.model_copy(update={"int8": int8})
     artifact = build_export(store, config, student, _prepared_of(student), run["metrics"], method=run["method"])
     publish(artifact.path, out / FOLDER)
     return out / FOLDER
@@ -332,6 +334,7 @@ def _provenance(prepared: Prepared, scores: Mapping[str, Mapping[str, Any]], dat
             "dtype": "uint8",
             "colour": "RGB, grey repeated",
             "window": dataset["window"],
+            "axis": dataset["axis"],
             "intensities": [note for note in dataset["notes"] if note.startswith("intensities:")],
         },
         "outputs": {

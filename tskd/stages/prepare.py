@@ -25,7 +25,7 @@ from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
 
-VERSION = 1
+VERSION = 2
 PHANTOM_DATA = "data"
 _SHOWN = 10
 
@@ -101,15 +101,8 @@ def same_images(data: DataConfig, other: SourceConfig) -> bool:
 
 def open_data(config: DataConfig, root: Path) -> Dataset:
     """Find the records of the data set that the settings name, or of phantoms drawn to ``root``."""
-    options = LayoutOptions(
-        classes=config.classes,
-        window=config.window,
-        annotator=config.annotator,
-        structure=config.structure,
-        sequence=config.sequence,
-        axis=config.axis,
-    )
     drawn = config.root == PHANTOMS
+    options = LayoutOptions.of(config.model_dump())
     return open_dataset(root / PHANTOM_DATA if drawn else root, config.layout, options)
 
 
@@ -291,5 +284,6 @@ def _describe(dataset: Dataset, config: DataConfig) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "image_size": config.image_size,
         "window": dataset.options.window,
+        "axis": dataset.options.axis,
         "notes": list(dataset.notes),
     }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
 from tskd.data.images import IntensityWindow, image_size
 from tskd.data.labels import listed
 from tskd.errors import UserError
-from tskd.types import Record
+from tskd.types import UNLABELLED, Record
 
 _SHOWN = 5
 _MAX_COUNTED_CLASSES = 32  # above this, mask values are grey levels or noise rather than labels
@@ -35,6 +36,11 @@ class LayoutOptions:
     """``chaos_mr``: ``t1_in``, ``t1_out``, ``t2`` or ``all``."""
     axis: int = 2
     """``nifti``: the axis sliced along, in canonical orientation (0 left-right, 1 back-front, 2 foot-head)."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """Return what a recipe's section says about reading; its ``labels`` are a budget, not a map."""
+        return cls(**{one.name: settings[one.name] for one in fields(cls) if one.name != "labels"})
 
     @property
     def intensity(self) -> IntensityWindow | None:
@@ -138,6 +144,17 @@ def with_classes(options: LayoutOptions, defaults: tuple[str, ...]) -> LayoutOpt
 def class_names(count: int) -> tuple[str, ...]:
     """Return stand-in names for ``count`` foreground classes, at least one."""
     return ("foreground",) if count <= 1 else tuple(f"class{index}" for index in range(1, count + 1))
+
+
+def window_note(window: tuple[float, float]) -> str:
+    """Return what is told of a stated window."""
+    return f"intensities: {window[0]:g} becomes black, {window[1]:g} white"
+
+
+def classes_by_map(labels: Mapping[int, int]) -> tuple[tuple[str, ...], str]:
+    """Return class names and a note from a map of mask values to class indices."""
+    count = max((index for index in labels.values() if index != UNLABELLED), default=0)
+    return class_names(count), f"classes not named: {count} by the label map of dataset.yaml"
 
 
 def classes_by_values(found: Sequence[int], source: Path, count: int) -> tuple[tuple[str, ...], str]:

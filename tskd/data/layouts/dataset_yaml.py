@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tskd.data.labels import COLOUR, colour_key
+from tskd.data.layouts.base import LayoutOptions
 from tskd.errors import UserError
 from tskd.types import UNLABELLED
 
@@ -51,6 +52,25 @@ def read_dataset_yaml(root: Path) -> DatasetFile:
         key: _PARSERS[key](value, f"{path}: {key}") for key, value in content.items() if value is not None
     }
     return DatasetFile(**values)
+
+
+def with_stated(options: LayoutOptions, stated: DatasetFile) -> LayoutOptions:
+    """Return the options, filled in from dataset.yaml where the user said nothing."""
+    labels = options.labels if options.labels is not None else stated.labels
+    return replace(
+        options, classes=options.classes or stated.classes, labels=labels, window=options.window or stated.window
+    )
+
+
+def read_volumes_yaml(root: Path) -> DatasetFile:
+    """Read the dataset.yaml of volumes; raises :class:`UserError` too for what volumes say themselves."""
+    stated = read_dataset_yaml(root)
+    if stated.spacing is not None or stated.case_pattern is not None:
+        raise UserError(
+            f"{root / 'dataset.yaml'}: spacing and case_pattern are for images in images/ and masks/. A volume states "
+            "its own spacing, and is a case. Remove them."
+        )
+    return stated
 
 
 def _name(value: Any, where: str) -> str:

@@ -14,12 +14,14 @@ from tskd.data.layouts.base import (
     Description,
     Layout,
     LayoutOptions,
+    classes_by_map,
     missing,
     refuse_problems,
     require_mask,
     require_same_size,
     visible,
 )
+from tskd.data.layouts.dataset_yaml import read_volumes_yaml, with_stated
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -28,6 +30,7 @@ DESCRIPTION = """\
   images/*.dcm                      files without a folder: the case is a pseudonym of the patient
   masks/<case>/<dicom name>.png     label index, 0/255 for one class; multi-frame: <dicom name>_<frame, 4 digits>.png
   masks/<case>.nii[.gz]             or one label volume a case, laid over the slices by its coordinates
+  dataset.yaml                      optional: name, classes, labels, window
   (without masks/: unlabelled; a folder of DICOM files alone will do too)"""
 
 _GRID_TOLERANCE = 0.1  # voxels; a label volume further off the slices' grid belongs to another series
@@ -50,14 +53,18 @@ def find(root: Path, options: LayoutOptions) -> list[Record]:
 
 
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
-    """Tell the rule that makes grey levels, by the first file of every case."""
+    """Name the classes by options or dataset.yaml, and tell the rule that makes grey levels, by a file of each case."""
+    stated = read_volumes_yaml(root)
+    options = with_stated(options, stated)
     firsts = {record.case: record.image for record in reversed(records)}
     rules = {dicom.grey_window(dicom.read_header(path), options.intensity)[1] for path in firsts.values()}
-    classes = options.classes or ("foreground",)
     notes = [f"intensities: {rule}" for rule in sorted(rules)]
     if options.classes is None:
-        notes.append("classes not named: one is assumed")
-    return Description(root.resolve().name, replace(options, classes=classes), tuple(notes))
+        one = (("foreground",), "classes not named: one is assumed")
+        classes, note = one if options.labels is None else classes_by_map(options.labels)
+        options = replace(options, classes=classes)
+        notes.append(note)
+    return Description(stated.name or root.resolve().name, options, tuple(notes))
 
 
 def read_dicom_image(record: Record, options: LayoutOptions) -> np.ndarray:

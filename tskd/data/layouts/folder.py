@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,16 +18,18 @@ from tskd.data.layouts.base import (
     Layout,
     LayoutOptions,
     class_names,
+    classes_by_map,
     classes_by_values,
     missing,
     refuse_problems,
     require_mask,
     require_same_size,
     visible,
+    window_note,
 )
-from tskd.data.layouts.dataset_yaml import DatasetFile, read_dataset_yaml
+from tskd.data.layouts.dataset_yaml import DatasetFile, read_dataset_yaml, with_stated
 from tskd.errors import UserError
-from tskd.types import UNLABELLED, Record
+from tskd.types import Record
 
 DESCRIPTION = """\
   images/<id>.<ext>   PNG, JPEG, TIFF, GIF, BMP, WebP or DICOM; sub-folders are part of the id
@@ -65,18 +67,13 @@ def problems(root: Path, options: LayoutOptions) -> list[tuple[Path, str]]:
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
     """Fill in name, classes, label map and window from options, dataset.yaml or, for the classes, the masks' values."""
     stated = read_dataset_yaml(root)
-    window = options.window or stated.window
-    labels = options.labels if options.labels is not None else stated.labels
-    classes = options.classes or stated.classes
-    notes = [] if window is None else [f"intensities: {window[0]:g} becomes black, {window[1]:g} white"]
-    if classes is None:
-        classes, note = _classes_from_masks(records) if labels is None else _classes_from_map(labels)
+    options = with_stated(options, stated)
+    notes = [] if options.window is None else [window_note(options.window)]
+    if options.classes is None:
+        classes, note = _classes_from_masks(records) if options.labels is None else classes_by_map(options.labels)
+        options = replace(options, classes=classes)
         notes.append(note)
-    return Description(
-        stated.name or root.resolve().name,
-        replace(options, classes=classes, labels=labels, window=window),
-        tuple(notes),
-    )
+    return Description(stated.name or root.resolve().name, options, tuple(notes))
 
 
 def read_folder_image(record: Record, options: LayoutOptions) -> np.ndarray:
@@ -201,11 +198,6 @@ def _csv_lines(path: Path, found: _Problems) -> Iterator[tuple[int, dict[str, st
                 yield reader.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
         found.append((path, f"is not a readable CSV file in UTF-8 ({error})."))
-
-
-def _classes_from_map(labels: Mapping[int, int]) -> tuple[tuple[str, ...], str]:
-    count = max((index for index in labels.values() if index != UNLABELLED), default=0)
-    return class_names(count), f"classes not named: {count} by the label map of dataset.yaml"
 
 
 def _classes_from_masks(records: Sequence[Record]) -> tuple[tuple[str, ...], str]:

@@ -17,12 +17,15 @@ from tskd.data.layouts.base import (
     Description,
     Layout,
     LayoutOptions,
+    classes_by_map,
     classes_by_values,
     missing,
     refuse_problems,
     require_mask,
+    window_note,
     without_blind_test,
 )
+from tskd.data.layouts.dataset_yaml import read_volumes_yaml, with_stated
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -31,7 +34,8 @@ DESCRIPTION = """\
 or as nnU-Net names them:
   imagesTr/<case>_0000.nii.gz       labelsTr/<case>.nii.gz
   imagesTs/<case>_0000.nii.gz       labelsTs/<case>.nii.gz       (may be missing)
-  dataset.json                      optional: labels"""
+  dataset.json                      optional: labels
+  dataset.yaml                      optional: name, classes, labels, window"""
 
 _PARTS = (("images", "labels", None), ("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))
 _AXES = ("left-right", "back-front", "foot-head")
@@ -51,15 +55,19 @@ def find(root: Path, options: LayoutOptions) -> list[Record]:
 
 
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
-    """Name the classes by options, dataset.json or the label volumes' values, and tell the scaling in use."""
+    """Name the classes by options, dataset.yaml, dataset.json or the labels' values, and tell the scaling in use."""
+    stated = read_volumes_yaml(root)
+    options = with_stated(options, stated)
     notes = [f"slices along axis {options.axis} ({_AXES[options.axis]})", _scaling(options)]
-    classes = options.classes or _classes_of_json(root / "dataset.json")
+    classes = options.classes
+    if classes is None and options.labels is None:
+        classes = _classes_of_json(root / "dataset.json")
     if classes is None:
-        classes, note = _classes_by_values(root, records)
+        classes, note = _classes_by_values(root, records) if options.labels is None else classes_by_map(options.labels)
         notes.append(note)
     if (root / "imagesTs").is_dir() and all(record.split is None for record in records):
         notes.append(BLIND_TEST_NOTE)
-    return Description(root.resolve().name, replace(options, classes=classes), tuple(notes))
+    return Description(stated.name or root.resolve().name, replace(options, classes=classes), tuple(notes))
 
 
 def read_nifti_image(record: Record, options: LayoutOptions) -> np.ndarray:
@@ -123,7 +131,7 @@ def _slices(image: Path, label: Path | None, split: str | None, *, axis: int) ->
 
 def _scaling(options: LayoutOptions) -> str:
     if options.window is not None:
-        return f"intensities: {options.window[0]:g} becomes black, {options.window[1]:g} white"
+        return window_note(options.window)
     low, high = nifti.PERCENTILES
     return f"intensities: percentiles {low:g} and {high:g} of each volume become black and white; 8-bit volumes stay"
 
@@ -146,7 +154,7 @@ def _classes_of_json(path: Path) -> tuple[str, ...] | None:
     pairs.pop(0, None)
     if sorted(pairs) != list(range(1, len(pairs) + 1)):
         raise UserError(
-            f"{path}: the labels {sorted(pairs)} are not 1 to K. Give `classes` and `labels` in the settings."
+            f"{path}: the labels {sorted(pairs)} are not 1 to K. Give `classes` and `labels` in dataset.yaml."
         )
     return tuple(pairs[index] for index in sorted(pairs))
 
