@@ -59,6 +59,7 @@ class Run:
         if prepare.same_images(data, other):
             seen = self.prepared.cases("train", "val", "unlabelled")
             evaluate.refuse_seen_cases(seen, tested, what="training")
+        evaluate.refuse_seen_images(self.prepared, tested)
         return artifact
 
     @property

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from tests.journeys.conftest import Command
-from tskd.compare.command import Machines, compare, plan_comparison
+from tskd.compare.command import LOCK, Machines, compare, plan_comparison
 from tskd.compare.grid import Grid, load_grid
 
 MEASURED = {"seconds", "peak_memory_mb", "peak_gpu_memory_mb", "latency_ms"}
@@ -91,6 +92,14 @@ def test_nothing_is_left_to_do_and_a_second_call_only_reads(grid: Grid, alone: P
     compare(grid, alone, Machines())
     assert results(alone) == first
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_two_comparisons_at_once_in_one_folder_are_refused(tskd: Command, tmp_path: Path) -> None:
+    with FileLock(tmp_path / LOCK):
+        answer = tskd("compare", write_grid(tmp_path), "--out", tmp_path)
+    assert answer.returncode == 2
+    assert "another tskd compare is at work in this folder" in answer.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_two_workers_give_the_same_table(grid: Grid, alone: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from scipy import stats
 
 from tskd.metrics.comparison import (
     compare_methods,
+    degrees_of_freedom,
     difference_interval,
     holm,
     rank_table,
@@ -43,7 +44,7 @@ def test_holm_by_hand() -> None:
 def test_win_tie_loss_counts_cases_with_a_margin() -> None:
     gain = np.array([[0.02, 0.005, -0.02, 0.03], [0.02, -0.005, -0.04, -0.03]])
     assert win_tie_loss(gain, margin=0.01) == (1, 2, 1)
-    assert win_tie_loss(np.array([[0.01, -0.01]]), margin=0.01) == (0, 2, 0)
+    assert win_tie_loss(np.array([[0.51, 0.50]]) - np.array([[0.50, 0.51]]), margin=0.01) == (0, 2, 0)
 
 
 def test_every_pair_is_tested_and_corrected_over_the_table() -> None:
@@ -97,16 +98,31 @@ def test_unknown_baseline_is_refused() -> None:
         compare_methods({"a": A, "b": B}, measure="dice", tie_margin=0, seed=0, baseline="z")
 
 
-def test_two_cases_have_no_interval() -> None:
-    assert difference_interval(A[:, :2], seed=0) is None
+def test_five_cases_have_no_interval() -> None:
+    assert difference_interval(A[:, :5], seed=0) is None
+    assert difference_interval(A, seed=0) is not None
+
+
+def test_degrees_of_freedom_by_hand() -> None:
+    """Seeds that differ alone: S - 1. Cases that differ alone: C - 1. Variances 1/2 of two seeds and 1/2 of three
+    cases: 1 / (1/4 + 1/8) = 8/3."""
+    ones = np.ones((2, 3))
+    assert degrees_of_freedom(np.array([[0.0], [1.0]]) * ones) == pytest.approx(1)
+    assert degrees_of_freedom(np.array([[0.0, 1.0, 2.0]]) * ones) == pytest.approx(2)
+    both = np.array([[0.0], [np.sqrt(2)]]) + np.sqrt(1.5) * np.array([[-1.0, 0.0, 1.0]])
+    assert degrees_of_freedom(both) == pytest.approx(8 / 3)
+    assert degrees_of_freedom(ones) == 2, "no variance at all"
 
 
 @pytest.mark.parametrize(
     ("seeds", "cases", "between_seeds", "least"),
-    [(1, 20, 0.0, 0.91), (3, 30, 0.2, 0.91), (10, 60, 0.3, 0.91), (3, 60, 1.0, 0.70)],
+    [
+        *((1, 20, 0.0, 0.91), (3, 30, 0.2, 0.91), (10, 60, 0.3, 0.91), (3, 150, 0.1, 0.91), (2, 60, 0.3, 0.91)),
+        (3, 60, 1.0, 0.86),
+    ],
 )
 def test_intervals_cover_the_true_difference(seeds: int, cases: int, between_seeds: float, least: float) -> None:
-    """Differences = seed effect + case effect + noise around 0; the last setting is the stated limit of three seeds."""
+    """Differences = seed effect + case effect + noise around 0; in the last setting seeds outweigh cases by far."""
     rng = np.random.default_rng(0)
     trials = 300
     hits = 0

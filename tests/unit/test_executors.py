@@ -14,7 +14,7 @@ from tskd.errors import UserError
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stands for Ray with 8 CPUs and 2 GPUs; it notes how it was started and what a run was given."""
+    """Stands for Ray on two machines with 4 CPUs and a GPU each, and one that is gone; it notes what it was asked."""
     asked = SimpleNamespace(init={}, task={})
 
     def remote(**options: Any) -> Any:
@@ -23,7 +23,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     fake = SimpleNamespace(
         init=lambda **options: asked.init.update(options),
-        cluster_resources=lambda: {"CPU": 8.0, "GPU": 2.0},
+        nodes=lambda: [
+            {"Alive": alive, "Resources": {"CPU": 4.0, "GPU": 1.0, "memory": 1e9}} for alive in (True, True, False)
+        ],
         remote=remote,
         shutdown=lambda: None,
     )
@@ -41,6 +43,7 @@ def test_as_many_runs_go_on_at_once_as_there_is_room_for(cluster: SimpleNamespac
     assert slots(address="auto", cpus=3) == 2
     assert slots(address="auto", cpus=1, gpus=0.25) == 8
     assert slots(address="auto", cpus=0, gpus=0.5) == 4
+    assert slots(address="auto", cpus=2.5) == 2, "what is left of two machines is no third place"
     assert slots(address="auto", slots=3) == 3
 
 
@@ -58,7 +61,10 @@ def test_a_cluster_started_here_has_whole_cpus_enough(cluster: SimpleNamespace) 
     assert cluster.init["include_dashboard"] is False
 
 
-@pytest.mark.parametrize("asked", [{"gpus": 3.0}, {"gpus": 3.0, "slots": 4}, {"cpus": 9.0, "slots": 1}])
+@pytest.mark.parametrize("asked", [{"gpus": 2.0}, {"gpus": 2.0, "slots": 4}, {"cpus": 5.0, "slots": 1}])
 def test_what_no_machine_has_is_refused_and_not_waited_for(cluster: SimpleNamespace, asked: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"a run asks for .* and the cluster has 8 and 2 in all"):
+    """All machines together have it."""
+    with pytest.raises(
+        UserError, match=r"a run asks for .* the cluster's machines have 4 and 1, 4 and 1\. Ask for less"
+    ):
         slots(address="auto", **asked)

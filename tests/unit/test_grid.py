@@ -63,6 +63,14 @@ def test_replicates_are_axes_of_seeds_and_label_draws_alone(tmp_path: Path) -> N
     assert load(tmp_path, axes={"split": split}).replicates == ()
 
 
+def test_crossed_replicates_are_refused(tmp_path: Path) -> None:
+    """Runs that share a label draw are not independent: nine of them are no nine seeds."""
+    with pytest.raises(
+        UserError, match=r"seed and data\.budget_seed repeat .* are crossed: .* vary together in one axis"
+    ):
+        load(tmp_path, axes={"seed": [0, 1, 2], "data.budget_seed": [0, 1, 2]})
+
+
 def test_what_is_compared_and_within_what(tmp_path: Path) -> None:
     grid = load(tmp_path)
     assert (grid.compare, grid.groups) == ("method", ("data.labels",))

@@ -45,3 +45,10 @@ def test_parts_are_equal_and_make_up_the_batch(parts: int, size: int) -> None:
     cut = [indices[part_of(indices, part, parts)] for part in range(parts)]
     assert {len(rows) for rows in cut} == {size}
     assert np.array_equal(np.concatenate(cut), indices)
+
+
+def test_distinct_batches_hold_no_image_twice_and_miss_none_for_long() -> None:
+    batches = [batch_order(10, 4, step, 0, distinct=True) for step in range(20)]
+    assert all(len(set(batch.tolist())) == 4 for batch in batches)
+    assert [len({*a.tolist(), *b.tolist()}) for a, b in zip(batches[::2], batches[1::2])] == [8] * 10, "one epoch"
+    assert set(np.concatenate(batches).tolist()) == set(range(10))

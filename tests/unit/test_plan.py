@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,28 @@ def test_a_data_set_of_other_classes_cannot_be_tested_on(tmp_path: Path) -> None
         _ = Run(recipe(evaluate={"data": abdomen}), tmp_path, open_runtime(recipe().engine)).tested_artifact
 
 
+def test_training_images_are_never_tested_on_under_another_name(tmp_path: Path) -> None:
+    """More phantoms of one family are the same ones and others; a copied folder has other names and the same pixels."""
+    runtime = open_runtime(recipe().engine)
+    more = {"phantom": {**PHANTOM, "test": 12}}
+    with pytest.raises(UserError, match=r"training has seen \d+ test cases"):
+        _ = Run(recipe(evaluate={"data": more}), tmp_path, runtime).tested_artifact
+    drawn = Run(recipe(), tmp_path, runtime).prepared_artifact.path.parent.glob("phantoms-*/data")
+    for image in sorted(next(drawn).glob("*/*.png")):
+        for folder, name in (("mine", image.name), ("copy/deeper", f"{image.stem[::-1]}.png")):
+            place = tmp_path / folder.partition("/")[0] / image.parent.name / folder.partition("/")[2] / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(image, place)
+    data = {"root": str(tmp_path / "mine"), "image_size": 32, "labels": 8, "split_seed": 1}
+    copied = {"root": str(tmp_path / "copy")}
+    with pytest.raises(UserError, match=r"evaluate\.data: \d+ test images are training images of data\.root"):
+        _ = Run(recipe(data=data, evaluate={"data": copied}), tmp_path, runtime).tested_artifact
+
+
 def test_which_settings_read_the_same_images(tmp_path: Path) -> None:
     data = recipe().data
     assert same_images(data, data)
+    assert same_images(data, recipe(data={"phantom": {**PHANTOM, "test": 12}}).data)
     assert not same_images(data, recipe(data={"phantom": {**PHANTOM, "family": "abdomen"}}).data)
     folder = recipe(data={"root": str(tmp_path)}).data
     assert same_images(folder, recipe(data={"root": f"{tmp_path}/x/.."}).data)

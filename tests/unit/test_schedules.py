@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tskd.engine.schedules import learning_rate_factor, parameter_groups
+from tskd.models.timm_segmenter import TimmSegmenter
 
 
 @settings(deadline=None)
@@ -57,6 +59,22 @@ def test_early_blocks_learn_slower_and_vectors_are_not_decayed() -> None:
         "decoder.blocks.0.weight": (1.0, 0.1),
         "decoder.blocks.0.bias": (1.0, 0.0),
     }
+
+
+@pytest.mark.parametrize(("backbone", "stem", "head"), [
+    ("test_efficientnet", "conv_stem", ""), ("resnet10t", "conv1", ""), ("test_convnext", "stem_0", ""),
+    ("test_vit", "patch_embed", "model.norm."),
+])  # fmt: skip
+def test_rates_rise_with_the_depth_of_every_kind_of_encoder(backbone: str, stem: str, head: str) -> None:
+    """A trained stem that learns as fast as a random head forgets first what all images share."""
+    student = TimmSegmenter(backbone=backbone, decoder="plain", classes=1, image_size=64)
+    rates = {name: rate for name, (rate, _) in rates_and_decays(student, layer_decay=0.5).items()}
+    encoder = {name: rate for name, rate in rates.items() if name.startswith("encoder.")}
+    order = list(encoder.values())
+    assert order == sorted(order), "parameters come in the order of the forward pass"
+    assert {rate for name, rate in rates.items() if re.match(rf"encoder\.(model\.)?{stem}", name)} == {min(order)}
+    assert min(order) <= 0.5**2 * max(order)
+    assert all(rate == 1.0 for name, rate in rates.items() if name not in encoder or (head and head in name))
 
 
 def test_without_layer_decay_all_learn_alike() -> None:

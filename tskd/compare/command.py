@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from tskd.artifacts import ARTIFACTS, Artifact, Store, environment, write_json
 from tskd.budget import BUDGET_RULE
@@ -23,12 +26,16 @@ from tskd.compare.plan import RunPlan, all_missing, plan_runs
 from tskd.compare.statistics import Scored, Statistics, as_rows, columns_of, compare_groups
 from tskd.compare.tables import table_columns, table_rows, write_table
 from tskd.comparison_files import BIAS_VARIANCE, COMPARISON, RANKS, TABLE, TESTS
+from tskd.config import EngineConfig
 from tskd.console import say
+from tskd.data.prepared import digest_of_test
 from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.report import write_report
 from tskd.stages.networks import Network, measure_networks
+
+LOCK = ".compare.lock"
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,21 @@ def plan_comparison(grid: Grid, out: Path, *, download: bool, recheck: bool = Fa
 def compare(grid: Grid, out: Path, machines: Machines, *, download: bool = False, recheck: bool = False) -> Comparison:
     """Do every run of a grid that is not done, then its tables; ``recheck`` looks at all runs again.
 
-    Finished runs are read back, failed ones tried again; what runs share is made once.
+    Finished runs are read back, failed ones tried again; what runs share is made once. Raises UserError where another
+    comparison is at work in the folder: each would take down the other's runs as failed.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK, timeout=0)
+    try:
+        with lock:
+            return _compare(grid, out, machines, download=download, recheck=recheck)
+    except Timeout as error:
+        raise UserError(
+            f"{out}: another tskd compare is at work in this folder. Wait until it is done, or give another --out."
+        ) from error
+
+
+def _compare(grid: Grid, out: Path, machines: Machines, *, download: bool, recheck: bool) -> Comparison:
     plans, estimator = plan_comparison(grid, out, download=download, recheck=recheck)
     say(f"compare: {len(grid.runs)} runs, {len(grid.runs) - len(plans)} done already")
     if plans:
@@ -110,8 +130,9 @@ def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
     outcomes = {run.name: outcome for run in grid.runs if (outcome := read_outcome(out, run.name))}
     if not outcomes:
         raise UserError(f"{out}: no run of the grid {grid.name} has ended here. Leave --tables-only out to do them.")
+    tested = cache(lambda name: digest_of_test(Artifact(store.root / name)))  # runs share few data sets
     scored = [
-        Scored(run, outcome, store.root / outcome.artifacts["evaluation"])
+        Scored(run, outcome, store.root / outcome.artifacts["evaluation"], tested(outcome.artifacts["data"]))
         for run in grid.runs
         if (outcome := outcomes.get(run.name)) and outcome.error is None
     ]
@@ -122,7 +143,7 @@ def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
     write_table(out / RANKS, as_rows(statistics.ranks), columns_of(grid, MeanRank))
     lines: list[dict[str, Any]] = []
     if grid.bias_variance and scored:
-        device = open_runtime(scored[0].run.recipe.engine).fabric.device
+        device = open_runtime(EngineConfig()).fabric.device  # of this machine, whatever the runs had
         lines = decompose_groups(grid, store, scored, device=device)
         write_table(out / BIAS_VARIANCE, lines, decomposition_columns(grid))
     comparison = Comparison(grid, out, rows, statistics, lines)

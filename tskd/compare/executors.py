@@ -6,7 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any, Protocol
@@ -109,7 +109,7 @@ def ray_executor(
         what = f"--address {address}: no Ray cluster answers" if address else "Ray could not be started here"
         raise UserError(f"{what} ({error}). See docs/how-to/compare.md, or leave --executor out.") from error
     try:
-        room = _room(ray.cluster_resources(), cpus, gpus)
+        room = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], cpus, gpus)
         yield RayExecutor(ray, slots or room, cpus, gpus, retries)
     finally:
         ray.shutdown()
@@ -140,11 +140,14 @@ class RayExecutor:
         return None
 
 
-def _room(resources: dict[str, float], cpus: float, gpus: float) -> int:
-    rooms = [resources.get(kind, 0) // wanted for kind, wanted in (("CPU", cpus), ("GPU", gpus)) if wanted]
-    if not (room := int(min(rooms, default=1))):
+def _room(machines: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """Return how many runs have room at a time; a run is on one machine. Raises UserError for none."""
+    wanted = {kind: count for kind, count in (("CPU", cpus), ("GPU", gpus)) if count}
+    rooms = [min((one.get(kind, 0) // count for kind, count in wanted.items()), default=1) for one in machines]
+    if not (room := int(sum(rooms))):
+        there = ", ".join(f"{one.get('CPU', 0):g} and {one.get('GPU', 0):g}" for one in machines)
         raise UserError(
-            f"a run asks for {cpus:g} CPUs and {gpus:g} GPUs, and the cluster has {resources.get('CPU', 0):g} and "
-            f"{resources.get('GPU', 0):g} in all. Ask for less with --cpus and --gpus."
+            f"a run asks for {cpus:g} CPUs and {gpus:g} GPUs of one machine, and the cluster's machines have {there}. "
+            "Ask for less with --cpus and --gpus."
         )
     return room

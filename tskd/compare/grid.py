@@ -100,6 +100,7 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     runs = _expand(path, base, axes)
     names = {axis: tuple(name for name, _ in values) for axis, values in axes.items()}
     replicates = tuple(axis for axis, values in axes.items() if _keys(values) <= REPLICATE_KEYS)
+    _refuse(path, _crossed_replicates({axis: names[axis] for axis in replicates}))
     comparable = {axis: values for axis, values in names.items() if axis not in replicates}
     compared = file.compare or _compared_axis(comparable)
     _refuse(path, _comparison_problems(compared, file.baseline, comparable))
@@ -144,6 +145,15 @@ def _shared_keys(axes: Mapping[str, Axis]) -> Iterator[str]:
     """Name recipe keys that two axes set: the product would hold runs that are not what their row says."""
     setters = Counter(key for values in axes.values() for key in _keys(values))
     yield from (f"axes: {key} is set by {count} axes. Keep it in one" for key, count in setters.items() if count > 1)
+
+
+def _crossed_replicates(axes: Mapping[str, Sequence[Scalar]]) -> Iterator[str]:
+    """Name replicate axes whose product would count runs of one label draw, or of one seed, as independent."""
+    if len(several := [axis for axis, values in axes.items() if len(values) > 1]) > 1:
+        yield (
+            f"axes: {' and '.join(several)} repeat measurements and are crossed: their runs are not independent. Let "
+            "them vary together in one axis, such as seed: [{name: 0, seed: 0, data.budget_seed: 0}, ...]"
+        )
 
 
 def _base_recipe(file: GridFile, path: Path, overrides: Sequence[str]) -> dict[str, Any]:

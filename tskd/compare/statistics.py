@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from tskd.metrics.comparison import MeanRank, PairTest, compare_methods, holm, r
 from tskd.metrics.segmentation import ScoreRow, case_means
 from tskd.stages.evaluated import read_cases
 
+Replicate = tuple[Any, ...]
+ByReplicate = dict[str, dict[Replicate, np.ndarray]]
+"""Value of the compared axis -> replicate -> (cases,) scores."""
 TIE_MARGINS = {"dice": 0.01, "hd95": 1.0}
 """A case whose score differs by at most this is a tie; distances in pixels or millimetres."""
 SEED = 0
@@ -30,6 +34,8 @@ class Scored:
     run: GridRun
     outcome: Outcome
     evaluation: Path
+    tested_images: str = ""
+    """Digest of the test images: two data sets may call their cases alike."""
 
     @property
     def place(self) -> dict[str, Any]:
@@ -48,8 +54,8 @@ class Statistics:
 def compare_groups(grid: Grid, runs: Sequence[Scored]) -> Statistics:
     """Test the values of the compared axis against each other within each group; Holm's correction over all tests.
 
-    A group holds the runs that differ in that axis and in seeds and label draws alone. Of these replicates only those
-    count that every value has: where a run failed, its seed is left out for all.
+    A group holds the runs that differ in that axis and in seeds and label draws alone. Of these replicates a test takes
+    those that both of its values have, and ranks take those that all have: where a run failed, its seed is left out.
     """
     tests: list[tuple[Mapping[str, Any], PairTest]] = []
     ranks: list[tuple[Mapping[str, Any], MeanRank]] = []
@@ -57,16 +63,21 @@ def compare_groups(grid: Grid, runs: Sequence[Scored]) -> Statistics:
         for measure, scores in _measures(grid, members):
             kind = measure.partition("_")[0]
             higher = kind == "dice"
-            found = compare_methods(
-                scores,
-                measure=measure,
-                tie_margin=TIE_MARGINS[kind],
-                seed=SEED,
-                baseline=_label(grid, members[0], grid.baseline) if grid.baseline is not None else None,
-                higher_is_better=higher,
-            )
-            tests += [(columns, test) for test in found]
-            ranks += [(columns, rank) for rank in rank_table(scores, measure=measure, higher_is_better=higher)]
+            for method, baseline in _pairs(grid, members, scores):
+                if (pair := _shared(scores, (method, baseline))) is None:
+                    warn(f"no test of {method} against {baseline}: no seed is finished for both")
+                    continue
+                (test,) = compare_methods(
+                    pair,
+                    measure=measure,
+                    tie_margin=TIE_MARGINS[kind],
+                    seed=SEED,
+                    baseline=baseline,
+                    higher_is_better=higher,
+                )
+                tests.append((columns, test))
+            if (all_of_them := _shared(scores, tuple(scores))) is not None:
+                ranks += [(columns, rank) for rank in rank_table(all_of_them, measure=measure, higher_is_better=higher)]
     return Statistics(_correct(tests), tuple(ranks))
 
 
@@ -94,34 +105,52 @@ def _groups(grid: Grid, runs: Sequence[Scored]) -> Iterator[tuple[dict[str, Any]
             yield columns, members
 
 
-def _measures(grid: Grid, members: Sequence[Scored]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield (measure, label -> (replicates, cases)) of one group."""
-    rows: dict[str, dict[tuple[Any, ...], list[ScoreRow]]] = defaultdict(dict)
+def _measures(grid: Grid, members: Sequence[Scored]) -> Iterator[tuple[str, ByReplicate]]:
+    """Yield each measure of one group with its scores."""
+    rows: dict[str, dict[Replicate, list[ScoreRow]]] = defaultdict(dict)
     for scored in members:
         replicate = tuple(scored.place[axis] for axis in grid.replicates)
         label = _label(grid, scored, scored.place[grid.compare or METHOD])
         rows[label][replicate] = read_cases(scored.evaluation)
-    shared = sorted(set.intersection(*(set(found) for found in rows.values())), key=str)
     cases = {tuple(case_means(found, "dice")) for by_replicate in rows.values() for found in by_replicate.values()}
-    if not shared or len(cases) > 1:
-        reason = "their test cases differ" if shared else "no seed is finished for all"
-        warn(f"no tests between {', '.join(rows)}: {reason}")
+    if len(cases) > 1 or len({scored.tested_images for scored in members}) > 1:
+        warn(f"no tests between {', '.join(rows)}: their test cases differ")
         return
     unit = next(iter(next(iter(rows.values())).values()))[0].unit
     for measure, name in (("dice", "dice"), ("hd95", f"hd95_{unit}")):
         yield (
             name,
             {
-                label: np.array([list(case_means(found[replicate], measure).values()) for replicate in shared])
-                for label, found in rows.items()
+                label: {
+                    replicate: np.array(list(case_means(scores, measure).values()))
+                    for replicate, scores in by_replicate.items()
+                }
+                for label, by_replicate in rows.items()
             },
         )
+
+
+def _pairs(grid: Grid, members: Sequence[Scored], labels: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield what is tested against what: all against the baseline, or every pair."""
+    if grid.baseline is None:
+        yield from combinations(labels, 2)
+    else:
+        baseline = _label(grid, members[0], grid.baseline)
+        yield from ((label, baseline) for label in labels if label != baseline)
+
+
+def _shared(scores: ByReplicate, labels: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Return the scores (replicates, cases) of some labels on the replicates that all of them have; None: no such."""
+    shared = sorted(set.intersection(*(set(scores[label]) for label in labels)), key=str)
+    if not shared:
+        return None
+    return {label: np.array([scores[label][replicate] for replicate in shared]) for label in labels}
 
 
 def _label(grid: Grid, scored: Scored, value: Any) -> str:
     """Return how a value of the compared axis is called: with the method where both vary."""
     both = grid.compare != METHOD and METHOD in grid.axes
-    return f"{scored.run.recipe.method}: {value}" if both else str(value)
+    return f"{scored.place[METHOD]}: {value}" if both else str(value)
 
 
 def _correct(tests: Sequence[tuple[Mapping[str, Any], PairTest]]) -> tuple[tuple[Mapping[str, Any], PairTest], ...]:

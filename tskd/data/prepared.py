@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from tskd.artifacts import Artifact, canonical_json
 from tskd.types import Record
 
 IMAGES, MASKS, RECORDS, DATASET, NATIVE = "images.npy", "masks.npy", "records.jsonl", "dataset.json", "native"
@@ -87,6 +89,17 @@ class Prepared:
         """Return a test mask at its own size, (H, W) uint8 class index."""
         with Image.open(native_path(self.folder, row, "mask")) as mask:
             return np.asarray(mask)
+
+
+def digest_of_test(artifact: Artifact) -> str:
+    """Return one sha256 over ids, images and masks of a prepared data set's test part, whichever rows they are."""
+    prepared, files = Prepared(artifact.path), artifact.manifest["files"]
+    kinds: tuple[Literal["image", "mask"], ...] = ("image", "mask")
+    lines = [
+        [prepared.records[row].id, *(files[native_path(Path(), row, kind).as_posix()] for kind in kinds)]
+        for row in prepared.rows("test")
+    ]
+    return hashlib.sha256(canonical_json(sorted(lines)).encode()).hexdigest()
 
 
 def native_path(folder: Path, row: int, kind: Literal["image", "mask"]) -> Path:

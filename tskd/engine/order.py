@@ -9,12 +9,16 @@ import numpy as np
 from tskd.seeding import numpy_generator
 
 
-def batch_order(count: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+def batch_order(count: int, batch_size: int, step: int, seed: int, *, distinct: bool = False) -> np.ndarray:
     """Return the indices of one batch, (batch_size,) int64 in [0, count).
 
     Epochs follow each other without a gap: every image is seen once before any is seen twice, also where a batch is
-    larger than the data.
+    larger than the data. With ``distinct`` no image comes twice in a batch: what is left of an epoch is dropped, so
+    there have to be at least ``batch_size`` images.
     """
+    if distinct:
+        epoch, place = divmod(step, count // batch_size)
+        return _permutation(count, epoch, seed)[place * batch_size : (place + 1) * batch_size]
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, offsets = np.divmod(positions, count)
     return np.array([_permutation(count, int(epoch), seed)[offset] for epoch, offset in zip(epochs, offsets)])

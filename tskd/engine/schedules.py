@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -25,17 +26,18 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return AdamW groups of the trainable parameters; ``base_lr`` is each group's learning rate before the schedule.
 
-    Vectors (biases, norms) and position tables are not decayed. With ``layer_decay`` below 1, block i of n of a
-    transformer learns at ``lr * layer_decay ** (n - i)``, its embedding as block 0, the rest of the network at ``lr``
-    (Bao et al. 2022, BEiT).
+    Vectors (biases, norms) and position tables are not decayed. With ``layer_decay`` below 1, block i of n of the
+    encoder (a transformer's blocks, a convolutional network's stages) learns at ``lr * layer_decay ** (n - i)``, what
+    comes before them as block 0, what comes after them and the rest of the network at ``lr`` (Bao et al. 2022, BEiT).
     """
-    depth = 1 + max((_block(name) for name, _ in module.named_parameters()), default=-1)
+    levels = _levels([name for name, _ in module.named_parameters()])
+    depth = max(levels.values(), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = 0.0 if parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token")) else weight_decay
-        rate = lr * layer_decay ** (depth - _level(name, depth))
+        rate = lr * layer_decay ** (depth - levels[name])
         groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
@@ -43,13 +45,19 @@ def parameter_groups(
     ]
 
 
-def _level(name: str, depth: int) -> int:
-    if (block := _block(name)) >= 0:
-        return block + 1
-    is_embedding = re.search(r"encoder\..*(patch_embed|pos_embed|cls_token)", name) is not None
-    return 0 if is_embedding else depth
+def _levels(names: Sequence[str]) -> dict[str, int]:
+    """Return the level of each parameter, in their order: 0 before the encoder's first block, then the blocks' own."""
+    blocks = [_block(name) for name in names]
+    numbers = {block: level for level, block in enumerate(sorted({one for one in blocks if one is not None}), start=1)}
+    first = next((place for place, block in enumerate(blocks) if block is not None), 0)
+    levels = {}
+    for place, (name, block) in enumerate(zip(names, blocks)):
+        stem = place < first and re.search(r"\bencoder\.", name)
+        levels[name] = numbers[block] if block is not None else 0 if stem else len(numbers)
+    return levels
 
 
-def _block(name: str) -> int:
-    found = re.search(r"encoder\..*\bblocks\.(\d+)\.", name)
-    return int(found.group(1)) if found else -1
+def _block(name: str) -> int | None:
+    """Return the number of the outermost block or stage of the encoder that a parameter is in, by timm's names."""
+    found = re.search(r"\bencoder\..*?\b(?:blocks|stages|layers?)[._]?(\d+)\.", name)
+    return int(found.group(1)) if found else None

@@ -18,6 +18,8 @@ from tskd.metrics.intervals import LEAST_CASES, RESAMPLES, percentile_interval
 from tskd.seeding import numpy_generator
 
 Scores = Mapping[str, np.ndarray]
+_ROUNDING = 1e-9
+"""0.51 - 0.50 is a little more than 0.01 in binary."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class PairTest:
     difference: float
     """Mean over cases and seeds of method - baseline, in the measure's unit."""
     ci95_low: float | None
-    """None: fewer than three cases."""
+    """None: fewer than ``LEAST_CASES`` cases."""
     ci95_high: float | None
     p_wilcoxon: float
     """Two-sided, on per-case means over seeds."""
@@ -111,11 +113,11 @@ def difference_interval(difference: np.ndarray, *, seed: int, resamples: int = R
 
     Every replicate draws seeds, then cases, both with replacement; a case drawn is drawn for all its seeds, because its
     difficulty is shared by them (A. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007). Drawing
-    cases anew for each seed would average that difficulty away and give intervals that are too short. The few seeds'
-    draws are spread by sqrt(S / (S - 1)), which makes their variance unbiased; where differences between three seeds
-    outweigh those between cases, intervals still cover less than 95 % (see the tests), so more seeds are needed. With
-    one seed only cases are drawn: the interval then says nothing about other seeds. None for fewer than
-    ``LEAST_CASES`` cases.
+    cases anew for each seed would average that difficulty away and give intervals that are too short. Seeds are few:
+    their draws are spread by sqrt(S / (S - 1)), which makes their variance unbiased, and the interval is as wide as the
+    t quantile of its degrees of freedom asks (:func:`degrees_of_freedom`); with three seeds that differ more than cases
+    do it is more than twice as wide as without. With one seed only cases are drawn: the interval then says nothing
+    about other seeds. None for fewer than ``LEAST_CASES`` cases.
     """
     seeds, cases = difference.shape
     if cases < LEAST_CASES:
@@ -126,7 +128,22 @@ def difference_interval(difference: np.ndarray, *, seed: int, resamples: int = R
         seed_weights = 1 / seeds + np.sqrt(seeds / (seeds - 1)) * (seed_weights - 1 / seeds)
     case_weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=resamples) / cases
     replicates = ((seed_weights @ difference) * case_weights).sum(axis=1)
-    return percentile_interval(replicates, n=cases)
+    mean, spread = difference.mean(), 1.0
+    if seeds > 1:
+        spread = stats.t.ppf(0.975, degrees_of_freedom(difference)) / stats.t.ppf(0.975, cases - 1)
+    return percentile_interval(mean + max(spread, 1.0) * (replicates - mean), n=cases)
+
+
+def degrees_of_freedom(difference: np.ndarray) -> float:
+    """Return those of the variance of the mean of ``difference`` (S, C), which seeds and cases both add to.
+
+    Between S - 1, where seeds differ alone, and S + C - 2 (F. Satterthwaite, Biometrics Bulletin 2(6), 1946).
+    """
+    seeds, cases = difference.shape
+    parts = difference.mean(axis=1).var(ddof=1) / seeds, difference.mean(axis=0).var(ddof=1) / cases
+    if not any(parts):
+        return float(cases - 1)
+    return float(sum(parts) ** 2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (cases - 1)))
 
 
 def wilcoxon(difference: np.ndarray) -> float:
@@ -151,8 +168,8 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 def win_tie_loss(gain: np.ndarray, *, margin: float) -> tuple[int, int, int]:
     """Count cases by their mean gain (S, C) over seeds: above ``margin``, within it, below."""
-    means = gain.mean(axis=0)
-    wins, losses = int((means > margin).sum()), int((means < -margin).sum())
+    means, beyond = gain.mean(axis=0), margin + _ROUNDING
+    wins, losses = int((means > beyond).sum()), int((means < -beyond).sum())
     return wins, means.size - wins - losses, losses
 
 

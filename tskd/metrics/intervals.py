@@ -11,8 +11,9 @@ from scipy import stats
 from tskd.seeding import numpy_generator
 
 RESAMPLES = 10_000
-LEAST_CASES = 3
-"""Below this number a bootstrap says nothing: no interval is reported."""
+LEAST_CASES = 6
+"""Below this number no interval is reported: a bootstrap's means never leave the range of the values, and the range of
+five values misses the mean more often than 95 % allow (2 x 0.5 ** 5 = 6 %, were they symmetric)."""
 
 
 @dataclass(frozen=True)

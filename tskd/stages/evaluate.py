@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,20 @@ def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> 
             f"{what} has seen {len(shared)} test cases (first: {', '.join(shared[:3])}); scores would flatter. "
             "Train it again on this data set's training cases."
         )
+
+
+def refuse_seen_images(prepared: Prepared, tested: Prepared) -> None:
+    """Raise UserError where a test image of another data set is a training image under another name, pixel by pixel."""
+    seen = {_pixels(prepared, row) for row in prepared.rows("train", "val", "unlabelled")}
+    if shared := [row for row in tested.rows("test") if _pixels(tested, row) in seen]:
+        raise UserError(
+            f"evaluate.data: {len(shared)} test images are training images of data.root as well (first: "
+            f"{tested.records[shared[0]].id}); scores would flatter. Take the copies out of one of the two."
+        )
+
+
+def _pixels(prepared: Prepared, row: int) -> bytes:
+    return hashlib.sha256(prepared.images[row].tobytes()).digest()
 
 
 def refuse_other_classes(prepared: Prepared, tested: Prepared) -> None:

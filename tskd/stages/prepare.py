@@ -93,9 +93,9 @@ def tested_data(data: DataConfig, other: SourceConfig) -> DataConfig:
 
 
 def same_images(data: DataConfig, other: SourceConfig) -> bool:
-    """Tell whether two settings read the same files."""
+    """Tell whether two settings read the same files; phantoms of one family do, however many are drawn."""
     if PHANTOMS in (data.root, other.root):
-        return data.root == other.root and data.phantom == other.phantom
+        return data.root == other.root and data.phantom.family == other.phantom.family
     return Path(data.root).expanduser().resolve() == Path(other.root).expanduser().resolve()
 
 

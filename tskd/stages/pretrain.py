@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, Builder, canonical_json
 from tskd.config import MaeConfig, MocoConfig, PretrainConfig
+from tskd.console import warn
 from tskd.data.augment import Photometry, apply_photometry, draw_photometry, draw_resized_crops, move_images
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime, Training, fit
@@ -31,7 +32,7 @@ from tskd.seeding import derive, torch_generator
 from tskd.stages.supervised import training_metrics
 from tskd.types import Batch, StepFn
 
-VERSION = 1
+VERSION = 2
 SHEET = "reconstructions.png"
 _SHOWN = 6
 
@@ -77,7 +78,9 @@ class CropBatches:
     seed: int
 
     def __call__(self, step: int, part: int, parts: int) -> Batch:
-        indices = batch_order(len(self.images), self.batch_size, step, self.seed)
+        count, several = len(self.images), self.objective.views > 1
+        distinct = several and count >= self.batch_size  # an image must not be told from itself
+        indices = batch_order(count, self.batch_size, step, self.seed, distinct=distinct)
         rows = part_of(indices, part, parts)
         images = to_images(self.images[indices[rows]])
         views = torch.stack([self._view(images, step, view, rows) for view in range(self.objective.views)], dim=1)
@@ -118,6 +121,11 @@ def pretrain(
         objective=objective,
         seed=derive(seed, "transfer batches"),
     )
+    if objective.views > 1 and len(transfer.images) < config.batch_size:
+        warn(
+            f"{objective.label}: {len(transfer.images)} images are fewer than a batch of {config.batch_size}, so they "
+            f"are told from themselves. Set {objective.label}.batch_size to at most {len(transfer.images)}."
+        )
     result = fit(Training(objective.label, objective.module, objective.step, batches, config, seed), folder, runtime)
     if runtime.fabric.is_global_zero:
         save_model(folder, student, description, file=STUDENT_FILE)
