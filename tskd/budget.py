@@ -17,10 +17,11 @@ from tskd.models.flops import training_flops
 from tskd.models.registry import build_model
 
 BUDGET_RULE = (
-    "In every arm the student has the same architecture and the same fine-tuning recipe, and the network that is "
-    "trained gets the floating-point operations of the student's distillation and fine-tuning together, pre-training "
-    "included, as counted by torch (2 a multiply-add; student_gflops); what only gives targets is told apart "
-    "(teacher_gflops): a teacher's adaptation and answers, and the momentum encoder of MoCo v3."
+    "In every arm the student has the same architecture and the same fine-tuning recipe (a pre-trained start at a "
+    "lower learning rate than random weights, lower still in early blocks), and the network that is trained gets the "
+    "floating-point operations of the student's distillation and fine-tuning together, pre-training included, as "
+    "counted by torch (2 a multiply-add; student_gflops); what only gives targets is told apart (teacher_gflops): a "
+    "teacher's adaptation and answers, and the momentum encoder of MoCo v3."
 )
 
 

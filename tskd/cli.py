@@ -64,7 +64,7 @@ def run(
 ) -> None:
     """Run the whole method on your data. Teacher, distillation, fine-tuning, scores, export.
 
-    Example: tskd run --data my_images --set data.labels=60 --out out/first
+    Example: tskd run recipes/laptop.yaml --data my_images --out out/first
     """
     _execute(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), json_=json_)
 

@@ -146,7 +146,9 @@ def _caveat(comparison: ComparisonFolder) -> str:
     fewest, most = min(counts, default=0), max(counts, default=0)
     said = [f"{f'{fewest} to ' if fewest < most else ''}{counted(most, 'run')} a method and setting."]
     if most < FEW_REPLICATES:
-        said.append("Over so few replicates intervals are too short where replicates differ more than cases do.")
+        said.append(
+            "With so few replicates intervals are wide where replicates differ, and a little short all the same."
+        )
     if comparison.failed:
         said.append(
             f"{counted(len(comparison.failed), 'run')} of {len(comparison.lines)} failed: see below. Tests leave their "

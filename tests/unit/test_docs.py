@@ -1,0 +1,62 @@
+"""What the documentation repeats of the code is what the code says, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tskd.budget import BUDGET_RULE
+from tskd.config import Recipe
+from tskd.data.layouts import LAYOUTS
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_the_recipes_reference_has_every_key_with_its_default() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", page("reference/recipe.md"), flags=re.S)
+    assert yaml.safe_load(block) == Recipe().model_dump(mode="json")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
+def test_every_layouts_tree_is_shown(layout: object) -> None:
+    assert f"`{layout.name}`\n\n```\n{layout.description}\n```" in page("how-to/other-layouts.md")  # type: ignore[attr-defined]
+
+
+def test_the_rule_of_the_budget_is_quoted_whole() -> None:
+    quoted = " ".join(line.removeprefix("> ") for line in page("explanation/rivals.md").splitlines() if line[:1] == ">")
+    assert quoted.replace("`", "") == BUDGET_RULE
+
+
+def test_every_grid_is_named_where_grids_are_listed() -> None:
+    listed = page("how-to/compare.md")
+    assert [path.stem for path in (ROOT / "recipes/compare").glob("*.yaml") if f"`{path.stem}`" not in listed] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    broken = [
+        link for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")) if not leads(path, link)
+    ]
+    assert broken == []
+
+
+def leads(path: Path, link: str) -> bool:
+    if link.startswith(("http://", "https://")):
+        return True
+    file, _, anchor = link.partition("#")
+    target = (path.parent / file).resolve() if file else path
+    return target.exists() and (not anchor or anchor in anchors(target))
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of headings as GitHub makes them: small letters, no punctuation, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
