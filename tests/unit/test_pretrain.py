@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from tskd.engine.batches import to_images
 from tskd.errors import UserError
 from tskd.losses.pretraining import info_nce
 from tskd.models.flops import inference_flops
+from tskd.models.moco import momentum_at
 from tskd.models.registry import STUDENT_FILE, build_model
 from tskd.seeding import derive, torch_generator
 from tskd.stages.distill import encoder_flops
@@ -217,11 +217,40 @@ def test_mae_costs_a_fraction_and_the_momentum_encoder_is_told_apart() -> None:
     assert 2 * forward < moco.teacher < 2.2 * forward
 
 
-def test_the_momentum_reaches_one_at_the_end_of_the_training() -> None:
+def test_the_momentum_reaches_one_at_the_end_of_the_training(
+    transfer: TransferSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The schedule goes by the steps that are done, which the budget may have cut, and counts each of them."""
+    built: list[Objective] = []
+
+    def build(*arguments: Any) -> Objective:
+        built.append(build_objective(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr("tskd.stages.pretrain.build_objective", build)
+    config = CONFIGS["moco_v3"].model_copy(update={"steps": 3})
+    pretrain(config, STUDENT, transfer, tmp_path, seed=1, runtime=EVERY_LOOK)
+    module: Any = built[0].module
+    assert (module.first_momentum, int(module.updates)) == (0.5, 3)
+    assert float(momentum_at(module.updates, module.steps, module.first_momentum)) == 1
+
+
+def test_no_image_is_told_from_itself(transfer: TransferSet) -> None:
+    """An image twice in a batch would be its own negative; what is left of an epoch is dropped."""
     objective = build_objective(CONFIGS["moco_v3"], build_model(STUDENT))
-    module: Any = objective.module
-    assert module.steps == CONFIGS["moco_v3"].steps
-    assert math.isclose(module.first_momentum, 0.5)
+    size = len(transfer.images) * 2 // 3  # every second batch crosses the end of an epoch
+    batches = CropBatches(transfer.images, transfer.names, size, 0.5, (False, False), objective, seed=0)
+    for step in range(6):
+        assert len(set(batches(step, 0, 1).names)) == size
+
+
+def test_too_few_images_for_a_batch_are_told(
+    transfer: TransferSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = len(transfer.images)
+    config = CONFIGS["moco_v3"].model_copy(update={"steps": 1, "batch_size": count + 1})
+    pretrain(config, STUDENT, transfer, tmp_path, seed=1, runtime=EVERY_LOOK)
+    assert f"Set moco_v3.batch_size to at most {count}" in capsys.readouterr().err
 
 
 def test_cutting_the_batch_of_a_contrast_is_refused() -> None:
