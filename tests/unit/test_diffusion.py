@@ -8,8 +8,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from tskd.data.phantoms import draw_phantom
 from tskd.errors import UserError
 from tskd.models.diffusion import (
     SamplingPlan,
@@ -162,6 +164,18 @@ def test_an_untrained_model_is_called_noise(blobs: np.ndarray) -> None:
     check = collapse_check(to_uint8(sample(model, plan=PLAN, seeds=range(4))), blobs)
     assert (check.noise, check.repeated) == (True, False)
     assert "pure noise" in check.message
+
+
+def test_noise_that_was_enlarged_is_still_noise() -> None:
+    """A model of 32 px for images of 64: enlarging makes neighbours alike."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    large = np.stack([np.asarray(Image.fromarray(one).resize((64, 64), Image.Resampling.BILINEAR)) for one in small])
+    images = np.stack([draw_phantom("oral_ulcer", number, size=64, seed=0).image for number in range(8)]).astype(
+        np.uint8
+    )
+    assert collapse_check(large, images).noise
+    assert not collapse_check(images[:4], images[4:]).noise
 
 
 @pytest.mark.parametrize("grain", [0, 10])

@@ -237,6 +237,10 @@ def to_uint8(samples: Tensor) -> NDArray[np.uint8]:
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
 
 
+COARSE = 32
+"""Side in pixels at which noise is told from images."""
+
+
 @dataclass(frozen=True)
 class CollapseCheck:
     """The verdict on a set of samples."""
@@ -278,8 +282,14 @@ def _verdict(noise: bool, repeated: bool) -> str:
 
 
 def neighbour_correlation(images: Tensor) -> float:
-    """Return the median over (N, S, S, 3) images of the correlation of adjacent pixels; a flat image counts as 1."""
+    """Return the median over (N, S, S, 3) images of the correlation of adjacent pixels; a flat image counts as 1.
+
+    Images are averaged to ``COARSE`` pixels first: enlarging makes neighbours of noise alike, and noise averaged stays
+    noise.
+    """
     grey = images.mean(dim=-1)
+    if grey.shape[-1] > COARSE:
+        grey = F.interpolate(grey[:, None], size=(COARSE, COARSE), mode="area")[:, 0]
     grey = grey - grey.mean(dim=(1, 2), keepdim=True)
     variance = grey.square().mean(dim=(1, 2))
     across = (grey[:, :, 1:] * grey[:, :, :-1]).mean(dim=(1, 2))

@@ -213,12 +213,13 @@ class ComparisonFolder:
         return Cell(method, look, tuple(ordered_lines), self._interval(ordered_lines))
 
     def _interval(self, lines: Sequence[Line]) -> tuple[float, float] | None:
-        """Return the interval of mean Dice by a bootstrap over replicates and cases, the same cases in all."""
+        """Return the interval of mean Dice, within 0 and 1, by a bootstrap over replicates and cases, equal in all."""
         found = [self._evaluation(line) for line in lines]
         scores = [case_means(read_cases(artifact.path), "dice") for artifact in found if artifact]
         if len(scores) < len(lines) or len({tuple(one) for one in scores}) != 1:
             return None
-        return difference_interval(np.array([list(one.values()) for one in scores]), seed=0)
+        bounds = difference_interval(np.array([list(one.values()) for one in scores]), seed=0)
+        return None if bounds is None else (max(bounds[0], 0.0), min(bounds[1], 1.0))
 
 
 def axis_title(axis: str) -> str:
