@@ -161,7 +161,9 @@ def check(
 
     Example: tskd check my_images
     """
-    config = _load(None, None, [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]).data
+    overrides = [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]
+    config = _load(None, None, overrides).data
+    _refuse_idle(overrides)
     from rich.console import Console
 
     from tskd.console import counting
@@ -281,6 +283,15 @@ def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, downlo
 
     check_networks(recipe)
     return Run(recipe, out, open_runtime(recipe.engine, minutes=minutes), download)
+
+
+def _refuse_idle(overrides: list[str]) -> None:
+    """Raise UserError for a setting that says nothing about how images are read."""
+    from tskd.config import SourceConfig
+
+    known = [f"data.{name}" for name in SourceConfig.model_fields if name not in ("root", "phantom")]
+    if idle := [key for one in overrides if (key := one.partition("=")[0].strip()) not in known]:
+        raise UserError(f"check does not use {', '.join(idle)}. It takes {', '.join(known)}.")
 
 
 def _require_folder(out: Path) -> None:

@@ -113,7 +113,8 @@ def _check_student_weights(recipe: Recipe) -> None:
             f"{wanted} needs student.weights: the path of a weight file of {student.backbone} with timm's names "
             "(.safetensors, or .pth with tensors only). Nothing is downloaded: where there is network, get it from the "
             f"page of timm/{student.backbone} on the Hugging Face hub and copy model.safetensors to this machine. "
-            f"Without network: student.weights={OFFLINE} with student.backbone=tf_efficientnet_lite0."
+            f"Without network: student.weights={OFFLINE}, student.backbone=tf_efficientnet_lite0 and "
+            "student.decoder=pyramid."
         )
     if student.weights not in (None, OFFLINE) and not Path(student.weights).expanduser().is_file():
         raise UserError(f"student.weights: there is no file {student.weights}. Give the path of a weight file.")

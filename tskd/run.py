@@ -59,7 +59,8 @@ class Run:
         if prepare.same_images(data, other):
             seen = self.prepared.cases("train", "val", "unlabelled")
             evaluate.refuse_seen_cases(seen, tested, what="training")
-        evaluate.refuse_seen_images(self.prepared, tested)
+        if not data.allow_duplicates:
+            evaluate.refuse_seen_images(self.prepared, tested)
         return artifact
 
     @property

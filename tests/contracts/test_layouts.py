@@ -212,13 +212,14 @@ def test_volumes_take_name_classes_labels_and_window_from_dataset_yaml(layout: s
             swapped = np.array([0, 2, 1], np.uint8)[usual.read_mask(record)]
             np.testing.assert_array_equal(dataset.read_mask(record), swapped)
     (tmp_path / "dataset.yaml").write_text("case_pattern: '^(p)'\n")
-    with pytest.raises(UserError, match=r"dataset\.yaml: spacing and case_pattern are for images"):
+    with pytest.raises(UserError, match=r"dataset\.yaml: spacing and case_pattern are for single images"):
         open_dataset(tmp_path, layout)
 
 
 def test_dicom_files_alone_are_named_by_pseudonym(tmp_path: Path) -> None:
+    (tmp_path / "dataset.yaml").write_text("name: mine\n")  # sorts before them and is no evidence
     for number in range(2):
-        trees.save_dicom(np.zeros(trees.SIZE, np.uint16), tmp_path / f"{number}.dcm", InstanceNumber=number)
+        trees.save_dicom(np.zeros(trees.SIZE, np.uint16), tmp_path / f"slice{number}.dcm", InstanceNumber=number)
     dataset = open_dataset(tmp_path)
     text = repr(dataset.records) + repr(dataset.notes)
     assert dataset.layout == "dicom"

@@ -112,6 +112,9 @@ def test_check_reads_as_the_settings_say(tskd: Command, tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "10 becomes black, 60 white" in answer.stdout
     assert "cyst" in answer.stdout
+    answer = tskd("check", tmp_path / "data", "--set", "data.labels=3")
+    assert answer.returncode == 2
+    assert "check does not use data.labels. It takes data.layout," in answer.stderr
 
 
 def test_run_refuses_broken_files_by_name_and_leaves_no_result(tskd: Command, tmp_path: Path) -> None:

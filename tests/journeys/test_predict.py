@@ -57,7 +57,7 @@ def write_prepared(folder: Path) -> Mapping[str, float]:
         Image.fromarray(mask).save(folder / "native" / f"{row:06d}_mask.png")
     (folder / "records.jsonl").write_text("".join(json.dumps({**r, "spacing": None}) + "\n" for r in records))
     notes = ["intensities: 8-bit values as they are", f"{SECRET}.png has no mask"]
-    described = {"name": "phantoms", "classes": CLASSES, "window": None, "axis": 2, "notes": notes}
+    described = {"name": "phantoms", "classes": CLASSES, "window": None, "notes": notes}
     write_json(folder / "dataset.json", described)
     np.save(folder / "images.npy", np.zeros((5, SIZE, SIZE, 3), np.uint8))
     np.save(folder / "masks.npy", np.zeros((2, SIZE, SIZE), np.uint8))

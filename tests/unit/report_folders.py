@@ -117,13 +117,13 @@ def add_trainings(store: Store, prepared: Artifact, method: str, name: str) -> A
     if method != "task_kd":
         return train(store, prepared, "finetune", f"{method} {name}")
     teacher = train(store, prepared, "teacher", name)
-    transfer = add_transfer(store, prepared)
+    transfer = add_transfer(store, prepared, judged=False)
     start = train(store, prepared, "distill", name, teacher=teacher.digest, transfer=transfer.digest)
     return train(store, prepared, "finetune", f"{method} {name}", start=start.digest)
 
 
-def add_transfer(store: Store, prepared: Artifact) -> Artifact:
-    """Return a transfer set whose first synthetic image copies a training image, and judge its synthetic images."""
+def add_transfer(store: Store, prepared: Artifact, *, judged: bool = True) -> Artifact:
+    """Return a transfer set whose first synthetic image copies a training image; a run judges its synthetic images."""
     data = Prepared(prepared.path)
     noise = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), dtype=np.uint8)
     images = np.concatenate([data.images[data.rows("train")[:1]], noise])
@@ -136,7 +136,8 @@ def add_transfer(store: Store, prepared: Artifact) -> Artifact:
     def judge(folder: Path) -> Mapping[str, Any]:
         return write_quality(images, {"teacher": means, "imagenet": None}, transfer.path, data, folder, seed=0)
 
-    store.build("quality", judge, config={}, inputs={"transfer": transfer.digest}, seed=0, version=1)
+    if judged:
+        store.build("quality", judge, config={}, inputs={"transfer": transfer.digest}, seed=0, version=1)
     return transfer
 
 

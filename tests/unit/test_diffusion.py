@@ -166,10 +166,11 @@ def test_an_untrained_model_is_called_noise(blobs: np.ndarray) -> None:
     assert "pure noise" in check.message
 
 
-def test_noise_that_was_enlarged_is_still_noise() -> None:
-    """A model of 32 px for images of 64: enlarging makes neighbours alike."""
+@pytest.mark.parametrize("drawn", [16, 32, 64])
+def test_noise_that_was_enlarged_is_still_noise(drawn: int) -> None:
+    """Of a smaller model for images of 64 px: enlarging makes neighbours alike."""
     rng = np.random.default_rng(0)
-    small = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    small = rng.integers(0, 256, (8, drawn, drawn, 3), dtype=np.uint8)
     large = np.stack([np.asarray(Image.fromarray(one).resize((64, 64), Image.Resampling.BILINEAR)) for one in small])
     images = np.stack([draw_phantom("oral_ulcer", number, size=64, seed=0).image for number in range(8)]).astype(
         np.uint8

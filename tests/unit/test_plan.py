@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tskd.compare.grid import GridRun
 from tskd.compare.plan import PlanStore, all_missing, plan_runs
 from tskd.config import Recipe, build_recipe
+from tskd.data.prepared import digest_of_test
 from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.pipeline import run_stage
@@ -198,3 +199,13 @@ def test_a_damaged_part_is_planned_to_be_made_again(tmp_path: Path) -> None:
 def test_more_real_images_than_there_are_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"transfer\.real: 99 images are asked for, the training data has"):
         plan_runs(runs(recipe(transfer={"real": 99})), tmp_path)
+
+
+def test_the_digest_of_a_test_is_that_of_its_images_whatever_trains(tmp_path: Path) -> None:
+    runtime = open_runtime(recipe().engine)
+    budgets = [recipe(data={**TINY["data"], "labels": labels, "budget_seed": labels}) for labels in (6, 8)]
+    few, many = (Run(one, tmp_path, runtime).prepared_artifact for one in budgets)
+    assert few.digest != many.digest
+    assert digest_of_test(few) == digest_of_test(many)
+    other = recipe(data={**TINY["data"], "phantom": {**PHANTOM, "family": "oral_ulcer"}})
+    assert digest_of_test(Run(other, tmp_path, runtime).prepared_artifact) != digest_of_test(few)

@@ -273,6 +273,26 @@ def test_transfer_sets_of_compared_values_are_told_apart(copied: Path) -> None:
     assert [row[0] for row in table.rows] == [f"{ours}, 8 labelled images", f"{ours}, 4 labelled images"]
 
 
+def test_copies_are_told_where_no_synthetic_image_was_left(copied: Path) -> None:
+    """All dropped is the worst that the gate can find."""
+    for manifest in copied.glob("artifacts/transfer-*/manifest.json"):
+        changed = json.loads(manifest.read_text())
+        changed["metrics"] |= {"synthetic": 0}
+        write_json(manifest, changed)
+    sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
+    titles = [one.title for one in sections["transfer"].blocks if isinstance(one, Pictures)]
+    assert "cones, 4 labelled images: Dropped as copies: the nearest of 1" in titles
+    assert not any("that were kept" in title for title in titles)
+
+
+def test_copies_are_not_drawn_from_other_samples(copied: Path) -> None:
+    """A block of samples that is gone would move the numbers of all that follow."""
+    for block in copied.glob("artifacts/samples-*/samples.npy"):
+        block.unlink()
+    sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
+    assert not any("Dropped" in one.title for one in sections["transfer"].blocks if isinstance(one, Pictures))
+
+
 def test_a_transfer_set_that_is_gone_is_left_out(copied: Path) -> None:
     for artifact in copied.glob("artifacts/transfer-*"):
         shutil.rmtree(artifact)

@@ -63,7 +63,7 @@ def test_early_blocks_learn_slower_and_vectors_are_not_decayed() -> None:
 
 @pytest.mark.parametrize(("backbone", "stem", "head"), [
     ("test_efficientnet", "conv_stem", ""), ("resnet10t", "conv1", ""), ("test_convnext", "stem_0", ""),
-    ("test_vit", "patch_embed", "model.norm."),
+    ("test_vit", "patch_embed", "model.norm."), ("regnetx_002", "stem", ""),
 ])  # fmt: skip
 def test_rates_rise_with_the_depth_of_every_kind_of_encoder(backbone: str, stem: str, head: str) -> None:
     """A trained stem that learns as fast as a random head forgets first what all images share."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from tskd.metrics.segmentation import ScoreRow, case_means
 from tskd.stages.evaluated import read_cases
 
 Replicate = tuple[Any, ...]
-ByReplicate = dict[str, dict[Replicate, np.ndarray]]
-"""Value of the compared axis -> replicate -> (cases,) scores."""
 TIE_MARGINS = {"dice": 0.01, "hd95": 1.0}
 """A case whose score differs by at most this is a tie; distances in pixels or millimetres."""
 SEED = 0
@@ -60,24 +58,25 @@ def compare_groups(grid: Grid, runs: Sequence[Scored]) -> Statistics:
     tests: list[tuple[Mapping[str, Any], PairTest]] = []
     ranks: list[tuple[Mapping[str, Any], MeanRank]] = []
     for columns, members in _groups(grid, runs):
-        for measure, scores in _measures(grid, members):
-            kind = measure.partition("_")[0]
-            higher = kind == "dice"
-            for method, baseline in _pairs(grid, members, scores):
-                if (pair := _shared(scores, (method, baseline))) is None:
-                    warn(f"no test of {method} against {baseline}: no seed is finished for both")
-                    continue
+        values = _values(grid, members)
+        pairs = [pair for pair in _pairs(grid, members, values) if _comparable(columns, values, pair)]
+        alike = bool(pairs) if len(values) == 2 else _comparable(columns, values, tuple(values))
+        for measure, name in (("dice", "dice"), ("hd95", f"hd95_{_unit(members[0])}")):
+            for method, baseline in pairs:
                 (test,) = compare_methods(
-                    pair,
-                    measure=measure,
-                    tie_margin=TIE_MARGINS[kind],
+                    _scores(values, (method, baseline), measure),
+                    measure=name,
+                    tie_margin=TIE_MARGINS[measure],
                     seed=SEED,
                     baseline=baseline,
-                    higher_is_better=higher,
+                    higher_is_better=measure == "dice",
                 )
                 tests.append((columns, test))
-            if (all_of_them := _shared(scores, tuple(scores))) is not None:
-                ranks += [(columns, rank) for rank in rank_table(all_of_them, measure=measure, higher_is_better=higher)]
+            if alike:
+                scores = _scores(values, tuple(values), measure)
+                ranks += [
+                    (columns, rank) for rank in rank_table(scores, measure=name, higher_is_better=measure == "dice")
+                ]
     return Statistics(_correct(tests), tuple(ranks))
 
 
@@ -105,29 +104,23 @@ def _groups(grid: Grid, runs: Sequence[Scored]) -> Iterator[tuple[dict[str, Any]
             yield columns, members
 
 
-def _measures(grid: Grid, members: Sequence[Scored]) -> Iterator[tuple[str, ByReplicate]]:
-    """Yield each measure of one group with its scores."""
-    rows: dict[str, dict[Replicate, list[ScoreRow]]] = defaultdict(dict)
+@dataclass
+class _Value:
+    """What is known of one value of the compared axis within a group."""
+
+    rows: dict[Replicate, list[ScoreRow]] = field(default_factory=dict)
+    tests: set[tuple[str, ...]] = field(default_factory=set)
+    """Test sets that were scored: digest of the images, then the cases. More than one cannot be paired."""
+
+
+def _values(grid: Grid, members: Sequence[Scored]) -> dict[str, _Value]:
+    values: dict[str, _Value] = defaultdict(_Value)
     for scored in members:
-        replicate = tuple(scored.place[axis] for axis in grid.replicates)
-        label = _label(grid, scored, scored.place[grid.compare or METHOD])
-        rows[label][replicate] = read_cases(scored.evaluation)
-    cases = {tuple(case_means(found, "dice")) for by_replicate in rows.values() for found in by_replicate.values()}
-    if len(cases) > 1 or len({scored.tested_images for scored in members}) > 1:
-        warn(f"no tests between {', '.join(rows)}: their test cases differ")
-        return
-    unit = next(iter(next(iter(rows.values())).values()))[0].unit
-    for measure, name in (("dice", "dice"), ("hd95", f"hd95_{unit}")):
-        yield (
-            name,
-            {
-                label: {
-                    replicate: np.array(list(case_means(scores, measure).values()))
-                    for replicate, scores in by_replicate.items()
-                }
-                for label, by_replicate in rows.items()
-            },
-        )
+        value = values[_label(grid, scored, scored.place[grid.compare or METHOD])]
+        rows = read_cases(scored.evaluation)
+        value.rows[tuple(scored.place[axis] for axis in grid.replicates)] = rows
+        value.tests.add((scored.tested_images, *case_means(rows, "dice")))
+    return dict(values)
 
 
 def _pairs(grid: Grid, members: Sequence[Scored], labels: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -139,12 +132,32 @@ def _pairs(grid: Grid, members: Sequence[Scored], labels: Iterable[str]) -> Iter
         yield from ((label, baseline) for label in labels if label != baseline)
 
 
-def _shared(scores: ByReplicate, labels: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """Return the scores (replicates, cases) of some labels on the replicates that all of them have; None: no such."""
-    shared = sorted(set.intersection(*(set(scores[label]) for label in labels)), key=str)
-    if not shared:
-        return None
-    return {label: np.array([scores[label][replicate] for replicate in shared]) for label in labels}
+def _comparable(columns: Mapping[str, Any], values: Mapping[str, _Value], labels: Sequence[str]) -> bool:
+    """Tell whether values share a test set and a replicate; where they do not, say so once."""
+    one_test = len(set.union(*(values[label].tests for label in labels))) == 1
+    if one_test and _shared(values, labels):
+        return True
+    what = "no test between" if len(labels) == 2 else "no ranks of"
+    reason = "no seed is finished for all of them" if one_test else "their test images differ"
+    warn(f"{what} {', '.join(labels)} in {columns}: {reason}")
+    return False
+
+
+def _shared(values: Mapping[str, _Value], labels: Sequence[str]) -> list[Replicate]:
+    return sorted(set.intersection(*(set(values[label].rows) for label in labels)), key=str)
+
+
+def _scores(values: Mapping[str, _Value], labels: Sequence[str], measure: str) -> dict[str, np.ndarray]:
+    """Return the scores (replicates, cases) of some labels on the replicates that all of them have."""
+    shared = _shared(values, labels)
+    return {
+        label: np.array([list(case_means(values[label].rows[replicate], measure).values()) for replicate in shared])
+        for label in labels
+    }
+
+
+def _unit(scored: Scored) -> str:
+    return read_cases(scored.evaluation)[0].unit
 
 
 def _label(grid: Grid, scored: Scored, value: Any) -> str:

@@ -29,6 +29,7 @@ def parameter_groups(
     Vectors (biases, norms) and position tables are not decayed. With ``layer_decay`` below 1, block i of n of the
     encoder (a transformer's blocks, a convolutional network's stages) learns at ``lr * layer_decay ** (n - i)``, what
     comes before them as block 0, what comes after them and the rest of the network at ``lr`` (Bao et al. 2022, BEiT).
+    Blocks are known by timm's names; an encoder with other names learns at ``lr`` throughout.
     """
     levels = _levels([name for name, _ in module.named_parameters()])
     depth = max(levels.values(), default=0)
@@ -59,5 +60,5 @@ def _levels(names: Sequence[str]) -> dict[str, int]:
 
 def _block(name: str) -> int | None:
     """Return the number of the outermost block or stage of the encoder that a parameter is in, by timm's names."""
-    found = re.search(r"\bencoder\..*?\b(?:blocks|stages|layers?)[._]?(\d+)\.", name)
+    found = re.search(r"\bencoder\..*?\b(?:blocks|stages|layers?|denseblock|s)[._]?(\d+)\.", name)
     return int(found.group(1)) if found else None

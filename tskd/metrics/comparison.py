@@ -137,7 +137,8 @@ def difference_interval(difference: np.ndarray, *, seed: int, resamples: int = R
 def degrees_of_freedom(difference: np.ndarray) -> float:
     """Return those of the variance of the mean of ``difference`` (S, C), which seeds and cases both add to.
 
-    Between S - 1, where seeds differ alone, and S + C - 2 (F. Satterthwaite, Biometrics Bulletin 2(6), 1946).
+    S - 1 where seeds differ alone, C - 1 where cases do, more where both do (F. Satterthwaite, Biometrics Bulletin
+    2(6), 1946).
     """
     seeds, cases = difference.shape
     parts = difference.mean(axis=1).var(ddof=1) / seeds, difference.mean(axis=0).var(ddof=1) / cases

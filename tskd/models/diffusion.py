@@ -237,8 +237,8 @@ def to_uint8(samples: Tensor) -> NDArray[np.uint8]:
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-COARSE = 32
-"""Side in pixels at which noise is told from images."""
+COARSE = 16
+"""Side in pixels at which noise is told from images: the smallest that a diffusion model may draw."""
 
 
 @dataclass(frozen=True)

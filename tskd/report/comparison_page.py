@@ -151,8 +151,8 @@ def _caveat(comparison: ComparisonFolder) -> str:
         )
     if comparison.failed:
         said.append(
-            f"{counted(len(comparison.failed), 'run')} of {len(comparison.lines)} failed: see below. Tests leave their "
-            "seeds out for all, means do not."
+            f"{counted(len(comparison.failed), 'run')} of {len(comparison.lines)} failed: see below. Their seeds are "
+            "left out of the tests of their own methods and of the ranks, and of no mean."
         )
     if waiting := description["runs"] - len(comparison.lines):
         said.append(f"{counted(waiting, 'run')} of {description['runs']} not ended yet.")

@@ -19,7 +19,7 @@ def transfer_section(comparison: ComparisonFolder, album: Album) -> Section | No
     """Origins of every transfer set of the first replicate; what is known of synthetic images, and pictures of them."""
     sets = _sets(comparison)
     rows = tuple((title, *(str(count) for count in view.counts.values())) for title, view in sets.items())
-    drawn = {title: view for title, view in sets.items() if view.counts["synthetic"]}
+    drawn = {title: view for title, view in sets.items() if view.was_sampled}
     shown = list(drawn.items())[:MOST_SHOWN]
     note = (
         f"Pictures of {len(shown)} of the {len(drawn)} sets with synthetic images." if len(shown) < len(drawn) else ""

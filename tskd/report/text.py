@@ -21,7 +21,7 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
-    """Return a 95 % interval in words; there is none for fewer than three cases."""
+    """Return a 95 % interval in words; there is none for fewer than six cases."""
     return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}" if bounds else "too few cases"
 
 

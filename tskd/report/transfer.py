@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tskd.artifacts import Artifact
+from tskd.artifacts import Artifact, find_damage
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import GATE, QUALITY, SAMPLE_SHEET, images_path, read_samples
 from tskd.report.blocks import Block, Facts, Picture, Pictures, Points, Section, Table, section
@@ -35,7 +35,7 @@ class TransferView:
     artifact: Artifact
     prepared: Prepared
     samples: tuple[Artifact, ...]
-    """The blocks of sampled images in their order."""
+    """The blocks of sampled images in their order; none where one of them is gone."""
     diffusion: tuple[Artifact, ...]
     quality: Artifact | None
 
@@ -44,16 +44,22 @@ class TransferView:
         """How many of its images come from where."""
         return {origin: self.artifact.metrics[origin] for origin in ORIGINS}
 
+    @property
+    def was_sampled(self) -> bool:
+        """Whether images were sampled for it, be it that none was kept."""
+        return (self.artifact.path / GATE).is_file()
+
 
 def view_transfer(artifact: Artifact, prepared: Prepared, others: Iterable[Artifact]) -> TransferView:
     """Return a transfer set with those of the other artifacts that belong to it."""
     by_digest = {one.digest: one for one in others}
-    sources = artifact.manifest["inputs"].values()
-    samples = [by_digest[digest] for digest in sources if digest in by_digest and _is(by_digest[digest], "samples")]
-    samples.sort(key=lambda block: int(block.manifest["config"]["first"]))
-    models = dict.fromkeys(digest for block in samples for digest in block.manifest["inputs"].values())
+    sources = [digest for name, digest in artifact.manifest["inputs"].items() if name.startswith("samples ")]
+    blocks = [by_digest[digest] for digest in sources if digest in by_digest]
+    models = dict.fromkeys(digest for block in blocks for digest in block.manifest["inputs"].values())
     diffusion = tuple(by_digest[digest] for digest in models if digest in by_digest)
-    judged = (one for one in by_digest.values() if _is(one, "quality"))
+    whole = len(blocks) == len(sources) and not any(damage for block in blocks for damage in find_damage(block))
+    samples = sorted(blocks, key=lambda block: int(block.manifest["config"]["first"])) if whole else []
+    judged = (one for one in by_digest.values() if one.manifest["stage"] == "quality" and not any(find_damage(one)))
     quality = next((one for one in judged if one.manifest["inputs"]["transfer"] == artifact.digest), None)
     return TransferView(artifact, prepared, tuple(samples), diffusion, quality)
 
@@ -73,22 +79,18 @@ def transfer_section(run: RunFolder, album: Album) -> Section | None:
 
 
 def synthetic_blocks(view: TransferView, album: Album) -> list[Block | None]:
-    """Return what is known of the synthetic images, and pictures of them; nothing where there are none."""
-    if not view.counts["synthetic"]:
+    """Return what is known of the images that were sampled, and pictures of them; nothing where none were."""
+    if not view.was_sampled:
         return []
     found = _read(view.artifact.path / GATE) if view.quality is None else _read(view.quality.path / QUALITY)
     return [
         _gate(found),
         *((_quality_table(found), Points((found["scope"],))) if view.quality else ()),
-        _made_up(view.artifact.path, album),
+        _made_up(view, album),
         _training_images(view.prepared, album),
         _copies(view, found["copies"]["found"], album),
         *(_sheet(artifact.path / SAMPLE_SHEET, album) for artifact in view.diffusion),
     ]
-
-
-def _is(artifact: Artifact, stage: str) -> bool:
-    return bool(artifact.manifest["stage"] == stage)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -137,8 +139,10 @@ def _kid(space: Mapping[str, Any], key: str) -> str:
     return f"{kid['mean']:.4g} ({kid['ci95'][0]:.4g} to {kid['ci95'][1]:.4g})".replace("-", "−")
 
 
-def _made_up(transfer: Path, album: Album) -> Pictures | None:
-    images = np.load(images_path(transfer, "synthetic"), mmap_mode="r", allow_pickle=False)
+def _made_up(view: TransferView, album: Album) -> Pictures | None:
+    if not view.counts["synthetic"]:  # all were copies
+        return None
+    images = np.load(images_path(view.artifact.path, "synthetic"), mmap_mode="r", allow_pickle=False)
     return _row_of_images(images, np.arange(len(images)), "Synthetic images that were kept", album)
 
 

@@ -25,7 +25,7 @@ from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel
 from tskd.stages.evaluated import CASES, PREDICTIONS, pick_overlays, prediction_path, read_prediction, write_cases
 
-VERSION = 1
+VERSION = 2
 SUMMARY, OVERLAYS = "summary.json", "overlays"
 
 
@@ -99,17 +99,21 @@ def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> 
 
 
 def refuse_seen_images(prepared: Prepared, tested: Prepared) -> None:
-    """Raise UserError where a test image of another data set is a training image under another name, pixel by pixel."""
-    seen = {_pixels(prepared, row) for row in prepared.rows("train", "val", "unlabelled")}
-    if shared := [row for row in tested.rows("test") if _pixels(tested, row) in seen]:
+    """Raise UserError where a test image of another data set is a training image under another name, pixel by pixel.
+
+    Images of one tone do not count: every volume may begin with an empty slice.
+    """
+    seen = _contents(prepared, prepared.rows("train", "val", "unlabelled"))
+    if shared := _contents(tested, tested.rows("test")) & seen:
         raise UserError(
-            f"evaluate.data: {len(shared)} test images are training images of data.root as well (first: "
-            f"{tested.records[shared[0]].id}); scores would flatter. Take the copies out of one of the two."
+            f"evaluate.data: {len(shared)} test images are training images of data.root as well; scores would flatter. "
+            "Take the copies out of one of the two, or set data.allow_duplicates=true."
         )
 
 
-def _pixels(prepared: Prepared, row: int) -> bytes:
-    return hashlib.sha256(prepared.images[row].tobytes()).digest()
+def _contents(prepared: Prepared, rows: np.ndarray) -> set[bytes]:
+    images = (prepared.images[row] for row in rows)
+    return {hashlib.sha256(image.tobytes()).digest() for image in images if image.min() < image.max()}
 
 
 def refuse_other_classes(prepared: Prepared, tested: Prepared) -> None:

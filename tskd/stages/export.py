@@ -43,7 +43,7 @@ from tskd.models.deployed import Deployable, silenced, write_onnx
 from tskd.models.registry import load_model, read_description, save_model
 from tskd.stages.model_card import model_card
 
-VERSION = 2
+VERSION = 3
 MAX_PROBABILITY_DIFFERENCE = 1e-3
 """Largest difference of one probability of one pixel between network and file; rounding alone gives about 1e-6."""
 MAX_INT8_DICE_DROP = 0.01
@@ -114,6 +114,7 @@ def build_export(
             method=method,
             scores=scores,
             data_digest=prepared.digest,
+            axis=prepared.manifest["config"].get("axis", 2),
         ),
         config={**config.model_dump(), "method": method},
         inputs=inputs,
@@ -154,6 +155,7 @@ def export(
     method: str,
     scores: Mapping[str, Mapping[str, Any]],
     data_digest: str,
+    axis: int,
 ) -> dict[str, Any]:
     """Write the bundle of the student saved in a folder; return parity, latency and the verdict on int8.
 
@@ -176,7 +178,7 @@ def export(
     description = {
         **_identity(read_description(student)),
         "method": method,
-        **_provenance(prepared, scores, data_digest),
+        **_provenance(prepared, scores, data_digest, axis),
         "export": metrics,
     }
     save_model(folder, segmenter, description, file=WEIGHTS)
@@ -325,7 +327,9 @@ def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"weights": None}
 
 
-def _provenance(prepared: Prepared, scores: Mapping[str, Mapping[str, Any]], data_digest: str) -> dict[str, Any]:
+def _provenance(
+    prepared: Prepared, scores: Mapping[str, Mapping[str, Any]], data_digest: str, axis: int
+) -> dict[str, Any]:
     dataset = prepared.dataset
     versions = environment()
     return {
@@ -334,7 +338,7 @@ def _provenance(prepared: Prepared, scores: Mapping[str, Mapping[str, Any]], dat
             "dtype": "uint8",
             "colour": "RGB, grey repeated",
             "window": dataset["window"],
-            "axis": dataset["axis"],
+            "axis": axis,
             "intensities": [note for note in dataset["notes"] if note.startswith("intensities:")],
         },
         "outputs": {

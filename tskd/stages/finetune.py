@@ -24,7 +24,7 @@ from tskd.stages.supervised import (
     validation,
 )
 
-VERSION = 3
+VERSION = 4
 
 
 def finetune(

@@ -25,7 +25,7 @@ from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
 
-VERSION = 2
+VERSION = 1
 PHANTOM_DATA = "data"
 _SHOWN = 10
 
@@ -284,6 +284,5 @@ def _describe(dataset: Dataset, config: DataConfig) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "image_size": config.image_size,
         "window": dataset.options.window,
-        "axis": dataset.options.axis,
         "notes": list(dataset.notes),
     }

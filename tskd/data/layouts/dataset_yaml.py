@@ -15,6 +15,8 @@ from tskd.data.layouts.base import LayoutOptions
 from tskd.errors import UserError
 from tskd.types import UNLABELLED
 
+DATASET_YAML = "dataset.yaml"
+
 
 @dataclass(frozen=True)
 class DatasetFile:
@@ -35,7 +37,7 @@ class DatasetFile:
 
 def read_dataset_yaml(root: Path) -> DatasetFile:
     """Read root/dataset.yaml, all None where it is absent; raises :class:`UserError` for unknown keys or values."""
-    path = root / "dataset.yaml"
+    path = root / DATASET_YAML
     if not path.exists():
         return DatasetFile()
     try:
@@ -67,8 +69,8 @@ def read_volumes_yaml(root: Path) -> DatasetFile:
     stated = read_dataset_yaml(root)
     if stated.spacing is not None or stated.case_pattern is not None:
         raise UserError(
-            f"{root / 'dataset.yaml'}: spacing and case_pattern are for images in images/ and masks/. A volume states "
-            "its own spacing, and is a case. Remove them."
+            f"{root / DATASET_YAML}: spacing and case_pattern are for single images (--layout folder, data.layout). A "
+            "volume or series states its own spacing, and is a case. Remove them, or choose that layout."
         )
     return stated
 

@@ -21,7 +21,7 @@ from tskd.data.layouts.base import (
     require_same_size,
     visible,
 )
-from tskd.data.layouts.dataset_yaml import read_volumes_yaml, with_stated
+from tskd.data.layouts.dataset_yaml import DATASET_YAML, read_volumes_yaml, with_stated
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -91,9 +91,13 @@ def fits(root: Path) -> bool:
 
 
 def _first_files(folder: Path) -> list[Path]:
-    """Return the first file of the folder and of each folder in it: enough evidence, without opening every file."""
+    """Return the first file of the folder and of each folder in it: enough evidence, without opening every file.
+
+    A dataset.yaml is no evidence either way.
+    """
     folders = [folder, *(path for path in visible(list(folder.iterdir())) if path.is_dir())]
-    files = [next((path for path in visible(list(each.iterdir())) if path.is_file()), None) for each in folders]
+    listed = [[path for path in visible(list(each.iterdir())) if path.name != DATASET_YAML] for each in folders]
+    files = [next((path for path in found if path.is_file()), None) for found in listed]
     return [path for path in files if path is not None]
 
 

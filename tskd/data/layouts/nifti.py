@@ -59,9 +59,7 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
     stated = read_volumes_yaml(root)
     options = with_stated(options, stated)
     notes = [f"slices along axis {options.axis} ({_AXES[options.axis]})", _scaling(options)]
-    classes = options.classes
-    if classes is None and options.labels is None:
-        classes = _classes_of_json(root / "dataset.json")
+    classes = options.classes or _classes_of_json(root / "dataset.json")
     if classes is None:
         classes, note = _classes_by_values(root, records) if options.labels is None else classes_by_map(options.labels)
         notes.append(note)
