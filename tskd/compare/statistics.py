@@ -61,7 +61,7 @@ def compare_groups(grid: Grid, runs: Sequence[Scored]) -> Statistics:
         values = _values(grid, members)
         pairs = [pair for pair in _pairs(grid, members, values) if _comparable(columns, values, pair)]
         alike = bool(pairs) if len(values) == 2 else _comparable(columns, values, tuple(values))
-        for measure, name in (("dice", "dice"), ("hd95", f"hd95_{_unit(members[0])}")):
+        for measure, name in (("dice", "dice"), ("hd95", f"hd95_{_unit(values)}")):
             for method, baseline in pairs:
                 (test,) = compare_methods(
                     _scores(values, (method, baseline), measure),
@@ -156,8 +156,9 @@ def _scores(values: Mapping[str, _Value], labels: Sequence[str], measure: str) -
     }
 
 
-def _unit(scored: Scored) -> str:
-    return read_cases(scored.evaluation)[0].unit
+def _unit(values: Mapping[str, _Value]) -> str:
+    """Return the unit of the distances, one for all that scored the same images."""
+    return next(row.unit for value in values.values() for rows in value.rows.values() for row in rows)
 
 
 def _label(grid: Grid, scored: Scored, value: Any) -> str:
