@@ -40,6 +40,13 @@ def test_every_grid_is_named_where_grids_are_listed() -> None:
     assert [path.stem for path in (ROOT / "recipes/compare").glob("*.yaml") if f"`{path.stem}`" not in listed] == []
 
 
+def test_every_method_in_the_tables_of_results_has_figures() -> None:
+    """A row of a table made by joining runs with the wrong columns has none."""
+    rows = [line for line in page("explanation/results.md").splitlines() if line.startswith("| `")]
+    assert len(rows) > 40
+    assert [row for row in rows if not re.search(r"\d", row.split("|", 2)[2])] == []
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_to_files_and_headings(path: Path) -> None:
     broken = [
