@@ -4,7 +4,9 @@ from __future__ import annotations
 
 COMPARISON = "comparison.json"
 """What was compared, under which rule, where and with which versions."""
-TABLE, TESTS, RANKS, BIAS_VARIANCE = "table.csv", "tests.csv", "ranks.csv", "bias_variance.csv"
+TABLE, TESTS, CHANGES, RANKS, BIAS_VARIANCE = (
+    "table.csv", "tests.csv", "changes.csv", "ranks.csv", "bias_variance.csv"
+)  # fmt: skip
 METHOD, DATASET = "method", "dataset"
 """Columns of every table."""
 REPLICATE_KEYS = frozenset({"seed", "data.budget_seed"})

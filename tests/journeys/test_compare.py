@@ -54,7 +54,7 @@ def alone(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(out: Path) -> dict[str, Any]:
     """What a comparison found, measured times and memory aside."""
     tables: dict[str, Any] = {}
-    for name in ("table.csv", "tests.csv", "ranks.csv", "bias_variance.csv"):
+    for name in ("table.csv", "tests.csv", "changes.csv", "ranks.csv", "bias_variance.csv"):
         with (out / name).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         tables[name] = [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]

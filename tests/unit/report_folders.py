@@ -210,6 +210,15 @@ def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
         for test in compare_methods(group, measure="dice", tie_margin=0.01, seed=0)
     ]
     write_csv(out / "tests.csv", tests)
+    change = compare_methods(
+        {
+            name: by_labels[labels]["task_kd"] - by_labels[labels]["scratch"]
+            for name, labels in (("task_kd", 8), ("scratch", 4))
+        },
+        measure="dice", tie_margin=0.01, seed=0,
+    )  # fmt: skip
+    place = {"dataset": "cones", "data.labels": "", "axis": "data.labels", "first": 4, "last": 8}
+    write_csv(out / "changes.csv", [{**place, **test.as_dict()} for test in change])
     write_csv(out / "ranks.csv", [
         {"dataset": "cones", "data.labels": labels, **vars(rank)}
         for labels, group in by_labels.items() for rank in rank_table(group, measure="dice")

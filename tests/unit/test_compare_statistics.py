@@ -1,4 +1,4 @@
-"""tests.csv and ranks.csv of hand-made cases.csv: every number worked out by hand, or by scipy where it is a test."""
+"""tests.csv, changes.csv and ranks.csv of hand-made cases.csv: numbers by hand, or by scipy where it is a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import stats
 
 from tskd.compare.grid import Grid, GridRun
 from tskd.compare.job import Outcome
-from tskd.compare.statistics import Scored, as_rows, columns_of, compare_groups
+from tskd.compare.statistics import Scored, as_rows, columns_of, columns_of_changes, compare_groups
 from tskd.config import Recipe
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.metrics.segmentation import CaseScore, ScoreRow
@@ -84,6 +84,47 @@ def test_holm_is_over_the_whole_table(runs: list[Scored]) -> None:
     rows = as_rows(compare_groups(grid(), runs).tests)
     assert [row["p_wilcoxon"] for row in rows] == [0.25] * 4
     assert [row["p_holm"] for row in rows] == [1.0] * 4
+
+
+def test_changes_by_hand(runs: list[Scored]) -> None:
+    """kd leads by 0.2, 0.1, 0.005 at 20 labels and by -0.1, -0.2, -0.3 at 40: each case's lead falls by about 0.3."""
+    rows = as_rows(compare_groups(grid(baseline="scratch"), runs).changes)
+    assert [row["measure"] for row in rows] == ["dice", "hd95_px"]
+    first = rows[0]
+    assert set(first) <= set(columns_of_changes(grid()))
+    assert (first["dataset"], first["axis"], first["first"], first["last"]) == ("set", "data.labels", 20, 40)
+    assert (first["method"], first["baseline"]) == ("kd", "scratch")
+    assert first["difference"] == pytest.approx((-0.3 - 0.3 - 0.305) / 3)
+    assert (first["wins"], first["losses"], first["n_seeds"]) == (0, 3, 2)
+    assert first["p_wilcoxon"] == pytest.approx(stats.wilcoxon([-0.3, -0.3, -0.305]).pvalue)
+    assert first["p_holm"] == pytest.approx(min(1.0, 2 * first["p_wilcoxon"])), "over this table alone"
+    assert rows[1]["difference"] == pytest.approx(100 * (0.3 + 0.3 + 0.305) / 3)
+
+
+def test_changes_take_the_seeds_that_all_four_have(runs: list[Scored]) -> None:
+    """Seed 1 of scratch at 20 labels is gone: what is left is seed 0, where kd led by 0.3, 0.1, 0.005."""
+    (first, _) = as_rows(compare_groups(grid(), [one for one in runs if one.run.name != "scratch-20-1"]).changes)
+    assert first["n_seeds"] == 1
+    assert first["difference"] == pytest.approx((-0.4 - 0.3 - 0.305) / 3)
+
+
+def test_changes_go_along_numbers_alone_and_within_the_other_axes(tmp_path: Path) -> None:
+    """From the lowest to the highest value, the middle left out; never from one backbone to another."""
+    axes: dict[str, tuple[Any, ...]] = {
+        "method": ("kd", "scratch"), "student.backbone": ("a", "b"), "data.labels": (20, 40, 80), "seed": (0,),
+    }  # fmt: skip
+    lead = {("a", 20): 0.3, ("a", 40): 0.0, ("a", 80): 0.1, ("b", 20): 0.1, ("b", 40): 0.0, ("b", 80): 0.1}
+    listed = [
+        run(tmp_path, {**point(method, labels, 0), "student.backbone": backbone}, dict.fromkeys("xyz", dice))
+        for (backbone, labels), gain in lead.items()
+        for method, dice in (("kd", 0.5 + gain), ("scratch", 0.5))
+    ]
+    found = [
+        (row["student.backbone"], row["first"], row["last"], round(row["difference"], 3))
+        for row in as_rows(compare_groups(grid(axes), listed).changes)
+        if row["measure"] == "dice"
+    ]
+    assert found == [("a", 20, 80, -0.2), ("b", 20, 80, 0.0)]
 
 
 def test_ranks_by_hand(runs: list[Scored]) -> None:

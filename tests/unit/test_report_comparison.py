@@ -21,6 +21,7 @@ from tskd.report import write_report
 from tskd.report.blocks import Charts, Pictures, Table
 from tskd.report.comparison_folder import ComparisonFolder, open_comparison, value_title
 from tskd.report.comparison_page import comparison_page
+from tskd.report.text import signed
 from tskd.stages.evaluated import read_cases
 
 ERROR = f"RunFailed: {SECRET}-3.png in /data/hospital cannot be read"
@@ -361,8 +362,19 @@ def test_no_patient_and_no_path_is_on_the_page(html: str, folder: Path) -> None:
     assert "root: DATA" in html
 
 
+def test_how_differences_change_is_said_with_its_axis(copied: Path) -> None:
+    """The lead at 8 labelled images minus that at 4, which is what the hand-written changes.csv holds."""
+    (line,) = csv.DictReader((copied / "changes.csv").open(encoding="utf-8"))
+    page = comparison_page(open_comparison(copied))
+    (tests,) = (found for found in page.sections if found.name == "tests")
+    (table,) = (block for block in tests.blocks if isinstance(block, Table) and block.title == "Do differences change?")
+    (row,) = table.rows
+    assert row[2:5] == ("4 labelled images", "8 labelled images", "Dice")
+    assert row[5] == signed(float(line["difference"]))
+
+
 def test_tables_that_were_not_written_leave_their_sections_out(copied: Path) -> None:
-    for name in ("tests.csv", "ranks.csv", "bias_variance.csv"):
+    for name in ("tests.csv", "changes.csv", "ranks.csv", "bias_variance.csv"):
         (copied / name).unlink()
     assert {"tests", "bias"}.isdisjoint(sections_of(copied))
 

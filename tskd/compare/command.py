@@ -23,9 +23,9 @@ from tskd.compare.executors import Executor, local_executor, ray_executor
 from tskd.compare.grid import Grid, GridRun
 from tskd.compare.job import RUNS, Job, build_job, read_outcome
 from tskd.compare.plan import RunPlan, all_missing, plan_runs
-from tskd.compare.statistics import Scored, Statistics, as_rows, columns_of, compare_groups
+from tskd.compare.statistics import Scored, Statistics, as_rows, columns_of, columns_of_changes, compare_groups
 from tskd.compare.tables import table_columns, table_rows, write_table
-from tskd.comparison_files import BIAS_VARIANCE, COMPARISON, RANKS, TABLE, TESTS
+from tskd.comparison_files import BIAS_VARIANCE, CHANGES, COMPARISON, RANKS, TABLE, TESTS
 from tskd.config import EngineConfig
 from tskd.console import say
 from tskd.data.prepared import digest_of_test
@@ -140,6 +140,7 @@ def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
     statistics = compare_groups(grid, scored)
     write_table(out / TABLE, rows, table_columns(grid, rows))
     write_table(out / TESTS, as_rows(statistics.tests), columns_of(grid, PairTest))
+    write_table(out / CHANGES, as_rows(statistics.changes), columns_of_changes(grid))
     write_table(out / RANKS, as_rows(statistics.ranks), columns_of(grid, MeanRank))
     lines: list[dict[str, Any]] = []
     if grid.bias_variance and scored:

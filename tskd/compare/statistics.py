@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
@@ -41,67 +41,34 @@ class Scored:
         return {DATASET: self.outcome.row["dataset"], **self.run.point}
 
 
+Columns = Mapping[str, Any]
+"""Where in the grid a line of a table belongs."""
+
+
 @dataclass(frozen=True)
 class Statistics:
-    """The lines of tests.csv and ranks.csv, each with the columns of its group."""
+    """The lines of tests.csv, changes.csv and ranks.csv, each with the columns of its group."""
 
-    tests: tuple[tuple[Mapping[str, Any], PairTest], ...]
-    ranks: tuple[tuple[Mapping[str, Any], MeanRank], ...]
+    tests: tuple[tuple[Columns, PairTest], ...]
+    changes: tuple[tuple[Columns, PairTest], ...]
+    ranks: tuple[tuple[Columns, MeanRank], ...]
 
 
 def compare_groups(grid: Grid, runs: Sequence[Scored]) -> Statistics:
-    """Test the values of the compared axis against each other within each group; Holm's correction over all tests.
+    """Test the values of the compared axis against each other within each group; Holm's correction over each table.
 
     A group holds the runs that differ in that axis and in seeds and label draws alone. Of these replicates a test takes
     those that both of its values have, and ranks take those that all have: where a run failed, its seed is left out.
     """
-    tests: list[tuple[Mapping[str, Any], PairTest]] = []
-    ranks: list[tuple[Mapping[str, Any], MeanRank]] = []
-    for columns, members in _groups(grid, runs):
-        values = _values(grid, members)
-        pairs = [pair for pair in _pairs(grid, members, values) if _comparable(columns, values, pair)]
-        alike = bool(pairs) if len(values) == 2 else _comparable(columns, values, tuple(values))
-        for measure, name in (("dice", "dice"), ("hd95", f"hd95_{_unit(values)}")):
-            for method, baseline in pairs:
-                (test,) = compare_methods(
-                    _scores(values, (method, baseline), measure),
-                    measure=name,
-                    tie_margin=TIE_MARGINS[measure],
-                    seed=SEED,
-                    baseline=baseline,
-                    higher_is_better=measure == "dice",
-                )
-                tests.append((columns, test))
-            if alike:
-                scores = _scores(values, tuple(values), measure)
-                ranks += [
-                    (columns, rank) for rank in rank_table(scores, measure=name, higher_is_better=measure == "dice")
-                ]
-    return Statistics(_correct(tests), tuple(ranks))
+    groups = list(_groups(grid, runs))
+    tests = [line for group in groups for line in _tests(group)]
+    ranks = [line for group in groups for line in _ranks(group)]
+    return Statistics(_correct(tests), _correct(list(_changes(grid, groups))), tuple(ranks))
 
 
 def group_axes(grid: Grid) -> tuple[str, ...]:
     """Return what the runs of a group share: the data set, and all axes but the compared one and the replicates."""
     return tuple(axis for axis in dict.fromkeys((DATASET, *grid.groups)) if axis != grid.compare)
-
-
-def _groups(grid: Grid, runs: Sequence[Scored]) -> Iterator[tuple[dict[str, Any], list[Scored]]]:
-    """Yield the columns and runs of groups in which more than one value of the compared axis has a finished run.
-
-    The method is no column of its own: tests and ranks have one of that name.
-    """
-    if grid.compare is None:
-        return
-    groups: dict[tuple[Any, ...], list[Scored]] = defaultdict(list)
-    for scored in runs:
-        groups[tuple(scored.place[axis] for axis in group_axes(grid))].append(scored)
-    for members in groups.values():
-        columns = {axis: members[0].place[axis] for axis in group_axes(grid) if axis != METHOD}
-        values = {scored.place[grid.compare] for scored in members}
-        if len(values) < 2 or (grid.baseline is not None and grid.baseline not in values):
-            warn(f"no tests for {columns}: too few values of {grid.compare} have a finished run")
-        else:
-            yield columns, members
 
 
 @dataclass
@@ -111,6 +78,48 @@ class _Value:
     rows: dict[Replicate, list[ScoreRow]] = field(default_factory=dict)
     tests: set[tuple[str, ...]] = field(default_factory=set)
     """Test sets that were scored: digest of the images, then the cases. More than one cannot be paired."""
+
+    def scores(self, replicates: Sequence[Replicate], measure: str) -> np.ndarray:
+        """Return its scores (replicates, cases)."""
+        return np.array([list(case_means(self.rows[replicate], measure).values()) for replicate in replicates])
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Runs that are compared with each other."""
+
+    place: Mapping[str, Any]
+    """The axes they share."""
+    values: Mapping[str, _Value]
+    pairs: tuple[tuple[str, str], ...]
+    """What is tested against what."""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Its columns of a table; the method is none of them: tests and ranks have one of that name."""
+        return {axis: value for axis, value in self.place.items() if axis != METHOD}
+
+    @property
+    def measures(self) -> tuple[tuple[str, str], ...]:
+        """Each measure and what tables call it: the unit of distances is one for all that scored the same images."""
+        unit = next(row.unit for value in self.values.values() for rows in value.rows.values() for row in rows)
+        return ("dice", "dice"), ("hd95", f"hd95_{unit}")
+
+
+def _groups(grid: Grid, runs: Sequence[Scored]) -> Iterator[_Group]:
+    """Yield the groups in which more than one value of the compared axis has a finished run."""
+    if grid.compare is None:
+        return
+    groups: dict[tuple[Any, ...], list[Scored]] = defaultdict(list)
+    for scored in runs:
+        groups[tuple(scored.place[axis] for axis in group_axes(grid))].append(scored)
+    for key, members in groups.items():
+        group = _Group(dict(zip(group_axes(grid), key)), _values(grid, members), ())
+        baseline = None if grid.baseline is None else _label(grid, members[0], grid.baseline)
+        if len(group.values) < 2 or (baseline is not None and baseline not in group.values):
+            warn(f"no tests for {group.columns}: too few values of {grid.compare} have a finished run")
+        else:
+            yield replace(group, pairs=tuple(pair for pair in _pairs(group, baseline) if _comparable(group, pair)))
 
 
 def _values(grid: Grid, members: Sequence[Scored]) -> dict[str, _Value]:
@@ -123,42 +132,95 @@ def _values(grid: Grid, members: Sequence[Scored]) -> dict[str, _Value]:
     return dict(values)
 
 
-def _pairs(grid: Grid, members: Sequence[Scored], labels: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield what is tested against what: all against the baseline, or every pair."""
-    if grid.baseline is None:
-        yield from combinations(labels, 2)
+def _pairs(group: _Group, baseline: str | None) -> Iterator[tuple[str, str]]:
+    """Yield all against the baseline, or every pair."""
+    if baseline is None:
+        yield from combinations(group.values, 2)
     else:
-        baseline = _label(grid, members[0], grid.baseline)
-        yield from ((label, baseline) for label in labels if label != baseline)
+        yield from ((label, baseline) for label in group.values if label != baseline)
 
 
-def _comparable(columns: Mapping[str, Any], values: Mapping[str, _Value], labels: Sequence[str]) -> bool:
+def _comparable(group: _Group, labels: Sequence[str]) -> bool:
     """Tell whether values share a test set and a replicate; where they do not, say so once."""
-    one_test = len(set.union(*(values[label].tests for label in labels))) == 1
-    if one_test and _shared(values, labels):
+    values = [group.values[label] for label in labels]
+    one_test = len(set.union(*(value.tests for value in values))) == 1
+    if one_test and _shared(values):
         return True
     what = "no test between" if len(labels) == 2 else "no ranks of"
     reason = "no seed is finished for all of them" if one_test else "their test images differ"
-    warn(f"{what} {', '.join(labels)} in {columns}: {reason}")
+    warn(f"{what} {', '.join(labels)} in {group.columns}: {reason}")
     return False
 
 
-def _shared(values: Mapping[str, _Value], labels: Sequence[str]) -> list[Replicate]:
-    return sorted(set.intersection(*(set(values[label].rows) for label in labels)), key=str)
+def _tests(group: _Group) -> Iterator[tuple[Columns, PairTest]]:
+    for measure, name in group.measures:
+        for pair in group.pairs:
+            yield group.columns, _test(_scores(group, pair, measure), name, measure)
 
 
-def _scores(values: Mapping[str, _Value], labels: Sequence[str], measure: str) -> dict[str, np.ndarray]:
+def _ranks(group: _Group) -> Iterator[tuple[Columns, MeanRank]]:
+    labels = tuple(group.values)
+    if not (group.pairs if len(labels) == 2 else _comparable(group, labels)):
+        return
+    for measure, name in group.measures:
+        ranks = rank_table(_scores(group, labels, measure), measure=name, higher_is_better=_rises(measure))
+        yield from ((group.columns, rank) for rank in ranks)
+
+
+def _changes(grid: Grid, groups: Sequence[_Group]) -> Iterator[tuple[Columns, PairTest]]:
+    """Yield how differences change from the lowest to the highest value of each axis of numbers.
+
+    Whether a gap is largest at the fewest labels is a question about the difference of two differences, which needs a
+    test of its own (A. Gelman and H. Stern, The American Statistician 60(4), 2006).
+    """
+    for axis in (axis for axis in group_axes(grid) if axis not in (DATASET, METHOD)):
+        lines: dict[tuple[Any, ...], dict[float, _Group]] = defaultdict(dict)
+        for group in groups:
+            if isinstance(value := group.place[axis], int | float):
+                lines[tuple(one for name, one in group.place.items() if name != axis)][value] = group
+        for line in lines.values():
+            if len(line) > 1:
+                yield from _changes_between(axis, line[min(line)], line[max(line)])
+
+
+def _changes_between(axis: str, first: _Group, last: _Group) -> Iterator[tuple[Columns, PairTest]]:
+    columns = {name: value for name, value in first.columns.items() if name != axis}
+    columns |= {"axis": axis, "first": first.place[axis], "last": last.place[axis]}
+    for measure, name in first.measures:
+        for pair in first.pairs:
+            values = [group.values[label] for group in (last, first) for label in pair if label in group.values]
+            if len(values) < 4 or len(set.union(*(value.tests for value in values))) > 1 or not _shared(values):
+                continue  # said where the tests of the groups themselves were made
+            ours, theirs, ours_first, theirs_first = (value.scores(_shared(values), measure) for value in values)
+            gaps = {pair[0]: ours - theirs, pair[1]: ours_first - theirs_first}
+            yield columns, _test(gaps, name, measure)
+
+
+def _test(scores: Mapping[str, np.ndarray], name: str, measure: str) -> PairTest:
+    """Test the first of two against the second."""
+    (test,) = compare_methods(
+        scores,
+        measure=name,
+        tie_margin=TIE_MARGINS[measure],
+        seed=SEED,
+        baseline=tuple(scores)[1],
+        higher_is_better=_rises(measure),
+    )
+    return test
+
+
+def _rises(measure: str) -> bool:
+    return measure == "dice"
+
+
+def _shared(values: Sequence[_Value]) -> list[Replicate]:
+    return sorted(set.intersection(*(set(value.rows) for value in values)), key=str)
+
+
+def _scores(group: _Group, labels: Sequence[str], measure: str) -> dict[str, np.ndarray]:
     """Return the scores (replicates, cases) of some labels on the replicates that all of them have."""
-    shared = _shared(values, labels)
-    return {
-        label: np.array([list(case_means(values[label].rows[replicate], measure).values()) for replicate in shared])
-        for label in labels
-    }
-
-
-def _unit(values: Mapping[str, _Value]) -> str:
-    """Return the unit of the distances, one for all that scored the same images."""
-    return next(row.unit for value in values.values() for rows in value.rows.values() for row in rows)
+    values = {label: group.values[label] for label in labels}
+    return {label: value.scores(_shared(list(values.values())), measure) for label, value in values.items()}
 
 
 def _label(grid: Grid, scored: Scored, value: Any) -> str:
@@ -167,16 +229,25 @@ def _label(grid: Grid, scored: Scored, value: Any) -> str:
     return f"{scored.place[METHOD]}: {value}" if both else str(value)
 
 
-def _correct(tests: Sequence[tuple[Mapping[str, Any], PairTest]]) -> tuple[tuple[Mapping[str, Any], PairTest], ...]:
+def _correct(tests: Sequence[tuple[Columns, PairTest]]) -> tuple[tuple[Columns, PairTest], ...]:
     corrected = holm(np.array([test.p_wilcoxon for _, test in tests]))
     return tuple((columns, replace(test, p_holm=float(p))) for (columns, test), p in zip(tests, corrected, strict=True))
 
 
-def as_rows(lines: Sequence[tuple[Mapping[str, Any], PairTest | MeanRank]]) -> list[dict[str, Any]]:
+def as_rows(lines: Sequence[tuple[Columns, PairTest | MeanRank]]) -> list[dict[str, Any]]:
     """Return lines for a CSV writer."""
     return [{**columns, **asdict(line)} for columns, line in lines]
 
 
 def columns_of(grid: Grid, kind: type[PairTest | MeanRank]) -> list[str]:
     """Return the columns of tests.csv or ranks.csv."""
-    return [*(axis for axis in group_axes(grid) if axis != METHOD), *(one.name for one in fields(kind))]
+    return [*_columns(grid), *(one.name for one in fields(kind))]
+
+
+def columns_of_changes(grid: Grid) -> list[str]:
+    """Return the columns of changes.csv."""
+    return [*_columns(grid), "axis", "first", "last", *(one.name for one in fields(PairTest))]
+
+
+def _columns(grid: Grid) -> list[str]:
+    return [axis for axis in group_axes(grid) if axis != METHOD]

@@ -49,7 +49,10 @@ def print_plan(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, wo
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print mean scores over seeds and label draws, the tests on Dice, bias and variance, and what failed."""
+    """Print mean scores over seeds and label draws, the tests on Dice, bias and variance, and what failed.
+
+    How differences change along an axis is in changes.csv and on the page.
+    """
     console = _console()
     console.print(_scores(comparison))
     dice = [(columns, test) for columns, test in comparison.statistics.tests if test.measure == "dice"]

@@ -6,13 +6,13 @@ from dataclasses import fields, replace
 
 import yaml
 
-from tskd.comparison_files import DATASET, METHOD, RANKS, TESTS
+from tskd.comparison_files import CHANGES, DATASET, METHOD, RANKS, TESTS
 from tskd.console import duration
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.report.blocks import Block, Chart, Charts, Code, Facts, Page, Pictures, Points, Section, Table, section
 from tskd.report.charts import Estimate, forest_chart
 from tskd.report.comparison_charts import bias_section, curves_section, resources_section
-from tskd.report.comparison_folder import Cell, ComparisonFolder, Line, axis_title
+from tskd.report.comparison_folder import Cell, ComparisonFolder, Line, axis_title, value_title
 from tskd.report.comparison_training import training_section
 from tskd.report.comparison_transfer import transfer_section
 from tskd.report.comparison_verdict import OURS, TEACHER, comparison_verdict
@@ -69,7 +69,7 @@ def scores_section(comparison: ComparisonFolder) -> Section | None:
 def tests_section(comparison: ComparisonFolder) -> Section | None:
     """Pairs of methods on the same cases, and their ranks."""
     lead = "Differences of two methods on the same cases and replicates: method minus baseline."
-    blocks = [_test_table(comparison), _rank_table(comparison)]
+    blocks = [_test_table(comparison), _change_table(comparison), _rank_table(comparison)]
     return section("tests", "Pairwise tests and ranks", lead, blocks)
 
 
@@ -230,10 +230,7 @@ def _test_table(comparison: ComparisonFolder) -> Table | None:
             titles.get(line["method"], line["method"]),
             titles.get(line["baseline"], line["baseline"]),
             *(line[group] for group in groups),
-            _measure_title(line["measure"]),
-            signed(float(line["difference"]), _digits(line)),
-            interval((float(line["ci95_low"]), float(line["ci95_high"])) if line["ci95_low"] else None, _digits(line)),
-            p_value(float(line["p_holm"])),
+            *_tested_cells(line),
             f"{line['wins']} / {line['ties']} / {line['losses']}",
             line["n_cases"],
             line["n_seeds"],
@@ -246,6 +243,46 @@ def _test_table(comparison: ComparisonFolder) -> Table | None:
         f"A tie is a case that differs by at most {margins}."
     )
     return Table(columns, rows, title="Pairs", note=note, texts=frozenset(range(len(groups) + 3)))
+
+
+def _change_table(comparison: ComparisonFolder) -> Table | None:
+    """Does a difference grow or shrink along an axis?"""
+    lines = comparison.table(CHANGES)
+    if not lines:
+        return None
+    titles = comparison.method_titles
+    groups = [name for name in _groups(lines, PairTest) if name not in ("axis", "first", "last")]
+    columns = (
+        *("method", "baseline", *(axis_title(group) for group in groups), "from", "to", "measure"),
+        *("change of the difference", INTERVAL, "p (Holm)", "cases", "replicates"),
+    )
+    rows = tuple(
+        (
+            titles.get(line["method"], line["method"]),
+            titles.get(line["baseline"], line["baseline"]),
+            *(line[group] for group in groups),
+            value_title(line["axis"], line["first"]),
+            value_title(line["axis"], line["last"]),
+            *_tested_cells(line),
+            line["n_cases"],
+            line["n_seeds"],
+        )
+        for line in lines
+    )
+    note = "The difference of a pair at the second value minus that at the first, tested as a pair is."
+    title = "Do differences change?"
+    return Table(columns, rows, title=title, note=note, texts=frozenset(range(len(groups) + 5)))
+
+
+def _tested_cells(line: Line) -> tuple[str, ...]:
+    """Return measure, difference, interval and p of a line of tests.csv or changes.csv."""
+    bounds = (float(line["ci95_low"]), float(line["ci95_high"])) if line["ci95_low"] else None
+    return (
+        _measure_title(line["measure"]),
+        signed(float(line["difference"]), _digits(line)),
+        interval(bounds, _digits(line)),
+        p_value(float(line["p_holm"])),
+    )
 
 
 def _rank_table(comparison: ComparisonFolder) -> Table | None:
