@@ -253,25 +253,24 @@ def _change_table(comparison: ComparisonFolder) -> Table | None:
     titles = comparison.method_titles
     groups = [name for name in _groups(lines, PairTest) if name not in ("axis", "first", "last")]
     columns = (
-        *("method", "baseline", *(axis_title(group) for group in groups), "from", "to", "measure"),
-        *("change of the difference", INTERVAL, "p (Holm)", "cases", "replicates"),
+        *("method", "baseline", *(axis_title(group) for group in groups), "from … to", "measure"),
+        *("change", INTERVAL, "p (Holm)", "cases", "replicates"),
     )
     rows = tuple(
         (
             titles.get(line["method"], line["method"]),
             titles.get(line["baseline"], line["baseline"]),
             *(line[group] for group in groups),
-            value_title(line["axis"], line["first"]),
-            value_title(line["axis"], line["last"]),
+            value_title(line["axis"], f"{line['first']} to {line['last']}"),
             *_tested_cells(line),
             line["n_cases"],
             line["n_seeds"],
         )
         for line in lines
     )
-    note = "The difference of a pair at the second value minus that at the first, tested as a pair is."
+    note = "Change: the difference of a pair at the last value minus that at the first, tested as the differences are."
     title = "Do differences change?"
-    return Table(columns, rows, title=title, note=note, texts=frozenset(range(len(groups) + 5)))
+    return Table(columns, rows, title=title, note=note, texts=frozenset(range(len(groups) + 4)))
 
 
 def _tested_cells(line: Line) -> tuple[str, ...]:
