@@ -39,6 +39,8 @@ Make = Callable[[Path], Mapping[str, Any]]
 Costs = Mapping[str, Mapping[str, float]]
 """Artifact's name -> each of ``COSTS``."""
 COSTS = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb")
+ENVIRONMENT = ("python", "system", "device", "libraries", "git_commit")
+"""What every manifest says of the versions and machine that made it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Artifact:
         """What it took to make it, and what it took to make the artifacts that were asked for on the way."""
         own = {name: self.manifest.get(name, 0.0) for name in COSTS}
         return {**self.manifest.get("used", {}), self.path.name: own}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What :func:`environment` said where it was made."""
+        return {name: self.manifest.get(name) for name in ENVIRONMENT}
 
 
 @dataclass(frozen=True)
@@ -272,7 +279,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions of Python and libraries, system, device and the git commit of the working folder."""
+    """Return ``ENVIRONMENT``: versions of Python and libraries, system, device, git commit of the working folder."""
     installed = {name: _version(name) for name in ("tskd", *_LIBRARIES)}
     return {
         "python": platform.python_version(),

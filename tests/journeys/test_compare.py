@@ -79,6 +79,8 @@ def test_shared_parts_are_trained_once_and_all_files_are_there(grid: Grid, alone
     assert [(row["method"], row["runs"]) for row in found["bias_variance.csv"]] == [("teacher", "2"), ("task_kd", "2")]
     summary = json.loads((alone / "comparison.json").read_text())
     assert (summary["runs"], summary["ended"], summary["failed"], summary["axes"]) == (4, 4, 0, AXES)
+    (made_with,) = summary["made_with"]
+    assert made_with == {**summary["versions"], "runs": 4}
     cost = {row["method"]: float(row["seconds"]) for row in csv.DictReader((alone / "table.csv").open())}
     assert cost["task_kd"] > cost["teacher"], "the teacher is a part of what distillation costs"
 

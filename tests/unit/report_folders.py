@@ -234,7 +234,12 @@ def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
         "grid": {"base": {"data": {"root": str(root)}}, "axes": {"data.labels": [4, 8]}},
         "budget_rule": "Every student has the same training compute.", "runs": len(lines), "ended": len(lines),
         "failed": int(bool(failed)), "executor": {"executor": "local", "workers": 2, "address": None},
-        "versions": {"python": "3.11", "libraries": {"torch": "2"}},
+        "made_with": [
+            {"python": "3.11", "system": "Linux", "device": "CPU", "libraries": {"torch": "2"}, "git_commit": None,
+             "runs": 6},
+            {"python": "3.12", "system": "Linux", "device": "CPU", "libraries": {"torch": "3"}, "git_commit": None,
+             "runs": 2},
+        ],
     })  # fmt: skip
     return out
 

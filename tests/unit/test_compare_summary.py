@@ -38,7 +38,7 @@ def test_two_settings_of_one_method_are_two_lines(tmp_path: Path, capsys: pytest
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"name": "ours", "axes": AXES}))
     failed = {"run": "third", "status": "failed", "error": "install tskd[offline] [/] first"}
     rows = [row("with [logits]", 0.7), row("features alone", 0.5), failed]
-    print_comparison(Comparison(load_grid(tmp_path / "grid.yaml"), tmp_path, rows, Statistics((), (), ()), []))
+    print_comparison(Comparison(load_grid(tmp_path / "grid.yaml"), tmp_path, rows, Statistics((), (), ()), [], []))
     said = capsys.readouterr().out
     (first,) = (line for line in said.splitlines() if "with [logits]" in line)
     (second,) = (line for line in said.splitlines() if "features alone" in line)

@@ -373,6 +373,12 @@ def test_how_differences_change_is_said_with_its_axis(copied: Path) -> None:
     assert row[4] == signed(float(line["difference"]))
 
 
+def test_versions_that_differ_between_runs_are_all_named(html: str) -> None:
+    assert "Libraries (6 runs)" in html
+    assert "Libraries (2 runs)" in html
+    assert "torch 3" in html
+
+
 def test_tables_that_were_not_written_leave_their_sections_out(copied: Path) -> None:
     for name in ("tests.csv", "changes.csv", "ranks.csv", "bias_variance.csv"):
         (copied / name).unlink()

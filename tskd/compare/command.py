@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -13,7 +15,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from tskd.artifacts import ARTIFACTS, Artifact, Store, environment, write_json
+from tskd.artifacts import ARTIFACTS, Artifact, Store, canonical_json, environment, write_json
 from tskd.budget import BUDGET_RULE
 from tskd.compare.board import open_board
 from tskd.compare.decompose import decompose_groups, decomposition_columns
@@ -76,6 +78,8 @@ class Comparison:
     rows: list[dict[str, Any]]
     statistics: Statistics
     bias_variance: list[dict[str, Any]]
+    made_with: list[dict[str, Any]]
+    """Each environment that models were trained in, with the number of ``runs``."""
 
     @property
     def failures(self) -> int:
@@ -147,7 +151,7 @@ def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
         device = open_runtime(EngineConfig()).fabric.device  # of this machine, whatever the runs had
         lines = decompose_groups(grid, store, scored, device=device)
         write_table(out / BIAS_VARIANCE, lines, decomposition_columns(grid))
-    comparison = Comparison(grid, out, rows, statistics, lines)
+    comparison = Comparison(grid, out, rows, statistics, lines, _environments(store, scored))
     write_json(out / COMPARISON, _summary(comparison, machines))
     write_report(out)
     return comparison
@@ -159,6 +163,13 @@ def _networks(store: Store, scored: list[Scored]) -> dict[str, Network]:
         names = {one.outcome.artifacts["model"] for one in scored if one.run.recipe.data.image_size == size}
         found |= measure_networks(store, [Artifact(store.root / name) for name in sorted(names)], image_size=size)
     return found
+
+
+def _environments(store: Store, scored: list[Scored]) -> list[dict[str, Any]]:
+    """Return where models were trained: a comparison may be collected elsewhere, or go on after an update."""
+    models = [Artifact(store.root / one.outcome.artifacts["model"]) for one in scored]
+    counts = Counter(canonical_json(model.environment) for model in models)
+    return [{**json.loads(text), "runs": count} for text, count in counts.most_common()]
 
 
 def _summary(comparison: Comparison, machines: Machines) -> Mapping[str, Any]:
@@ -177,6 +188,7 @@ def _summary(comparison: Comparison, machines: Machines) -> Mapping[str, Any]:
         "failed": comparison.failures,
         "executor": asdict(machines) | {"threads": machines.threads},
         "versions": environment(),
+        "made_with": comparison.made_with,
     }
 
 

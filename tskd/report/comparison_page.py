@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 import yaml
 
@@ -111,8 +113,6 @@ def reproduce_section(comparison: ComparisonFolder) -> Section | None:
     """Grid, versions and what it took."""
     description = comparison.description
     seconds = sum(float(line["seconds"]) for line in comparison.lines if line.get("seconds"))
-    versions = description.get("versions", {})
-    libraries = ", ".join(f"{name} {version}" for name, version in versions.get("libraries", {}).items())
     machines = description.get("executor", {})
     executor = f"{machines.get('executor', NOTHING)}, {counted(machines.get('workers') or 1, 'run')} at a time"
     facts = [
@@ -120,15 +120,24 @@ def reproduce_section(comparison: ComparisonFolder) -> Section | None:
         ("Time", f"{duration(seconds)} over all runs; what runs share was computed once and is counted in each"),
         ("Written", str(description.get("created", NOTHING))),
         ("Carried out by", executor),
-        ("Python", f"{versions.get('python', NOTHING)}, {versions.get('system', '')}, {versions.get('device', '')}"),
-        ("Libraries", libraries),
-        ("Commit of the working folder", str(versions.get("git_commit") or NOTHING)),
+        *_made_with(description),
         *((f"Data of {title}", f"sha256 {digest}") for title, digest in _data_digests(comparison).items()),
     ]
     grid = yaml.safe_dump(shareable(description["grid"]), sort_keys=False, allow_unicode=True)
     lead = "The same grid, data and versions give the same table on the same kind of processor."
     blocks: list[Block] = [Facts(tuple(facts)), Code(grid, title="The grid")]
     return section("reproduce", "How to make it again", lead, blocks)
+
+
+def _made_with(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what the models were trained with, each kind of environment with its share of the runs."""
+    environments = description.get("made_with", [])
+    for versions in environments:
+        share = f" ({counted(versions['runs'], 'run')})" if len(environments) > 1 else ""
+        libraries = ", ".join(f"{name} {version}" for name, version in versions["libraries"].items())
+        yield f"Python{share}", f"{versions['python']}, {versions['system']}, {versions['device']}"
+        yield f"Libraries{share}", libraries
+        yield f"Commit of the working folder{share}", str(versions["git_commit"] or NOTHING)
 
 
 def _data_digests(comparison: ComparisonFolder) -> dict[str, str]:
