@@ -132,13 +132,15 @@ def compare(
 
     out = out or Path("out/compare") / found.name
     _require_folder(out)
+    if executor == "local" and (address or gpus):
+        raise UserError("--address and --gpus are for --executor ray: add it, or leave them out.")
     machines = command.Machines(executor, workers, address, cpus, gpus, retries)
     if dry_run:
         plans, estimator = command.plan_comparison(found, out, download=download, recheck=recheck)
         print_plan(found, plans, estimator, workers=workers or 1)
         return
     if tables_only:
-        comparison = command.collect(found, out, machines)
+        comparison = command.collect(found, out)
     else:
         comparison = command.compare(found, out, machines, download=download, recheck=recheck)
     if json_:

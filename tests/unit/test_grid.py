@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tskd.compare.decompose import decomposition_columns
 from tskd.compare.grid import Grid, load_grid
+from tskd.compare.statistics import columns_of, columns_of_changes
+from tskd.compare.tables import table_columns
+from tskd.comparison_files import RESULT_COLUMNS
 from tskd.errors import UserError
+from tskd.metrics.comparison import MeanRank, PairTest
 
 AXES: dict[str, Any] = {"method": ["task_kd", "scratch"], "data.labels": [20, 40], "seed": [0, 1, 2]}
 
@@ -92,6 +97,56 @@ def test_the_base_recipe_may_be_a_file_beside_the_grid_and_overrides_change_it(t
     (tmp_path / "base.yaml").write_text("teacher: {rank: 8, steps: 7}\n")
     recipe = load(tmp_path, "teacher.steps=9", recipe="base.yaml").runs[0].recipe
     assert (recipe.teacher.rank, recipe.teacher.steps) == (8, 9)
+
+
+def test_what_is_kept_of_a_grid_makes_the_same_runs_without_its_recipe_and_overrides(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("teacher: {rank: 8, steps: 7}\n")
+    grid = load(tmp_path, "teacher.steps=9", recipe="base.yaml")
+    (tmp_path / "kept.yaml").write_text(yaml.safe_dump(dict(grid.source), sort_keys=False))
+    (tmp_path / "base.yaml").unlink()
+    assert [run.name for run in load_grid(tmp_path / "kept.yaml").runs] == [run.name for run in grid.runs]
+
+
+@pytest.mark.parametrize(
+    ("override", "axes", "said"),
+    [
+        ("seed=7", {"seed": [0, 1]}, "seed is given, but the axis seed sets seed"),
+        ("data.root=mine", {"family": [{"name": "a", "data.phantom.family": "dermoscopy"}]},
+         "data.root is given, but the axis family sets data.phantom.family"),
+        ("data.labels=9", {"a": [{"name": "b", "data.root": "c", "data.labels": 3}]}, "the axis a sets data.labels"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_an_axis_would_overwrite_is_refused(
+    tmp_path: Path, override: str, axes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        load(tmp_path, override, axes=axes)
+
+
+def test_an_axis_is_no_column_of_results(tmp_path: Path) -> None:
+    """Its values would stand where scores are looked for."""
+    for name in ("dice", "status", "n_cases", "variance", "axis"):
+        assert "tables have a column of that name" in refusal(tmp_path, axes={name: [{"name": 1, "seed": 1}]})
+    grid = load(tmp_path)
+    tables = [
+        *table_columns(grid, [dict.fromkeys(("hd95_px", "hd95_mm", "assd_px", "assd_mm"), 1.0)]),
+        *columns_of(grid, PairTest), *columns_of(grid, MeanRank), *columns_of_changes(grid),
+        *decomposition_columns(grid),
+    ]  # fmt: skip
+    assert set(tables) - RESULT_COLUMNS == {"method", "dataset", *grid.axes}
+
+
+def test_a_name_stays_a_name(tmp_path: Path) -> None:
+    for name in ("../out", "a/b", ".hidden", ""):
+        assert "names a folder" in refusal(tmp_path, name=name)
+
+
+def test_seeds_that_vary_with_something_else_are_no_replicates_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = [{"name": n, "seed": n, "data.split_seed": n} for n in range(2)]
+    load(tmp_path, axes={"split": split})
+    assert "axes.split sets data.split_seed beside a seed" in capsys.readouterr().err
 
 
 def test_every_problem_is_named_with_the_number_of_runs_that_have_it(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -28,8 +28,7 @@ from tskd.compare.plan import RunPlan, all_missing, plan_runs
 from tskd.compare.statistics import Scored, Statistics, as_rows, columns_of, columns_of_changes, compare_groups
 from tskd.compare.tables import table_columns, table_rows, write_table
 from tskd.comparison_files import BIAS_VARIANCE, CHANGES, COMPARISON, RANKS, TABLE, TESTS
-from tskd.config import EngineConfig
-from tskd.console import say
+from tskd.console import say, warn
 from tskd.data.prepared import digest_of_test
 from tskd.engine import open_runtime
 from tskd.errors import UserError
@@ -98,24 +97,48 @@ def compare(grid: Grid, out: Path, machines: Machines, *, download: bool = False
     Finished runs are read back, failed ones tried again; what runs share is made once. Raises UserError where another
     comparison is at work in the folder: each would take down the other's runs as failed.
     """
+    with _alone_in(out):
+        _say_if_replaced(grid, out)
+        plans, estimator = plan_comparison(grid, out, download=download, recheck=recheck)
+        say(f"compare: {len(grid.runs)} runs, {len(grid.runs) - len(plans)} done already")
+        if plans:
+            say(f"compare: {estimator.explain(all_missing(plans).values(), workers=machines.workers or 1)}")
+            _do(plans, estimator, machines, out, download)
+        return _collect(grid, out, machines if plans else None)
+
+
+def collect(grid: Grid, out: Path) -> Comparison:
+    """Write the tables of the runs that have ended so far, and the report on them; UserError as in :func:`compare`."""
+    with _alone_in(out):
+        _say_if_replaced(grid, out)
+        return _collect(grid, out, None)
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK, timeout=0)
     try:
-        with lock:
-            return _compare(grid, out, machines, download=download, recheck=recheck)
+        held = FileLock(out / LOCK, timeout=0).acquire()
     except Timeout as error:
         raise UserError(
             f"{out}: another tskd compare is at work in this folder. Wait until it is done, or give another --out."
         ) from error
+    with held:
+        yield
 
 
-def _compare(grid: Grid, out: Path, machines: Machines, *, download: bool, recheck: bool) -> Comparison:
-    plans, estimator = plan_comparison(grid, out, download=download, recheck=recheck)
-    say(f"compare: {len(grid.runs)} runs, {len(grid.runs) - len(plans)} done already")
-    if plans:
-        say(f"compare: {estimator.explain(all_missing(plans).values(), workers=machines.workers or 1)}")
-        _do(plans, estimator, machines, out, download)
-    return collect(grid, out, machines)
+def _say_if_replaced(grid: Grid, out: Path) -> None:
+    if (other := _written(out).get("name", grid.name)) != grid.name:
+        warn(f"{out} has the tables and page of the comparison {other}: those of {grid.name} take their place")
+
+
+def _written(out: Path) -> dict[str, Any]:
+    """Return the description that lies there; empty where there is none that can be read."""
+    try:
+        found = json.loads((out / COMPARISON).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _do(plans: list[RunPlan], estimator: Estimator, machines: Machines, out: Path, download: bool) -> None:
@@ -128,8 +151,8 @@ def _do(plans: list[RunPlan], estimator: Estimator, machines: Machines, out: Pat
         drive(Queue(plans, estimator), executor, job_of, out, board)
 
 
-def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
-    """Write the tables of the runs that have ended so far, and the report on them."""
+def _collect(grid: Grid, out: Path, machines: Machines | None) -> Comparison:
+    """Write what was found; ``machines`` are None where nothing was done now."""
     store = Store(out / ARTIFACTS)
     outcomes = {run.name: outcome for run in grid.runs if (outcome := read_outcome(out, run.name))}
     if not outcomes:
@@ -146,10 +169,10 @@ def collect(grid: Grid, out: Path, machines: Machines) -> Comparison:
     write_table(out / TESTS, as_rows(statistics.tests), columns_of(grid, PairTest))
     write_table(out / CHANGES, as_rows(statistics.changes), columns_of_changes(grid))
     write_table(out / RANKS, as_rows(statistics.ranks), columns_of(grid, MeanRank))
+    (out / BIAS_VARIANCE).unlink(missing_ok=True)  # of a grid that asked for it
     lines: list[dict[str, Any]] = []
     if grid.bias_variance and scored:
-        device = open_runtime(EngineConfig()).fabric.device  # of this machine, whatever the runs had
-        lines = decompose_groups(grid, store, scored, device=device)
+        lines = decompose_groups(grid, store, scored, device=open_runtime(grid.engine).fabric.device)
         write_table(out / BIAS_VARIANCE, lines, decomposition_columns(grid))
     comparison = Comparison(grid, out, rows, statistics, lines, _environments(store, scored))
     write_json(out / COMPARISON, _summary(comparison, machines))
@@ -172,8 +195,12 @@ def _environments(store: Store, scored: list[Scored]) -> list[dict[str, Any]]:
     return [{**json.loads(text), "runs": count} for text, count in counts.most_common()]
 
 
-def _summary(comparison: Comparison, machines: Machines) -> Mapping[str, Any]:
-    grid = comparison.grid
+def _summary(comparison: Comparison, machines: Machines | None) -> Mapping[str, Any]:
+    grid, written = comparison.grid, _written(comparison.out)
+    if machines is not None:
+        executor = asdict(machines) | {"threads": machines.threads}
+    else:
+        executor = written.get("executor", {}) if written.get("name") == grid.name else {}
     return {
         "name": grid.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -186,7 +213,7 @@ def _summary(comparison: Comparison, machines: Machines) -> Mapping[str, Any]:
         "runs": len(grid.runs),
         "ended": len(comparison.rows),
         "failed": comparison.failures,
-        "executor": asdict(machines) | {"threads": machines.threads},
+        "executor": executor,
         "versions": environment(),
         "made_with": comparison.made_with,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,9 @@ from typing import Any
 from pydantic import Field
 
 from tskd.artifacts import canonical_json
-from tskd.comparison_files import DATASET, METHOD, REPLICATE_KEYS
-from tskd.config import (
-    Recipe,
-    Section,
-    build_recipe,
-    build_section,
-)
+from tskd.comparison_files import DATASET, METHOD, REPLICATE_KEYS, RESULT_COLUMNS
+from tskd.config import EngineConfig, Recipe, Section, build_recipe, build_section
+from tskd.console import warn
 from tskd.errors import UserError
 from tskd.methods import check_names
 from tskd.settings import apply_override, read_settings, read_yaml, set_key
@@ -74,7 +71,12 @@ class Grid:
     baseline: Scalar
     bias_variance: bool
     source: Mapping[str, Any]
-    """The file as it was read."""
+    """The file, its ``recipe`` being every setting that all runs share: defaults, and what the command line changed."""
+
+    @property
+    def engine(self) -> EngineConfig:
+        """Where work for all runs together is done."""
+        return EngineConfig(**self.source["recipe"]["engine"])
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -93,19 +95,20 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     if not isinstance(source, dict):
         raise UserError(f"{path}: a grid is a mapping with name, recipe and axes, not a {type(source).__name__}.")
     file = build_section(GridFile, source, str(path))
-    _refuse(path, _axis_problems(file.axes))
+    _refuse(path, [*_name_problems(file.name), *_axis_problems(file.axes)])
     axes = {axis: _read_axis(axis, values) for axis, values in file.axes.items()}
-    _refuse(path, _shared_keys(axes))
+    _refuse(path, [*_shared_keys(axes), *_idle_overrides(axes, overrides)])
     base = _base_recipe(file, path, overrides)
     runs = _expand(path, base, axes)
     names = {axis: tuple(name for name, _ in values) for axis, values in axes.items()}
     replicates = tuple(axis for axis, values in axes.items() if _keys(values) <= REPLICATE_KEYS)
+    _say_what_is_no_replicate(axes)
     _refuse(path, _crossed_replicates({axis: names[axis] for axis in replicates}))
     comparable = {axis: values for axis, values in names.items() if axis not in replicates}
     compared = file.compare or _compared_axis(comparable)
     _refuse(path, _comparison_problems(compared, file.baseline, comparable))
     baseline = next((value for value in comparable.get(compared or "", ()) if value == file.baseline), None)
-    return Grid(file.name, names, replicates, runs, compared, baseline, file.bias_variance, source)
+    return Grid(file.name, names, replicates, runs, compared, baseline, file.bias_variance, source | {"recipe": base})
 
 
 Axis = list[tuple[Scalar, dict[str, Any]]]
@@ -125,11 +128,18 @@ def _keys(values: Axis) -> set[str]:
     return {key for _, keys in values for key in keys}
 
 
+def _name_problems(name: str) -> Iterator[str]:
+    if not re.fullmatch(r"\w[\w .-]*", name):
+        yield f"name: {name!r} names a folder. Use letters, digits, blanks, '.', '_' and '-', no '.' first"
+
+
 def _axis_problems(axes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     for axis, values in axes.items():
         groups = [value for value in values if isinstance(value, dict)]
         names = [group.get("name") for group in groups] or list(values)
-        if not values:
+        if axis in RESULT_COLUMNS:
+            yield f"axes.{axis}: tables have a column of that name. Give the axis another"
+        elif not values:
             yield f"axes.{axis}: no values. Give a list of at least one, or leave the axis out"
         elif groups and len(groups) < len(values):
             yield f"axes.{axis}: values and mappings are mixed. Give either values, or mappings with a name each"
@@ -145,6 +155,31 @@ def _shared_keys(axes: Mapping[str, Axis]) -> Iterator[str]:
     """Name recipe keys that two axes set: the product would hold runs that are not what their row says."""
     setters = Counter(key for values in axes.values() for key in _keys(values))
     yield from (f"axes: {key} is set by {count} axes. Keep it in one" for key, count in setters.items() if count > 1)
+
+
+def _idle_overrides(axes: Mapping[str, Axis], overrides: Sequence[str]) -> Iterator[str]:
+    """Name settings of the command line that an axis would overwrite, or that make an axis one of phantoms idle."""
+    given = [override.partition("=")[0].strip() for override in overrides]
+    for axis, values in axes.items():
+        for key in sorted(_keys(values)):
+            yield from (
+                f"{one} is given, but the axis {axis} sets {key}. Change the axis in the file"
+                for one in given
+                if key == one or key.startswith(f"{one}.") or one.startswith(f"{key}.") or _hides(one, key)
+            )
+
+
+def _hides(given: str, key: str) -> bool:
+    """Tell whether a data folder takes the place of the phantoms that an axis draws."""
+    section = given.removesuffix("root")
+    return given.endswith("data.root") and key.startswith(f"{section}phantom.")
+
+
+def _say_what_is_no_replicate(axes: Mapping[str, Axis]) -> None:
+    for axis, values in axes.items():
+        if len(values) > 1 and (keys := _keys(values)) & REPLICATE_KEYS and not keys <= REPLICATE_KEYS:
+            others = ", ".join(sorted(keys - REPLICATE_KEYS))
+            warn(f"axes.{axis} sets {others} beside a seed: its values are tested apart, not as replicates")
 
 
 def _crossed_replicates(axes: Mapping[str, Sequence[Scalar]]) -> Iterator[str]:

@@ -116,6 +116,8 @@ def run_job(job: Job) -> None:
 
 
 def _execute(job: Job) -> Outcome:
+    import torch
+
     from tskd.budget import compute_of
     from tskd.engine import open_runtime
     from tskd.methods import METHODS
@@ -135,6 +137,7 @@ def _execute(job: Job) -> Outcome:
         "seconds": round(sum(cost["seconds"] for cost in costs), 2),
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),
         "peak_gpu_memory_mb": max(cost.get("peak_gpu_memory_mb", 0.0) for cost in costs),
+        "threads": torch.get_num_threads(),
         **compute_of(model, run.store.used.values())._asdict(),
     }
     artifacts = {"model": model, "evaluation": evaluation, "data": run.tested_artifact}

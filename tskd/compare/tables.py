@@ -31,7 +31,7 @@ def table_columns(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         *("run", "status", "error", METHOD, "title", DATASET, *axes),
         *("dice", "dice_ci95_low", "dice_ci95_high", "iou", *units, *_COUNTS),
-        *(*COSTS, *_NETWORK, *_COMPUTE, "evaluation"),
+        *(*COSTS, "threads", *_NETWORK, *_COMPUTE, "evaluation"),
     ]
 
 
@@ -51,7 +51,7 @@ def _row(run: GridRun, outcome: Outcome, networks: Mapping[str, Network]) -> dic
         **run.point,  # a data set that the grid names is called so
         "dice_ci95_low": low,
         "dice_ci95_high": high,
-        **{name: found.get(name) for name in (*COSTS, *_COMPUTE)},
+        **{name: found.get(name) for name in (*COSTS, "threads", *_COMPUTE)},
         **(vars(network) if network else {}),
         "evaluation": outcome.artifacts["evaluation"],
     }

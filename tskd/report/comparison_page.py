@@ -19,6 +19,7 @@ from tskd.report.comparison_training import training_section
 from tskd.report.comparison_transfer import transfer_section
 from tskd.report.comparison_verdict import OURS, TEACHER, comparison_verdict
 from tskd.report.pictures import ROOM, Album, Gallery, failures, picks, side_by_side
+from tskd.report.provenance import changed_settings
 from tskd.report.shareable import shareable
 from tskd.report.text import INTERVAL, NOTHING, capital, counted, interval, number, p_value, signed, teraflops
 from tskd.stages.model_card import INTENDED_USE, LIMITS
@@ -125,7 +126,11 @@ def reproduce_section(comparison: ComparisonFolder) -> Section | None:
     ]
     grid = yaml.safe_dump(shareable(description["grid"]), sort_keys=False, allow_unicode=True)
     lead = "The same grid, data and versions give the same table on the same kind of processor."
-    blocks: list[Block] = [Facts(tuple(facts)), Code(grid, title="The grid")]
+    blocks: list[Block | None] = [
+        Facts(tuple(facts)),
+        changed_settings(description["grid"].get("recipe", {})),
+        Code(grid, title="The grid: save as grid.yaml, then tskd compare grid.yaml --data DATA --out OUT"),
+    ]
     return section("reproduce", "How to make it again", lead, blocks)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import yaml
 
 from tskd.bundle import FOLDER, ONNX, SUMS, read_sums
@@ -53,7 +56,7 @@ def reproduce_section(run: RunFolder) -> Section | None:
         "The same settings, data and versions give the same digests on the same kind of processor; digests are sha256 "
         "of the files' names and contents."
     )
-    blocks: list[Block | None] = [_facts(run), _digests(run), _changed(run), _settings(run)]
+    blocks: list[Block | None] = [_facts(run), _digests(run), changed_settings(run.summary["recipe"]), _settings(run)]
     return section("reproduce", "How to make it again", lead, blocks)
 
 
@@ -82,9 +85,9 @@ def _digests(run: RunFolder) -> Table:
     return Table(columns, rows, title="Artifacts", texts=frozenset({0, 1, 2}))
 
 
-def _changed(run: RunFolder) -> Table | None:
-    """Return the settings that are not the defaults."""
-    now, usual = flattened(shareable(run.summary["recipe"])), flattened(Recipe().model_dump(mode="json"))
+def changed_settings(recipe: Mapping[str, Any]) -> Table | None:
+    """Return the settings of a recipe that are not the defaults."""
+    now, usual = flattened(shareable(recipe)), flattened(Recipe().model_dump(mode="json"))
     rows = tuple((key, _shown(value), _shown(usual.get(key))) for key, value in now.items() if value != usual.get(key))
     if not rows:
         return None
