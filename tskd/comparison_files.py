@@ -15,8 +15,8 @@ RESULT_COLUMNS = frozenset({
     "run", "status", "error", "title", "dice", "dice_ci95_low", "dice_ci95_high", "iou", "hd95_px", "hd95_mm",
     "assd_px", "assd_mm", "n_cases", "missed", "false_positive", "both_empty", "seconds", "peak_memory_mb",
     "peak_gpu_memory_mb", "threads", "parameters", "model_mb", "latency_ms", "student_gflops", "teacher_gflops",
-    "evaluation", "measure", "baseline", "difference", "ci95_low", "ci95_high", "p_wilcoxon", "p_holm", "wins", "ties", "losses",
-    "tie_margin", "n_seeds", "axis", "first", "last", "mean_rank", "mean_score",
+    "evaluation", "measure", "baseline", "difference", "ci95_low", "ci95_high", "p_wilcoxon", "p_holm", "wins", "ties",
+    "losses", "tie_margin", "n_seeds", "axis", "first", "last", "mean_rank", "mean_score",
     "bias2", "variance", "remainder", "runs",
 })  # fmt: skip
 """Columns of the tables that are no axis: no axis of a grid's own may have such a name."""

@@ -11,6 +11,7 @@ from tskd.metrics.comparison import (
     degrees_of_freedom,
     difference_interval,
     holm,
+    pair_test,
     rank_table,
     wilcoxon,
     win_tie_loss,
@@ -58,7 +59,16 @@ def test_every_pair_is_tested_and_corrected_over_the_table() -> None:
     assert first.ci95_low < first.difference < first.ci95_high
     assert (first.wins, first.ties, first.losses) == (5, 1, 0)
     assert (first.n_cases, first.n_seeds) == (6, 2)
-    assert first.as_dict()["p_holm"] == first.p_holm
+
+
+def test_no_interval_leaves_what_the_measure_allows() -> None:
+    """Two seeds that disagree: t with one degree of freedom is twelve standard errors to each side."""
+    difference = np.array([[0.9] * 8, [0.1] * 8])
+    free = pair_test(("a", "b"), difference, measure="dice", tie_margin=0, seed=0)
+    assert free.ci95_high is not None
+    assert free.ci95_high > 1
+    held = pair_test(("a", "b"), difference, measure="dice", tie_margin=0, seed=0, largest=1)
+    assert (held.ci95_low, held.ci95_high) == (-1, 1)
 
 
 def test_baseline_is_the_second_of_every_pair() -> None:

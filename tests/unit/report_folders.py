@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
     write_csv(out / "table.csv", lines)
     by_labels = {k: {m: np.array(scores[k, m]) for m in ("task_kd", "scratch")} for k in (4, 8)}
     tests = [
-        {"dataset": "cones", "data.labels": labels, **test.as_dict()}
+        {"dataset": "cones", "data.labels": labels, **asdict(test)}
         for labels, group in by_labels.items()
         for test in compare_methods(group, measure="dice", tie_margin=0.01, seed=0)
     ]
@@ -218,7 +219,7 @@ def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
         measure="dice", tie_margin=0.01, seed=0,
     )  # fmt: skip
     place = {"dataset": "cones", "data.labels": "", "axis": "data.labels", "first": 4, "last": 8}
-    write_csv(out / "changes.csv", [{**place, **test.as_dict()} for test in change])
+    write_csv(out / "changes.csv", [{**place, **asdict(test)} for test in change])
     write_csv(out / "ranks.csv", [
         {"dataset": "cones", "data.labels": labels, **vars(rank)}
         for labels, group in by_labels.items() for rank in rank_table(group, measure="dice")

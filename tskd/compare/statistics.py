@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,13 +15,11 @@ import numpy as np
 from tskd.compare.grid import DATASET, METHOD, Grid, GridRun
 from tskd.compare.job import Outcome
 from tskd.console import warn
-from tskd.metrics.comparison import MeanRank, PairTest, compare_methods, holm, rank_table
+from tskd.metrics.comparison import TIE_MARGINS, MeanRank, PairTest, pair_test, rank_table, with_holm
 from tskd.metrics.segmentation import ScoreRow, case_means
 from tskd.stages.evaluated import read_cases
 
 Replicate = tuple[Any, ...]
-TIE_MARGINS = {"dice": 0.01, "hd95": 1.0}
-"""A case whose score differs by at most this is a tie; distances in pixels or millimetres."""
 SEED = 0
 """Of the bootstrap: the same scores give the same intervals."""
 
@@ -155,7 +154,8 @@ def _comparable(group: _Group, labels: Sequence[str]) -> bool:
 def _tests(group: _Group) -> Iterator[tuple[Columns, PairTest]]:
     for measure, name in group.measures:
         for pair in group.pairs:
-            yield group.columns, _test(_scores(group, pair, measure), name, measure)
+            ours, theirs = _scores(group, pair, measure).values()
+            yield group.columns, _test(pair, ours - theirs, name, measure, largest=1)
 
 
 def _ranks(group: _Group) -> Iterator[tuple[Columns, MeanRank]]:
@@ -192,21 +192,20 @@ def _changes_between(axis: str, first: _Group, last: _Group) -> Iterator[tuple[C
             if len(values) < 4 or len(set.union(*(value.tests for value in values))) > 1 or not _shared(values):
                 continue  # said where the tests of the groups themselves were made
             ours, theirs, ours_first, theirs_first = (value.scores(_shared(values), measure) for value in values)
-            gaps = {pair[0]: ours - theirs, pair[1]: ours_first - theirs_first}
-            yield columns, _test(gaps, name, measure)
+            change = (ours - theirs) - (ours_first - theirs_first)
+            yield columns, _test(pair, change, name, measure, largest=2)
 
 
-def _test(scores: Mapping[str, np.ndarray], name: str, measure: str) -> PairTest:
-    """Test the first of two against the second."""
-    (test,) = compare_methods(
-        scores,
+def _test(pair: tuple[str, str], difference: np.ndarray, name: str, measure: str, *, largest: int) -> PairTest:
+    return pair_test(
+        pair,
+        difference,
         measure=name,
         tie_margin=TIE_MARGINS[measure],
         seed=SEED,
-        baseline=tuple(scores)[1],
         higher_is_better=_rises(measure),
+        largest=largest if measure == "dice" else math.inf,
     )
-    return test
 
 
 def _rises(measure: str) -> bool:
@@ -229,9 +228,9 @@ def _label(grid: Grid, scored: Scored, value: Any) -> str:
     return f"{scored.place[METHOD]}: {value}" if both else str(value)
 
 
-def _correct(tests: Sequence[tuple[Columns, PairTest]]) -> tuple[tuple[Columns, PairTest], ...]:
-    corrected = holm(np.array([test.p_wilcoxon for _, test in tests]))
-    return tuple((columns, replace(test, p_holm=float(p))) for (columns, test), p in zip(tests, corrected, strict=True))
+def _correct(lines: Sequence[tuple[Columns, PairTest]]) -> tuple[tuple[Columns, PairTest], ...]:
+    corrected = with_holm([test for _, test in lines])
+    return tuple((columns, test) for (columns, _), test in zip(lines, corrected, strict=True))
 
 
 def as_rows(lines: Sequence[tuple[Columns, PairTest | MeanRank]]) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ each seed's run is scored on the same cases.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -18,6 +18,8 @@ from tskd.metrics.intervals import LEAST_CASES, RESAMPLES, percentile_interval
 from tskd.seeding import numpy_generator
 
 Scores = Mapping[str, np.ndarray]
+TIE_MARGINS = {"dice": 0.01, "hd95": 1.0}
+"""A case whose score differs by at most this is a tie; distances in pixels or millimetres."""
 _ROUNDING = 1e-9
 """0.51 - 0.50 is a little more than 0.01 in binary."""
 
@@ -37,7 +39,7 @@ class PairTest:
     p_wilcoxon: float
     """Two-sided, on per-case means over seeds."""
     p_holm: float
-    """Corrected for all tests of this table."""
+    """Corrected for all tests of its table; not a number until these are known."""
     wins: int
     """Cases where the method is better by more than the tie margin."""
     ties: int
@@ -45,10 +47,6 @@ class PairTest:
     tie_margin: float
     n_cases: int
     n_seeds: int
-
-    def as_dict(self) -> dict[str, str | float | int | None]:
-        """Return the line for a CSV writer."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -70,40 +68,70 @@ def compare_methods(
     seed: int,
     baseline: str | None = None,
     higher_is_better: bool = True,
+    largest: float = math.inf,
 ) -> tuple[PairTest, ...]:
     """Test every method against ``baseline``, or every pair where it is None, with Holm's correction over the table.
 
-    ``scores`` maps a method to (S, C), cases in one order; ``tie_margin`` is in the measure's unit, and a difference of
-    at most that is a tie. Raises ValueError for fewer than two methods, shapes that differ, values that are not
-    finite, or an unknown baseline.
+    ``scores`` maps a method to (S, C), cases in one order; the rest is as in :func:`pair_test`. Raises ValueError for
+    fewer than two methods, shapes that differ, values that are not finite, or an unknown baseline.
     """
     _check(scores)
     if baseline is not None and baseline not in scores:
         raise ValueError(f"no scores of the baseline {baseline!r}; there are {', '.join(scores)}")
     pairs = combinations(scores, 2) if baseline is None else ((name, baseline) for name in scores if name != baseline)
-    tests = []
-    for method, other in pairs:
-        difference = scores[method] - scores[other]
-        low, high = difference_interval(difference, seed=seed) or (None, None)
-        wins, ties, losses = win_tie_loss(difference if higher_is_better else -difference, margin=tie_margin)
-        tests.append(
-            PairTest(
+    return with_holm(
+        [
+            pair_test(
+                (method, other),
+                scores[method] - scores[other],
                 measure=measure,
-                method=method,
-                baseline=other,
-                difference=float(difference.mean()),
-                ci95_low=low,
-                ci95_high=high,
-                p_wilcoxon=wilcoxon(difference),
-                p_holm=math.nan,  # known once all tests of the table are
-                wins=wins,
-                ties=ties,
-                losses=losses,
                 tie_margin=tie_margin,
-                n_cases=difference.shape[1],
-                n_seeds=difference.shape[0],
+                seed=seed,
+                higher_is_better=higher_is_better,
+                largest=largest,
             )
-        )
+            for method, other in pairs
+        ]
+    )
+
+
+def pair_test(
+    pair: tuple[str, str],
+    difference: np.ndarray,
+    *,
+    measure: str,
+    tie_margin: float,
+    seed: int,
+    higher_is_better: bool = True,
+    largest: float = math.inf,
+) -> PairTest:
+    """Test the ``difference`` (S, C) of a method and its baseline, whose names ``pair`` has.
+
+    ``tie_margin`` is in the measure's unit, and a difference of at most that is a tie; none is beyond ``largest``, nor
+    is the interval.
+    """
+    low, high = difference_interval(difference, seed=seed) or (None, None)
+    wins, ties, losses = win_tie_loss(difference if higher_is_better else -difference, margin=tie_margin)
+    return PairTest(
+        measure=measure,
+        method=pair[0],
+        baseline=pair[1],
+        difference=float(difference.mean()),
+        ci95_low=None if low is None else max(low, -largest),
+        ci95_high=None if high is None else min(high, largest),
+        p_wilcoxon=wilcoxon(difference),
+        p_holm=math.nan,
+        wins=wins,
+        ties=ties,
+        losses=losses,
+        tie_margin=tie_margin,
+        n_cases=difference.shape[1],
+        n_seeds=difference.shape[0],
+    )
+
+
+def with_holm(tests: Sequence[PairTest]) -> tuple[PairTest, ...]:
+    """Return the tests of one table with their corrected p values."""
     corrected = holm(np.array([test.p_wilcoxon for test in tests]))
     return tuple(replace(test, p_holm=float(p)) for test, p in zip(tests, corrected, strict=True))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tskd.metrics.comparison import PairTest, compare_methods
+from tskd.metrics.comparison import TIE_MARGINS, PairTest, compare_methods
 from tskd.metrics.segmentation import case_means
 from tskd.report.pictures import Predictions
 from tskd.report.run_folder import BEFORE_FINETUNE, STUDENT, RunFolder
@@ -14,8 +14,6 @@ from tskd.report.text import INTERVAL, counted, interval, number, signed
 
 NO_RIVALS = frozenset({STUDENT, BEFORE_FINETUNE, "teacher", "rival_teacher"})
 """Models that the student is not measured against: itself, and large models."""
-TIE_MARGIN = 0.01
-"""Dice by which a case must differ to count as won or lost."""
 CAVEAT = (
     "One training of each model. The intervals say what other test cases could have shown, not what another seed or "
     "other labels would: that takes a comparison over seeds."
@@ -27,7 +25,8 @@ def paired_tests(run: RunFolder) -> tuple[PairTest, ...]:
     scores = {name: _by_case(one) for name, one in run.predictions.items()}
     if len(scores) < 2:
         return ()
-    return compare_methods(scores, measure="dice", tie_margin=TIE_MARGIN, seed=0, baseline=STUDENT)
+    margin = TIE_MARGINS["dice"]
+    return compare_methods(scores, measure="dice", tie_margin=margin, seed=0, baseline=STUDENT, largest=1)
 
 
 def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
