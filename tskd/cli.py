@@ -128,7 +128,7 @@ def compare(
 
     found = load_grid(grid, _changes(data, set_))
     from tskd.compare import command
-    from tskd.compare.summary import print_comparison, print_plan
+    from tskd.compare.summary import plan_as_json, print_comparison, print_plan
 
     out = out or Path("out/compare") / found.name
     _require_folder(out)
@@ -137,7 +137,10 @@ def compare(
     machines = command.Machines(executor, workers, address, cpus, gpus, retries)
     if dry_run:
         plans, estimator = command.plan_comparison(found, out, download=download, recheck=recheck)
-        print_plan(found, plans, estimator, workers=workers or 1)
+        if json_:
+            print(plan_as_json(found, plans, estimator, workers=workers or 1))
+        else:
+            print_plan(found, plans, estimator, workers=workers or 1)
         return
     if tables_only:
         comparison = command.collect(found, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
+from PIL import Image
 
 from tests.journeys.conftest import Command
-from tskd.compare.command import LOCK, Machines, compare, plan_comparison
+from tskd.compare.command import LOCK, Machines, collect, compare, plan_comparison
 from tskd.compare.grid import Grid, load_grid
+from tskd.data.phantoms import write_phantoms
 
 MEASURED = {"seconds", "peak_memory_mb", "peak_gpu_memory_mb", "latency_ms"}
 RECIPE: dict[str, Any] = {
@@ -96,6 +100,20 @@ def test_nothing_is_left_to_do_and_a_second_call_only_reads(grid: Grid, alone: P
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_another_grid_in_the_folder_takes_the_place_of_the_tables_and_says_so(
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(alone, tmp_path / "out"))
+    before = json.loads((out / "comparison.json").read_text())
+    collect(load_grid(write_grid(tmp_path)), out)
+    assert "take their place" not in capsys.readouterr().err
+    assert json.loads((out / "comparison.json").read_text())["executor"] == before["executor"], "nothing was run now"
+    collect(load_grid(write_grid(tmp_path, name="other", axes={"seed": [0, 1]}, bias_variance=False)), out)
+    assert f"{out} has the tables and page of the comparison tiny" in capsys.readouterr().err
+    assert not (out / "bias_variance.csv").exists(), "it is of runs that this grid does not have"
+    assert json.loads((out / "comparison.json").read_text())["executor"] == {}
+
+
 def test_two_comparisons_at_once_in_one_folder_are_refused(tskd: Command, tmp_path: Path) -> None:
     with FileLock(tmp_path / LOCK):
         answer = tskd("compare", write_grid(tmp_path), "--out", tmp_path)
@@ -150,6 +168,9 @@ def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(tskd: Com
     assert "2 runs" in dry.stdout
     assert "finetune, evaluate" in dry.stdout
     assert "a guess from steps" in dry.stdout
+    plan = json.loads(tskd("compare", grid, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
+    assert (plan["runs"], plan["missing"]) == (2, 4)
+    assert [run["there"] for run in plan["waiting"]] == [2, 2], "the images, drawn and read: both runs have them"
     for _ in range(2):
         answer = tskd("compare", grid, "--out", tmp_path / "out", "--json")
         assert answer.returncode == 1
@@ -162,3 +183,27 @@ def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(tskd: Com
     assert (failed["status"], done["status"]) == ("failed", "done")
     assert "is not finite" in failed["error"]
     assert "Traceback" in (tmp_path / "out/runs" / f"{failed['run']}.log").read_text()
+
+
+def test_a_grid_does_not_grow_over_images_that_changed(tskd: Command, tmp_path: Path) -> None:
+    """A finished run and a new one on other masks would be compared as if they had learned from the same."""
+    root = tmp_path / "images"
+    write_phantoms("dermoscopy", root, count=28, size=32, seed=0, test=8)
+    recipe = {**RECIPE, "method": "scratch", "data": {"image_size": 32, "labels": 10, "root": str(root)}}
+    out = tmp_path / "out"
+
+    def grow(*seeds: int, recheck: bool = False) -> subprocess.CompletedProcess[str]:
+        grid = write_grid(tmp_path, recipe=recipe, axes={"seed": list(seeds)}, bias_variance=False)
+        return tskd("compare", grid, "--out", out, *(["--recheck"] if recheck else []))
+
+    assert grow(0).returncode == 0
+    for mask in (root / "masks").iterdir():
+        Image.fromarray(np.flipud(np.asarray(Image.open(mask)))).save(mask)
+    refused = grow(0, 1)
+    assert refused.returncode == 2
+    assert "1 of the finished runs were trained on other images or masks than there are now. Give --recheck" in refused.stderr
+    assert grow(0, 1, recheck=True).returncode == 0
+    models = [json.loads(path.read_text())["artifacts"]["model"] for path in (out / "runs").glob("*.json")]
+    data = {json.loads((out / "artifacts" / one / "manifest.json").read_text())["inputs"]["data"] for one in models}
+    assert len(models) == 2
+    assert len(data) == 1

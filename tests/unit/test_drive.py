@@ -18,7 +18,7 @@ from tskd.config import Recipe
 def plan(name: str, **parts: int) -> RunPlan:
     """A run that needs parts of so many steps; equal names are shared parts."""
     missing = tuple(Part(part, "x", {"steps": steps}, 64) for part, steps in parts.items())
-    return RunPlan(GridRun(name, {"method": name}, Recipe()), missing, ())
+    return RunPlan(GridRun(name, {"method": name}, Recipe()), missing, (), "data")
 
 
 def queue(tmp_path: Path, *plans: RunPlan) -> Queue:

@@ -88,7 +88,26 @@ class Comparison:
 def plan_comparison(grid: Grid, out: Path, *, download: bool, recheck: bool = False) -> tuple[list[RunPlan], Estimator]:
     """Return what is still to be done of a grid, and what estimates how long it takes."""
     waiting = [run for run in grid.runs if recheck or not _is_done(out, run)]
-    return plan_runs(waiting, out, download=download), Estimator(out / ARTIFACTS)
+    plans = plan_runs(waiting, out, download=download)
+    _refuse_changed_data(grid, plans, out)
+    return plans, Estimator(out / ARTIFACTS)
+
+
+def _refuse_changed_data(grid: Grid, plans: list[RunPlan], out: Path) -> None:
+    """Raise UserError where finished runs were trained on other images or masks than those that wait would be."""
+    now = {canonical_json(plan.run.recipe.data.model_dump()): plan.data for plan in plans}
+    waiting = {plan.run.name for plan in plans}
+    changed = 0
+    for run in grid.runs:
+        data = now.get(canonical_json(run.recipe.data.model_dump()))
+        if data and run.name not in waiting and (outcome := read_outcome(out, run.name)):
+            model = Artifact(out / ARTIFACTS / outcome.artifacts["model"])
+            changed += model.manifest["inputs"].get("data", data) != data
+    if changed:
+        raise UserError(
+            f"{out}: {changed} of the finished runs were trained on other images or masks than there are now. "
+            "Give --recheck, which makes anew what no longer fits, or another --out."
+        )
 
 
 def compare(grid: Grid, out: Path, machines: Machines, *, download: bool = False, recheck: bool = False) -> Comparison:

@@ -66,6 +66,8 @@ class Estimator:
     def explain(self, parts: Iterable[Part], *, workers: int) -> str:
         """Return the estimate as a sentence that says what it rests on."""
         listed = list(parts)
+        if not listed:
+            return "nothing is left to be made"
         bases = Counter(self.seconds(part)[1] for part in listed)
         how = "; ".join(f"{bases[basis]} {said}" for basis, said in _SAID.items() if bases[basis])
         time = duration(self.total(listed) / workers)

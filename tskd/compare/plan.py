@@ -41,6 +41,8 @@ class RunPlan:
     missing: tuple[Part, ...]
     found: tuple[str, ...]
     """Its artifacts that are there."""
+    data: str
+    """Digest of the data it is trained on."""
     complete: bool = True
     """False: something can be named only when a missing part is there."""
 
@@ -113,7 +115,7 @@ class _Planner:
     out: Path
     runtime: Runtime
     download: bool
-    shared: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shared: dict[str, tuple[dict[str, Any], dict[str, Artifact]]] = field(default_factory=dict)
     """What is costly to look up and the same for many runs (data sets, teacher's weights), by the settings."""
 
     def plan(self, grid_run: GridRun) -> RunPlan:
@@ -121,8 +123,9 @@ class _Planner:
         store = PlanStore(self.out / ARTIFACTS)
         run = Run(grid_run.recipe, self.out, self.runtime, self.download, open_store=lambda *_: store)
         key = canonical_json(grid_run.recipe.model_dump(include={"data", "teacher", "evaluate"}))
-        known = self.shared.setdefault(key, {})
+        known, used = self.shared.setdefault(key, ({}, {}))
         vars(run).update(known)  # cached properties that another run has looked up
+        store.used |= used
         complete = True
         try:
             method = METHODS[run.recipe.method]
@@ -130,9 +133,11 @@ class _Planner:
         except FileNotFoundError:  # it has to read what is not there yet
             complete = False
         known |= {name: vars(run)[name] for name in _SHARED if name in vars(run)}
+        used |= {name: one for name, one in store.used.items() if name.rpartition("-")[0] in DATA_STAGES}
         size = grid_run.recipe.data.image_size
         missing = tuple(Part(name, stage, config, size) for name, (stage, config) in store.missing.items())
-        return RunPlan(grid_run, missing, tuple(name for name in store.used if name not in store.missing), complete)
+        found = tuple(name for name in store.used if name not in store.missing)
+        return RunPlan(grid_run, missing, found, run.prepared_artifact.digest, complete)
 
 
 def all_missing(plans: Iterable[RunPlan]) -> dict[str, Part]:

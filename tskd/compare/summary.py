@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +47,29 @@ def print_plan(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, wo
     console.print(estimator.explain(all_missing(plans).values(), workers=workers))
     if not all(plan.complete for plan in plans):
         console.print("Some runs need more parts, which can be named only when these are there.")
+
+
+def plan_as_json(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, workers: int) -> str:
+    """Return the plan for scripts: every run that is not done with its missing parts, and the seconds of all."""
+    parts = all_missing(plans).values()
+    return json.dumps(
+        {
+            "name": grid.name,
+            "runs": len(grid.runs),
+            "waiting": [
+                {
+                    "run": plan.run.name,
+                    **plan.run.point,
+                    "there": len(plan.found),
+                    "missing": [one.name for one in plan.missing],
+                }
+                for plan in plans
+            ],
+            "missing": len(parts),
+            "seconds": round(estimator.total(parts) / workers, 1),
+        },
+        indent=2,
+    )
 
 
 def print_comparison(comparison: Comparison) -> None:
