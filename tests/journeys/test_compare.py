@@ -201,7 +201,10 @@ def test_a_grid_does_not_grow_over_images_that_changed(tskd: Command, tmp_path: 
         Image.fromarray(np.flipud(np.asarray(Image.open(mask)))).save(mask)
     refused = grow(0, 1)
     assert refused.returncode == 2
-    assert "1 of the finished runs were trained on other images or masks than there are now. Give --recheck" in refused.stderr
+    assert (
+        "1 of the finished runs were trained on other images or masks than there are now. Give --recheck"
+        in refused.stderr
+    )
     assert grow(0, 1, recheck=True).returncode == 0
     models = [json.loads(path.read_text())["artifacts"]["model"] for path in (out / "runs").glob("*.json")]
     data = {json.loads((out / "artifacts" / one / "manifest.json").read_text())["inputs"]["data"] for one in models}

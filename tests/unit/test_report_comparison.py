@@ -87,7 +87,33 @@ def test_the_verdict_counts_settings_and_tests(folder: Path, copied: Path) -> No
     table = table.replace("task_kd", "other").replace("scratch", "task_kd").replace("other", "mae")
     (copied / "table.csv").write_text(table)
     (copied / "tests.csv").unlink()
-    assert re.search(r"highest mean Dice in 0 of 2 settings;.* differs by −0\.\d{3} on average\.$", verdict_of(copied))
+    assert re.search(
+        r"highest mean Dice in 0 of 2 settings;.* differs by −0\.\d{3} on average, a pair that was not tested\.$",
+        verdict_of(copied),
+    )
+
+
+def test_the_verdict_pools_no_data_sets(copied: Path) -> None:
+    """The lines at 8 labels become those of a second data set."""
+    for name in ("table.csv", "tests.csv"):
+        with (copied / name).open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        for line in lines:
+            line["dataset"] = "spheres" if line["data.labels"] == "8" else "cones"
+        write_csv(copied / name, lines)
+    first, second = verdict_of(copied).split(" On ")
+    assert first.startswith("On cones: Task-specific distillation has the highest mean Dice; against its strongest")
+    assert second.startswith("spheres: Task-specific distillation has the highest mean Dice; against its strongest")
+    assert "on average" not in first + second
+
+
+def test_the_verdict_on_one_training_of_each_says_so(copied: Path) -> None:
+    with (copied / "table.csv").open(newline="") as file:
+        write_csv(copied / "table.csv", [line for line in csv.DictReader(file) if line["seed"] == "0"])
+    edit_table(copied / "tests.csv", n_seeds="1")
+    assert verdict_of(copied).endswith(", for one training of each.")
+    caveat = comparison_page(open_comparison(copied)).caveat
+    assert "Intervals say what other test cases could have shown, not what another seed" in caveat
 
 
 def test_the_verdict_on_one_setting_has_no_counts(copied: Path) -> None:

@@ -159,7 +159,11 @@ def _caveat(comparison: ComparisonFolder) -> str:
     )
     fewest, most = min(counts, default=0), max(counts, default=0)
     said = [f"{f'{fewest} to ' if fewest < most else ''}{counted(most, 'run')} a method and setting."]
-    if most < FEW_REPLICATES:
+    if most == 1:
+        said.append(
+            "Intervals say what other test cases could have shown, not what another seed or other labels would."
+        )
+    elif most < FEW_REPLICATES:
         said.append(
             "With so few replicates intervals are wide where replicates differ, and a little short all the same."
         )

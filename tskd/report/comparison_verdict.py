@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tskd.comparison_files import METHOD, TESTS
+from tskd.comparison_files import DATASET, METHOD, TESTS
 from tskd.report.comparison_folder import Cell, ComparisonFolder, Line, axis_title
 from tskd.report.text import INTERVAL, capital, counted, interval, number, signed
 
@@ -17,21 +17,30 @@ UNCLEAR = f"p ≥ {LEVEL:g} after Holm, or 0 within the interval"
 
 
 def comparison_verdict(comparison: ComparisonFolder) -> str:
-    """Return one sentence; the teacher is no rival: it is the large model that the others should replace."""
+    """Return one sentence a data set; the teacher is no rival: it is the large model that the others should replace."""
     if comparison.compared != METHOD:
         return _best_value(comparison)
-    settings = [{cell.method: cell for cell in cells} for cells in comparison.cells.values()]
-    rivals = {name for cells in settings for name in cells} - {OURS, TEACHER}
-    contested = [cells for cells in settings if OURS in cells and rivals & cells.keys()]
-    if not contested:
+    found: dict[str, list[dict[str, Cell]]] = {}
+    for setting, cells in comparison.cells.items():
+        by_method = {cell.method: cell for cell in cells}
+        if OURS in by_method and by_method.keys() - {OURS, TEACHER}:
+            found.setdefault(setting[0], []).append(by_method)
+    if not found:
         return _best(comparison)
+    head = "On {}: {}" if len(found) > 1 else "{1}"
+    return " ".join(head.format(dataset, _standing(comparison, dataset, cells)) for dataset, cells in found.items())
+
+
+def _standing(comparison: ComparisonFolder, dataset: str, contested: list[dict[str, Cell]]) -> str:
+    """Return where task-specific distillation stands on a data set."""
+    rivals = {name for cells in contested for name in cells} - {OURS, TEACHER}
     first = sum(max(_students(cells), key=lambda cell: cell.dice).method == OURS for cells in contested)
-    gains = {name: _mean_gain(contested, name) for name in rivals if any(name in cells for cells in contested)}
+    gains = {name: _mean_gain(contested, name) for name in rivals}
     nearest = min(gains, key=lambda name: gains[name])
     title, rival = comparison.method_titles[OURS], comparison.method_titles[nearest]
-    tests = [line for line in _dice_tests(comparison) if {line["method"], line["baseline"]} == {OURS, nearest}]
-    found = _tested([_gain(line, OURS) for line in tests])
-    difference = f"{signed(gains[nearest])}{' on average' if len(contested) > 1 else ''}{found}"
+    pair = {OURS, nearest}
+    tests = [line for line in _dice_tests(comparison, dataset) if {line["method"], line["baseline"]} == pair]
+    difference = f"{signed(gains[nearest])}{' on average' if len(contested) > 1 else ''}{_tested(tests, OURS)}"
     placed = f"{capital(title)} {_placed(first, len(contested))}"
     return f"{placed}; against its strongest rival, {rival}, it differs by {difference}."
 
@@ -62,7 +71,7 @@ def _best_value(comparison: ComparisonFolder) -> str:
     baseline, axis = baselines.pop(), axis_title(comparison.compared)
     gains = {value: float(np.mean([float(line["difference"]) for line in lines])) for value, lines in tests.items()}
     best = max(gains, key=lambda value: gains[value])
-    found = _tested([_gain(line, line["method"]) for line in tests[best]])
+    found = _tested(tests[best], tests[best][0]["method"])
     differs = f"differs by {signed(gains[best])}{' on average' if len(tests[best]) > 1 else ''}{found}"
     head = f"{capital(comparison.method_titles[method])}, {counted(len(tests) + 1, 'value')} of {axis}"
     first, usual = comparison.called(best), comparison.called(baseline)
@@ -71,8 +80,9 @@ def _best_value(comparison: ComparisonFolder) -> str:
     return f"{head}: {first} has the highest mean Dice; against {usual} it {differs}."
 
 
-def _dice_tests(comparison: ComparisonFolder) -> list[Line]:
-    return [line for line in comparison.table(TESTS) if line["measure"] == "dice"]
+def _dice_tests(comparison: ComparisonFolder, dataset: str | None = None) -> list[Line]:
+    lines = [line for line in comparison.table(TESTS) if line["measure"] == "dice"]
+    return [line for line in lines if dataset in (None, line[DATASET])]
 
 
 def _placed(first: int, settings: int) -> str:
@@ -90,14 +100,16 @@ def _mean_gain(settings: list[dict[str, Cell]], rival: str) -> float:
     return float(np.mean([cells[OURS].dice - cells[rival].dice for cells in settings if rival in cells]))
 
 
-def _tested(gains: Sequence[float]) -> str:
-    """Return how many tests of Dice, one a setting, found a difference."""
-    if not gains:
-        return ""
+def _tested(tests: Sequence[Line], ours: str) -> str:
+    """Return what the tests of Dice, one a setting, found, and whether they say anything of other trainings."""
+    if not tests:
+        return ", a pair that was not tested"
+    gains = [_gain(line, ours) for line in tests]
+    alone = ", for one training of each" if all(line["n_seeds"] == "1" for line in tests) else ""
     better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     if len(gains) == 1:
-        return f", which is {f'clear ({CLEAR})' if gains[0] else f'not clear ({UNCLEAR})'}"
-    return f": clearly better ({CLEAR}) in {better} of {len(gains)} tests, worse in {worse}"
+        return f", which is {f'clear ({CLEAR})' if gains[0] else f'not clear ({UNCLEAR})'}{alone}"
+    return f": clearly better ({CLEAR}) in {better} of {len(gains)} tests, worse in {worse}{alone}"
 
 
 def _gain(line: Line, ours: str) -> float:
