@@ -129,7 +129,8 @@ def add_transfer(store: Store, prepared: Artifact, *, judged: bool = True) -> Ar
     noise = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), dtype=np.uint8)
     images = np.concatenate([data.images[data.rows("train")[:1]], noise])
     make_samples = lambda folder: _keep(images, folder)  # noqa: E731
-    samples = store.build("samples", make_samples, config={"first": 0}, inputs={}, seed=0, version=1)
+    drawn_by = {"model": train(store, prepared, "diffusion", "of the images").digest}
+    samples = store.build("samples", make_samples, config={"first": 0}, inputs=drawn_by, seed=0, version=1)
     means = lambda images: images.reshape(len(images), 16, -1).mean(axis=2).astype(np.float32)  # noqa: E731
     config = TransferConfig(synthetic=len(images), copy_quantile=0.1)
     transfer = build_transfer(store, config, prepared, [samples], seed=0)

@@ -271,8 +271,23 @@ def test_every_training_of_the_first_replicate_has_its_line(folder: Path) -> Non
     sections = {section.name: section for section in comparison_page(comparison).sections}
     (charts,) = sections["training"].blocks
     assert isinstance(charts, Charts)
-    assert [chart.title for chart in charts.charts] == ["Teacher: loss", "Distillation: loss", "Fine-tuning: loss"]
+    stages = ["Diffusion model", "Teacher", "Distillation", "Fine-tuning"]
+    assert [chart.title for chart in charts.charts] == [f"{stage}: loss" for stage in stages]
     assert [key.title for key in charts.keys] == ["task-specific distillation", "student from scratch"]
+
+
+def test_every_data_set_has_its_training_curves(copied: Path) -> None:
+    with (copied / "table.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    write_csv(copied / "table.csv", [
+        line | {"dataset": "spheres" if line["data.labels"] == "8" else "cones"} for line in lines
+    ])  # fmt: skip
+    sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
+    first, second = sections["training"].blocks
+    assert isinstance(first, Charts)
+    assert isinstance(second, Charts)
+    assert first.charts[-1].title == "Fine-tuning: loss (cones, 4 labelled images)"
+    assert second.charts[-1].title == "Fine-tuning: loss (spheres, 8 labelled images)"
 
 
 def test_every_transfer_set_has_its_row_and_its_pictures(folder: Path) -> None:

@@ -128,6 +128,14 @@ class ComparisonFolder:
             groups.setdefault(title, []).extend(self._named(cell, setting[place]) for cell in cells)
         return {title: self._by_method(cells) for title, cells in groups.items()}
 
+    @property
+    def first_groups(self) -> dict[str, list[Cell]]:
+        """Title -> the first group of each data set."""
+        first: dict[str, tuple[str, list[Cell]]] = {}
+        for title, cells in self.groups.items():
+            first.setdefault(cells[0].lines[0][DATASET], (title, cells))
+        return dict(first.values())
+
     def called(self, value: str) -> str:
         """Return what a value of the compared axis is called: ``LoRA rank 4``, or a name of the grid's own as it is."""
         return value_title(self.compared, "" if value == "None" else value) if "." in self.compared else value
@@ -183,8 +191,23 @@ class ComparisonFolder:
         digests = (artifact.manifest["inputs"].get("transfer") for artifact in self.trainings(cell))
         return next((self._by_digest[digest] for digest in digests if digest in self._by_digest), None)
 
+    def diffusion(self, cell: Cell) -> tuple[Artifact, ...]:
+        """Return the trainings of the diffusion model that a cell's transfer set has images of."""
+        transfer = self.transfer(cell)
+        view = self.view(transfer) if transfer else None
+        return view.diffusion if view else ()
+
     def view(self, transfer: Artifact) -> TransferView | None:
         """Return a transfer set with its data and what is known of it; None where it or its data are damaged."""
+        if transfer.path not in self._views:
+            self._views[transfer.path] = self._view(transfer)
+        return self._views[transfer.path]
+
+    @cached_property
+    def _views(self) -> dict[Path, TransferView | None]:
+        return {}
+
+    def _view(self, transfer: Artifact) -> TransferView | None:
         data = self._by_digest.get(transfer.manifest["inputs"]["data"])
         if data is None or any(find_damage(data)) or any(find_damage(transfer)):
             return None

@@ -78,7 +78,7 @@ def tests_section(comparison: ComparisonFolder) -> Section | None:
 
 def overlays_section(comparison: ComparisonFolder, album: Album) -> Section | None:
     """All that is compared on the same images, for each data set in its first group."""
-    groups = _first_groups(comparison).items()
+    groups = comparison.first_groups.items()
     blocks = [block for title, cells in groups for block in _overlays(comparison, title, cells, album)]
     lead = "Line: truth. Area: prediction of the first replicate. Images that several methods picked come once."
     return section("overlays", "Worst, median and best", lead, blocks)
@@ -87,7 +87,7 @@ def overlays_section(comparison: ComparisonFolder, album: Album) -> Section | No
 def failures_section(comparison: ComparisonFolder, album: Album) -> Section | None:
     """What task-specific distillation (else the best model) missed altogether or invented, for each data set."""
     blocks: list[Block] = []
-    for title, cells in _first_groups(comparison).items():
+    for title, cells in comparison.first_groups.items():
         cell = max(cells, key=lambda cell: (cell.method == OURS, cell.method != TEACHER, cell.dice))
         prepared, predictions = comparison.prepared(cell), comparison.predictions(cell)
         if prepared and predictions:
@@ -147,7 +147,7 @@ def _made_with(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _data_digests(comparison: ComparisonFolder) -> dict[str, str]:
     """Return the digest of the prepared data of each data set's first group, where they are there."""
-    digests = {title: comparison.data_digest(cells[0]) for title, cells in _first_groups(comparison).items()}
+    digests = {title: comparison.data_digest(cells[0]) for title, cells in comparison.first_groups.items()}
     return {title: digest for title, digest in digests.items() if digest}
 
 
@@ -338,14 +338,6 @@ def _measure_title(measure: str) -> str:
 
 def _digits(line: Line) -> int:
     return 3 if line["measure"] == "dice" else 1
-
-
-def _first_groups(comparison: ComparisonFolder) -> dict[str, list[Cell]]:
-    """Return the first group of each data set."""
-    first: dict[str, tuple[str, list[Cell]]] = {}
-    for title, cells in comparison.groups.items():
-        first.setdefault(cells[0].lines[0][DATASET], (title, cells))
-    return dict(first.values())
 
 
 def _overlays(comparison: ComparisonFolder, title: str, cells: list[Cell], album: Album) -> list[Block]:

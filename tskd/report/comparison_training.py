@@ -19,22 +19,25 @@ _MEASURES = {"loss": "loss", "val_score": "validation Dice"}
 
 
 def training_section(comparison: ComparisonFolder) -> Section | None:
-    """Loss and validation Dice of each stage, a line for everything that is compared, in the first group."""
-    groups = list(comparison.groups.items())
-    if not groups:
-        return None
-    title, cells = groups[0]
+    """Loss and validation Dice of each stage, a line for all that is compared, in the first group of each data set."""
+    groups = comparison.first_groups
+    blocks = [_curves(comparison, cells, f" ({title})" if len(groups) > 1 else "") for title, cells in groups.items()]
+    place = "" if len(groups) > 1 else f"{capital(next(iter(groups), ''))}. "
+    lead = f"{place}First replicate. Losses of different methods are of different kinds and do not compare."
+    return section("training", "Training curves", lead, blocks)
+
+
+def _curves(comparison: ComparisonFolder, cells: Sequence[Cell], where: str) -> Charts:
     lines: dict[tuple[str, str], list[Series]] = {}
     trained: dict[Path, Look] = {}
     for cell, look in zip(cells, _looks(comparison, cells)):
-        new = [artifact for artifact in comparison.trainings(cell) if artifact.path not in trained]  # others share it
+        made = [*comparison.diffusion(cell), *comparison.trainings(cell)]
+        new = [artifact for artifact in made if artifact.path not in trained]  # others share it
         trained |= dict.fromkeys((artifact.path for artifact in new), look)
         for place, series in _series_of(new, look):
             lines.setdefault(place, []).append(series)
-    charts = tuple(_chart(stage, measure, series) for (stage, measure), series in lines.items())
-    keys = tuple(line_key(look) for look in dict.fromkeys(trained.values()))
-    lead = f"{capital(title)}, first replicate. Losses of different methods are of different kinds and do not compare."
-    return section("training", "Training curves", lead, [Charts(charts, keys)])
+    charts = tuple(_chart(stage, measure, series, where) for (stage, measure), series in lines.items())
+    return Charts(charts, tuple(line_key(look) for look in dict.fromkeys(trained.values())))
 
 
 def _looks(comparison: ComparisonFolder, cells: Sequence[Cell]) -> list[Look]:
@@ -56,8 +59,8 @@ def _series_of(trainings: Iterable[Artifact], look: Look) -> Iterator[tuple[tupl
                 yield (artifact.manifest["stage"], measure), Series(look, steps, values)
 
 
-def _chart(stage: str, measure: str, series: list[Series]) -> Chart:
-    title = f"{capital(STAGES.get(stage, stage))}: {_MEASURES[measure]}"
+def _chart(stage: str, measure: str, series: list[Series], where: str) -> Chart:
+    title = f"{capital(STAGES.get(stage, stage))}: {_MEASURES[measure]}{where}"
     steep = measure == "loss" and log_places([value for one in series for value in one.y])
     y = Axis(_MEASURES[measure], logarithmic=steep)
     return line_chart(series, Axis("step", from_zero=True), y, title=title, points=False)
