@@ -21,7 +21,8 @@ BUDGET_RULE = (
     "lower learning rate than random weights, lower still in early blocks), and the network that is trained gets the "
     "floating-point operations of the student's distillation and fine-tuning together, pre-training included, as "
     "counted by torch (2 a multiply-add; student_gflops); what only gives targets is told apart (teacher_gflops): a "
-    "teacher's adaptation and answers, and the momentum encoder of MoCo v3."
+    "teacher's adaptation and answers, and the momentum encoder of MoCo v3. Making a transfer set, a diffusion model "
+    "included, is data, not training: it is in no count of operations, and in the seconds of the arms that use it."
 )
 
 

@@ -15,8 +15,11 @@ RESULT_COLUMNS = frozenset({
     "run", "status", "error", "title", "dice", "dice_ci95_low", "dice_ci95_high", "iou", "hd95_px", "hd95_mm",
     "assd_px", "assd_mm", "n_cases", "missed", "false_positive", "both_empty", "seconds", "peak_memory_mb",
     "peak_gpu_memory_mb", "threads", "parameters", "model_mb", "latency_ms", "student_gflops", "teacher_gflops",
-    "evaluation", "measure", "baseline", "difference", "ci95_low", "ci95_high", "p_wilcoxon", "p_holm", "wins", "ties",
-    "losses", "tie_margin", "n_seeds", "axis", "first", "last", "mean_rank", "mean_score",
-    "bias2", "variance", "remainder", "runs",
+    "evaluation", "bias2", "variance", "remainder", "runs",
 })  # fmt: skip
-"""Columns of the tables that are no axis: no axis of a grid's own may have such a name."""
+"""Columns of table.csv and bias_variance.csv beside axes: no axis of a grid's own may be called so."""
+STATISTICS_COLUMNS = frozenset({
+    "measure", "baseline", "difference", "ci95_low", "ci95_high", "p_wilcoxon", "p_holm", "wins", "ties", "losses",
+    "tie_margin", "n_cases", "n_seeds", "axis", "first", "last", "mean_rank", "mean_score",
+})  # fmt: skip
+"""The same of tests.csv, changes.csv and ranks.csv, with a column for every axis not compared or averaged."""

@@ -30,7 +30,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mae_needs_a_vision_transformer(who: str) -> None:
     check_networks(recipe(who))
     check_networks(recipe(backbone="resnet10t"))
-    with pytest.raises(UserError, match=r"plain vision transformer, and student\.backbone is none"):
+    with pytest.raises(UserError, match=r"plain vision transformer, which student\.backbone is not"):
         check_networks(recipe(who, backbone="resnet10t"))
 
 

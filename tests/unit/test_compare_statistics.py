@@ -164,7 +164,7 @@ def test_a_method_that_failed_takes_no_seed_from_the_tests_of_others(
     }  # fmt: skip
     assert found.ranks == ()
     said = capsys.readouterr().err
-    place = "in {'dataset': 'set', 'data.labels': 20}: no seed is finished for all of them"
+    place = "in dataset set, data.labels 20: no seed is finished for all of them"
     assert said.count(f"no test between mae, moco {place}") == 1
     assert said.count(f"no ranks of kd, scratch, mae, moco {place}") == 1
 
@@ -175,7 +175,7 @@ def test_a_group_without_a_second_method_or_the_baseline_is_left_out(
     some = [one for one in runs if one.run.point["method"] == "kd" or one.run.point["data.labels"] == 40]
     rows = as_rows(compare_groups(grid(baseline="scratch"), some).tests)
     assert {row["data.labels"] for row in rows} == {40}
-    assert "no tests for {'dataset': 'set', 'data.labels': 20}" in capsys.readouterr().err
+    assert "no tests for dataset set, data.labels 20" in capsys.readouterr().err
     assert compare_groups(grid(), runs[:2]).tests == ()
 
 

@@ -12,7 +12,7 @@ from tskd.compare.decompose import decomposition_columns
 from tskd.compare.grid import Grid, load_grid
 from tskd.compare.statistics import columns_of, columns_of_changes
 from tskd.compare.tables import table_columns
-from tskd.comparison_files import RESULT_COLUMNS
+from tskd.comparison_files import RESULT_COLUMNS, STATISTICS_COLUMNS
 from tskd.errors import UserError
 from tskd.metrics.comparison import MeanRank, PairTest
 
@@ -125,15 +125,22 @@ def test_a_setting_that_an_axis_would_overwrite_is_refused(
 
 def test_an_axis_is_no_column_of_results(tmp_path: Path) -> None:
     """Its values would stand where scores are looked for."""
-    for name in ("dice", "status", "n_cases", "variance", "axis"):
-        assert "tables have a column of that name" in refusal(tmp_path, axes={name: [{"name": 1, "seed": 1}]})
+    ranks = [{"name": rank, "teacher.rank": rank} for rank in (1, 4)]
+    for name in ("dice", "status", "n_cases", "variance"):
+        assert "tables have a column of that name" in refusal(tmp_path, axes={name: ranks})
+    axes: dict[str, Any] = {"losses": ranks, "seed": [0]}
+    assert load(tmp_path, axes=axes).compare == "losses", "the axis that is compared is no column of tests.csv"
+    message = refusal(tmp_path, axes={**axes, "method": ["task_kd", "scratch"]})
+    assert "axes.losses: tables have a column of that name" in message
+
+
+def test_every_column_beside_axes_is_known(tmp_path: Path) -> None:
     grid = load(tmp_path)
-    tables = [
-        *table_columns(grid, [dict.fromkeys(("hd95_px", "hd95_mm", "assd_px", "assd_mm"), 1.0)]),
-        *columns_of(grid, PairTest), *columns_of(grid, MeanRank), *columns_of_changes(grid),
-        *decomposition_columns(grid),
-    ]  # fmt: skip
-    assert set(tables) - RESULT_COLUMNS == {"method", "dataset", *grid.axes}
+    distances = [dict.fromkeys(("hd95_px", "hd95_mm", "assd_px", "assd_mm"), 1.0)]
+    results = {*table_columns(grid, distances), *decomposition_columns(grid)}
+    assert results - RESULT_COLUMNS == {"method", "dataset", *grid.axes}
+    statistics = {*columns_of(grid, PairTest), *columns_of(grid, MeanRank), *columns_of_changes(grid)}
+    assert statistics - STATISTICS_COLUMNS == {"method", "dataset", "data.labels"}
 
 
 def test_a_name_stays_a_name(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from tskd.artifacts import canonical_json
-from tskd.comparison_files import DATASET, METHOD, REPLICATE_KEYS, RESULT_COLUMNS
+from tskd.comparison_files import DATASET, METHOD, REPLICATE_KEYS, RESULT_COLUMNS, STATISTICS_COLUMNS
 from tskd.config import EngineConfig, Recipe, Section, build_recipe, build_section
 from tskd.console import warn
 from tskd.errors import UserError
@@ -106,6 +106,7 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     _refuse(path, _crossed_replicates({axis: names[axis] for axis in replicates}))
     comparable = {axis: values for axis, values in names.items() if axis not in replicates}
     compared = file.compare or _compared_axis(comparable)
+    _refuse(path, [_taken(axis) for axis in comparable if axis != compared and axis in STATISTICS_COLUMNS])
     _refuse(path, _comparison_problems(compared, file.baseline, comparable))
     baseline = next((value for value in comparable.get(compared or "", ()) if value == file.baseline), None)
     return Grid(file.name, names, replicates, runs, compared, baseline, file.bias_variance, source | {"recipe": base})
@@ -138,7 +139,7 @@ def _axis_problems(axes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
         groups = [value for value in values if isinstance(value, dict)]
         names = [group.get("name") for group in groups] or list(values)
         if axis in RESULT_COLUMNS:
-            yield f"axes.{axis}: tables have a column of that name. Give the axis another"
+            yield _taken(axis)
         elif not values:
             yield f"axes.{axis}: no values. Give a list of at least one, or leave the axis out"
         elif groups and len(groups) < len(values):
@@ -149,6 +150,10 @@ def _axis_problems(axes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
             yield f"axes.{axis}: a value is a number, a text, true, false or null; lists belong into a named mapping"
         else:
             yield from (f"axes.{axis}: {name!r} is there twice" for name, count in Counter(names).items() if count > 1)
+
+
+def _taken(axis: str) -> str:
+    return f"axes.{axis}: tables have a column of that name. Give the axis another"
 
 
 def _shared_keys(axes: Mapping[str, Axis]) -> Iterator[str]:

@@ -99,6 +99,11 @@ class _Group:
         return {axis: value for axis, value in self.place.items() if axis != METHOD}
 
     @property
+    def title(self) -> str:
+        """Where it is, in words."""
+        return ", ".join(f"{axis} {value}" for axis, value in self.columns.items())
+
+    @property
     def measures(self) -> tuple[tuple[str, str], ...]:
         """Each measure and what tables call it: the unit of distances is one for all that scored the same images."""
         unit = next(row.unit for value in self.values.values() for rows in value.rows.values() for row in rows)
@@ -116,7 +121,7 @@ def _groups(grid: Grid, runs: Sequence[Scored]) -> Iterator[_Group]:
         group = _Group(dict(zip(group_axes(grid), key)), _values(grid, members), ())
         baseline = None if grid.baseline is None else _label(grid, members[0], grid.baseline)
         if len(group.values) < 2 or (baseline is not None and baseline not in group.values):
-            warn(f"no tests for {group.columns}: too few values of {grid.compare} have a finished run")
+            warn(f"no tests for {group.title}: too few values of {grid.compare} have a finished run")
         else:
             yield replace(group, pairs=tuple(pair for pair in _pairs(group, baseline) if _comparable(group, pair)))
 
@@ -147,7 +152,7 @@ def _comparable(group: _Group, labels: Sequence[str]) -> bool:
         return True
     what = "no test between" if len(labels) == 2 else "no ranks of"
     reason = "no seed is finished for all of them" if one_test else "their test images differ"
-    warn(f"{what} {', '.join(labels)} in {group.columns}: {reason}")
+    warn(f"{what} {', '.join(labels)} in {group.title}: {reason}")
     return False
 
 

@@ -270,6 +270,6 @@ def _require_budget(name: str, asked: int, available: int) -> None:
         return
     unit = "images" if name == "labels" else "cases"
     raise UserError(
-        f"{name}={asked} is out of range: the training side has {available} labelled {unit} (validation included, "
-        f"test not). State 2 to {available}, or leave {name} out to use all."
+        f"data.{name}={asked} is out of range: the training side has {available} labelled {unit} (validation included, "
+        f"test not). State 2 to {available}, or leave data.{name} out to use all."
     )

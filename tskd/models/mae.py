@@ -97,7 +97,7 @@ def require_transformer(student: Any) -> VisionTransformer:
     vit = getattr(student.encoder, "model", None)
     if not isinstance(vit, VisionTransformer):
         raise UserError(
-            "mae hides patches from a plain vision transformer, and student.backbone is none. Set it to a ViT or DeiT "
+            "mae hides patches from a plain vision transformer, which student.backbone is not. Set it to a ViT or DeiT "
             "(vit_tiny_patch16_224, deit_small_patch16_224, ...), or leave mae out."
         )
     return vit
