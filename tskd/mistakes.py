@@ -17,6 +17,8 @@ def describe_mistake(kind: Kind, problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         allowed = sorted(_section_at(kind, problem["loc"][:-1]).model_fields)
         return f"{where}: unknown key. {_suggest(kind, where, allowed)}Allowed here: {', '.join(allowed)}"
+    if problem["type"] == "missing":
+        return f"{where}: is missing"
     return f"{where}: {problem['msg']} (given: {problem['input']!r})" if where else str(problem["msg"])
 
 

@@ -190,6 +190,12 @@ def test_a_mistake_says_what_is_wrong(tmp_path: Path, content: dict[str, Any], e
     assert expected in refusal(tmp_path, **content)
 
 
+def test_a_key_that_is_missing_is_named_alone(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("axes: {seed: [0]}\n")
+    with pytest.raises(UserError, match=r"grid\.yaml cannot be used:\n  name: is missing$"):
+        load_grid(tmp_path / "grid.yaml")
+
+
 def test_files_that_are_no_grid(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such grid"):
         load_grid(tmp_path / "absent.yaml")
