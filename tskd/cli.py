@@ -132,9 +132,9 @@ def compare(
 
     out = out or Path("out/compare") / found.name
     _require_folder(out)
-    if executor == "local" and (address or gpus):
-        raise UserError("--address and --gpus are for --executor ray: add it, or leave them out.")
     machines = command.Machines(executor, workers, address, cpus, gpus, retries)
+    if executor == "local" and machines != command.Machines(workers=workers):
+        raise UserError("--address, --cpus, --gpus and --retries are for --executor ray: add it, or leave them out.")
     if dry_run:
         plans, estimator = command.plan_comparison(found, out, download=download, recheck=recheck)
         if json_:

@@ -9,7 +9,7 @@ TABLE, TESTS, CHANGES, RANKS, BIAS_VARIANCE = (
 )  # fmt: skip
 METHOD, DATASET = "method", "dataset"
 """Columns of every table."""
-REPLICATE_KEYS = frozenset({"seed", "data.budget_seed", "diffusion.seed"})
+REPLICATE_KEYS = frozenset({"seed", "data.budget_seed"})
 """An axis that sets nothing else repeats a measurement: statistics are over it, never between its values."""
 RESULT_COLUMNS = frozenset({
     "run", "status", "error", "title", "dice", "dice_ci95_low", "dice_ci95_high", "iou", "hd95_px", "hd95_mm",

@@ -111,7 +111,8 @@ def test_another_grid_in_the_folder_takes_the_place_of_the_tables_and_says_so(
     collect(load_grid(write_grid(tmp_path, name="other", axes={"seed": [0, 1]}, bias_variance=False)), out)
     assert f"{out} has the tables and page of the comparison tiny" in capsys.readouterr().err
     assert not (out / "bias_variance.csv").exists(), "it is of runs that this grid does not have"
-    assert json.loads((out / "comparison.json").read_text())["executor"] == {}
+    executor = json.loads((out / "comparison.json").read_text())["executor"]
+    assert executor == dict.fromkeys(before["executor"]), "who did the runs is not known"
 
 
 def test_two_comparisons_at_once_in_one_folder_are_refused(tskd: Command, tmp_path: Path) -> None:
@@ -185,28 +186,36 @@ def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(tskd: Com
     assert "Traceback" in (tmp_path / "out/runs" / f"{failed['run']}.log").read_text()
 
 
-def test_a_grid_does_not_grow_over_images_that_changed(tskd: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"seed": [0, 1]},
+        {"seed": [{"name": n, "seed": n, "data.budget_seed": n} for n in (0, 1)]},
+        {"data.labels": [10, 12]},
+    ],
+    ids=["seed", "label draw", "labels"],
+)
+def test_a_grid_does_not_grow_over_images_that_changed(tskd: Command, tmp_path: Path, more: dict[str, Any]) -> None:
     """A finished run and a new one on other masks would be compared as if they had learned from the same."""
-    root = tmp_path / "images"
+    root, out = tmp_path / "images", tmp_path / "out"
     write_phantoms("dermoscopy", root, count=28, size=32, seed=0, test=8)
     recipe = {**RECIPE, "method": "scratch", "data": {"image_size": 32, "labels": 10, "root": str(root)}}
-    out = tmp_path / "out"
 
-    def grow(*seeds: int, recheck: bool = False) -> subprocess.CompletedProcess[str]:
-        grid = write_grid(tmp_path, recipe=recipe, axes={"seed": list(seeds)}, bias_variance=False)
-        return tskd("compare", grid, "--out", out, *(["--recheck"] if recheck else []))
+    def grow(axes: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
+        grid = write_grid(tmp_path, recipe=recipe, axes=axes, bias_variance=False)
+        return tskd("compare", grid, "--out", out, *options)
 
-    assert grow(0).returncode == 0
+    assert grow({axis: values[:1] for axis, values in more.items()}).returncode == 0
     for mask in (root / "masks").iterdir():
         Image.fromarray(np.flipud(np.asarray(Image.open(mask)))).save(mask)
-    refused = grow(0, 1)
+    refused = grow(more)
     assert refused.returncode == 2
-    assert (
-        "1 of the finished runs were trained on other images or masks than there are now. Give --recheck"
-        in refused.stderr
-    )
-    assert grow(0, 1, recheck=True).returncode == 0
-    models = [json.loads(path.read_text())["artifacts"]["model"] for path in (out / "runs").glob("*.json")]
-    data = {json.loads((out / "artifacts" / one / "manifest.json").read_text())["inputs"]["data"] for one in models}
-    assert len(models) == 2
-    assert len(data) == 1
+    assert "1 of the finished runs were trained on other images or masks than there are now" in refused.stderr
+    if "data.labels" in more:
+        assert grow(more, "--recheck").returncode == 0
+        models = [json.loads(path.read_text())["artifacts"]["model"] for path in (out / "runs").glob("*.json")]
+        prepared = [json.loads(path.read_text()) for path in out.glob("artifacts/prepare-*/manifest.json")]
+        images = {one["digest"]: one["inputs"]["data"] for one in prepared}
+        manifests = [json.loads((out / "artifacts" / one / "manifest.json").read_text()) for one in models]
+        assert len(models) == 2
+        assert len({images[one["inputs"]["data"]] for one in manifests}) == 1

@@ -233,7 +233,7 @@ def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
     write_json(out / "comparison.json", {
         "name": "labels", "created": "2026-11-22", "axes": {"method": ["task_kd", "scratch"], "labels": [4, 8]},
         "replicates": ["seed"],
-        "grid": {"base": {"data": {"root": str(root)}}, "axes": {"data.labels": [4, 8]}},
+        "grid": {"recipe": {"data": {"root": str(root)}, "teacher": {"rank": 7}}, "axes": {"data.labels": [4, 8]}},
         "budget_rule": "Every student has the same training compute.", "runs": len(lines), "ended": len(lines),
         "failed": int(bool(failed)), "executor": {"executor": "local", "workers": 2, "address": None},
         "made_with": [

@@ -108,6 +108,32 @@ def test_changes_take_the_seeds_that_all_four_have(runs: list[Scored]) -> None:
     assert first["difference"] == pytest.approx((-0.4 - 0.3 - 0.305) / 3)
 
 
+def test_changes_that_cannot_be_paired_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another split tests other cases."""
+    axes: dict[str, tuple[Any, ...]] = {"method": ("kd", "scratch"), "data.split_seed": (0, 1), "seed": (0,)}
+    listed = [
+        run(tmp_path, {"method": method, "data.split_seed": split, "seed": 0}, dict.fromkeys(f"{split}xyz", 0.5))
+        for split in (0, 1)
+        for method in ("kd", "scratch")
+    ]
+    found = compare_groups(grid(axes), listed)
+    assert len(found.tests) == 4
+    assert found.changes == ()
+    said = capsys.readouterr().err
+    assert "no comparison of kd at data.split_seed 1, scratch at data.split_seed 1, kd at data.split_seed 0" in said
+    assert "their test images differ" in said
+
+
+def test_yes_and_no_are_no_numbers(tmp_path: Path) -> None:
+    axes: dict[str, tuple[Any, ...]] = {"method": ("kd", "scratch"), "transfer.flip": (False, True), "seed": (0,)}
+    listed = [
+        run(tmp_path, {"method": method, "transfer.flip": flip, "seed": 0}, dict.fromkeys("xyz", 0.5))
+        for flip in (False, True)
+        for method in ("kd", "scratch")
+    ]
+    assert compare_groups(grid(axes), listed).changes == ()
+
+
 def test_changes_go_along_numbers_alone_and_within_the_other_axes(tmp_path: Path) -> None:
     """From the lowest to the highest value, the middle left out; never from one backbone to another."""
     axes: dict[str, tuple[Any, ...]] = {
@@ -166,7 +192,7 @@ def test_a_method_that_failed_takes_no_seed_from_the_tests_of_others(
     said = capsys.readouterr().err
     place = "in dataset set, data.labels 20: no seed is finished for all of them"
     assert said.count(f"no test between mae, moco {place}") == 1
-    assert said.count(f"no ranks of kd, scratch, mae, moco {place}") == 1
+    assert said.count(f"no comparison of kd, scratch, mae, moco {place}") == 1
 
 
 def test_a_group_without_a_second_method_or_the_baseline_is_left_out(

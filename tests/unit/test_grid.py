@@ -123,6 +123,13 @@ def test_a_setting_that_an_axis_would_overwrite_is_refused(
         load(tmp_path, override, axes=axes)
 
 
+def test_an_axis_of_phantoms_goes_with_phantoms_alone(tmp_path: Path) -> None:
+    axes = {"family": [{"name": "a", "data.phantom": {"family": "dermoscopy"}}], "seed": [0]}
+    assert len(load(tmp_path, "data.root=phantoms", axes=axes).runs) == 1
+    with pytest.raises(UserError, match=r"the axis family sets data\.phantom\. Change the axis"):
+        load(tmp_path, "data.root=mine", axes=axes)
+
+
 def test_an_axis_is_no_column_of_results(tmp_path: Path) -> None:
     """Its values would stand where scores are looked for."""
     ranks = [{"name": rank, "teacher.rank": rank} for rank in (1, 4)]

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from report_folders import SECRET, draw_data, make_comparison, write_csv
 
 from tests.journeys.browser import console_of, look_at, needs_chromium, print_to_pdf
 from tskd.artifacts import file_sha256, write_json
+from tskd.compare.grid import load_grid
 from tskd.errors import UserError
 from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
 from tskd.report import write_report
 from tskd.report.blocks import Charts, Pictures, Table
 from tskd.report.comparison_folder import ComparisonFolder, open_comparison, value_title
-from tskd.report.comparison_page import comparison_page
+from tskd.report.comparison_page import comparison_page, how_to_use
+from tskd.report.shareable import shareable
 from tskd.report.text import signed
 from tskd.stages.evaluated import read_cases
 
@@ -412,6 +415,32 @@ def test_how_differences_change_is_said_with_its_axis(copied: Path) -> None:
     (row,) = table.rows
     assert row[2:4] == ("4 to 8 labelled images", "Dice")
     assert row[4] == signed(float(line["difference"]))
+
+
+def test_settings_that_differ_from_the_defaults_are_listed(html: str) -> None:
+    assert "Settings changed from the defaults" in html
+    assert re.search(r">teacher\.rank<.{0,60}>7<", html)
+    assert "save as grid.yaml, then tskd compare grid.yaml --data DATA --out OUT" in html
+
+
+def test_a_folder_of_an_earlier_version_is_still_reported(copied: Path) -> None:
+    """It has the path of a recipe, and the versions of the process that wrote it alone."""
+    description = json.loads((copied / "comparison.json").read_text())
+    description["grid"]["recipe"] = "base.yaml"
+    description["versions"] = description.pop("made_with")[0]
+    write_json(copied / "comparison.json", description)
+    assert "torch 2" in write_report(copied).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["labels", "phantoms", "paper_table", "cross_domain"])
+def test_the_command_that_the_page_shows_for_a_grid_works(name: str, tmp_path: Path) -> None:
+    grid = load_grid(Path(__file__).parents[2] / f"recipes/compare/{name}.yaml")
+    shown = shareable(grid.source)
+    (tmp_path / "grid.yaml").write_text(
+        yaml.safe_dump(shown, sort_keys=False).replace("DATA", "first", 1).replace("DATA", "second")
+    )
+    assert ("--data" in how_to_use(shown)) == (grid.runs[0].recipe.data.root == "mine")
+    assert len(load_grid(tmp_path / "grid.yaml").runs) == len(grid.runs)
 
 
 def test_versions_that_differ_between_runs_are_all_named(html: str) -> None:

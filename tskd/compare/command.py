@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from tskd.artifacts import ARTIFACTS, Artifact, Store, canonical_json, environment, write_json
+from tskd.artifacts import ARTIFACTS, Artifact, Store, canonical_json, environment, find_by_digest, write_json
 from tskd.budget import BUDGET_RULE
 from tskd.compare.board import open_board
 from tskd.compare.decompose import decompose_groups, decomposition_columns
@@ -28,8 +28,9 @@ from tskd.compare.plan import RunPlan, all_missing, plan_runs
 from tskd.compare.statistics import Scored, Statistics, as_rows, columns_of, columns_of_changes, compare_groups
 from tskd.compare.tables import table_columns, table_rows, write_table
 from tskd.comparison_files import BIAS_VARIANCE, CHANGES, COMPARISON, RANKS, TABLE, TESTS
+from tskd.config import EngineConfig
 from tskd.console import say, warn
-from tskd.data.prepared import digest_of_test
+from tskd.data.prepared import digest_of_source, digest_of_test
 from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.metrics.comparison import MeanRank, PairTest
@@ -78,7 +79,7 @@ class Comparison:
     statistics: Statistics
     bias_variance: list[dict[str, Any]]
     made_with: list[dict[str, Any]]
-    """Each environment that models were trained in, with the number of ``runs``."""
+    """Each environment in which the last training of a model was done, with the number of ``runs``."""
 
     @property
     def failures(self) -> int:
@@ -95,19 +96,30 @@ def plan_comparison(grid: Grid, out: Path, *, download: bool, recheck: bool = Fa
 
 def _refuse_changed_data(grid: Grid, plans: list[RunPlan], out: Path) -> None:
     """Raise UserError where finished runs were trained on other images or masks than those that wait would be."""
-    now = {canonical_json(plan.run.recipe.data.model_dump()): plan.data for plan in plans}
+    now = {_images_of(plan.run): plan.images for plan in plans}
     waiting = {plan.run.name for plan in plans}
-    changed = 0
-    for run in grid.runs:
-        data = now.get(canonical_json(run.recipe.data.model_dump()))
-        if data and run.name not in waiting and (outcome := read_outcome(out, run.name)):
-            model = Artifact(out / ARTIFACTS / outcome.artifacts["model"])
-            changed += model.manifest["inputs"].get("data", data) != data
-    if changed:
+    done = [run for run in grid.runs if run.name not in waiting and _images_of(run) in now]
+    trained = [(_trained_on(out, run), now[_images_of(run)]) for run in done]
+    if changed := sum(before not in (None, images) for before, images in trained):
         raise UserError(
             f"{out}: {changed} of the finished runs were trained on other images or masks than there are now. "
             "Give --recheck, which makes anew what no longer fits, or another --out."
         )
+
+
+def _images_of(run: GridRun) -> str:
+    """Return the settings that say which images a run is about, whatever it takes of them."""
+    return canonical_json(run.recipe.data.model_dump(include={"root", "layout", "phantom", "split_seed"}))
+
+
+def _trained_on(out: Path, run: GridRun) -> str | None:
+    """Return the digest of the images that a finished run was trained on; None where that is gone."""
+    outcome = read_outcome(out, run.name)
+    if outcome is None:
+        return None
+    model = Artifact(out / ARTIFACTS / outcome.artifacts["model"])
+    prepared = find_by_digest(out / ARTIFACTS, "prepare", model.manifest["inputs"]["data"])
+    return digest_of_source(prepared) if prepared else None
 
 
 def compare(grid: Grid, out: Path, machines: Machines, *, download: bool = False, recheck: bool = False) -> Comparison:
@@ -116,8 +128,12 @@ def compare(grid: Grid, out: Path, machines: Machines, *, download: bool = False
     Finished runs are read back, failed ones tried again; what runs share is made once. Raises UserError where another
     comparison is at work in the folder: each would take down the other's runs as failed.
     """
-    with _alone_in(out):
-        _say_if_replaced(grid, out)
+    out.mkdir(parents=True, exist_ok=True)
+    with _hold(out) as alone:
+        if not alone:
+            raise UserError(
+                f"{out}: another tskd compare is at work in this folder. Wait until it is done, or give another --out."
+            )
         plans, estimator = plan_comparison(grid, out, download=download, recheck=recheck)
         say(f"compare: {len(grid.runs)} runs, {len(grid.runs) - len(plans)} done already")
         if plans:
@@ -127,23 +143,30 @@ def compare(grid: Grid, out: Path, machines: Machines, *, download: bool = False
 
 
 def collect(grid: Grid, out: Path) -> Comparison:
-    """Write the tables of the runs that have ended so far, and the report on them; UserError as in :func:`compare`."""
-    with _alone_in(out):
-        _say_if_replaced(grid, out)
-        return _collect(grid, out, None)
+    """Write the tables of the runs that have ended so far, and the report on them.
+
+    While a comparison is at work in the folder, networks are not timed: they would be slow, and are timed once.
+    """
+    if not out.is_dir():
+        raise _nothing_yet(grid, out)
+    with _hold(out) as alone:
+        return _collect(grid, out, None, timed=alone)
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
+def _hold(out: Path) -> Iterator[bool]:
+    """Hold the folder; False: another comparison does."""
     try:
-        held = FileLock(out / LOCK, timeout=0).acquire()
-    except Timeout as error:
-        raise UserError(
-            f"{out}: another tskd compare is at work in this folder. Wait until it is done, or give another --out."
-        ) from error
+        held = FileLock(out / LOCK).acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
     with held:
-        yield
+        yield True
+
+
+def _nothing_yet(grid: Grid, out: Path) -> UserError:
+    return UserError(f"{out}: no run of the grid {grid.name} has ended here. Leave --tables-only out to do them.")
 
 
 def _say_if_replaced(grid: Grid, out: Path) -> None:
@@ -170,33 +193,40 @@ def _do(plans: list[RunPlan], estimator: Estimator, machines: Machines, out: Pat
         drive(Queue(plans, estimator), executor, job_of, out, board)
 
 
-def _collect(grid: Grid, out: Path, machines: Machines | None) -> Comparison:
+def _collect(grid: Grid, out: Path, machines: Machines | None, *, timed: bool = True) -> Comparison:
     """Write what was found; ``machines`` are None where nothing was done now."""
     store = Store(out / ARTIFACTS)
     outcomes = {run.name: outcome for run in grid.runs if (outcome := read_outcome(out, run.name))}
     if not outcomes:
-        raise UserError(f"{out}: no run of the grid {grid.name} has ended here. Leave --tables-only out to do them.")
+        raise _nothing_yet(grid, out)
+    _say_if_replaced(grid, out)
     tested = cache(lambda name: digest_of_test(Artifact(store.root / name)))  # runs share few data sets
     scored = [
         Scored(run, outcome, store.root / outcome.artifacts["evaluation"], tested(outcome.artifacts["data"]))
         for run in grid.runs
         if (outcome := outcomes.get(run.name)) and outcome.error is None
     ]
-    rows = table_rows(grid, outcomes, _networks(store, scored))
+    rows = table_rows(grid, outcomes, _networks(store, scored) if timed else {})
     statistics = compare_groups(grid, scored)
     write_table(out / TABLE, rows, table_columns(grid, rows))
     write_table(out / TESTS, as_rows(statistics.tests), columns_of(grid, PairTest))
     write_table(out / CHANGES, as_rows(statistics.changes), columns_of_changes(grid))
     write_table(out / RANKS, as_rows(statistics.ranks), columns_of(grid, MeanRank))
-    (out / BIAS_VARIANCE).unlink(missing_ok=True)  # of a grid that asked for it
     lines: list[dict[str, Any]] = []
     if grid.bias_variance and scored:
-        lines = decompose_groups(grid, store, scored, device=open_runtime(grid.engine).fabric.device)
+        lines = decompose_groups(grid, store, scored, device=open_runtime(_here(grid)).fabric.device)
         write_table(out / BIAS_VARIANCE, lines, decomposition_columns(grid))
+    else:
+        (out / BIAS_VARIANCE).unlink(missing_ok=True)  # of a grid that asked for it
     comparison = Comparison(grid, out, rows, statistics, lines, _environments(store, scored))
     write_json(out / COMPARISON, _summary(comparison, machines))
     write_report(out)
     return comparison
+
+
+def _here(grid: Grid) -> EngineConfig:
+    """Return the engine of this machine, which may lack the device that the runs had; a CPU asked for is kept."""
+    return EngineConfig(accelerator="cpu" if grid.engine.accelerator == "cpu" else "auto", threads=grid.engine.threads)
 
 
 def _networks(store: Store, scored: list[Scored]) -> dict[str, Network]:
@@ -208,7 +238,7 @@ def _networks(store: Store, scored: list[Scored]) -> dict[str, Network]:
 
 
 def _environments(store: Store, scored: list[Scored]) -> list[dict[str, Any]]:
-    """Return where models were trained: a comparison may be collected elsewhere, or go on after an update."""
+    """Return where models were trained last: a comparison may be collected elsewhere, or go on after an update."""
     models = [Artifact(store.root / one.outcome.artifacts["model"]) for one in scored]
     counts = Counter(canonical_json(model.environment) for model in models)
     return [{**json.loads(text), "runs": count} for text, count in counts.most_common()]
@@ -219,7 +249,8 @@ def _summary(comparison: Comparison, machines: Machines | None) -> Mapping[str, 
     if machines is not None:
         executor = asdict(machines) | {"threads": machines.threads}
     else:
-        executor = written.get("executor", {}) if written.get("name") == grid.name else {}
+        known = written.get("executor") if written.get("name") == grid.name else None
+        executor = known or dict.fromkeys((*(one.name for one in fields(Machines)), "threads"))
     return {
         "name": grid.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tskd.artifacts import canonical_json
 from tskd.comparison_files import DATASET, METHOD, REPLICATE_KEYS, RESULT_COLUMNS, STATISTICS_COLUMNS
-from tskd.config import EngineConfig, Recipe, Section, build_recipe, build_section
+from tskd.config import PHANTOMS, EngineConfig, Recipe, Section, build_recipe, build_section
 from tskd.console import warn
 from tskd.errors import UserError
 from tskd.methods import check_names
@@ -164,25 +164,28 @@ def _shared_keys(axes: Mapping[str, Axis]) -> Iterator[str]:
 
 def _idle_overrides(axes: Mapping[str, Axis], overrides: Sequence[str]) -> Iterator[str]:
     """Name settings of the command line that an axis would overwrite, or that make an axis one of phantoms idle."""
-    given = [override.partition("=")[0].strip() for override in overrides]
-    for axis, values in axes.items():
-        for key in sorted(_keys(values)):
-            yield from (
-                f"{one} is given, but the axis {axis} sets {key}. Change the axis in the file"
-                for one in given
-                if key == one or key.startswith(f"{one}.") or one.startswith(f"{key}.") or _hides(one, key)
-            )
+    for override in overrides:
+        given, _, value = override.partition("=")
+        for axis, values in axes.items():
+            for key in sorted(_keys(values)):
+                if _overlap(given.strip(), key) or _hides(given.strip(), value.strip(), key):
+                    yield f"{given.strip()} is given, but the axis {axis} sets {key}. Change the axis in the file"
 
 
-def _hides(given: str, key: str) -> bool:
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def _hides(given: str, value: str, key: str) -> bool:
     """Tell whether a data folder takes the place of the phantoms that an axis draws."""
     section = given.removesuffix("root")
-    return given.endswith("data.root") and key.startswith(f"{section}phantom.")
+    return given.endswith("data.root") and value != PHANTOMS and f"{key}.".startswith(f"{section}phantom.")
 
 
 def _say_what_is_no_replicate(axes: Mapping[str, Axis]) -> None:
     for axis, values in axes.items():
-        if len(values) > 1 and (keys := _keys(values)) & REPLICATE_KEYS and not keys <= REPLICATE_KEYS:
+        keys = _keys(values)
+        if len(values) > 1 and keys & REPLICATE_KEYS and not keys <= REPLICATE_KEYS:
             others = ", ".join(sorted(keys - REPLICATE_KEYS))
             warn(f"axes.{axis} sets {others} beside a seed: its values are tested apart, not as replicates")
 

@@ -14,6 +14,7 @@ from tskd.compare.grid import GridRun
 from tskd.compare.job import DATA_STAGES
 from tskd.config import EngineConfig
 from tskd.console import progress
+from tskd.data.prepared import digest_of_source
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import UserError
 from tskd.methods import METHODS
@@ -41,8 +42,8 @@ class RunPlan:
     missing: tuple[Part, ...]
     found: tuple[str, ...]
     """Its artifacts that are there."""
-    data: str
-    """Digest of the data it is trained on."""
+    images: str
+    """Digest of the images and masks it would be trained and tested on, as they lie in their folder now."""
     complete: bool = True
     """False: something can be named only when a missing part is there."""
 
@@ -137,7 +138,7 @@ class _Planner:
         size = grid_run.recipe.data.image_size
         missing = tuple(Part(name, stage, config, size) for name, (stage, config) in store.missing.items())
         found = tuple(name for name in store.used if name not in store.missing)
-        return RunPlan(grid_run, missing, found, run.prepared_artifact.digest, complete)
+        return RunPlan(grid_run, missing, found, digest_of_source(run.prepared_artifact), complete)
 
 
 def all_missing(plans: Iterable[RunPlan]) -> dict[str, Part]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,14 @@ class _Value:
         return np.array([list(case_means(self.rows[replicate], measure).values()) for replicate in replicates])
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Group:
     """Runs that are compared with each other."""
 
     place: Mapping[str, Any]
     """The axes they share."""
     values: Mapping[str, _Value]
-    pairs: tuple[tuple[str, str], ...]
+    pairs: list[tuple[str, str]] = field(default_factory=list)
     """What is tested against what."""
 
     @property
@@ -101,7 +101,11 @@ class _Group:
     @property
     def title(self) -> str:
         """Where it is, in words."""
-        return ", ".join(f"{axis} {value}" for axis, value in self.columns.items())
+        return ", ".join(f"{axis} {value}" for axis, value in self.place.items())
+
+    def only(self, labels: Iterable[str]) -> dict[str, _Value]:
+        """Return some of its values."""
+        return {label: self.values[label] for label in labels}
 
     @property
     def measures(self) -> tuple[tuple[str, str], ...]:
@@ -118,12 +122,13 @@ def _groups(grid: Grid, runs: Sequence[Scored]) -> Iterator[_Group]:
     for scored in runs:
         groups[tuple(scored.place[axis] for axis in group_axes(grid))].append(scored)
     for key, members in groups.items():
-        group = _Group(dict(zip(group_axes(grid), key)), _values(grid, members), ())
+        group = _Group(dict(zip(group_axes(grid), key)), _values(grid, members))
         baseline = None if grid.baseline is None else _label(grid, members[0], grid.baseline)
         if len(group.values) < 2 or (baseline is not None and baseline not in group.values):
             warn(f"no tests for {group.title}: too few values of {grid.compare} have a finished run")
         else:
-            yield replace(group, pairs=tuple(pair for pair in _pairs(group, baseline) if _comparable(group, pair)))
+            group.pairs = [pair for pair in _pairs(group, baseline) if _comparable(group.only(pair), group.title)]
+            yield group
 
 
 def _values(grid: Grid, members: Sequence[Scored]) -> dict[str, _Value]:
@@ -144,31 +149,29 @@ def _pairs(group: _Group, baseline: str | None) -> Iterator[tuple[str, str]]:
         yield from ((label, baseline) for label in group.values if label != baseline)
 
 
-def _comparable(group: _Group, labels: Sequence[str]) -> bool:
+def _comparable(values: Mapping[str, _Value], place: str) -> bool:
     """Tell whether values share a test set and a replicate; where they do not, say so once."""
-    values = [group.values[label] for label in labels]
-    one_test = len(set.union(*(value.tests for value in values))) == 1
-    if one_test and _shared(values):
+    one_test = len(set.union(*(value.tests for value in values.values()))) == 1
+    if one_test and _shared(values.values()):
         return True
-    what = "no test between" if len(labels) == 2 else "no ranks of"
+    what = "no test between" if len(values) == 2 else "no comparison of"
     reason = "no seed is finished for all of them" if one_test else "their test images differ"
-    warn(f"{what} {', '.join(labels)} in {group.title}: {reason}")
+    warn(f"{what} {', '.join(values)} in {place}: {reason}")
     return False
 
 
 def _tests(group: _Group) -> Iterator[tuple[Columns, PairTest]]:
     for measure, name in group.measures:
         for pair in group.pairs:
-            ours, theirs = _scores(group, pair, measure).values()
+            ours, theirs = _scores(group.only(pair), measure).values()
             yield group.columns, _test(pair, ours - theirs, name, measure, largest=1)
 
 
 def _ranks(group: _Group) -> Iterator[tuple[Columns, MeanRank]]:
-    labels = tuple(group.values)
-    if not (group.pairs if len(labels) == 2 else _comparable(group, labels)):
+    if not (group.pairs if len(group.values) == 2 else _comparable(group.values, group.title)):
         return
     for measure, name in group.measures:
-        ranks = rank_table(_scores(group, labels, measure), measure=name, higher_is_better=_rises(measure))
+        ranks = rank_table(_scores(group.values, measure), measure=name, higher_is_better=_rises(measure))
         yield from ((group.columns, rank) for rank in ranks)
 
 
@@ -181,7 +184,8 @@ def _changes(grid: Grid, groups: Sequence[_Group]) -> Iterator[tuple[Columns, Pa
     for axis in (axis for axis in group_axes(grid) if axis not in (DATASET, METHOD)):
         lines: dict[tuple[Any, ...], dict[float, _Group]] = defaultdict(dict)
         for group in groups:
-            if isinstance(value := group.place[axis], int | float):
+            value = group.place[axis]
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 lines[tuple(one for name, one in group.place.items() if name != axis)][value] = group
         for line in lines.values():
             if len(line) > 1:
@@ -191,12 +195,12 @@ def _changes(grid: Grid, groups: Sequence[_Group]) -> Iterator[tuple[Columns, Pa
 def _changes_between(axis: str, first: _Group, last: _Group) -> Iterator[tuple[Columns, PairTest]]:
     columns = {name: value for name, value in first.columns.items() if name != axis}
     columns |= {"axis": axis, "first": first.place[axis], "last": last.place[axis]}
-    for measure, name in first.measures:
-        for pair in first.pairs:
-            values = [group.values[label] for group in (last, first) for label in pair if label in group.values]
-            if len(values) < 4 or len(set.union(*(value.tests for value in values))) > 1 or not _shared(values):
-                continue  # said where the tests of the groups themselves were made
-            ours, theirs, ours_first, theirs_first = (value.scores(_shared(values), measure) for value in values)
+    for pair in (pair for pair in first.pairs if pair in last.pairs):
+        values = {f"{label} at {axis} {one.place[axis]}": one.values[label] for one in (last, first) for label in pair}
+        if not _comparable(values, first.title):
+            continue
+        for measure, name in first.measures:
+            ours, theirs, ours_first, theirs_first = _scores(values, measure).values()
             change = (ours - theirs) - (ours_first - theirs_first)
             yield columns, _test(pair, change, name, measure, largest=2)
 
@@ -217,14 +221,13 @@ def _rises(measure: str) -> bool:
     return measure == "dice"
 
 
-def _shared(values: Sequence[_Value]) -> list[Replicate]:
+def _shared(values: Collection[_Value]) -> list[Replicate]:
     return sorted(set.intersection(*(set(value.rows) for value in values)), key=str)
 
 
-def _scores(group: _Group, labels: Sequence[str], measure: str) -> dict[str, np.ndarray]:
-    """Return the scores (replicates, cases) of some labels on the replicates that all of them have."""
-    values = {label: group.values[label] for label in labels}
-    return {label: value.scores(_shared(list(values.values())), measure) for label, value in values.items()}
+def _scores(values: Mapping[str, _Value], measure: str) -> dict[str, np.ndarray]:
+    """Return the scores (replicates, cases) of values on the replicates that all of them have."""
+    return {label: value.scores(_shared(values.values()), measure) for label, value in values.items()}
 
 
 def _label(grid: Grid, scored: Scored, value: Any) -> str:

@@ -51,25 +51,26 @@ def print_plan(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, wo
 
 def plan_as_json(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, workers: int) -> str:
     """Return the plan for scripts: every run that is not done with its missing parts, and the seconds of all."""
-    parts = all_missing(plans).values()
-    return json.dumps(
+    parts = list(all_missing(plans).values())
+    waiting = [
         {
-            "name": grid.name,
-            "runs": len(grid.runs),
-            "waiting": [
-                {
-                    "run": plan.run.name,
-                    **plan.run.point,
-                    "there": len(plan.found),
-                    "missing": [one.name for one in plan.missing],
-                }
-                for plan in plans
-            ],
-            "missing": len(parts),
-            "seconds": round(estimator.total(parts) / workers, 1),
-        },
-        indent=2,
-    )
+            "run": plan.run.name,
+            "point": dict(plan.run.point),
+            "there": len(plan.found),
+            "missing": [part.name for part in plan.missing],
+            "complete": plan.complete,
+        }
+        for plan in plans
+    ]
+    plan = {
+        "name": grid.name,
+        "runs": len(grid.runs),
+        "waiting": waiting,
+        "missing": len(parts),
+        "seconds": round(estimator.total(parts) / workers, 1),
+        "estimate": estimator.explain(parts, workers=workers),
+    }
+    return json.dumps(plan, indent=2)
 
 
 def print_comparison(comparison: Comparison) -> None:

@@ -102,6 +102,11 @@ def digest_of_test(artifact: Artifact) -> str:
     return hashlib.sha256(canonical_json(sorted(lines)).encode()).hexdigest()
 
 
+def digest_of_source(artifact: Artifact) -> str:
+    """Return the digest of the images and masks that a prepared data set was read from."""
+    return str(artifact.manifest["inputs"]["data"])
+
+
 def native_path(folder: Path, row: int, kind: Literal["image", "mask"]) -> Path:
     """Return where a test image or mask is kept at its own size."""
     return folder / NATIVE / f"{row:06d}_{kind}.png"

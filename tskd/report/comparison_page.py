@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tskd.comparison_files import CHANGES, DATASET, METHOD, RANKS, TESTS
+from tskd.config import PHANTOMS
 from tskd.console import duration
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.report.blocks import Block, Chart, Charts, Code, Facts, Page, Pictures, Points, Section, Table, section
@@ -20,7 +21,7 @@ from tskd.report.comparison_transfer import transfer_section
 from tskd.report.comparison_verdict import OURS, TEACHER, comparison_verdict
 from tskd.report.pictures import ROOM, Album, Gallery, failures, picks, side_by_side
 from tskd.report.provenance import changed_settings
-from tskd.report.shareable import shareable
+from tskd.report.shareable import DATA, flattened, shareable
 from tskd.report.text import INTERVAL, NOTHING, capital, counted, interval, number, p_value, signed, teraflops
 from tskd.stages.model_card import INTENDED_USE, LIMITS
 
@@ -115,7 +116,8 @@ def reproduce_section(comparison: ComparisonFolder) -> Section | None:
     description = comparison.description
     seconds = sum(float(line["seconds"]) for line in comparison.lines if line.get("seconds"))
     machines = description.get("executor", {})
-    executor = f"{machines.get('executor', NOTHING)}, {counted(machines.get('workers') or 1, 'run')} at a time"
+    known = machines.get("executor")
+    executor = f"{known}, {counted(machines.get('workers') or 1, 'run')} at a time" if known else NOTHING
     facts = [
         ("Runs", f"{description['runs']}, of which {description['failed']} failed"),
         ("Time", f"{duration(seconds)} over all runs; what runs share was computed once and is counted in each"),
@@ -126,17 +128,28 @@ def reproduce_section(comparison: ComparisonFolder) -> Section | None:
     ]
     grid = yaml.safe_dump(shareable(description["grid"]), sort_keys=False, allow_unicode=True)
     lead = "The same grid, data and versions give the same table on the same kind of processor."
+    recipe = description["grid"].get("recipe")
     blocks: list[Block | None] = [
         Facts(tuple(facts)),
-        changed_settings(description["grid"].get("recipe", {})),
-        Code(grid, title="The grid: save as grid.yaml, then tskd compare grid.yaml --data DATA --out OUT"),
+        changed_settings(recipe) if isinstance(recipe, Mapping) else None,
+        Code(grid, title=f"The grid: {how_to_use(description['grid'])}"),
     ]
     return section("reproduce", "How to make it again", lead, blocks)
 
 
+def how_to_use(grid: Mapping[str, Any]) -> str:
+    """Return the command for the grid as the page shows it, without the folders of images."""
+    use = "save as grid.yaml, then tskd compare grid.yaml"
+    keys = {key for values in grid["axes"].values() for one in values if isinstance(one, Mapping) for key in one}
+    if "data.root" in keys or "data.root" in grid["axes"]:
+        return f"put your folders of images in the place of {DATA}, {use} --out OUT"
+    root = flattened(grid.get("recipe") or {}).get("data.root") if isinstance(grid.get("recipe"), Mapping) else None
+    return f"{use} --out OUT" if root in (None, PHANTOMS) else f"{use} --data {DATA} --out OUT"
+
+
 def _made_with(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield what the models were trained with, each kind of environment with its share of the runs."""
-    environments = description.get("made_with", [])
+    environments = description.get("made_with") or [{**description["versions"], "runs": description["ended"]}]
     for versions in environments:
         share = f" ({counted(versions['runs'], 'run')})" if len(environments) > 1 else ""
         libraries = ", ".join(f"{name} {version}" for name, version in versions["libraries"].items())

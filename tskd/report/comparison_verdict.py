@@ -1,4 +1,4 @@
-"""The verdict on a comparison, in one sentence: where task-specific distillation stands, and against whom."""
+"""The verdict on a comparison, a sentence a data set: where task-specific distillation stands, and against whom."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ UNCLEAR = f"p ≥ {LEVEL:g} after Holm, or 0 within the interval"
 
 def comparison_verdict(comparison: ComparisonFolder) -> str:
     """Return one sentence a data set; the teacher is no rival: it is the large model that the others should replace."""
-    if comparison.compared != METHOD:
-        return _best_value(comparison)
-    found: dict[str, list[dict[str, Cell]]] = {}
+    datasets: dict[str, list[dict[str, Cell]]] = {}
     for setting, cells in comparison.cells.items():
-        by_method = {cell.method: cell for cell in cells}
-        if OURS in by_method and by_method.keys() - {OURS, TEACHER}:
-            found.setdefault(setting[0], []).append(by_method)
-    if not found:
+        datasets.setdefault(setting[0], []).append({cell.method: cell for cell in cells})
+    found = {dataset: _on(comparison, dataset, settings) for dataset, settings in datasets.items()}
+    if not any(found.values()):
         return _best(comparison)
-    head = "On {}: {}" if len(found) > 1 else "{1}"
-    return " ".join(head.format(dataset, _standing(comparison, dataset, cells)) for dataset, cells in found.items())
+    said = {dataset: sentence or "the methods are not compared yet." for dataset, sentence in found.items()}
+    return " ".join(f"On {dataset}: {one}" for dataset, one in said.items()) if len(said) > 1 else said.popitem()[1]
+
+
+def _on(comparison: ComparisonFolder, dataset: str, settings: list[dict[str, Cell]]) -> str | None:
+    """Return the sentence on one data set; None: nothing stands against something there."""
+    if comparison.compared != METHOD:
+        return _best_value(comparison, dataset)
+    contested = [cells for cells in settings if OURS in cells and cells.keys() - {OURS, TEACHER}]
+    return _standing(comparison, dataset, contested) if contested else None
 
 
 def _standing(comparison: ComparisonFolder, dataset: str, contested: list[dict[str, Cell]]) -> str:
@@ -58,16 +63,16 @@ def _best(comparison: ComparisonFolder) -> str:
     return f"The highest mean Dice is {number(cell.dice)}{bounds}, of {cell.look.title} on {where}."
 
 
-def _best_value(comparison: ComparisonFolder) -> str:
+def _best_value(comparison: ComparisonFolder, dataset: str) -> str | None:
     """Return where the best value of the compared axis stands against the baseline, for the student if it is there."""
     method = min(comparison.method_titles, key=lambda name: (name != OURS, name == TEACHER))
     tests: dict[str, list[Line]] = {}
-    for line in _dice_tests(comparison):
+    for line in _dice_tests(comparison, dataset):
         if len(comparison.method_titles) == 1 or line["method"].startswith(f"{method}: "):
             tests.setdefault(line["method"].removeprefix(f"{method}: "), []).append(line)
     baselines = {line["baseline"].removeprefix(f"{method}: ") for lines in tests.values() for line in lines}
     if len(baselines) != 1:
-        return _best(comparison)
+        return None
     baseline, axis = baselines.pop(), axis_title(comparison.compared)
     gains = {value: float(np.mean([float(line["difference"]) for line in lines])) for value, lines in tests.items()}
     best = max(gains, key=lambda value: gains[value])
@@ -80,9 +85,8 @@ def _best_value(comparison: ComparisonFolder) -> str:
     return f"{head}: {first} has the highest mean Dice; against {usual} it {differs}."
 
 
-def _dice_tests(comparison: ComparisonFolder, dataset: str | None = None) -> list[Line]:
-    lines = [line for line in comparison.table(TESTS) if line["measure"] == "dice"]
-    return [line for line in lines if dataset in (None, line[DATASET])]
+def _dice_tests(comparison: ComparisonFolder, dataset: str) -> list[Line]:
+    return [line for line in comparison.table(TESTS) if line["measure"] == "dice" and line[DATASET] == dataset]
 
 
 def _placed(first: int, settings: int) -> str:
