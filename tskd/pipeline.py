@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tskd.artifacts import RUN_FILE, Artifact, write_json
@@ -66,8 +68,8 @@ def _require_small(recipe: Recipe) -> None:
     if not METHODS[recipe.method].ships:
         small = ", ".join(name for name, method in METHODS.items() if method.ships)
         raise UserError(
-            f"method: {recipe.method!r} is the large model, and a run ends with a small one to ship. "
-            f"Choose one of: {small}"
+            f"method: {recipe.method!r} is what students learn from, and a run ends with a student or a U-Net to ship; "
+            f"the teacher's scores are in every run. Choose one of: {small}"
         )
 
 
@@ -89,8 +91,20 @@ def judged_synthetic(run: Run) -> Artifact | None:
         run.store, run.transfer, run.samples, run.prepared_artifact, next((ask(run) for ask in teachers if ask), None),
         seed=run.recipe.seed, device=run.runtime.fabric.device,
     )  # fmt: skip
-    say(f"transfer: what the synthetic images are worth is in {judged.path / QUALITY}")
+    say(f"transfer: {_likeness(judged.path / QUALITY)}")
     return judged
+
+
+def _likeness(path: Path) -> str:
+    """Return how far synthetic images are from the training images, and how far real ones are."""
+    quality = json.loads(path.read_text(encoding="utf-8"))
+    for space in ("teacher", "imagenet"):
+        found, real = (quality.get(space, {}).get(key, {}).get("mean") for key in ("kid", "kid_of_test_images"))
+        if found is not None and real is not None:
+            return (
+                f"synthetic images lie at KID {found:.0f} from training images, real test images at {real:.0f} ({path})"
+            )
+    return f"what the synthetic images are worth is in {path}"
 
 
 def transferred(run: Run) -> Artifact:
@@ -104,6 +118,7 @@ def execute(run: Run) -> dict[str, Any]:
     _require_small(run.recipe)
     if any(METHODS[name].start or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)):
         count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
+    _say_what_for(run)
     models, scores = trained_models(run), evaluations(run)
     if "transfer" in vars(run):  # a method has learned from it
         judged_synthetic(run)
@@ -138,6 +153,19 @@ def execute(run: Run) -> dict[str, Any]:
         write_json(run.out / RUN_FILE, summary)
         write_report(run.out)
     return summary
+
+
+def _say_what_for(run: Run) -> None:
+    """Say which images are used for what, and which models will be made."""
+    prepared, tested = run.prepared, run.tested
+    train, val, unlabelled = (len(prepared.rows(part)) for part in ("train", "val", "unlabelled"))
+    say(
+        f"run: {train} labelled images to train on and {val} to choose weights by, {unlabelled} without labels, "
+        f"{len(tested.rows('test'))} test images in {len(tested.cases('test'))} cases, at {prepared.image_size} px"
+    )
+    rivals = [*run.recipe.rivals, *(("control",) if run.recipe.control.enabled else ())]
+    beside = ", ".join(METHODS[name].title for name in dict.fromkeys(rivals) if name != run.recipe.method)
+    say(f"run: {METHODS[run.recipe.method].title}{f', and beside it {beside}' if beside else ''}; each trains in turn")
 
 
 def compute(run: Run, model: Artifact) -> dict[str, float]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tskd.console import duration
 from tskd.report import REPORT
-from tskd.report.run_folder import RunFolder, open_run
+from tskd.report.run_folder import STUDENT, RunFolder, open_run
 from tskd.report.text import INTERVAL, capital, interval, number
 from tskd.report.verdict import paired_tests, verdict
 
@@ -25,7 +25,8 @@ def print_summary(out: Path) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     run = open_run(out)
     summary = run.summary
-    table = Table(title=f"{summary['dataset']}, {summary['labels']} labels, seed {summary['seed']}")
+    images = f"{run.metrics[STUDENT]['n_images']} test images"
+    table = Table(title=f"{summary['dataset']}, {summary['labels']} labels, {images}, seed {summary['seed']}")
     for column in ("model", "Dice", INTERVAL, f"HD95 {run.unit}", "cases", "missed", "false pos."):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name in run.models:

@@ -357,7 +357,7 @@ def _near_problem(pairs: Sequence[DuplicatePair], paths: Mapping[str, Path]) -> 
         paths[pairs[0].first],
         f"looks nearly the same as {paths[pairs[0].second]}, of another case{count}.",
         "Look at them (tskd check --json lists every pair): where one patient is shown, give both images the same "
-        "case, else test scores are too good.",
+        "case, else test scores are too good. Where no image has a case of its patient, a run joins them by itself.",
         "warning",
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from tskd.data.duplicates import settle_duplicates
 from tskd.data.labels import COLOUR
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from tskd.data.check import CheckReport, Problem
     from tskd.data.duplicates import DuplicatePair
+    from tskd.types import Record
 
 _SHOWN = 5
 
@@ -74,7 +76,9 @@ def _facts_table(report: CheckReport) -> Table:
 
 def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     records = report.records
-    yield "images", f"{len(records)} in {len({record.case for record in records})} cases"
+    cases, joined = _cases(records), _cases(settle_duplicates(records, report.duplicates))
+    alike = f"; in a run {joined}, images that look alike being one case" if joined < cases else ""
+    yield "images", f"{len(records)} in {cases} cases{alike}"
     unlabelled = sum(record.mask is None for record in records)
     broken = len(records) - unlabelled - len(report.presence)
     yield "labelled", f"{len(report.presence)}, of which {len(report.empty_masks)} with an empty mask"
@@ -90,6 +94,10 @@ def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     yield "split", _split_text(report.splits)
     for note in report.notes:
         yield "note", note
+
+
+def _cases(records: Sequence[Record]) -> int:
+    return len({record.case for record in records})
 
 
 def _split_text(splits: Counter[str | None]) -> str:

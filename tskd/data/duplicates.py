@@ -86,6 +86,16 @@ def find_pairs(
     return sorted(kept, key=lambda pair: (pair.distance, not pair.exact, pair.first, pair.second))
 
 
+def settle_duplicates(records: Sequence[Record], pairs: Sequence[DuplicatePair]) -> tuple[Record, ...]:
+    """Return the records with images that show the same in one case, so that no drawn split parts them.
+
+    Identical images are joined always; nearly identical ones where the data set names no cases (every image is its
+    own): there they are the only trace of a patient scanned twice.
+    """
+    caseless = all(record.case == record.id for record in records)
+    return join_duplicates(records, [pair for pair in pairs if pair.exact or caseless])
+
+
 def join_duplicates(records: Sequence[Record], pairs: Sequence[DuplicatePair]) -> tuple[Record, ...]:
     """Return the records with the cases of every pair made one, so that no split drawn from them parts a pair.
 

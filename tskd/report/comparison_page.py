@@ -67,7 +67,8 @@ def scores_section(comparison: ComparisonFolder) -> Section | None:
     note = f"Bar: {INTERVAL} of the mean. Faint marks: single trainings."
     tables = [_score_table(title, cells) for title, cells in comparison.groups.items()]
     lead = "Means over replicates (seeds, label draws) and test cases; intervals are drawn over both."
-    return section("scores", "Scores", lead, [Charts(charts, note=note), *tables])
+    last = replace(tables[-1], note=f"{tables[-1].note} {comparison.description['budget_rule']}") if tables else None
+    return section("scores", "Scores", lead, [Charts(charts, note=note), *tables[:-1], last])
 
 
 def tests_section(comparison: ComparisonFolder) -> Section | None:
@@ -94,7 +95,7 @@ def failures_section(comparison: ComparisonFolder, album: Album) -> Section | No
         if prepared and predictions:
             found = failures(Gallery(prepared, album), predictions)
             blocks += [replace(one, title=f"{title}, {cell.look.title}: {one.title}") for one in found]
-    lead = "Cases that a model of the first replicate fails altogether; each counts as Dice 0 in every mean above."
+    lead = "Images on which a model of the first replicate misses a class or invents it; each counts as Dice 0 above."
     return section("failures", "Failure cases", lead, blocks)
 
 
@@ -165,7 +166,7 @@ def _data_digests(comparison: ComparisonFolder) -> dict[str, str]:
 
 
 def _caveat(comparison: ComparisonFolder) -> str:
-    """Return what limits the numbers: few runs, failed runs, runs that have not ended; then the rule of the budget."""
+    """Return what limits the numbers: few runs, failed runs, runs that have not ended."""
     description, counts = (
         comparison.description,
         [len(cell.lines) for found in comparison.cells.values() for cell in found],
@@ -187,7 +188,7 @@ def _caveat(comparison: ComparisonFolder) -> str:
         )
     if waiting := description["runs"] - len(comparison.lines):
         said.append(f"{counted(waiting, 'run')} of {description['runs']} not ended yet.")
-    return " ".join([*said, str(description["budget_rule"])])
+    return " ".join(said)
 
 
 def _span(comparison: ComparisonFolder) -> tuple[float, float]:

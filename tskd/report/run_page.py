@@ -52,7 +52,9 @@ def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
 def scores_section(run: RunFolder, tests: Sequence[PairTest]) -> Section | None:
     """How good every model is, and how it compares with the student case by case."""
     other = f" of {run.tested.dataset['name']}" if run.tested != run.prepared else ""
-    lead = f"Means over test cases{other} at the images' own size. A case is a patient or a volume."
+    lead = (
+        f"Means over test cases{other} at the images' own size. A case: a patient, a volume, or images that look alike."
+    )
     return section(
         "scores", "Scores", lead, [_score_table(run), _forest(run), _paired_table(run, tests), _class_table(run)]
     )
@@ -71,7 +73,7 @@ def overlays_section(run: RunFolder, gallery: Gallery) -> Section | None:
 def failures_section(run: RunFolder, gallery: Gallery) -> Section | None:
     """What the student missed altogether, and what it found where nothing was."""
     student = run.predictions[STUDENT]
-    lead = f"Cases that the {run.title(STUDENT)} fails altogether; each counts as Dice 0 in every mean above."
+    lead = f"Images on which the {run.title(STUDENT)} misses a class or invents it; each counts as Dice 0 above."
     return section("failures", "Failure cases", lead, failures(gallery, student))
 
 

@@ -37,7 +37,9 @@ def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
     head = f"With {labels} the {run.title(STUDENT)} scores Dice {number(own['dice'])}{bounds} on {cases}"
     rivals = {test.method: test for test in tests if test.method not in NO_RIVALS}
     clauses = [_clause(rivals[name], run.title(name)) for name in _hardest(rivals)]
-    return f"{head}: {', and '.join(clauses)}." if clauses else f"{head}; no rival was trained beside it."
+    said = f"{head}: {', and '.join(clauses)}." if clauses else f"{head}; no rival was trained beside it."
+    taught = [_clause(test, "teacher") for test in tests if test.method == "teacher"]
+    return f"{said} It is {taught[0]}." if taught else said
 
 
 def _hardest(rivals: Mapping[str, PairTest]) -> list[str]:

@@ -42,10 +42,15 @@ def write_cases(scores: Sequence[ScoreRow], path: Path) -> None:
 
 
 def pick_overlays(scores: Sequence[ScoreRow], count: int) -> list[tuple[str, str, float]]:
-    """Return (rank, image id, mean Dice over classes) of the worst, median and best images."""
+    """Return (rank, image id, mean Dice over classes) of the worst, median and best images.
+
+    Images whose mask is empty come in only where there are no others: their Dice is 0 or 1, and there is little to see.
+    """
     dice: dict[str, list[float]] = {}
     for row in scores:
         dice.setdefault(row.image, []).append(row.score.dice)
+    shown = {row.image for row in scores if row.score.status in ("scored", "missed")}
+    dice = {image: values for image, values in dice.items() if image in shown} or dice
     names = list(dice)
     random.Random(0).shuffle(names)  # so that ties are not all from the first case
     order = sorted(names, key=lambda name: float(np.mean(dice[name])))

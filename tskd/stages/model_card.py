@@ -9,20 +9,20 @@ _TITLES = {
     "student": "**this model**",
     "student_before_finetune": "this model before fine-tuning on labels",
     "scratch": "same network, trained on the labels alone",
-    "teacher": "teacher (large model it learned from)",
-    "rival_teacher": "another teacher (large model)",
+    "teacher": "teacher (the model it learned from)",
+    "rival_teacher": "another teacher",
     "control": "control (U-Net, same labels)",
 }
 
-_DISTILLED = "distilled from a large one that was adapted to this task and then trained on labels"
+_DISTILLED = "distilled from a teacher that was adapted to this task and then trained on labels"
 _ORIGINS = {
     "task_kd": _DISTILLED,
     "task_kd_probe": _DISTILLED,
-    "agnostic_kd": "distilled from the encoder of a large one and then trained on labels",
-    "pseudo_label": "trained on the answers of a large one that was adapted to this task and then on labels",
-    "control_pseudo": "trained on labels and on the answers of a large one that was adapted to this task",
+    "agnostic_kd": "distilled from the encoder of a teacher and then trained on labels",
+    "pseudo_label": "trained on the answers of a teacher that was adapted to this task and then on labels",
+    "control_pseudo": "trained on labels and on the answers of a teacher that was adapted to this task",
 }
-"""Method -> how the network came about, where a larger one had a part in it."""
+"""Method -> how the network came about, where a teacher had a part in it."""
 
 INTENDED_USE = "Research use only. This is not a medical device: it has not been validated for diagnosis or treatment."
 LIMITS = (
@@ -63,7 +63,7 @@ def _data(description: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {use} | {images[part]} | {cases[part]} |" for part, use in uses.items())
     return (
         f"## Data\n\n| use | images | cases |\n|---|---:|---:|\n{rows}\n\n"
-        "A case is a patient or a volume; no case of the test is in another row. "
+        "A case is a patient or a volume, or images that look alike; no case of the test is in another row. "
         f"sha256 of the prepared data: `{description['training_data_sha256']}`."
     )
 

@@ -17,7 +17,7 @@ from PIL import Image
 from tskd.artifacts import Artifact, Builder, canonical_json, file_sha256, write_json
 from tskd.config import PHANTOMS, DataConfig, SourceConfig
 from tskd.console import progress, warn
-from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, join_duplicates
+from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
 from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
 from tskd.data.phantoms import write_phantoms
 from tskd.data.prepared import DATASET, IMAGES, MASKS, NATIVE, PARTS, RECORDS, native_path, prepared_record
@@ -228,16 +228,10 @@ def _read_one(dataset: Dataset, record: Record, index: int, staged: _Staging) ->
 def _settle_duplicates(
     records: Sequence[Record], reads: Sequence[_Read]
 ) -> tuple[tuple[Record, ...], list[DuplicatePair]]:
-    """Make one case of images that show the same, so that no drawn split parts them; return the pairs across cases.
-
-    Identical images are joined always; nearly identical ones where the data set names no cases (every image is its
-    own): there they are the only trace of a patient scanned twice.
-    """
+    """Make one case of images that show the same; return the pairs across cases."""
     fingerprints = {record.id: read.fingerprint for record, read in zip(records, reads, strict=True)}
     pairs = find_pairs(fingerprints, groups={record.id: record.case for record in records})
-    caseless = all(record.case == record.id for record in records)
-    joined = join_duplicates(records, [pair for pair in pairs if pair.exact or caseless])
-    return joined, pairs
+    return settle_duplicates(records, pairs), pairs
 
 
 def _refuse_leaks(pairs: Sequence[DuplicatePair], split: Split, config: DataConfig) -> None:

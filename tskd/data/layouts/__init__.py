@@ -62,8 +62,11 @@ def detect(root: Path) -> str:
         return fitting[0]
     if fitting:
         raise UserError(f"{root}: fits the layouts {', '.join(fitting)}. Say which one with --layout (data.layout).")
-    trees = "\n".join(f"{layout.name}:\n{layout.description}" for layout in LAYOUTS.values())
-    raise UserError(f"{root}: no known layout was recognised. Looked for:\n{trees}")
+    names = ", ".join(layout.name for layout in LAYOUTS.values())
+    raise UserError(
+        f"{root}: no known layout was recognised. The simplest:\n{FOLDER.description}\nPut images and masks so, or say "
+        f"which other one it is with --set data.layout=NAME: {names} (docs/how-to/other-layouts.md shows their trees)."
+    )
 
 
 def open_dataset(root: Path, layout: str = "auto", options: LayoutOptions | None = None) -> Dataset:
