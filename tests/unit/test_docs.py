@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tskd.budget import BUDGET_RULE
+from tskd.compare.grid import load_grid
 from tskd.config import Recipe
 from tskd.data.layouts import LAYOUTS
 
@@ -45,6 +46,13 @@ def test_every_method_in_the_tables_of_results_has_figures() -> None:
     rows = [line for line in page("explanation/results.md").splitlines() if line.startswith("| `")]
     assert len(rows) > 40
     assert [row for row in rows if not re.search(r"\d", row.split("|", 2)[2])] == []
+
+
+def test_the_grid_that_is_shown_can_be_run(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", page("how-to/compare.md"), flags=re.S)
+    (tmp_path / "grid.yaml").write_text(block, encoding="utf-8")
+    grid = load_grid(tmp_path / "grid.yaml")
+    assert (grid.compare, grid.baseline, len(grid.runs)) == ("teacher.rank", 4, 3 * 3 * 2 * 3)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
