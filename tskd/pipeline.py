@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from tskd.artifacts import RUN_FILE, Artifact, write_json
@@ -91,20 +89,8 @@ def judged_synthetic(run: Run) -> Artifact | None:
         run.store, run.transfer, run.samples, run.prepared_artifact, next((ask(run) for ask in teachers if ask), None),
         seed=run.recipe.seed, device=run.runtime.fabric.device,
     )  # fmt: skip
-    say(f"transfer: {_likeness(judged.path / QUALITY)}")
+    say(f"transfer: what the synthetic images are worth is in {judged.path / QUALITY}")
     return judged
-
-
-def _likeness(path: Path) -> str:
-    """Return how far synthetic images are from the training images, and how far real ones are."""
-    quality = json.loads(path.read_text(encoding="utf-8"))
-    for space in ("teacher", "imagenet"):
-        found, real = (quality.get(space, {}).get(key, {}).get("mean") for key in ("kid", "kid_of_test_images"))
-        if found is not None and real is not None:
-            return (
-                f"synthetic images lie at KID {found:.0f} from training images, real test images at {real:.0f} ({path})"
-            )
-    return f"what the synthetic images are worth is in {path}"
 
 
 def transferred(run: Run) -> Artifact:

@@ -42,7 +42,7 @@ def test_help_and_import_stay_light() -> None:
         (("run", "--data", "no/such/folder"), ["no/such/folder"]),
         (("stage", "dance"), ["dance", "teacher"]),
         (("compare", "missing.yaml"), ["missing.yaml", "no such grid"]),
-        (("run", "--set", "method=teacher"), ["'teacher' is the large model", "task_kd", "control_pseudo"]),
+        (("run", "--set", "method=teacher"), ["'teacher' is what students learn from", "task_kd", "control_pseudo"]),
         (("run", "--set", "distill.encoder_loss=nothing"), ["nothing", "cosine"]),
         (("run", "--set", "rivals=[mae]", "--set", "student.backbone=resnet10t"), ["mae", "deit_small_patch16_224"]),
     ],

@@ -62,5 +62,7 @@ def test_a_rival_teacher_does_not_take_the_place_of_the_one_that_taught() -> Non
 def test_a_run_ends_with_a_small_model() -> None:
     run: Any = NamedRun("method=teacher")
     for way in (execute, exported):
-        with pytest.raises(UserError, match=r"'teacher' is the large model.* Choose one of: task_kd,.* control_pseudo"):
+        with pytest.raises(
+            UserError, match=r"'teacher' is what students learn from.* Choose one of: task_kd,.* control_pseudo"
+        ):
             way(run)

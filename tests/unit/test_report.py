@@ -173,7 +173,10 @@ HEAD = "With 20 labelled images the student scores Dice 0.500 (95\u00a0% interva
             [pair("scratch", -0.2, -0.3, -0.1), pair("mae", -0.1, -0.2, -0.05)],
             ": better than the MAE (+0.100, 95\u00a0% interval +0.050 to +0.200).",
         ),
-        ([pair("teacher", 0.3, 0.2, 0.4)], "; no rival was trained beside it."),
+        (
+            [pair("teacher", 0.3, 0.2, 0.4)],
+            "; no rival was trained beside it. It is worse than the teacher (−0.300, 95\u00a0% interval −0.400 to −0.200).",
+        ),
     ],
 )
 def test_the_verdict_is_one_sentence_that_names_the_hardest_rivals(tests: list[PairTest], said: str) -> None:

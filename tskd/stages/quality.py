@@ -75,6 +75,15 @@ def build_quality(
     return store.build("quality", make, config=config, inputs=inputs, seed=seed, version=VERSION)
 
 
+def likeness(space: str, judged: Mapping[str, Any]) -> str:
+    """Return how far synthetic and real test images lie from training images by the features of ``space``."""
+    found, real = (judged.get(key, {}).get("mean") for key in ("kid", "kid_of_test_images"))
+    if found is None or real is None:
+        return f"too few images to compare by the features of {space}"
+    kid = f"KID {found:.3g} from training images, real test images at {real:.3g}"
+    return f"by the features of {space} synthetic images lie at {kid}"
+
+
 def write_quality(
     samples: np.ndarray, spaces: Spaces, transfer: Path, prepared: Prepared, folder: Path, *, seed: int
 ) -> dict[str, Any]:
@@ -90,6 +99,9 @@ def write_quality(
         **judge_spaces(samples, spaces, prepared, seed=seed),
     }
     write_json(folder / QUALITY, quality)
+    for name in spaces:
+        if "skipped" not in quality[name]:
+            say(f"quality: {likeness(name, quality[name])}")
     return {"judged_in": [name for name in ("pixels", *spaces) if "skipped" not in quality[name]]}
 
 
