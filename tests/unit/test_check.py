@@ -237,6 +237,14 @@ def test_near_duplicates_are_one_warning_that_names_the_nearest_pair(root: Path)
     assert (problem.path.as_posix(), problem.message.split()[5].rstrip(",")) in pairs
     assert problem.message.endswith(", of another case; there are 2 such pairs among 4 images.")
     assert re.search(r"warning +images/good[01]\.png", rendered(report)), "the file, not all of them"
+    assert "8 in 8 cases; in a run 6, images that look alike being one case" in rendered(report)
+
+
+def test_a_run_takes_the_cases_that_a_data_set_names(root: Path):
+    """Near duplicates are joined only where every image is its own case."""
+    write_brighter(root, "good0", "paler0")
+    (root / "split.csv").write_text("id,split,case\ngood1,,p\ngood2,,p\n")
+    assert "7 in 6 cases\n" in re.sub(" +\n", "\n", rendered(inspect(root)))
 
 
 def test_duplicates_within_a_case_are_expected(root: Path):

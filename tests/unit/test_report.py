@@ -175,7 +175,8 @@ HEAD = "With 20 labelled images the student scores Dice 0.500 (95\u00a0% interva
         ),
         (
             [pair("teacher", 0.3, 0.2, 0.4)],
-            "; no rival was trained beside it. It is worse than the teacher (−0.300, 95\u00a0% interval −0.400 to −0.200).",
+            "; no rival was trained beside it. "
+            "It is worse than the teacher (−0.300, 95\u00a0% interval −0.400 to −0.200).",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from tskd.metrics.segmentation import (
     shared_unit,
     summarise,
 )
+from tskd.stages.evaluated import pick_overlays
 from tskd.types import UNLABELLED
 
 EMPTY = np.zeros((30, 40), dtype=np.uint8)
@@ -158,3 +159,23 @@ def test_a_foreign_csv_line_is_refused() -> None:
 def test_case_means_are_sorted_by_case() -> None:
     rows = [row("b", 0.2), row("a", 0.4), row("a", 0.8, image="a2")]
     assert list(case_means(rows, "dice").items()) == [("a", pytest.approx(0.6)), ("b", 0.2)]
+
+
+class TestWhatToLookAt:
+    def test_images_that_show_nothing_are_no_worst_and_no_best(self) -> None:
+        rows = [
+            row("healthy", 1.0, status="both_empty"),
+            row("invented", 0.0, status="false_positive"),
+            row("missed", 0.0, status="missed"),
+            row("good", 0.9),
+            row("fair", 0.5),
+        ]
+        picked = {(rank, image) for rank, image, _ in pick_overlays(rows, 3)}
+        assert picked == {("worst", "missed"), ("median", "fair"), ("best", "good")}
+
+    def test_an_image_with_one_class_of_two_shows_something(self) -> None:
+        rows = [row("a", 0.8), row("a", 1.0, label=2, status="both_empty")]
+        assert pick_overlays(rows, 3) == [("worst", "a", pytest.approx(0.9))]
+
+    def test_where_no_image_shows_anything_all_are_taken(self) -> None:
+        assert len(pick_overlays([row("a", 1.0, status="both_empty"), row("b", 0.0, status="false_positive")], 6)) == 2
