@@ -167,8 +167,8 @@ def _paired_table(run: RunFolder, tests: Sequence[PairTest]) -> Table | None:
         rows,
         title=f"Against the {run.title(STUDENT)}, on the same cases",
         note=f"Differences are model minus {run.title(STUDENT)}. Within {tests[0].tie_margin:g} is a tie. "
-        "p: Wilcoxon signed-rank, two-sided, corrected by Holm for all rows. It goes by ranks, the interval by the mean: "
-        "where a few cases differ much and many a little they need not agree. The verdict goes by the interval.",
+        "p: Wilcoxon signed-rank, two-sided, corrected by Holm for all rows. It goes by ranks, the interval by means: "
+        "where few cases differ much and many a little they need not agree. The verdict goes by the interval.",
     )
 
 
