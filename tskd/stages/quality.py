@@ -80,7 +80,7 @@ def likeness(space: str, judged: Mapping[str, Any]) -> str:
     found, real = (judged.get(key, {}).get("mean") for key in ("kid", "kid_of_test_images"))
     if found is None or real is None:
         return f"too few images to compare by the features of {space}"
-    kid = f"KID {found:.3g} from training images, real test images at {real:.3g}"
+    kid = f"KID {found:.4g} from training images, real test images at {real:.4g}"
     return f"by the features of {space} synthetic images lie at {kid}"
 
 
