@@ -115,6 +115,17 @@ def test_another_grid_in_the_folder_takes_the_place_of_the_tables_and_says_so(
     assert executor == dict.fromkeys(before["executor"]), "who did the runs is not known"
 
 
+def test_tables_of_what_is_done_can_be_had_while_others_work(tskd: Command, alone: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(alone, tmp_path / "out"))
+    with FileLock(out / LOCK):
+        answer = tskd("compare", write_grid(tmp_path), "--out", out, "--tables-only")
+    assert answer.returncode == 0, answer.stderr
+    with (out / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["status"] for row in rows} == {"done"}
+    assert {row["latency_ms"] for row in rows} == {""}, "timed beside others, they would be slow for good"
+
+
 def test_two_comparisons_at_once_in_one_folder_are_refused(tskd: Command, tmp_path: Path) -> None:
     with FileLock(tmp_path / LOCK):
         answer = tskd("compare", write_grid(tmp_path), "--out", tmp_path)

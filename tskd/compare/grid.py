@@ -136,20 +136,26 @@ def _name_problems(name: str) -> Iterator[str]:
 
 def _axis_problems(axes: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     for axis, values in axes.items():
-        groups = [value for value in values if isinstance(value, dict)]
-        names = [group.get("name") for group in groups] or list(values)
         if axis in RESULT_COLUMNS:
             yield _taken(axis)
-        elif not values:
-            yield f"axes.{axis}: no values. Give a list of at least one, or leave the axis out"
-        elif groups and len(groups) < len(values):
-            yield f"axes.{axis}: values and mappings are mixed. Give either values, or mappings with a name each"
-        elif groups and None in names:
-            yield f"axes.{axis}: every mapping needs a name: it stands for its keys in tables"
-        elif not all(isinstance(one, Scalar) for one in names):
-            yield f"axes.{axis}: a value is a number, a text, true, false or null; lists belong into a named mapping"
-        else:
-            yield from (f"axes.{axis}: {name!r} is there twice" for name, count in Counter(names).items() if count > 1)
+        elif problem := _problem_of_axis(values):
+            yield f"axes.{axis}: {problem}"
+
+
+def _problem_of_axis(values: Sequence[Any]) -> str | None:
+    """Return what is wrong with the values of an axis, the first of it."""
+    groups = [value for value in values if isinstance(value, dict)]
+    names = [group.get("name") for group in groups] or list(values)
+    if not values:
+        return "no values. Give a list of at least one, or leave the axis out"
+    if groups and len(groups) < len(values):
+        return "values and mappings are mixed. Give either values, or mappings with a name each"
+    if groups and None in names:
+        return "every mapping needs a name: it stands for its keys in tables"
+    if not all(isinstance(one, Scalar) for one in names):
+        return "a value is a number, a text, true, false or null; lists belong into a named mapping"
+    twice = [repr(name) for name, count in Counter(names).items() if count > 1]
+    return f"{', '.join(twice)} is there twice" if twice else None
 
 
 def _taken(axis: str) -> str:
@@ -164,12 +170,11 @@ def _shared_keys(axes: Mapping[str, Axis]) -> Iterator[str]:
 
 def _idle_overrides(axes: Mapping[str, Axis], overrides: Sequence[str]) -> Iterator[str]:
     """Name settings of the command line that an axis would overwrite, or that make an axis one of phantoms idle."""
-    for override in overrides:
-        given, _, value = override.partition("=")
-        for axis, values in axes.items():
-            for key in sorted(_keys(values)):
-                if _overlap(given.strip(), key) or _hides(given.strip(), value.strip(), key):
-                    yield f"{given.strip()} is given, but the axis {axis} sets {key}. Change the axis in the file"
+    keys = [(axis, key) for axis, values in axes.items() for key in sorted(_keys(values))]
+    for override, (axis, key) in product(overrides, keys):
+        given, value = (part.strip() for part in override.partition("=")[::2])
+        if _overlap(given, key) or _hides(given, value, key):
+            yield f"{given} is given, but the axis {axis} sets {key}. Change the axis in the file"
 
 
 def _overlap(one: str, other: str) -> bool:

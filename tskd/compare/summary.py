@@ -121,8 +121,7 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
         *(f"{value:.3f}" for value in (mean(dice), min(dice), max(dice))),
         f"{mean(row[f'hd95_{unit}'] for row in rows):.1f} {unit}",
         f"{mean(row['missed'] for row in rows):.1f}",
-        f"{rows[0]['model_mb']:.1f}",
-        f"{rows[0]['latency_ms']:.1f}",
+        *(f"{rows[0][name]:.1f}" if name in rows[0] else "-" for name in ("model_mb", "latency_ms")),  # not timed yet
     ]
 
 
