@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from tskd.metrics.comparison import (
+    DICE,
+    HD95,
     compare_methods,
     degrees_of_freedom,
     difference_interval,
@@ -49,7 +54,7 @@ def test_win_tie_loss_counts_cases_with_a_margin() -> None:
 
 
 def test_every_pair_is_tested_and_corrected_over_the_table() -> None:
-    tests = compare_methods({"a": A, "b": B, "c": C}, measure="dice", tie_margin=0.01, seed=0)
+    tests = compare_methods({"a": A, "b": B, "c": C}, DICE, seed=0)
     assert [(test.method, test.baseline) for test in tests] == [("a", "b"), ("a", "c"), ("b", "c")]
     np.testing.assert_allclose([test.p_holm for test in tests], holm(np.array([test.p_wilcoxon for test in tests])))
     first = tests[0]
@@ -64,29 +69,29 @@ def test_every_pair_is_tested_and_corrected_over_the_table() -> None:
 def test_no_interval_leaves_what_the_measure_allows() -> None:
     """Two seeds that disagree: t with one degree of freedom is twelve standard errors to each side."""
     difference = np.array([[0.9] * 8, [0.1] * 8])
-    free = pair_test(("a", "b"), difference, measure="dice", tie_margin=0, seed=0)
+    free = pair_test(("a", "b"), difference, replace(DICE, largest=math.inf), seed=0)
     assert free.ci95_high is not None
     assert free.ci95_high > 1
-    held = pair_test(("a", "b"), difference, measure="dice", tie_margin=0, seed=0, largest=1)
+    held = pair_test(("a", "b"), difference, DICE, seed=0)
     assert (held.ci95_low, held.ci95_high) == (-1, 1)
 
 
 def test_baseline_is_the_second_of_every_pair() -> None:
-    tests = compare_methods({"a": A, "b": B, "c": C}, measure="dice", tie_margin=0, seed=0, baseline="b")
+    tests = compare_methods({"a": A, "b": B, "c": C}, DICE, seed=0, baseline="b")
     assert [(test.method, test.baseline) for test in tests] == [("a", "b"), ("c", "b")]
     assert tests[1].difference < 0
 
 
 def test_smaller_distances_win() -> None:
-    (test,) = compare_methods({"a": A, "b": B}, measure="hd95_px", tie_margin=0.01, seed=0, higher_is_better=False)
+    (test,) = compare_methods({"a": A, "b": B}, replace(HD95, tie_margin=0.01), seed=0)
     assert (test.wins, test.losses) == (0, 5)
     assert test.difference > 0
 
 
 def test_ranks_share_ties_as_scipy_does() -> None:
-    table = rank_table({"c": C, "b": A.copy(), "a": A}, measure="dice")
+    table = rank_table({"c": C, "b": A.copy(), "a": A}, DICE)
     assert [(row.method, row.mean_rank) for row in table] == [("b", 1.5), ("a", 1.5), ("c", 3.0)]
-    assert rank_table({"c": C, "a": A}, measure="hd95_px", higher_is_better=False)[0].method == "c"
+    assert rank_table({"c": C, "a": A}, HD95)[0].method == "c"
 
 
 @pytest.mark.parametrize(
@@ -100,12 +105,12 @@ def test_ranks_share_ties_as_scipy_does() -> None:
 )
 def test_scores_that_do_not_pair_are_refused(scores: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compare_methods(scores, measure="dice", tie_margin=0, seed=0)
+        compare_methods(scores, DICE, seed=0)
 
 
 def test_unknown_baseline_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'z'; there are a, b"):
-        compare_methods({"a": A, "b": B}, measure="dice", tie_margin=0, seed=0, baseline="z")
+        compare_methods({"a": A, "b": B}, DICE, seed=0, baseline="z")
 
 
 def test_five_cases_have_no_interval() -> None:

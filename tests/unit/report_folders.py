@@ -22,7 +22,7 @@ from tskd.config import DataConfig, EvaluateConfig, Recipe, TransferConfig
 from tskd.data.phantoms import Phantom, draw_phantom
 from tskd.data.prepared import Prepared
 from tskd.engine.logs import TrainingLog
-from tskd.metrics.comparison import compare_methods, rank_table
+from tskd.metrics.comparison import DICE, compare_methods, rank_table
 from tskd.metrics.segmentation import case_means
 from tskd.stages.evaluate import evaluate
 from tskd.stages.evaluated import read_cases
@@ -209,7 +209,7 @@ def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
     tests = [
         {"dataset": "cones", "data.labels": labels, **asdict(test)}
         for labels, group in by_labels.items()
-        for test in compare_methods(group, measure="dice", tie_margin=0.01, seed=0)
+        for test in compare_methods(group, DICE, seed=0)
     ]
     write_csv(out / "tests.csv", tests)
     change = compare_methods(
@@ -217,13 +217,13 @@ def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
             name: by_labels[labels]["task_kd"] - by_labels[labels]["scratch"]
             for name, labels in (("task_kd", 8), ("scratch", 4))
         },
-        measure="dice", tie_margin=0.01, seed=0,
+        DICE, seed=0,
     )  # fmt: skip
     place = {"dataset": "cones", "data.labels": "", "axis": "data.labels", "first": 4, "last": 8}
     write_csv(out / "changes.csv", [{**place, **asdict(test)} for test in change])
     write_csv(out / "ranks.csv", [
         {"dataset": "cones", "data.labels": labels, **vars(rank)}
-        for labels, group in by_labels.items() for rank in rank_table(group, measure="dice")
+        for labels, group in by_labels.items() for rank in rank_table(group, DICE)
     ])  # fmt: skip
     write_csv(out / "bias_variance.csv", [
         {"dataset": "cones", "data.labels": labels, "method": method, "error": 0.05, "bias2": 0.03, "variance": 0.02,

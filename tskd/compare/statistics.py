@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from tskd.compare.grid import DATASET, METHOD, Grid, GridRun
 from tskd.compare.job import Outcome
 from tskd.console import warn
-from tskd.metrics.comparison import TIE_MARGINS, MeanRank, PairTest, pair_test, rank_table, with_holm
+from tskd.metrics.comparison import DICE, HD95, MeanRank, Measure, PairTest, pair_test, rank_table, with_holm
 from tskd.metrics.segmentation import ScoreRow, case_means
 from tskd.stages.evaluated import read_cases
 
@@ -108,10 +107,10 @@ class _Group:
         return {label: self.values[label] for label in labels}
 
     @property
-    def measures(self) -> tuple[tuple[str, str], ...]:
-        """Each measure and what tables call it: the unit of distances is one for all that scored the same images."""
+    def measures(self) -> Mapping[str, Measure]:
+        """Each measure by its name in cases.csv; distances have one unit, for all that scored the same images."""
         unit = next(row.unit for value in self.values.values() for rows in value.rows.values() for row in rows)
-        return ("dice", "dice"), ("hd95", f"hd95_{unit}")
+        return {DICE.name: DICE, HD95.name: replace(HD95, name=f"{HD95.name}_{unit}")}
 
 
 def _groups(grid: Grid, runs: Sequence[Scored]) -> Iterator[_Group]:
@@ -161,18 +160,17 @@ def _comparable(values: Mapping[str, _Value], place: str) -> bool:
 
 
 def _tests(group: _Group) -> Iterator[tuple[Columns, PairTest]]:
-    for measure, name in group.measures:
+    for name, measure in group.measures.items():
         for pair in group.pairs:
-            ours, theirs = _scores(group.only(pair), measure).values()
-            yield group.columns, _test(pair, ours - theirs, name, measure, largest=1)
+            ours, theirs = _scores(group.only(pair), name).values()
+            yield group.columns, pair_test(pair, ours - theirs, measure, seed=SEED)
 
 
 def _ranks(group: _Group) -> Iterator[tuple[Columns, MeanRank]]:
     if not (group.pairs if len(group.values) == 2 else _comparable(group.values, group.title)):
         return
-    for measure, name in group.measures:
-        ranks = rank_table(_scores(group.values, measure), measure=name, higher_is_better=_rises(measure))
-        yield from ((group.columns, rank) for rank in ranks)
+    for name, measure in group.measures.items():
+        yield from ((group.columns, rank) for rank in rank_table(_scores(group.values, name), measure))
 
 
 def _changes(grid: Grid, groups: Sequence[_Group]) -> Iterator[tuple[Columns, PairTest]]:
@@ -199,26 +197,10 @@ def _changes_between(axis: str, first: _Group, last: _Group) -> Iterator[tuple[C
         values = {f"{label} at {axis} {one.place[axis]}": one.values[label] for one in (last, first) for label in pair}
         if not _comparable(values, first.title):
             continue
-        for measure, name in first.measures:
-            ours, theirs, ours_first, theirs_first = _scores(values, measure).values()
+        for name, measure in first.measures.items():
+            ours, theirs, ours_first, theirs_first = _scores(values, name).values()
             change = (ours - theirs) - (ours_first - theirs_first)
-            yield columns, _test(pair, change, name, measure, largest=2)
-
-
-def _test(pair: tuple[str, str], difference: np.ndarray, name: str, measure: str, *, largest: int) -> PairTest:
-    return pair_test(
-        pair,
-        difference,
-        measure=name,
-        tie_margin=TIE_MARGINS[measure],
-        seed=SEED,
-        higher_is_better=_rises(measure),
-        largest=largest if measure == "dice" else math.inf,
-    )
-
-
-def _rises(measure: str) -> bool:
-    return measure == "dice"
+            yield columns, pair_test(pair, change, replace(measure, largest=2 * measure.largest), seed=SEED)
 
 
 def _shared(values: Collection[_Value]) -> list[Replicate]:

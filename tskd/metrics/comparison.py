@@ -18,10 +18,26 @@ from tskd.metrics.intervals import LEAST_CASES, RESAMPLES, percentile_interval
 from tskd.seeding import numpy_generator
 
 Scores = Mapping[str, np.ndarray]
-TIE_MARGINS = {"dice": 0.01, "hd95": 1.0}
-"""A case whose score differs by at most this is a tie; distances in pixels or millimetres."""
 _ROUNDING = 1e-9
 """0.51 - 0.50 is a little more than 0.01 in binary."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score of a case, and what its differences mean."""
+
+    name: str
+    """What tables call it."""
+    tie_margin: float
+    """A case whose score differs by at most this is a tie; in the measure's unit."""
+    higher_is_better: bool = True
+    largest: float = math.inf
+    """No difference, and no end of an interval, is beyond it."""
+
+
+DICE = Measure("dice", tie_margin=0.01, largest=1.0)
+HD95 = Measure("hd95", tie_margin=1.0, higher_is_better=False)
+"""In pixels or millimetres; tables add which."""
 
 
 @dataclass(frozen=True)
@@ -61,70 +77,40 @@ class MeanRank:
 
 
 def compare_methods(
-    scores: Scores,
-    *,
-    measure: str,
-    tie_margin: float,
-    seed: int,
-    baseline: str | None = None,
-    higher_is_better: bool = True,
-    largest: float = math.inf,
+    scores: Scores, measure: Measure, *, seed: int, baseline: str | None = None
 ) -> tuple[PairTest, ...]:
     """Test every method against ``baseline``, or every pair where it is None, with Holm's correction over the table.
 
-    ``scores`` maps a method to (S, C), cases in one order; the rest is as in :func:`pair_test`. Raises ValueError for
-    fewer than two methods, shapes that differ, values that are not finite, or an unknown baseline.
+    ``scores`` maps a method to (S, C), cases in one order. Raises ValueError for fewer than two methods, shapes that
+    differ, values that are not finite, or an unknown baseline.
     """
     _check(scores)
     if baseline is not None and baseline not in scores:
         raise ValueError(f"no scores of the baseline {baseline!r}; there are {', '.join(scores)}")
     pairs = combinations(scores, 2) if baseline is None else ((name, baseline) for name in scores if name != baseline)
     return with_holm(
-        [
-            pair_test(
-                (method, other),
-                scores[method] - scores[other],
-                measure=measure,
-                tie_margin=tie_margin,
-                seed=seed,
-                higher_is_better=higher_is_better,
-                largest=largest,
-            )
-            for method, other in pairs
-        ]
+        [pair_test((method, other), scores[method] - scores[other], measure, seed=seed) for method, other in pairs]
     )
 
 
-def pair_test(
-    pair: tuple[str, str],
-    difference: np.ndarray,
-    *,
-    measure: str,
-    tie_margin: float,
-    seed: int,
-    higher_is_better: bool = True,
-    largest: float = math.inf,
-) -> PairTest:
-    """Test the ``difference`` (S, C) of a method and its baseline, whose names ``pair`` has.
-
-    ``tie_margin`` is in the measure's unit, and a difference of at most that is a tie; none is beyond ``largest``, nor
-    is the interval.
-    """
+def pair_test(pair: tuple[str, str], difference: np.ndarray, measure: Measure, *, seed: int) -> PairTest:
+    """Test the ``difference`` (S, C) of a method and its baseline, whose names ``pair`` has."""
     low, high = difference_interval(difference, seed=seed) or (None, None)
-    wins, ties, losses = win_tie_loss(difference if higher_is_better else -difference, margin=tie_margin)
+    gain = difference if measure.higher_is_better else -difference
+    wins, ties, losses = win_tie_loss(gain, margin=measure.tie_margin)
     return PairTest(
-        measure=measure,
+        measure=measure.name,
         method=pair[0],
         baseline=pair[1],
         difference=float(difference.mean()),
-        ci95_low=None if low is None else max(low, -largest),
-        ci95_high=None if high is None else min(high, largest),
+        ci95_low=None if low is None else max(low, -measure.largest),
+        ci95_high=None if high is None else min(high, measure.largest),
         p_wilcoxon=wilcoxon(difference),
         p_holm=math.nan,
         wins=wins,
         ties=ties,
         losses=losses,
-        tie_margin=tie_margin,
+        tie_margin=measure.tie_margin,
         n_cases=difference.shape[1],
         n_seeds=difference.shape[0],
     )
@@ -202,13 +188,13 @@ def win_tie_loss(gain: np.ndarray, *, margin: float) -> tuple[int, int, int]:
     return wins, means.size - wins - losses, losses
 
 
-def rank_table(scores: Scores, *, measure: str, higher_is_better: bool = True) -> tuple[MeanRank, ...]:
+def rank_table(scores: Scores, measure: Measure) -> tuple[MeanRank, ...]:
     """Return every method's mean rank over cases, the best first; shapes and errors as in :func:`compare_methods`."""
     _check(scores)
     means = np.stack([score.mean(axis=0) for score in scores.values()])
-    ranks = stats.rankdata(-means if higher_is_better else means, axis=0).mean(axis=1)
+    ranks = stats.rankdata(-means if measure.higher_is_better else means, axis=0).mean(axis=1)
     rows = [
-        MeanRank(measure, method, float(rank), float(score.mean()), means.shape[1])
+        MeanRank(measure.name, method, float(rank), float(score.mean()), means.shape[1])
         for method, rank, score in zip(scores, ranks, means, strict=True)
     ]
     return tuple(sorted(rows, key=lambda row: row.mean_rank))

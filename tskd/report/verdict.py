@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tskd.metrics.comparison import TIE_MARGINS, PairTest, compare_methods
+from tskd.metrics.comparison import DICE, PairTest, compare_methods
 from tskd.metrics.segmentation import case_means
 from tskd.report.pictures import Predictions
 from tskd.report.run_folder import BEFORE_FINETUNE, STUDENT, RunFolder
@@ -25,8 +25,7 @@ def paired_tests(run: RunFolder) -> tuple[PairTest, ...]:
     scores = {name: _by_case(one) for name, one in run.predictions.items()}
     if len(scores) < 2:
         return ()
-    margin = TIE_MARGINS["dice"]
-    return compare_methods(scores, measure="dice", tie_margin=margin, seed=0, baseline=STUDENT, largest=1)
+    return compare_methods(scores, DICE, seed=0, baseline=STUDENT)
 
 
 def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
