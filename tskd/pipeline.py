@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import count
 from typing import Any
 
 from tskd.artifacts import RUN_FILE, Artifact, write_json
 from tskd.budget import BUDGET_RULE, compute_of
 from tskd.bundle import FOLDER, publish
 from tskd.config import Recipe
-from tskd.console import say
+from tskd.console import duration, say
 from tskd.data.transfer_set import QUALITY
 from tskd.errors import UserError
-from tskd.methods import METHODS
+from tskd.methods import METHODS, Make
 from tskd.report import write_report
 from tskd.run import Run
 from tskd.stages import evaluate
@@ -23,29 +25,40 @@ from tskd.stages.quality import build_quality
 from tskd.stages.transfer import count_real
 
 
-def trained_models(run: Run) -> dict[str, tuple[str, Artifact]]:
-    """Return name in run.json -> (title, model) of everything that the recipe's method and its rivals make."""
+def trained_models(
+    run: Run, *, announce: Callable[[str], None] = lambda title: None
+) -> dict[str, tuple[str, Artifact]]:
+    """Return name in run.json -> (title, model) of everything that the recipe's method and its rivals make.
+
+    ``announce`` is told the title of each before it is made. A rival is known by another name where the method's own
+    teacher has its name and is a different one.
+    """
     models: dict[str, tuple[str, Artifact]] = {}
-    method = METHODS[run.recipe.method]
-    if method.teacher is not None:
-        models["teacher"] = METHODS["teacher"].title, method.teacher(run)
-        if method.start is not None:
-            models["student_before_finetune"] = "student before fine-tuning", method.start(run)
-    models["student"] = method.title, student(run)
-    controls = ("control",) if run.recipe.control.enabled else ()
-    for rival in dict.fromkeys((*run.recipe.rivals, *controls)):
-        if rival != run.recipe.method:
-            _add_rival(models, rival, METHODS[rival].model(run))
+    for name, title, make in _wanted(run.recipe):
+        announce(title)
+        model = make(run)
+        if name in models and models[name][1].path != model.path:
+            models[f"rival_{name}"] = f"{title} (rival)", model
+        else:
+            models[name] = title, model
     return models
 
 
-def _add_rival(models: dict[str, tuple[str, Artifact]], rival: str, model: Artifact) -> None:
-    """Add a rival under its name, or under another where the method's own teacher has that and is a different one."""
-    title = METHODS[rival].title
-    if rival in models and models[rival][1].path != model.path:
-        models[f"rival_{rival}"] = f"{title} (rival)", model
-    else:
-        models[rival] = title, model
+def _wanted(recipe: Recipe) -> Iterator[tuple[str, str, Make]]:
+    """Yield name in run.json, title and what makes it of every model of a recipe, in the order of making."""
+    method = METHODS[recipe.method]
+    if method.teacher is not None:
+        yield "teacher", METHODS["teacher"].title, method.teacher
+        if method.start is not None:
+            yield "student_before_finetune", "student before fine-tuning", method.start
+    yield "student", method.title, method.model
+    yield from ((rival, METHODS[rival].title, METHODS[rival].model) for rival in _rivals(recipe))
+
+
+def _rivals(recipe: Recipe) -> list[str]:
+    """Return the methods that are trained beside the recipe's own."""
+    controls = ("control",) if recipe.control.enabled else ()
+    return [name for name in dict.fromkeys((*recipe.rivals, *controls)) if name != recipe.method]
 
 
 def student(run: Run) -> Artifact:
@@ -105,7 +118,9 @@ def execute(run: Run) -> dict[str, Any]:
     if any(METHODS[name].start or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)):
         count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     _say_what_for(run)
-    models, scores = trained_models(run), evaluations(run)
+    models = trained_models(run, announce=_counted(run.recipe))
+    say(f"run: scores of {len(models)} models, then the model to ship and the report")
+    scores = evaluations(run)
     if "transfer" in vars(run):  # a method has learned from it
         judged_synthetic(run)
     bundle = exported(run)
@@ -149,9 +164,18 @@ def _say_what_for(run: Run) -> None:
         f"run: {train} labelled images to train on and {val} to choose weights by, {unlabelled} without labels, "
         f"{len(tested.rows('test'))} test images in {len(tested.cases('test'))} cases, at {prepared.image_size} px"
     )
-    rivals = [*run.recipe.rivals, *(("control",) if run.recipe.control.enabled else ())]
-    beside = ", ".join(METHODS[name].title for name in dict.fromkeys(rivals) if name != run.recipe.method)
+    beside = ", ".join(METHODS[name].title for name in _rivals(run.recipe))
     say(f"run: {METHODS[run.recipe.method].title}{f', and beside it {beside}' if beside else ''}; each trains in turn")
+
+
+def _counted(recipe: Recipe) -> Callable[[str], None]:
+    """Return what says which of how many models is made, and how long the run has taken so far."""
+    began, number, total = time.monotonic(), count(1), len(list(_wanted(recipe)))
+
+    def announce(title: str) -> None:
+        say(f"run: model {next(number)} of {total}, {title} ({duration(time.monotonic() - began)} so far)")
+
+    return announce
 
 
 def compute(run: Run, model: Artifact) -> dict[str, float]:

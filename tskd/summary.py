@@ -13,7 +13,7 @@ from rich.text import Text
 from tskd.console import duration
 from tskd.report import REPORT
 from tskd.report.run_folder import STUDENT, RunFolder, open_run
-from tskd.report.text import INTERVAL, capital, interval, number
+from tskd.report.text import INTERVAL, capital, interval, invented, missed, number
 from tskd.report.verdict import paired_tests, verdict
 
 PLAIN_WIDTH = 100
@@ -42,4 +42,6 @@ def _cells(run: RunFolder, name: str) -> Iterator[str]:
     yield number(scores["dice"])
     yield interval(scores["dice_ci95"])
     yield number(scores[f"hd95_{run.unit}"], 1)
-    yield from (str(scores[key]) for key in ("n_cases", "missed", "false_positive"))
+    yield str(scores["n_cases"])
+    yield missed(scores)
+    yield invented(scores)

@@ -248,7 +248,8 @@ def make_comparison(out: Path, root: Path, *, failed: str = "") -> Path:
 
 def _line(scored: Artifact, method: str, title: str, labels: int, seed: int) -> dict[str, Any]:
     found = scored.metrics
-    kept = {name: found[name] for name in ("dice", "iou", "hd95_px", "assd_px", "n_cases", "missed", "false_positive")}
+    counts = ("n_cases", "scored", "missed", "false_positive", "both_empty")
+    kept = {name: found[name] for name in ("dice", "iou", "hd95_px", "assd_px", *counts)}
     return {
         "run": f"{method}-{labels}-{seed}", "status": "done", "error": "", "method": method, "title": title,
         "dataset": "cones", "data.labels": labels, "seed": seed, **kept, "seconds": 3.0, **COMPUTE,

@@ -23,7 +23,7 @@ AXES = {
 
 
 def row(method: str, dice: float) -> dict[str, Any]:
-    scores = {"dice": dice, "hd95_px": 5.0, "missed": 0, "model_mb": 1.0, "latency_ms": 2.0}
+    scores = {"dice": dice, "hd95_px": 5.0, "missed": 2, "scored": 10, "model_mb": 1.0, "latency_ms": 2.0}
     return {
         "run": method,
         "status": "done",
@@ -43,5 +43,6 @@ def test_two_settings_of_one_method_are_two_lines(tmp_path: Path, capsys: pytest
     (first,) = (line for line in said.splitlines() if "with [logits]" in line)
     (second,) = (line for line in said.splitlines() if "features alone" in line)
     assert "0.700" in first
+    assert "2.0 of 12" in first
     assert "0.500" in second
     assert "install tskd[offline] [/] first" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from tskd.artifacts import Artifact
 from tskd.config import load_recipe
 from tskd.errors import UserError
-from tskd.pipeline import execute, exported, trained_models
+from tskd.pipeline import _counted, execute, exported, trained_models
 
 
 class NamedRun(SimpleNamespace):
@@ -50,6 +51,18 @@ def test_a_u_net_that_is_the_method_is_what_is_shipped_and_no_rival_of_itself() 
         "student": ("control (U-Net)", "control"),
         "scratch": ("student from scratch", "finetuned-nothing"),
     }
+
+
+def test_every_model_is_announced_once_and_counted_before_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any = NamedRun("rivals=[scratch]")
+    trained_models(run, announce=_counted(run.recipe))
+    assert re.findall(r"model (\d of \d), (.*) \(0 s so far\)", capsys.readouterr().err) == [
+        ("1 of 5", "teacher"),
+        ("2 of 5", "student before fine-tuning"),
+        ("3 of 5", "task-specific distillation"),
+        ("4 of 5", "student from scratch"),
+        ("5 of 5", "control (U-Net)"),
+    ]
 
 
 def test_a_rival_teacher_does_not_take_the_place_of_the_one_that_taught() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tskd.errors import UserError
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT, write_report
 from tskd.report.blocks import Page, Section, Table
-from tskd.report.pictures import Album
+from tskd.report.pictures import Album, Gallery, failures
 from tskd.report.run_folder import RunFolder, open_run
 from tskd.report.run_page import run_page
 from tskd.report.shareable import shareable
@@ -79,8 +80,10 @@ def test_the_score_table_repeats_run_json(folder: Path) -> None:
         scores = run.metrics[name]
         low, high = scores["dice_ci95"]
         assert row[1:3] == (f"{scores['dice']:.3f}", f"{low:.3f} to {high:.3f}")
-        counts = ("missed", "false_positive", "both_empty", "n_images", "n_cases")
-        assert row[6:] == tuple(str(scores[key]) for key in counts)
+        there, absent = scores["missed"] + scores["scored"], scores["false_positive"] + scores["both_empty"]
+        shares = (f"{scores['missed']} of {there}", f"{scores['false_positive']} of {absent}")
+        assert row[7:] == shares
+        assert there + absent == scores["n_images"]  # one class
     assert table.rows[next(iter(table.strong))][0] == "Student"
 
 
@@ -111,6 +114,31 @@ def test_a_failure_is_shown_with_its_class_and_number(html: str) -> None:
     assert "Missed" not in failures
     assert failures.count("<img") == 1
     assert "test image 2: &lt;i&gt;lesion&lt;/i&gt;" in failures
+
+
+def test_an_image_that_fails_for_two_classes_is_shown_once(folder: Path) -> None:
+    run = open_run(folder)
+    scores = run.predictions["student"].scores
+    row = next(row for row in scores if row.score.status == "false_positive")
+    twice = replace(run.predictions["student"])
+    vars(twice)["scores"] = [row, row]  # a cached property
+    (block,) = failures(Gallery(run.tested, Album()), twice)
+    (picture,) = block.pictures
+    assert picture.caption.endswith("<i>lesion</i>, <i>lesion</i>")
+
+
+def test_distances_where_something_was_found_leave_the_diagonals_out(folder: Path) -> None:
+    run = open_run(folder)
+    table = table_of(run_page(run).sections[0], "missed")
+    shown = dict(zip(run.models, (row[6] for row in table.rows), strict=True))
+    for name in run.models:
+        by_case: dict[str, list[float]] = {}
+        for row in run.predictions[name].scores:
+            if row.score.status == "scored":
+                by_case.setdefault(row.case, []).append(row.score.hd95)
+        expected = sum(sum(one) / len(one) for one in by_case.values()) / len(by_case)
+        assert float(shown[name]) == pytest.approx(expected, abs=0.051)
+    assert float(shown["student"]) < run.metrics["student"]["hd95_px"]
 
 
 def test_overlays_show_the_same_images_for_all_models(html: str) -> None:

@@ -357,6 +357,23 @@ def test_failures_are_those_of_task_specific_distillation(folder: Path) -> None:
     assert {block.title: len(block.pictures) for block in blocks} == {one: n for one, n in expected.items() if n}
 
 
+def test_errors_are_counted_of_all_that_could_be(copied: Path) -> None:
+    def errors() -> list[tuple[str, str]]:
+        page = comparison_page(open_comparison(copied))
+        blocks = [block for section in page.sections for block in section.blocks]
+        tables = [block for block in blocks if isinstance(block, Table) and "missed" in block.columns]
+        return [(row[5], row[6]) for row in tables[0].rows]
+
+    cell = open_comparison(copied).cells["cones", "4"][0]
+    names = ("missed", "scored", "false_positive", "both_empty")
+    missed, scored, invented, empty = (cell.mean(name) or 0.0 for name in names)
+    expected = f"{missed:.1f} of {missed + scored:.0f}", f"{invented:.1f} of {invented + empty:.0f}"
+    assert expected in errors()
+    table = copied / "table.csv"
+    table.write_text(table.read_text().replace(",scored,", ",unknown,", 1))  # as earlier versions wrote it
+    assert (f"{missed:.1f}", f"{invented:.1f}") in errors()
+
+
 def test_the_data_are_named_by_their_digest(folder: Path, html: str) -> None:
     comparison = open_comparison(folder)
     digest = comparison.data_digest(comparison.cells["cones", "4"][0])

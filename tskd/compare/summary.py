@@ -22,6 +22,7 @@ from tskd.methods import METHODS
 from tskd.metrics.bias_variance import Decomposition
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT
+from tskd.report.text import missed
 
 PLAIN_WIDTH = 120
 
@@ -120,7 +121,7 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
         str(len(rows)),
         *(f"{value:.3f}" for value in (mean(dice), min(dice), max(dice))),
         f"{mean(row[f'hd95_{unit}'] for row in rows):.1f} {unit}",
-        f"{mean(row['missed'] for row in rows):.1f}",
+        missed({name: mean(row[name] for row in rows) for name in ("missed", "scored")}, digits=1),
         *(f"{rows[0][name]:.1f}" if name in rows[0] else "-" for name in ("model_mb", "latency_ms")),  # not timed yet
     ]
 

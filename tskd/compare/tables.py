@@ -14,7 +14,7 @@ from tskd.compare.job import Outcome
 from tskd.stages.networks import Network
 
 _DISTANCES = ("hd95_px", "hd95_mm", "assd_px", "assd_mm")
-_COUNTS = ("n_cases", "missed", "false_positive", "both_empty")
+_COUNTS = ("n_cases", "scored", "missed", "false_positive", "both_empty")
 _NETWORK = ("parameters", "model_mb", "latency_ms")
 _COMPUTE = ("student_gflops", "teacher_gflops")
 

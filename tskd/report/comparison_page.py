@@ -22,7 +22,19 @@ from tskd.report.comparison_verdict import OURS, TEACHER, comparison_verdict
 from tskd.report.pictures import ROOM, Album, Gallery, failures, picks, side_by_side
 from tskd.report.provenance import changed_settings
 from tskd.report.shareable import DATA, flattened, shareable
-from tskd.report.text import INTERVAL, NOTHING, capital, counted, interval, number, p_value, signed, teraflops
+from tskd.report.text import (
+    INTERVAL,
+    NOTHING,
+    capital,
+    counted,
+    interval,
+    invented,
+    missed,
+    number,
+    p_value,
+    signed,
+    teraflops,
+)
 from tskd.stages.model_card import INTENDED_USE, LIMITS
 
 FEW_REPLICATES = 5
@@ -227,8 +239,7 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
             interval(cell.interval),
             number(cell.mean("iou")),
             number(cell.mean(f"hd95_{unit}"), 1),
-            number(cell.mean("missed"), 1),
-            number(cell.mean("false_positive"), 1),
+            *_errors(cell),
             teraflops(cell.mean("student_gflops")),
             teraflops(cell.mean("teacher_gflops")),
             cell.lines[0]["n_cases"],
@@ -241,10 +252,18 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
         columns,
         rows,
         title=title,
-        note="Bold: the highest Dice. Missed, false positive: mean of a run. TFLOP: training compute of the student, "
-        "and beside it what only gives it targets.",
+        note="Bold: the highest Dice. Missed, false positive: mean of a run, of all images and classes where it can "
+        "happen. TFLOP: training compute of the student, and beside it what only gives it targets.",
         strong=frozenset({best}),
     )
+
+
+def _errors(cell: Cell) -> tuple[str, str]:
+    """Return how often a run of the cell missed a class, and how often it found one that is not there."""
+    counts = {name: cell.mean(name) for name in ("scored", "missed", "false_positive", "both_empty")}
+    if None in counts.values():  # a table of an earlier version
+        return number(counts["missed"], 1), number(counts["false_positive"], 1)
+    return missed(counts, digits=1), invented(counts, digits=1)
 
 
 def _test_table(comparison: ComparisonFolder) -> Table | None:

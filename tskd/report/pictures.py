@@ -134,15 +134,17 @@ def failures(images: Gallery, predictions: Predictions) -> list[Pictures]:
 
 
 def _failures(images: Gallery, predictions: Predictions, status: str, title: str) -> Pictures | None:
-    rows = [row for row in predictions.scores if row.score.status == status]
-    names = images.prepared.classes
+    failed: dict[str, list[str]] = {}
+    for row in predictions.scores:
+        if row.score.status == status:
+            failed.setdefault(row.image, []).append(images.prepared.classes[row.label - 1])
     drawn = [
-        images.overlay(row.image, predictions, f"test image {images.number(row.image)}: {names[row.label - 1]}")
-        for row in rows[:FAILURES_SHOWN]
+        images.overlay(image, predictions, f"test image {images.number(image)}: {', '.join(classes)}")
+        for image, classes in list(failed.items())[:FAILURES_SHOWN]
     ]
     kept = tuple(picture for picture in drawn if picture is not None)
-    note = f"{len(kept)} of {len(rows)} shown." if len(kept) < len(rows) else ""
-    return Pictures(kept, title=title, note=note, keys=images.keys()) if rows else None
+    note = f"{len(kept)} of {counted(len(failed), 'image')} shown." if len(kept) < len(failed) else ""
+    return Pictures(kept, title=title, note=note, keys=images.keys()) if failed else None
 
 
 def side_by_side(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from tskd.data.prepared import Part, Prepared
 from tskd.metrics.comparison import PairTest
-from tskd.metrics.segmentation import case_means
+from tskd.metrics.segmentation import ScoreRow, case_means
 from tskd.report.blocks import Block, Charts, Facts, Page, Pictures, Points, Section, Table, section
 from tskd.report.charts import Estimate, forest_chart
 from tskd.report.pictures import ROOM, Album, Gallery, failures, picks, side_by_side
 from tskd.report.provenance import cost_section, reproduce_section
 from tskd.report.run_folder import STUDENT, RunFolder
-from tskd.report.text import INTERVAL, capital, counted, interval, number, p_value, signed
+from tskd.report.text import INTERVAL, capital, counted, interval, invented, missed, number, p_value, signed
 from tskd.report.training import resources_section, training_section
 from tskd.report.transfer import transfer_section
 from tskd.report.verdict import CAVEAT, paired_tests, verdict
@@ -52,8 +53,10 @@ def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
 def scores_section(run: RunFolder, tests: Sequence[PairTest]) -> Section | None:
     """How good every model is, and how it compares with the student case by case."""
     other = f" of {run.tested.dataset['name']}" if run.tested != run.prepared else ""
+    scored = run.metrics[STUDENT]
     lead = (
-        f"Means over test cases{other} at the images' own size. A case: a patient, a volume, or images that look alike."
+        f"Means over {counted(scored['n_cases'], 'test case')}{other} with {counted(scored['n_images'], 'image')} at "
+        "their own size. A case: a patient, a volume, or images that look alike."
     )
     return section(
         "scores", "Scores", lead, [_score_table(run), _forest(run), _paired_table(run, tests), _class_table(run)]
@@ -111,7 +114,6 @@ def _score_table(run: RunFolder) -> Table:
     rows = []
     for name in run.models:
         one = run.metrics[name]
-        counts = (str(one[key]) for key in ("missed", "false_positive", "both_empty", "n_images", "n_cases"))
         rows.append(
             (
                 capital(run.title(name)),
@@ -120,19 +122,29 @@ def _score_table(run: RunFolder) -> Table:
                 number(one["iou"]),
                 number(one[distance], 1),
                 interval(one[f"{distance}_ci95"], 1),
-                *counts,
+                number(_distance_where_found(run.predictions[name].scores), 1),
+                missed(one),
+                invented(one),
             )
         )
-    columns = ("model", "Dice", INTERVAL, "IoU", f"HD95 ({unit})", INTERVAL)
-    counted_columns = ("missed", "false positive", "both empty", "images", "cases")
+    dice, distances = ("Dice", INTERVAL, "IoU"), (f"HD95 ({unit})", INTERVAL, f"HD95 where found ({unit})")
+    columns = ("model", *dice, *distances, "missed", "false positive")
     teacher = f" Teacher: {run.summary['teacher']}." if run.summary["teacher"] else ""
     note = (
         f"Bold: the {run.title(STUDENT)}, which is shipped.{teacher} "
         "Bootstrap intervals over cases. Mask and prediction both empty: Dice 1, distance 0. Only one of them empty "
-        "(missed, false positive; counted over images and classes): Dice 0, distance the image diagonal."
+        "(missed, false positive; counted over images and classes, of those with and without the class): Dice 0, "
+        "distance the image diagonal. Where found: the same distance over the images that have a mask and a prediction "
+        "alone, which are others for every model."
     )
     strong = frozenset({run.models.index(STUDENT)})
-    return Table((*columns, *counted_columns), tuple(rows), note=note, strong=strong)
+    return Table(columns, tuple(rows), note=note, strong=strong)
+
+
+def _distance_where_found(rows: Sequence[ScoreRow]) -> float | None:
+    """Return the mean HD95 over cases of what was there and found; None where that is nothing."""
+    means = case_means([row for row in rows if row.score.status == "scored"], "hd95")
+    return fmean(means.values()) if means else None
 
 
 def _forest(run: RunFolder) -> Charts:

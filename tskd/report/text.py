@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 INTERVAL = "95\u00a0% interval"
 """Never broken between number and sign."""
@@ -45,9 +46,23 @@ def counted(count: int, singular: str, plural: str = "") -> str:
     return f"{count} {singular if count == 1 else plural or singular + 's'}"
 
 
+def missed(scores: Mapping[str, Any], digits: int = 0) -> str:
+    """Return how often a model missed a class, of all images and classes where it is there."""
+    return _of_all(scores["missed"], scores["scored"], digits)
+
+
+def invented(scores: Mapping[str, Any], digits: int = 0) -> str:
+    """Return how often a model found a class where it is not there, of all such images and classes."""
+    return _of_all(scores["false_positive"], scores["both_empty"], digits)
+
+
 def capital(sentence: str) -> str:
     """Return the sentence with its first letter large, the rest untouched."""
     return sentence[:1].upper() + sentence[1:]
+
+
+def _of_all(wrong: float, right: float, digits: int) -> str:
+    return f"{number(wrong, digits)} of {wrong + right:.0f}"
 
 
 def _minus(text: str) -> str:
