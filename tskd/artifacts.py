@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -336,8 +337,10 @@ def _clock(partial: Path, making: _Making) -> Iterator[None]:
 
 
 def _device() -> str:
-    gpu = gpu_in_use()
-    return str(gpu.get_device_name()) if gpu else f"CPU, {os.cpu_count()} cores"
+    if gpu := gpu_in_use():
+        return str(gpu.get_device_name())
+    threads = f"{sys.modules['torch'].get_num_threads()} threads of " if "torch" in sys.modules else ""
+    return f"CPU, {threads}{os.cpu_count()} cores"
 
 
 def _version(name: str) -> str | None:

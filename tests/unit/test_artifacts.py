@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tskd.artifacts import (
     CHECKPOINTS,
@@ -99,7 +100,7 @@ def test_the_manifest_says_what_made_it(tmp_path: Path) -> None:
     assert manifest["peak_memory_mb"] > 1
     assert manifest["peak_gpu_memory_mb"] == 0
     assert manifest["libraries"]["torch"]
-    assert manifest["device"]
+    assert manifest["device"] == f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
     assert "git_commit" in manifest
     assert manifest["fingerprint"].startswith(artifact.path.name.partition("-")[2])
     assert sorted(path.name for path in artifact.path.iterdir()) == [MANIFEST, TRAINING_LOG, "model.json", "sub"]
