@@ -138,9 +138,9 @@ def compare(
     if dry_run:
         plans, estimator = command.plan_comparison(found, out, download=download, recheck=recheck)
         if json_:
-            print(plan_as_json(found, plans, estimator, workers=workers or 1))
+            print(plan_as_json(found, plans, estimator, workers=machines.at_once))
         else:
-            print_plan(found, plans, estimator, workers=workers or 1)
+            print_plan(found, plans, estimator, workers=machines.at_once)
         return
     if tables_only:
         comparison = command.collect(found, out)

@@ -30,6 +30,13 @@ def build_mae(mask: float = 0.75) -> MaskedAutoencoder:
     return MaskedAutoencoder(build_student(), mask=mask, width=96, depth=2)
 
 
+@pytest.mark.parametrize(("width", "heads"), [(96, 3), (100, 2), (36, 1), (200, 5), (512, 16)])
+def test_any_width_that_positions_allow_has_heads(width: int, heads: int) -> None:
+    """About 32 channels a head, as many as divide the width: 100 is not three times anything."""
+    mae = MaskedAutoencoder(build_student(), mask=0.75, width=width, depth=1)
+    assert mae.blocks[0].attn.num_heads == heads
+
+
 def random(*shape: int, seed: int = 1) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 

@@ -101,6 +101,28 @@ def test_changes_by_hand(runs: list[Scored]) -> None:
     assert rows[1]["difference"] == pytest.approx(100 * (0.3 + 0.3 + 0.305) / 3)
 
 
+def test_a_pair_has_one_direction_whichever_run_failed(runs: list[Scored]) -> None:
+    """Seed 0 of kd at 20 labels is gone, so scratch has the first run there."""
+    seeds_first = {name: AXES[name] for name in ("seed", "data.labels", "method")}
+    left = sorted((one for one in runs if one.run.name != "kd-20-0"), key=lambda one: one.place["seed"])
+    found = compare_groups(grid(seeds_first), left)
+    assert {(test.method, test.baseline) for _, test in found.tests} == {("kd", "scratch")}
+    assert len(found.changes) == 2
+
+
+def test_no_change_is_told_along_seeds_of_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    axes = {"method": ("kd", "scratch"), "data.split_seed": (0, 1), "seed": (0,)}
+    several = [
+        run(tmp_path, {"method": method, "data.split_seed": split, "seed": 0}, {f"case {split}": dice})
+        for method, dice in (("kd", 0.7), ("scratch", 0.5))
+        for split in (0, 1)
+    ]
+    found = compare_groups(grid(axes), several)
+    assert len(found.tests) == 4
+    assert not found.changes
+    assert not capsys.readouterr().err
+
+
 def test_changes_take_the_seeds_that_all_four_have(runs: list[Scored]) -> None:
     """Seed 1 of scratch at 20 labels is gone: what is left is seed 0, where kd led by 0.3, 0.1, 0.005."""
     (first, _) = as_rows(compare_groups(grid(), [one for one in runs if one.run.name != "scratch-20-1"]).changes)
@@ -109,18 +131,20 @@ def test_changes_take_the_seeds_that_all_four_have(runs: list[Scored]) -> None:
 
 
 def test_changes_that_cannot_be_paired_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another split tests other cases."""
-    axes: dict[str, tuple[Any, ...]] = {"method": ("kd", "scratch"), "data.split_seed": (0, 1), "seed": (0,)}
+    """A larger test set has other cases."""
+    axes: dict[str, tuple[Any, ...]] = {"method": ("kd", "scratch"), "data.test_share": (0.1, 0.2), "seed": (0,)}
     listed = [
-        run(tmp_path, {"method": method, "data.split_seed": split, "seed": 0}, dict.fromkeys(f"{split}xyz", 0.5))
-        for split in (0, 1)
+        run(tmp_path, {"method": method, "data.test_share": share, "seed": 0}, dict.fromkeys(f"{share}xyz", 0.5))
+        for share in (0.1, 0.2)
         for method in ("kd", "scratch")
     ]
     found = compare_groups(grid(axes), listed)
     assert len(found.tests) == 4
     assert found.changes == ()
     said = capsys.readouterr().err
-    assert "no comparison of kd at data.split_seed 1, scratch at data.split_seed 1, kd at data.split_seed 0" in said
+    assert (
+        "no comparison of kd at data.test_share 0.2, scratch at data.test_share 0.2, kd at data.test_share 0.1" in said
+    )
     assert "their test images differ" in said
 
 
@@ -183,7 +207,7 @@ def test_a_method_that_failed_takes_no_seed_from_the_tests_of_others(
     """Of mae seed 0 failed, of moco seed 1; kd and scratch keep both, ranks need a seed that all have."""
     done = [("kd", 0), ("kd", 1), ("scratch", 0), ("scratch", 1), ("mae", 1), ("moco", 0)]
     listed = [run(tmp_path, point(method, 20, seed), {"a": 0.5, "b": 0.4 + 0.1 * seed}) for method, seed in done]
-    found = compare_groups(grid(), listed)
+    found = compare_groups(grid(AXES | {"method": ("kd", "scratch", "mae", "moco")}), listed)
     seeds = {(test.method, test.baseline): test.n_seeds for _, test in found.tests if test.measure == "dice"}
     assert seeds == {
         ("kd", "scratch"): 2, ("kd", "mae"): 1, ("kd", "moco"): 1, ("scratch", "mae"): 1, ("scratch", "moco"): 1,

@@ -44,6 +44,7 @@ def test_as_many_runs_go_on_at_once_as_there_is_room_for(cluster: SimpleNamespac
     assert slots(address="auto", cpus=1, gpus=0.25) == 8
     assert slots(address="auto", cpus=0, gpus=0.5) == 4
     assert slots(address="auto", cpus=2.5) == 2, "what is left of two machines is no third place"
+    assert slots(address="auto", cpus=0, gpus=0.1) == 20, "0.1 goes ten times into 1, though not in binary"
     assert slots(address="auto", slots=3) == 3
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tskd.compare.command import images_of
 from tskd.compare.grid import GridRun
 from tskd.compare.plan import PlanStore, all_missing, plan_runs
 from tskd.config import Recipe, build_recipe
@@ -58,6 +59,13 @@ def test_what_is_there_is_found_under_the_name_it_was_planned(tmp_path: Path) ->
     assert name in {part.name for part in before.missing}
     assert name in after.found
     assert {part.stage for part in after.missing} == {part.stage for part in before.missing} - {"transfer"}
+
+
+def test_settings_that_read_other_images_are_told_apart() -> None:
+    """Runs of a grid over windows or annotators learn from different images, though nothing has changed."""
+    plain, windowed, fewer = runs(recipe(), recipe(data={**TINY["data"], "window": [0, 100]}), recipe(seed=1))
+    assert images_of(plain) != images_of(windowed)
+    assert images_of(plain) == images_of(fewer)
 
 
 TEACHERLESS = ["mae", "moco_v3", "agnostic_kd", "scratch"]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,20 @@ def test_an_image_that_fails_for_two_classes_is_shown_once(folder: Path) -> None
     (block,) = failures(Gallery(run.tested, Album()), twice)
     (picture,) = block.pictures
     assert picture.caption.endswith("<i>lesion</i>, <i>lesion</i>")
+
+
+def test_a_prediction_is_found_by_the_rows_of_the_data_it_was_made_on(folder: Path, tmp_path: Path) -> None:
+    """Under another label budget the same test images are other rows."""
+    run = open_run(folder)
+    own, gallery = run.predictions["student"], Gallery(run.tested, Album())
+    for path in (own.folder / "predictions").iterdir():
+        moved = tmp_path / "predictions" / f"{int(path.stem) + 1:06d}.png"
+        moved.parent.mkdir(exist_ok=True)
+        shutil.copy(path, moved)
+    rows: Any = SimpleNamespace(row_of=lambda image: run.tested.row_of(image) + 1)
+    image = own.scores[0].image
+    elsewhere = replace(own, folder=tmp_path, prepared=rows)
+    assert gallery.overlay(image, elsewhere, "one") == gallery.overlay(image, own, "one")
 
 
 def test_distances_where_something_was_found_leave_the_diagonals_out(folder: Path) -> None:

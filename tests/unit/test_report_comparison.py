@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from report_folders import SECRET, draw_data, make_comparison, write_csv
 
 from tests.journeys.browser import console_of, look_at, needs_chromium, print_to_pdf
-from tskd.artifacts import file_sha256, write_json
+from tskd.artifacts import Artifact, file_sha256, finished_in, write_json
 from tskd.compare.grid import load_grid
 from tskd.errors import UserError
 from tskd.metrics.comparison import difference_interval
@@ -186,12 +187,15 @@ def test_values_with_other_test_images_are_not_laid_side_by_side(copied: Path, t
     compare_labels(copied)
     lines = open_comparison(copied).lines
     changed = next(one["evaluation"] for one in lines if (one["method"], one["data.labels"]) == ("scratch", "8"))
-    folder = copied / "artifacts" / changed
-    table = (folder / "cases.csv").read_text()
-    (folder / "cases.csv").write_text(table.replace(f"{SECRET}-2", "elsewhere-2"))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["cases.csv"] = file_sha256(folder / "cases.csv")
-    write_json(folder / "manifest.json", manifest)
+    scored = Artifact(copied / "artifacts" / changed)
+    (data,) = (one for one in finished_in(copied / "artifacts") if one.digest == scored.manifest["inputs"]["data"])
+    other = data.path.with_name("prepare-other")
+    shutil.copytree(data.path, other)
+    image = next(other.glob("native/*_image.png"))
+    Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
+    files = data.manifest["files"] | {f"native/{image.name}": file_sha256(image)}
+    write_json(other / "manifest.json", {**data.manifest, "files": files, "digest": "other"})
+    write_json(scored.path / "manifest.json", {**scored.manifest, "inputs": {"data": "other"}})
     (heading, *_) = (
         section for section in comparison_page(open_comparison(copied)).sections if section.name == "overlays"
     )
@@ -236,6 +240,17 @@ def test_what_each_method_costs_is_a_table(folder: Path) -> None:
     by_method = {row[0]: dict(zip(table.columns, row)) for row in table.rows}
     ours = by_method["Task-specific distillation"]
     assert (ours["training, s"], ours["TFLOP"], ours["an image, ms"]) == ("3", "5.4", "11.0")
+
+
+def test_what_is_compared_has_its_own_row_of_costs(copied: Path) -> None:
+    description = json.loads((copied / "comparison.json").read_text())
+    write_json(copied / "comparison.json", description | {"compare": "data.labels"})
+    page = comparison_page(open_comparison(copied))
+    (resources,) = (section for section in page.sections if section.name == "resources")
+    (table,) = (block for block in resources.blocks if isinstance(block, Table))
+    titles = [row[0] for row in table.rows]
+    assert len(titles) == len(set(titles)) == 4
+    assert {title.rpartition(", ")[2] for title in titles} == {"4 labelled images", "8 labelled images"}
 
 
 @pytest.mark.parametrize(("held", "shown"), [("0.0", False), ("912.3", True)])
@@ -470,6 +485,12 @@ def test_tables_that_were_not_written_leave_their_sections_out(copied: Path) -> 
     for name in ("tests.csv", "changes.csv", "ranks.csv", "bias_variance.csv"):
         (copied / name).unlink()
     assert {"tests", "bias"}.isdisjoint(sections_of(copied))
+
+
+def test_a_run_that_failed_after_its_table_was_written_has_no_training_curves(copied: Path) -> None:
+    for state in (copied / "runs").iterdir():
+        write_json(state, {"artifacts": {}})
+    assert "training" not in sections_of(copied)
 
 
 def test_without_artifacts_the_table_is_still_reported(copied: Path) -> None:

@@ -28,7 +28,7 @@ from tskd.compare.plan import RunPlan, all_missing, plan_runs
 from tskd.compare.statistics import Scored, Statistics, as_rows, columns_of, columns_of_changes, compare_groups
 from tskd.compare.tables import table_columns, table_rows, write_table
 from tskd.comparison_files import BIAS_VARIANCE, CHANGES, COMPARISON, RANKS, TABLE, TESTS
-from tskd.config import EngineConfig
+from tskd.config import EngineConfig, SourceConfig
 from tskd.console import say, warn
 from tskd.data.prepared import digest_of_source, digest_of_test
 from tskd.engine import open_runtime
@@ -59,6 +59,11 @@ class Machines:
     def threads(self) -> int:
         """CPU threads of one run."""
         return max(1, int(self.cpus)) if self.executor == "ray" else max(1, _cores() // (self.workers or 1))
+
+    @property
+    def at_once(self) -> int | None:
+        """Runs at a time; None: known when the cluster is."""
+        return self.workers or (1 if self.executor == "local" else None)
 
     def open(self) -> AbstractContextManager[Executor]:
         """Start what executes."""
@@ -96,10 +101,10 @@ def plan_comparison(grid: Grid, out: Path, *, download: bool, recheck: bool = Fa
 
 def _refuse_changed_data(grid: Grid, plans: list[RunPlan], out: Path) -> None:
     """Raise UserError where finished runs were trained on other images or masks than those that wait would be."""
-    now = {_images_of(plan.run): plan.images for plan in plans}
+    now = {images_of(plan.run): plan.images for plan in plans}
     waiting = {plan.run.name for plan in plans}
-    done = [run for run in grid.runs if run.name not in waiting and _images_of(run) in now]
-    trained = [(_trained_on(out, run), now[_images_of(run)]) for run in done]
+    done = [run for run in grid.runs if run.name not in waiting and images_of(run) in now]
+    trained = [(_trained_on(out, run), now[images_of(run)]) for run in done]
     if changed := sum(before not in (None, images) for before, images in trained):
         raise UserError(
             f"{out}: {changed} of the finished runs were trained on other images or masks than there are now. "
@@ -107,9 +112,9 @@ def _refuse_changed_data(grid: Grid, plans: list[RunPlan], out: Path) -> None:
         )
 
 
-def _images_of(run: GridRun) -> str:
+def images_of(run: GridRun) -> str:
     """Return the settings that say which images a run is about, whatever it takes of them."""
-    return canonical_json(run.recipe.data.model_dump(include={"root", "layout", "phantom", "split_seed"}))
+    return canonical_json(run.recipe.data.model_dump(include={*SourceConfig.model_fields, "split_seed"}))
 
 
 def _trained_on(out: Path, run: GridRun) -> str | None:
@@ -137,7 +142,7 @@ def compare(grid: Grid, out: Path, machines: Machines, *, download: bool = False
         plans, estimator = plan_comparison(grid, out, download=download, recheck=recheck)
         say(f"compare: {len(grid.runs)} runs, {len(grid.runs) - len(plans)} done already")
         if plans:
-            say(f"compare: {estimator.explain(all_missing(plans).values(), workers=machines.workers or 1)}")
+            say(f"compare: {estimator.explain(all_missing(plans).values(), workers=machines.at_once)}")
             _do(plans, estimator, machines, out, download)
         return _collect(grid, out, machines if plans else None)
 

@@ -63,15 +63,16 @@ class Estimator:
         """Return the seconds of all parts, one after the other."""
         return sum(self.seconds(part)[0] for part in parts)
 
-    def explain(self, parts: Iterable[Part], *, workers: int) -> str:
-        """Return the estimate as a sentence that says what it rests on."""
+    def explain(self, parts: Iterable[Part], *, workers: int | None) -> str:
+        """Return the estimate as a sentence that says what it rests on; ``workers`` None: nobody knows yet how many."""
         listed = list(parts)
         if not listed:
             return "nothing is left to be made"
         bases = Counter(self.seconds(part)[1] for part in listed)
         how = "; ".join(f"{bases[basis]} {said}" for basis, said in _SAID.items() if bases[basis])
-        time = duration(self.total(listed) / workers)
-        return f"about {time} with {workers} at a time for {len(listed)} parts ({how})"
+        time = duration(self.total(listed) / (workers or 1))
+        at_once = f"with {workers} at a time" if workers else "one after the other, less with several at a time,"
+        return f"about {time} {at_once} for {len(listed)} parts ({how})"
 
 
 def work(config: Mapping[str, Any]) -> float:

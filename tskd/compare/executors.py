@@ -140,11 +140,16 @@ class RayExecutor:
         return None
 
 
+def _times(there: float, count: float) -> int:
+    """Return how often ``count`` goes into what is there; 0.1 goes ten times into 1, though not in binary."""
+    return math.floor(there / count + 1e-9)
+
+
 def _room(machines: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
     """Return how many runs have room at a time; a run is on one machine. Raises UserError for none."""
     wanted = {kind: count for kind, count in (("CPU", cpus), ("GPU", gpus)) if count}
-    rooms = [min((one.get(kind, 0) // count for kind, count in wanted.items()), default=1) for one in machines]
-    if not (room := int(sum(rooms))):
+    rooms = [min((_times(one.get(kind, 0), count) for kind, count in wanted.items()), default=1) for one in machines]
+    if not (room := sum(rooms)):
         there = ", ".join(f"{one.get('CPU', 0):g} and {one.get('GPU', 0):g}" for one in machines)
         raise UserError(
             f"a run asks for {cpus:g} CPUs and {gpus:g} GPUs of one machine, and the cluster's machines have {there}. "

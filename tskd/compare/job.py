@@ -73,12 +73,9 @@ def state_path(out: Path, name: str) -> Path:
 
 def read_outcome(out: Path, name: str) -> Outcome | None:
     """Return how a run ended; None where it has not, or where its scores are gone."""
-    path = state_path(out, name)
-    if not path.is_file():
-        return None
     try:
-        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):  # cut short by a full disk, or of another version
+        outcome = Outcome(**json.loads(state_path(out, name).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):  # not there, cut short by a full disk, or of another version
         return None
     folders = (out / ARTIFACTS / folder / MANIFEST for folder in outcome.artifacts.values())
     return outcome if all(folder.is_file() for folder in folders) else None

@@ -120,7 +120,8 @@ def _groups(grid: Grid, runs: Sequence[Scored]) -> Iterator[_Group]:
     groups: dict[tuple[Any, ...], list[Scored]] = defaultdict(list)
     for scored in runs:
         groups[tuple(scored.place[axis] for axis in group_axes(grid))].append(scored)
-    for key, members in groups.items():
+    for key, unordered in groups.items():
+        members = sorted(unordered, key=lambda scored: _position(grid, scored))  # whichever run ended first or failed
         group = _Group(dict(zip(group_axes(grid), key)), _values(grid, members))
         baseline = None if grid.baseline is None else _label(grid, members[0], grid.baseline)
         if len(group.values) < 2 or (baseline is not None and baseline not in group.values):
@@ -128,6 +129,12 @@ def _groups(grid: Grid, runs: Sequence[Scored]) -> Iterator[_Group]:
         else:
             group.pairs = [pair for pair in _pairs(group, baseline) if _comparable(group.only(pair), group.title)]
             yield group
+
+
+def _position(grid: Grid, scored: Scored) -> list[int]:
+    """Return where a run's method and its value of the compared axis stand in the grid."""
+    axes = ((axis, values) for axis, values in grid.axes.items() if axis in (METHOD, grid.compare))
+    return [list(values).index(scored.place[axis]) for axis, values in sorted(axes, key=lambda one: one[0] != METHOD)]
 
 
 def _values(grid: Grid, members: Sequence[Scored]) -> dict[str, _Value]:
@@ -177,9 +184,9 @@ def _changes(grid: Grid, groups: Sequence[_Group]) -> Iterator[tuple[Columns, Pa
     """Yield how differences change from the lowest to the highest value of each axis of numbers.
 
     Whether a gap is largest at the fewest labels is a question about the difference of two differences, which needs a
-    test of its own (A. Gelman and H. Stern, The American Statistician 60(4), 2006).
+    test of its own (A. Gelman and H. Stern, The American Statistician 60(4), 2006). Seeds are numbers without an order.
     """
-    for axis in (axis for axis in group_axes(grid) if axis not in (DATASET, METHOD)):
+    for axis in (axis for axis in group_axes(grid) if axis not in (DATASET, METHOD) and not axis.endswith("seed")):
         lines: dict[tuple[Any, ...], dict[float, _Group]] = defaultdict(dict)
         for group in groups:
             value = group.place[axis]

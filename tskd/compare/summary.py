@@ -27,7 +27,7 @@ from tskd.report.text import missed
 PLAIN_WIDTH = 120
 
 
-def print_plan(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, workers: int) -> None:
+def print_plan(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, workers: int | None) -> None:
     """Print every run with what is there and what its missing parts will take, shared parts at their first run."""
     console = _console()
     table = Table("run", "there", "to make", "seconds", title=f"{grid.name}: {len(grid.runs)} runs")
@@ -50,7 +50,7 @@ def print_plan(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, wo
         console.print("Some runs need more parts, which can be named only when these are there.")
 
 
-def plan_as_json(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, workers: int) -> str:
+def plan_as_json(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, workers: int | None) -> str:
     """Return the plan for scripts: every run that is not done with its missing parts, and the seconds of all."""
     parts = list(all_missing(plans).values())
     waiting = [
@@ -68,7 +68,7 @@ def plan_as_json(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, 
         "runs": len(grid.runs),
         "waiting": waiting,
         "missing": len(parts),
-        "seconds": round(estimator.total(parts) / workers, 1),
+        "seconds": round(estimator.total(parts) / (workers or 1), 1),
         "estimate": estimator.explain(parts, workers=workers),
     }
     return json.dumps(plan, indent=2)

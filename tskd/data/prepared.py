@@ -72,6 +72,14 @@ class Prepared:
         """Return the row numbers of the parts, in order."""
         return np.array([row for row, record in enumerate(self.records) if record.part in parts], dtype=np.int64)
 
+    def row_of(self, name: str) -> int:
+        """Return the row of a record id; KeyError where there is none."""
+        return self._rows[name]
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {record.id: row for row, record in enumerate(self.records)}
+
     def cases(self, *parts: Part) -> set[str]:
         """Return the cases of the parts."""
         return {record.case for record in self.records if record.part in parts}

@@ -18,6 +18,8 @@ from tskd.metrics.intervals import LEAST_CASES, RESAMPLES, percentile_interval
 from tskd.seeding import numpy_generator
 
 Scores = Mapping[str, np.ndarray]
+_CHUNK = 1_000_000
+"""Draws of cases at a time."""
 _ROUNDING = 1e-9
 """0.51 - 0.50 is a little more than 0.01 in binary."""
 
@@ -140,8 +142,14 @@ def difference_interval(difference: np.ndarray, *, seed: int, resamples: int = R
     seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
     if seeds > 1:
         seed_weights = 1 / seeds + np.sqrt(seeds / (seeds - 1)) * (seed_weights - 1 / seeds)
-    case_weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=resamples) / cases
-    replicates = ((seed_weights @ difference) * case_weights).sum(axis=1)
+    replicates = np.concatenate(
+        [
+            (seed_part @ difference * rng.multinomial(cases, np.full(cases, 1 / cases), size=len(seed_part))).mean(
+                axis=1
+            )
+            for seed_part in np.array_split(seed_weights, math.ceil(resamples * cases / _CHUNK))  # of bounded memory
+        ]
+    )
     mean, spread = difference.mean(), 1.0
     if seeds > 1:
         spread = stats.t.ppf(0.975, degrees_of_freedom(difference)) / stats.t.ppf(0.975, cases - 1)

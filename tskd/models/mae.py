@@ -46,7 +46,7 @@ class MaskedAutoencoder(nn.Module):
         grid = build_sincos2d_pos_embed(list(vit.patch_embed.grid_size), dim=width)
         prefix = torch.zeros(vit.num_prefix_tokens, width)
         self.register_buffer("positions", torch.cat([prefix, grid])[None], persistent=False)
-        self.blocks = nn.Sequential(*(Block(width, max(width // HEAD_WIDTH, 1), qkv_bias=True) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, _heads(width), qkv_bias=True) for _ in range(depth)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * self.patch**2))
         for part in (self.embed, self.blocks, self.head):
             part.apply(_initialise)
@@ -90,6 +90,11 @@ class MaskedAutoencoder(nn.Module):
         patches = shuffled.gather(1, _repeated(order.argsort(dim=1), shuffled.shape[-1]))
         decoded = self.blocks(torch.cat([tokens[:, :prefix], patches], dim=1) + self.positions)
         return self.head(decoded[:, prefix:])
+
+
+def _heads(width: int) -> int:
+    """Return how many heads a decoder of this width has: as many of about ``HEAD_WIDTH`` channels as divide it."""
+    return next(heads for heads in range(max(width // HEAD_WIDTH, 1), 0, -1) if width % heads == 0)
 
 
 def require_transformer(student: Any) -> VisionTransformer:

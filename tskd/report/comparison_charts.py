@@ -74,16 +74,19 @@ def bias_section(comparison: ComparisonFolder) -> Section | None:
 
 
 def resources_section(comparison: ComparisonFolder) -> Section | None:
-    """What each method costs, and Dice against size and speed, for each data set (and image size) over its settings."""
+    """What all that is compared costs, and Dice against size and speed, for each data set (and image size)."""
     groups: dict[str, dict[str, list[Cell]]] = {}
-    for setting, cells in comparison.cells.items():
-        sizes = [value_title(axis, value) for axis, value in zip(comparison.axes, setting[1:]) if axis == IMAGE_SIZE]
-        by_method = groups.setdefault(", ".join([setting[0], *sizes]), {})
-        for cell in cells:
-            by_method.setdefault(cell.method, []).append(cell)
+    sized = IMAGE_SIZE in comparison.axes and comparison.compared != IMAGE_SIZE
+    for cell in (cell for cells in comparison.groups.values() for cell in cells):
+        line = cell.lines[0]
+        sizes = [value_title(IMAGE_SIZE, line[IMAGE_SIZE])] if sized else []
+        place = groups.setdefault(", ".join([line[DATASET], *sizes]), {})
+        place.setdefault(cell.look.title, []).append(cell)
     charts = tuple(chart for title, group in groups.items() for chart in _size_charts(title, group))
     tables = [_cost_table(title, group) for title, group in groups.items()]
-    lead = "Means over all settings of a data set. The time of one image is that of one CPU thread."
+    lead = (
+        "Means over all settings of a data set but what is compared. The time of one image is that of one CPU thread."
+    )
     return section("resources", "Cost, size and speed", lead, [Charts(charts, _keys(comparison)), *tables])
 
 
@@ -129,27 +132,27 @@ def _bias_chart(comparison: ComparisonFolder, title: str, lines: list[Line]) -> 
     return stacked_chart(names, parts, Axis("squared error"), title=title)
 
 
-def _size_charts(place: str, by_method: Mapping[str, list[Cell]]) -> Iterator[Chart]:
+def _size_charts(place: str, by_title: Mapping[str, list[Cell]]) -> Iterator[Chart]:
     for column, (title, scale) in SIZES.items():
-        known = {method: mean for method, cells in by_method.items() if (mean := _mean(cells, column)) is not None}
+        known = {one: mean for one, cells in by_title.items() if (mean := _mean(cells, column)) is not None}
         if len(known) < 2:
             continue
-        cells = [by_method[method] for method in known]
+        cells = [by_title[one] for one in known]
         points = [Estimate(found[0].look, float(np.mean([cell.dice for cell in found])), None) for found in cells]
         places = [scale * mean for mean in known.values()]
         x = Axis(title, logarithmic=log_places(places))
         yield scatter_chart(points, places, x, Axis("Dice"), title=f"{place}: {title}")
 
 
-def _cost_table(place: str, by_method: Mapping[str, list[Cell]]) -> Table:
-    known = {name: cost for name, cost in _COSTS.items() if any(_mean(cells, name) for cells in by_method.values())}
+def _cost_table(place: str, by_title: Mapping[str, list[Cell]]) -> Table:
+    known = {name: cost for name, cost in _COSTS.items() if any(_mean(cells, name) for cells in by_title.values())}
     rows = tuple(
         (
             capital(cells[0].look.title),
             number(float(np.mean([cell.dice for cell in cells]))),
             *(shown(_mean(cells, column)) for column, (_, shown) in known.items()),
         )
-        for cells in by_method.values()
+        for cells in by_title.values()
     )
     columns = ("method", "Dice", *(title for title, _ in known.values()))
     note = (

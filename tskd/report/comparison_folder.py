@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_by_digest, find_damage, finished, finished_in
+from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_damage, finished, finished_in
 from tskd.comparison_files import COMPARISON, DATASET, METHOD, TABLE
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
@@ -162,24 +162,32 @@ class ComparisonFolder:
         return _read_csv(self.path / name) if (self.path / name).is_file() else []
 
     def predictions(self, cell: Cell) -> Predictions | None:
-        """Return what a method predicted in its first replicate; None where that is gone."""
-        artifact = self._evaluation(cell.lines[0])
-        return Predictions(cell.look.title, cell.look.title, artifact.path) if artifact else None
+        """Return what a method predicted in its first replicate; None where that or the data it scored are gone."""
+        artifact, prepared = self._evaluation(cell.lines[0]), self._scored_on(cell)
+        title = cell.look.title
+        return Predictions(title, title, artifact.path, prepared) if artifact and prepared else None
 
-    def prepared(self, cell: Cell) -> Prepared | None:
-        """Return the data that a method was scored on; None where they are gone."""
-        evaluation = self._evaluation(cell.lines[0])
-        if evaluation is None:
-            return None
-        found = find_by_digest(self.path / ARTIFACTS, "prepare", evaluation.manifest["inputs"]["data"])
-        return Prepared(found.path) if found and not any(find_damage(found)) else None
+    def _scored_on(self, cell: Cell) -> Prepared | None:
+        digest = self.data_digest(cell)
+        return self._prepared(digest) if digest else None
+
+    def _prepared(self, digest: str) -> Prepared | None:
+        """Return the prepared data with these contents; None where they are gone or damaged."""
+        if digest not in self._looked_up:
+            found = self._by_digest.get(digest)
+            self._looked_up[digest] = Prepared(found.path) if found and not any(find_damage(found)) else None
+        return self._looked_up[digest]
+
+    @cached_property
+    def _looked_up(self) -> dict[str, Prepared | None]:
+        return {}
 
     def trainings(self, cell: Cell) -> list[Artifact]:
         """Return a cell's model in its first replicate and the trainings it came from, the first of them first."""
         path = self.path / "runs" / f"{cell.lines[0]['run']}.json"
-        if not path.is_file():
-            return []
-        model = finished(self.path / ARTIFACTS / json.loads(path.read_text(encoding="utf-8"))["artifacts"]["model"])
+        state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        name = state.get("artifacts", {}).get("model")  # none where the run was tried again since, and failed
+        model = finished(self.path / ARTIFACTS / name) if name else None
         found = [model] if model else []
         for artifact in found:  # grows while it is read
             inputs = artifact.manifest["inputs"]
@@ -208,10 +216,10 @@ class ComparisonFolder:
         return {}
 
     def _view(self, transfer: Artifact) -> TransferView | None:
-        data = self._by_digest.get(transfer.manifest["inputs"]["data"])
-        if data is None or any(find_damage(data)) or any(find_damage(transfer)):
+        prepared = self._prepared(transfer.manifest["inputs"]["data"])
+        if prepared is None or any(find_damage(transfer)):
             return None
-        return view_transfer(transfer, Prepared(data.path), self._by_digest.values())
+        return view_transfer(transfer, prepared, self._by_digest.values())
 
     @cached_property
     def _by_digest(self) -> dict[str, Artifact]:

@@ -103,9 +103,8 @@ def failures_section(comparison: ComparisonFolder, album: Album) -> Section | No
     blocks: list[Block] = []
     for title, cells in comparison.first_groups.items():
         cell = max(cells, key=lambda cell: (cell.method == OURS, cell.method != TEACHER, cell.dice))
-        prepared, predictions = comparison.prepared(cell), comparison.predictions(cell)
-        if prepared and predictions:
-            found = failures(Gallery(prepared, album), predictions)
+        if predictions := comparison.predictions(cell):
+            found = failures(Gallery(predictions.prepared, album), predictions)
             blocks += [replace(one, title=f"{title}, {cell.look.title}: {one.title}") for one in found]
     lead = "Images on which a model of the first replicate misses a class or invents it; each counts as Dice 0 above."
     return section("failures", "Failure cases", lead, blocks)
@@ -130,12 +129,13 @@ def reproduce_section(comparison: ComparisonFolder) -> Section | None:
     seconds = sum(float(line["seconds"]) for line in comparison.lines if line.get("seconds"))
     machines = description.get("executor", {})
     known = machines.get("executor")
-    executor = f"{known}, {counted(machines.get('workers') or 1, 'run')} at a time" if known else NOTHING
+    workers = machines.get("workers") or (1 if known == "local" else None)
+    at_once = f"{counted(workers, 'run')} at a time" if workers else "as many runs at a time as there was room for"
     facts = [
         ("Runs", f"{description['runs']}, of which {description['failed']} failed"),
         ("Time", f"{duration(seconds)} over all runs; what runs share was computed once and is counted in each"),
         ("Written", str(description.get("created", NOTHING))),
-        ("Carried out by", executor),
+        ("Carried out by", f"{known}, {at_once}" if known else NOTHING),
         *_made_with(description),
         *((f"Data of {title}", f"sha256 {digest}") for title, digest in _data_digests(comparison).items()),
     ]
@@ -376,12 +376,11 @@ def _digits(line: Line) -> int:
 def _overlays(comparison: ComparisonFolder, title: str, cells: list[Cell], album: Album) -> list[Block]:
     worst, *others = sorted(cells, key=lambda cell: cell.dice)
     shown = [worst, *others[1 - MOST_SHOWN :]]
-    found = [(cell, one) for cell in cells if cell in shown and (one := comparison.predictions(cell))]
-    prepared = comparison.prepared(found[0][0]) if found else None
-    if prepared is None:
+    found = [one for cell in cells if cell in shown and (one := comparison.predictions(cell))]
+    if not found:
         return []
-    predictions = [one for _, one in found if one.images == found[0][1].images]  # what is compared may change the test
-    gallery = Gallery(prepared, album)
+    predictions = [one for one in found if one.test_digest == found[0].test_digest]  # what is compared may change it
+    gallery = Gallery(found[0].prepared, album)
     counts = {one.name: SHOWN for one in predictions}
     heading = Pictures((), title=title, keys=gallery.keys())
     return [heading, *side_by_side(gallery, predictions, picks(predictions, counts))]

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tskd.data.prepared import Prepared
+from tskd.artifacts import Artifact
+from tskd.data.prepared import Prepared, digest_of_test
 from tskd.metrics.segmentation import ScoreRow
 from tskd.overlays import class_colour, draw_overlay, enlargement
 from tskd.report.blocks import Key, Picture, Pictures
@@ -62,11 +63,13 @@ class Predictions:
     title: str
     folder: Path
     """An ``evaluate`` artifact."""
+    prepared: Prepared
+    """The data that were scored: where the label budget differs, the same test images are other rows."""
 
-    @property
-    def images(self) -> set[str]:
-        """The test images that were scored."""
-        return {row.image for row in self.scores}
+    @cached_property
+    def test_digest(self) -> str:
+        """Digest of the test images that were scored."""
+        return digest_of_test(Artifact(self.prepared.folder))
 
     @cached_property
     def scores(self) -> list[ScoreRow]:
@@ -87,7 +90,7 @@ class Gallery:
 
     def number(self, image: str) -> int:
         """Return an image's place among the test images, from 1."""
-        return int(np.flatnonzero(self.prepared.rows("test") == self._row(image))[0]) + 1
+        return int(np.flatnonzero(self.prepared.rows("test") == self.prepared.row_of(image))[0]) + 1
 
     def truth(self, image: str) -> Picture | None:
         """Return the image with the contours of its mask."""
@@ -96,7 +99,7 @@ class Gallery:
     def overlay(self, image: str, predictions: Predictions, caption: str = "") -> Picture | None:
         """Return the image with a model's prediction as areas and the mask's contours."""
         shown = caption or f"{predictions.title}, Dice {number(predictions.dice(image))}"
-        return self._draw(image, read_prediction(predictions.folder, self._row(image)), shown)
+        return self._draw(image, read_prediction(predictions.folder, predictions.prepared.row_of(image)), shown)
 
     def keys(self) -> tuple[Key, ...]:
         """Return the legend: what each colour stands for."""
@@ -104,14 +107,11 @@ class Gallery:
         return tuple(Key(name, colour="rgb({}, {}, {})".format(*class_colour(label))) for label, name in names)
 
     def _draw(self, image: str, prediction: np.ndarray | None, caption: str) -> Picture | None:
-        row = self._row(image)
+        row = self.prepared.row_of(image)
         pixels = self.prepared.native_image(row)
         mask, classes = self.prepared.native_mask(row), len(self.prepared.classes)
         drawn = draw_overlay(pixels, mask, prediction, classes=classes, enlarge=enlargement(pixels))
         return self.album.add(drawn, caption)
-
-    def _row(self, image: str) -> int:
-        return next(row for row, record in enumerate(self.prepared.records) if record.id == image)
 
 
 def picks(predictions: Sequence[Predictions], counts: Mapping[str, int]) -> dict[str, list[str]]:

@@ -95,7 +95,9 @@ class RunFolder:
     @cached_property
     def predictions(self) -> dict[str, Predictions]:
         """The kept predictions and scores of every model."""
-        return {name: Predictions(name, self.title(name), self.evaluation(name).path) for name in self.models}
+        return {
+            name: Predictions(name, self.title(name), self.evaluation(name).path, self.tested) for name in self.models
+        }
 
     def _data_of(self, artifact: Artifact) -> Artifact:
         wanted = artifact.manifest["inputs"]["data"]

@@ -95,7 +95,8 @@ def data_section(run: RunFolder) -> Section | None:
         ("Classes", ", ".join(run.prepared.classes)),
         ("The networks see", f"{size} × {size} pixels"),
     )
-    return section("data", "Data", "No case is in two rows.", [Table(("use", "images", "cases"), rows), Facts(facts)])
+    lead = "No test or validation case is in another row; of a training case a part may have labels and the rest not."
+    return section("data", "Data", lead, [Table(("use", "images", "cases"), rows), Facts(facts)])
 
 
 def limits_section() -> Section | None:
