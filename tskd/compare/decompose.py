@@ -75,8 +75,9 @@ def decompose(models: Sequence[Path], prepared: Prepared, *, device: torch.devic
     with progress(label, len(rows)) as advance:
         for done, row in enumerate(rows, start=1):
             decomposer = ErrorDecomposer(prepared.native_mask(row), classes=len(prepared.classes))
+            image = prepared.native_image(row)
             for network in networks:
-                decomposer.add(network_answer(network, prepared.native_image(row)).probabilities)
+                decomposer.add(network_answer(network, image).probabilities)
             images.append(decomposer.result())
             advance(done)
     return mean_decomposition(images)
