@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -229,7 +229,6 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
         "false positive",
         "TFLOP",
         "teacher's TFLOP",
-        "cases",
         "runs",
     )
     rows = tuple(
@@ -242,7 +241,6 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
             *_errors(cell),
             teraflops(cell.mean("student_gflops")),
             teraflops(cell.mean("teacher_gflops")),
-            cell.lines[0]["n_cases"],
             str(len(cell.lines)),
         )
         for cell in cells
@@ -251,11 +249,17 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
     return Table(
         columns,
         rows,
-        title=title,
+        title=f"{title}: {_test_cases(cells)}",
         note="Bold: the highest Dice. Missed, false positive: mean of a run, of all images and classes where it can "
         "happen. TFLOP: training compute of the student, and beside it what only gives it targets.",
         strong=frozenset({best}),
     )
+
+
+def _test_cases(cells: list[Cell]) -> str:
+    """Return on how many cases cells were scored: where what is compared changes the test set, from fewest to most."""
+    fewest, *_, most = sorted([int(cell.lines[0]["n_cases"]) for cell in cells] * 2)
+    return counted(most, "test case") if fewest == most else f"{fewest} to {most} test cases"
 
 
 def _errors(cell: Cell) -> tuple[str, str]:
@@ -268,71 +272,82 @@ def _errors(cell: Cell) -> tuple[str, str]:
 
 def _test_table(comparison: ComparisonFolder) -> Table | None:
     lines = comparison.table(TESTS)
-    if not lines:
-        return None
-    titles = comparison.method_titles
     groups = _groups(lines, PairTest)
-    columns = (
-        *("method", "baseline", *(axis_title(group) for group in groups), "measure", "difference", INTERVAL),
-        *("p (Holm)", "better / tied / worse", "cases", "replicates"),
-    )
-    rows = tuple(
-        (
-            titles.get(line["method"], line["method"]),
-            titles.get(line["baseline"], line["baseline"]),
-            *(line[group] for group in groups),
-            *_tested_cells(line),
-            f"{line['wins']} / {line['ties']} / {line['losses']}",
-            line["n_cases"],
-            line["n_seeds"],
-        )
+    rows = [
+        {
+            **_pair_cells(comparison, line),
+            **{axis_title(group): line[group] for group in groups},
+            **_tested_cells(line, "difference"),
+            "better / tied / worse": f"{line['wins']} / {line['ties']} / {line['losses']}",
+            **_size_cells(line),
+        }
         for line in lines
-    )
+    ]
     margins = ", ".join({f"{float(line['tie_margin']):g} ({_measure_title(line['measure'])})": 0 for line in lines})
     note = (
         "Interval: paired bootstrap over replicates and cases. p: Wilcoxon signed-rank, two-sided, corrected by Holm. "
         f"A tie is a case that differs by at most {margins}."
     )
-    return Table(columns, rows, title="Pairs", note=note, texts=frozenset(range(len(groups) + 3)))
+    return _pair_table("Pairs", rows, note)
 
 
 def _change_table(comparison: ComparisonFolder) -> Table | None:
     """Does a difference grow or shrink along an axis?"""
     lines = comparison.table(CHANGES)
-    if not lines:
-        return None
-    titles = comparison.method_titles
-    groups = [name for name in _groups(lines, PairTest) if name not in ("axis", "first", "last")]
-    columns = (
-        *("method", "baseline", *(axis_title(group) for group in groups), "from … to", "measure"),
-        *("change", INTERVAL, "p (Holm)", "cases", "replicates"),
-    )
-    rows = tuple(
-        (
-            titles.get(line["method"], line["method"]),
-            titles.get(line["baseline"], line["baseline"]),
-            *(line[group] for group in groups),
-            value_title(line["axis"], f"{line['first']} to {line['last']}"),
-            *_tested_cells(line),
-            line["n_cases"],
-            line["n_seeds"],
-        )
+    groups = [group for group in _groups(lines, PairTest) if group not in _ALONG]
+    rows = [
+        {
+            **_pair_cells(comparison, line),
+            **{axis_title(group): line[group] for group in groups},
+            "from … to": value_title(line["axis"], f"{line['first']} to {line['last']}"),
+            **_tested_cells(line, "change"),
+            **_size_cells(line),
+        }
         for line in lines
-    )
+    ]
     note = "Change: the difference of a pair at the last value minus that at the first, tested as the differences are."
-    title = "Do differences change?"
-    return Table(columns, rows, title=title, note=note, texts=frozenset(range(len(groups) + 4)))
+    return _pair_table("How differences change", rows, note)
 
 
-def _tested_cells(line: Line) -> tuple[str, ...]:
-    """Return measure, difference, interval and p of a line of tests.csv or changes.csv."""
-    bounds = (float(line["ci95_low"]), float(line["ci95_high"])) if line["ci95_low"] else None
-    return (
-        _measure_title(line["measure"]),
-        signed(float(line["difference"]), _digits(line)),
-        interval(bounds, _digits(line)),
-        p_value(float(line["p_holm"])),
+_ALONG = ("axis", "first", "last")
+_ONCE = {"baseline": "against {}", "cases": "{} cases", "replicates": "{} replicates"}
+"""Columns of tests that are told in the title where all lines say the same."""
+_FIGURES = frozenset({"difference", "change", INTERVAL, "p (Holm)", "better / tied / worse", "cases", "replicates"})
+
+
+def _pair_table(title: str, rows: Sequence[Mapping[str, str]], note: str) -> Table | None:
+    """Return lines of tests, each column's title -> its cell, as a table; None for no lines."""
+    if not rows:
+        return None
+    once = [name for name in _ONCE if len({row[name] for row in rows}) == 1]
+    columns = tuple(name for name in rows[0] if name not in once)
+    told = ", ".join(_ONCE[name].format(rows[0][name]) for name in once)
+    return Table(
+        columns,
+        tuple(tuple(row[name] for name in columns) for row in rows),
+        title=f"{title}: {told}" if told else title,
+        note=note,
+        texts=frozenset(place for place, name in enumerate(columns) if name not in _FIGURES),
     )
+
+
+def _pair_cells(comparison: ComparisonFolder, line: Line) -> dict[str, str]:
+    return {name: comparison.method_titles.get(line[name], line[name]) for name in ("method", "baseline")}
+
+
+def _tested_cells(line: Line, what: str) -> dict[str, str]:
+    """Return measure, ``what`` is tested, interval and p of a line of tests.csv or changes.csv."""
+    bounds = (float(line["ci95_low"]), float(line["ci95_high"])) if line["ci95_low"] else None
+    return {
+        "measure": _measure_title(line["measure"]),
+        what: signed(float(line["difference"]), _digits(line)),
+        INTERVAL: interval(bounds, _digits(line)),
+        "p (Holm)": p_value(float(line["p_holm"])),
+    }
+
+
+def _size_cells(line: Line) -> dict[str, str]:
+    return {"cases": line["n_cases"], "replicates": line["n_seeds"]}
 
 
 def _rank_table(comparison: ComparisonFolder) -> Table | None:
@@ -360,7 +375,7 @@ def _rank_table(comparison: ComparisonFolder) -> Table | None:
 def _groups(lines: list[dict[str, str]], kind: type[PairTest | MeanRank]) -> list[str]:
     """Return the columns that say to which group a line belongs, where there is more than one."""
     names = {one.name for one in fields(kind)}
-    return [name for name in lines[0] if name not in names and len({line[name] for line in lines}) > 1]
+    return [name for name in next(iter(lines), {}) if name not in names and len({line[name] for line in lines}) > 1]
 
 
 def _measure_title(measure: str) -> str:
