@@ -9,6 +9,7 @@ import layout_trees as trees
 import numpy as np
 import pytest
 
+from tskd.data.intensity import IntensityWindow, apply_window
 from tskd.data.layouts import LAYOUTS, Dataset, LayoutOptions, detect, open_dataset
 from tskd.data.layouts.folder import problems
 from tskd.errors import UserError
@@ -49,6 +50,18 @@ def test_layout_reads_its_official_tree(name: str, tmp_path: Path) -> None:
         if each.mask is not None:
             mask = dataset.read_mask(each)
             assert (mask.dtype, mask.shape) == (np.uint8, trees.SIZE)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_stated_window_is_used_and_said(name: str, tmp_path: Path) -> None:
+    """What is trained on has to be windowed as the bundle windows what it predicts."""
+    trees.TREES[name](tmp_path)
+    plain, windowed = (open_dataset(tmp_path, name, LayoutOptions(window=window)) for window in (None, (0.0, 120.0)))
+    first = plain.records[0]
+    if first.image.suffix in (".png", ".jpg", ".bmp", ".tif"):  # 8 bit; the others have a window without one stated
+        expected = apply_window(plain.read_image(first), IntensityWindow(0.0, 120.0))
+        np.testing.assert_array_equal(windowed.read_image(first), expected)
+    assert any(note.startswith("intensities: ") and "120" in note for note in windowed.notes)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

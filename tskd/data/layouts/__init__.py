@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tskd.data.layouts.autooral import AUTOORAL
-from tskd.data.layouts.base import Description, Layout, LayoutOptions, with_classes
+from tskd.data.layouts.base import Description, Layout, LayoutOptions, window_notes, with_classes
 from tskd.data.layouts.chaos import CHAOS_CT, CHAOS_MR
 from tskd.data.layouts.dicom import DICOM
 from tskd.data.layouts.drive import DRIVE
@@ -98,4 +98,4 @@ def require_folder(root: Path) -> None:
 def _describe(layout: Layout, root: Path, options: LayoutOptions, records: list[Record]) -> Description:
     if layout.describe is not None:
         return layout.describe(root, options, records)
-    return Description(root.resolve().name, with_classes(options, layout.classes))
+    return Description(root.resolve().name, with_classes(options, layout.classes), window_notes(options))

@@ -22,6 +22,7 @@ from tskd.data.layouts.base import (
     require_same_size,
     single_subfolder,
     visible,
+    window_notes,
     with_classes,
     without_blind_test,
 )
@@ -60,12 +61,12 @@ def find(root: Path, options: LayoutOptions) -> list[Record]:
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
     """Tell of a test part without labels."""
     notes = (BLIND_TEST_NOTE,) if all(record.split is None for record in records) else ()
-    return Description("Autooral", with_classes(options, CLASSES), notes)
+    return Description("Autooral", with_classes(options, CLASSES), (*notes, *window_notes(options)))
 
 
 def read_autooral_image(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read one photograph, (H, W, 3) uint8."""
-    return read_image(record.image)
+    return read_image(record.image, intensity=options.intensity)
 
 
 def read_autooral_mask(record: Record, options: LayoutOptions) -> np.ndarray:

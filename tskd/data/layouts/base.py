@@ -151,6 +151,11 @@ def window_note(window: tuple[float, float]) -> str:
     return f"intensities: {window[0]:g} becomes black, {window[1]:g} white"
 
 
+def window_notes(options: LayoutOptions) -> tuple[str, ...]:
+    """Return what is told where a window is stated; without one 8-bit images stay as they are."""
+    return () if options.window is None else (window_note(options.window),)
+
+
 def classes_by_map(labels: Mapping[int, int]) -> tuple[tuple[str, ...], str]:
     """Return class names and a note from a map of mask values to class indices."""
     count = max((index for index in labels.values() if index != UNLABELLED), default=0)

@@ -17,6 +17,7 @@ from tskd.data.layouts.base import (
     require_mask,
     require_same_size,
     visible,
+    window_notes,
     with_classes,
     without_blind_test,
 )
@@ -47,12 +48,12 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
     """Tell of the field of view, and of a test part without labels."""
     blind = BLIND_TEST_NOTE if all(record.split is None for record in records) else None
     outside = _FIELD_OF_VIEW_NOTE if any(_field_of_view(record.image) is not None for record in records) else None
-    return Description("DRIVE", with_classes(options, CLASSES), _notes(outside, blind))
+    return Description("DRIVE", with_classes(options, CLASSES), (*_notes(outside, blind), *window_notes(options)))
 
 
 def read_drive_image(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read one photograph, (H, W, 3) uint8."""
-    return read_image(record.image)
+    return read_image(record.image, intensity=options.intensity)
 
 
 def read_drive_mask(record: Record, options: LayoutOptions) -> np.ndarray:

@@ -25,7 +25,7 @@ from tskd.data.layouts.base import (
     require_mask,
     require_same_size,
     visible,
-    window_note,
+    window_notes,
 )
 from tskd.data.layouts.dataset_yaml import DatasetFile, read_dataset_yaml, with_stated
 from tskd.errors import UserError
@@ -68,7 +68,7 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
     """Fill in name, classes, label map and window from options, dataset.yaml or, for the classes, the masks' values."""
     stated = read_dataset_yaml(root)
     options = with_stated(options, stated)
-    notes = [] if options.window is None else [window_note(options.window)]
+    notes = list(window_notes(options))
     if options.classes is None:
         classes, note = _classes_from_masks(records) if options.labels is None else classes_by_map(options.labels)
         options = replace(options, classes=classes)

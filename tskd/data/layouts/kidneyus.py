@@ -24,6 +24,7 @@ from tskd.data.layouts.base import (
     require_mask,
     require_same_size,
     visible,
+    window_notes,
     with_classes,
 )
 from tskd.errors import UserError
@@ -70,12 +71,12 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
         notes.append(
             f"{polygons.name}: {empty} images without a polygon (empty masks), {other_shapes} other shapes ignored"
         )
-    return Description("KidneyUS", with_classes(options, CLASSES[options.structure]), tuple(notes))
+    return Description("KidneyUS", with_classes(options, CLASSES[options.structure]), (*notes, *window_notes(options)))
 
 
 def read_kidneyus_image(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read one ultrasound image, (H, W, 3) uint8."""
-    return read_image(record.image)
+    return read_image(record.image, intensity=options.intensity)
 
 
 def read_kidneyus_mask(record: Record, options: LayoutOptions) -> np.ndarray:

@@ -27,7 +27,7 @@ def find(root: Path, options: LayoutOptions) -> list[Record]:
 
 def read_ph2_image(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read one dermoscopy image, (H, W, 3) uint8."""
-    return read_image(record.image)
+    return read_image(record.image, intensity=options.intensity)
 
 
 def read_ph2_mask(record: Record, options: LayoutOptions) -> np.ndarray:
