@@ -37,6 +37,7 @@ class PhantomConfig(Section):
     """The built-in procedural data set, used when ``data.root`` is ``phantoms``."""
 
     family: str = "kidney_us"
+    """``kidney_us``, ``oral_ulcer``, ``abdomen``, ``dermoscopy`` or ``fundus``."""
     train: Positive = 400
     """Training images, labelled or not."""
     test: Positive = 80
@@ -166,6 +167,7 @@ class DiffusionConfig(TrainConfig):
     sampler: Literal["dpmsolver++", "ddim", "ddpm"] = "dpmsolver++"
     sampling_steps: Positive = 25
     guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Above 1 samples follow their label more closely (classifier-free guidance); 1 is without."""
     grid_minutes: Annotated[float, Field(gt=0)] = 5.0
     """A picture of samples is written this often."""
     gradient_checkpointing: bool = False
@@ -196,10 +198,15 @@ class DistillConfig(TrainConfig):
     """The student learns the teacher's features and logits on the transfer set."""
 
     encoder_loss: str = "mse"
+    """Between features: ``mse``, ``cosine``, ``attention`` or ``relation``."""
     decoder_loss: str = "kl_dice"
+    """Between logits: ``mse``, ``kl``, ``dice`` or ``kl_dice``."""
     encoder_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Of the loss between features; 0 leaves them out."""
     decoder_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the loss between logits; 0 leaves them out, and the decoder is not trained."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Both logits are divided by it before they are compared."""
     cache: Literal["auto", "on", "off"] = "auto"
     """on: the teacher sees each stored view once and its answers are read from disk; auto decides by cost."""
     views: Positive = 4
@@ -269,6 +276,7 @@ class StudentConfig(Section):
     backbone: str = "vit_tiny_patch16_224"
     """Any timm backbone."""
     decoder: str = "detail"
+    """``plain`` (as in the paper), ``detail`` (keeps structures of a few pixels) or ``pyramid`` (for convolutions)."""
     weights: str | None = None
     """Start of the method ``imagenet``: local file with ImageNet (or other) weights of the backbone; or ``offline``,
     the installed weights of the backbone ``tf_efficientnet_lite0``."""

@@ -97,6 +97,11 @@ def asks_for_weights(recipe: Recipe) -> str | None:
 
 
 def _check_teacher_weights(recipe: Recipe) -> None:
+    if recipe.teacher.name == "offline" and recipe.teacher.weights is not None:
+        raise UserError(
+            "teacher.weights: the offline teacher has weights of its own, and these would not be used. Say whose they "
+            "are: teacher.name=sam or teacher.name=timm/<backbone>; or leave teacher.weights out."
+        )
     untaught = [name for name in (recipe.method, *recipe.rivals) if name in _FROM_THE_UNADAPTED]
     if recipe.teacher.weights == RANDOM and untaught:
         raise UserError(

@@ -104,6 +104,14 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
         check_names(load_recipe(None, ["method=imagenet", f"student.weights={tmp_path / 'absent.safetensors'}"]))
 
 
+def test_weights_that_would_not_be_used_are_refused() -> None:
+    """Laptop.yaml names the offline teacher: SAM's folder alone would change nothing."""
+    with pytest.raises(
+        UserError, match=r"teacher.weights: the offline teacher has weights of its own.*teacher.name=sam"
+    ):
+        check_names(load_recipe(None, ["teacher.name=offline", "teacher.weights=sam-vit-base"]))
+
+
 @pytest.mark.parametrize("name", ["agnostic_kd", "task_kd_probe"])
 @pytest.mark.parametrize("key", ["method={}", "rivals=[scratch, {}]"])
 def test_a_teacher_that_knows_nothing_teaches_nothing_before_it_is_adapted(name: str, key: str) -> None:
