@@ -258,7 +258,8 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
 
 def _test_cases(cells: list[Cell]) -> str:
     """Return on how many cases cells were scored: where what is compared changes the test set, from fewest to most."""
-    fewest, *_, most = sorted([int(cell.lines[0]["n_cases"]) for cell in cells] * 2)
+    counts = [int(cell.lines[0]["n_cases"]) for cell in cells]
+    fewest, most = min(counts), max(counts)
     return counted(most, "test case") if fewest == most else f"{fewest} to {most} test cases"
 
 
