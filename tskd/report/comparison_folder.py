@@ -163,13 +163,9 @@ class ComparisonFolder:
 
     def predictions(self, cell: Cell) -> Predictions | None:
         """Return what a method predicted in its first replicate; None where that or the data it scored are gone."""
-        artifact, prepared = self._evaluation(cell.lines[0]), self._scored_on(cell)
-        title = cell.look.title
+        artifact, title = self._evaluation(cell.lines[0]), cell.look.title
+        prepared = self._prepared(artifact.manifest["inputs"]["data"]) if artifact else None
         return Predictions(title, title, artifact.path, prepared) if artifact and prepared else None
-
-    def _scored_on(self, cell: Cell) -> Prepared | None:
-        digest = self.data_digest(cell)
-        return self._prepared(digest) if digest else None
 
     def _prepared(self, digest: str) -> Prepared | None:
         """Return the prepared data with these contents; None where they are gone or damaged."""
