@@ -14,7 +14,7 @@ from torch import nn
 from tskd.artifacts import MADE_FROM, Artifact, canonical_json
 from tskd.config import DistillConfig, FinetuneConfig
 from tskd.models.flops import training_flops
-from tskd.models.registry import build_model
+from tskd.models.registry import adapt, build_model
 
 BUDGET_RULE = (
     "In every arm the student has the same architecture and the same fine-tuning recipe (a pre-trained start at a "
@@ -59,6 +59,19 @@ def network_flops(description: Mapping[str, Any], count: Callable[[nn.Module, in
 def _counted(text: str, count: Callable[[nn.Module, int], int]) -> int:
     description = json.loads(text)
     return count(build_model(description), description["image_size"])
+
+
+def adaptation_flops(description: Mapping[str, Any]) -> int:
+    """Return the operations of one image forward and backward through a teacher that is adapted as described."""
+    return _counted_adapted(canonical_json({**description, "weights": None}))
+
+
+@cache
+def _counted_adapted(text: str) -> int:
+    description = json.loads(text)
+    model = build_model(description)
+    adapt(model, description)
+    return training_flops(model, description["image_size"])
 
 
 def student_budget(distill: DistillConfig, finetune: FinetuneConfig, *, flops_per_image: int) -> Budget:

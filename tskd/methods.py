@@ -11,6 +11,7 @@ from tskd.config import OFFLINE, RANDOM
 from tskd.errors import UserError
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES
 from tskd.models.decoders import DECODERS
+from tskd.models.timm_segmenter import NO_ENCODER
 
 if TYPE_CHECKING:
     from tskd.artifacts import Artifact
@@ -38,9 +39,9 @@ class Method:
     """Its model is small enough for a clinic's machine: ``tskd run`` ends with it in a bundle."""
 
 
-def _pretrained(title: str, start: Make, *, teacher: Make | None = None, longer: bool = False) -> Method:
-    """Return the method that fine-tunes a start; ``longer``: the start has cost nothing in this run."""
-    return Method(title, lambda run: run.finetuned(start(run), longer=longer), start, teacher)
+def _pretrained(title: str, start: Make, *, teacher: Make | None = None) -> Method:
+    """Return the method that fine-tunes a start."""
+    return Method(title, lambda run: run.finetuned(start(run)), start, teacher)
 
 
 METHODS: dict[str, Method] = {
@@ -59,8 +60,16 @@ METHODS: dict[str, Method] = {
     "pseudo_label": _pretrained(
         "student on pseudo-labels", lambda run: run.pseudo_labelled, teacher=lambda run: run.teacher
     ),
-    "imagenet": _pretrained("student from ImageNet", lambda run: run.imagenet, longer=True),
-    "scratch": Method("student from scratch", lambda run: run.finetuned(None)),
+    "imagenet": Method(
+        "student from ImageNet",
+        lambda run: run.finetuned(run.imagenet, within=run.budget.total),  # its start has cost nothing in this run
+        lambda run: run.imagenet,
+    ),
+    "scratch": Method("student from scratch", lambda run: run.finetuned(None, within=run.budget.total)),
+    "scratch_total": Method(
+        "student from scratch with the teacher's compute too",
+        lambda run: run.finetuned(None, within=run.total_compute),
+    ),
     "control": Method("control (U-Net)", lambda run: run.control),
     "control_pseudo": Method(
         "control (U-Net) with pseudo-labels", lambda run: run.control_pseudo, teacher=lambda run: run.teacher
@@ -69,6 +78,8 @@ METHODS: dict[str, Method] = {
 """The names that ``method`` and ``rivals`` of a recipe may have."""
 
 
+_ENCODERS_ALONE = ("agnostic_kd", "mae", "moco_v3", "imagenet")
+"""Methods that start from an encoder, the decoder being random."""
 _FROM_THE_UNADAPTED = ("agnostic_kd", "task_kd_probe")
 """Methods whose teacher's encoder is as it was before the labels."""
 
@@ -113,6 +124,12 @@ def _check_teacher_weights(recipe: Recipe) -> None:
 
 def _check_student_weights(recipe: Recipe) -> None:
     student, wanted = recipe.student, asks_for_weights(recipe)
+    pretrained = [name for name in (recipe.method, *recipe.rivals) if name in _ENCODERS_ALONE]
+    if student.backbone == NO_ENCODER and (pretrained or wanted):
+        raise UserError(
+            f"{pretrained[0] if pretrained else wanted} starts from a trained encoder, and with "
+            f"student.backbone={NO_ENCODER} there is none. Name a backbone, or choose another method."
+        )
     if student.weights is None and wanted:
         raise UserError(
             f"{wanted} needs student.weights: the path of a weight file of {student.backbone} with timm's names "

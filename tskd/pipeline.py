@@ -141,6 +141,7 @@ def execute(run: Run) -> dict[str, Any]:
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in run.costs.values()),
         "peak_gpu_memory_mb": max(cost.get("peak_gpu_memory_mb", 0.0) for cost in run.costs.values()),
         "metrics": metrics,
+        "ablation": run.ablation(models["student"][1]).metrics,
         "budget_rule": BUDGET_RULE,
         "artifacts": {name: artifact.path.name for name, (_, artifact) in models.items()},
         "export": bundle.metrics,

@@ -9,13 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
-from tskd.budget import Budget, network_flops, steps_within, student_budget
+from tskd.budget import Budget, adaptation_flops, network_flops, steps_within, student_budget
 from tskd.config import DistillConfig, PretrainConfig, Recipe, StudentConfig, TeacherConfig, TrainConfig
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
+from tskd.models.flops import inference_flops
 from tskd.models.registry import description_digest, load_model
-from tskd.stages import diffusion, distill, evaluate, finetune, prepare, pretrain, pseudo, samples, teacher
+from tskd.models.timm_segmenter import patch_for
+from tskd.stages import (
+    ablation,
+    cache,
+    diffusion,
+    distill,
+    evaluate,
+    finetune,
+    prepare,
+    pretrain,
+    pseudo,
+    samples,
+    teacher,
+)
 from tskd.stages.supervised import Labelled, training_labels
 from tskd.stages.teacher import TeacherSource
 from tskd.stages.transfer import build_transfer, count_real
@@ -160,15 +174,15 @@ class Run:
         flops = network_flops(self.student_description)
         return student_budget(self.recipe.distill, self.recipe.finetune, flops_per_image=flops)
 
-    def finetuned(self, start: Artifact | None, *, longer: bool = False) -> Artifact:
+    def finetuned(self, start: Artifact | None, *, within: int | None = None) -> Artifact:
         """Return the student fine-tuned from a start, or (None) trained on the labels from random weights.
 
-        Where this run has no pre-training (None, or ``longer``) it trains longer, for the same total compute.
+        ``within``: the operations it may take, where this run has no pre-training; None: as long as the recipe says.
         """
         config = self.recipe.finetune
         description = {**self.student_description, "weights": None}  # a start holds them all
-        if start is None or longer:
-            steps = steps_within(self.budget.total, config.batch_size * self.budget.flops_per_image)
+        if within is not None:
+            steps = steps_within(within, config.batch_size * self.budget.flops_per_image)
             config = config.model_copy(update={"steps": steps})
         started = {} if start is None else {"start": start.digest}
         return self._train(
@@ -181,6 +195,19 @@ class Run:
             inputs={"data": self.prepared_artifact.digest, "student": description_digest(description), **started},
             version=finetune.VERSION,
         )  # fmt: skip
+
+    @cached_property
+    def total_compute(self) -> int:
+        """Operations of task-specific distillation with all that it takes: the student's, and the teacher's.
+
+        The teacher's are those of its adaptation, every step that the recipe allows, and of its answers.
+        """
+        teacher_config, config = self.recipe.teacher, self.recipe.distill
+        description = self.teacher_source.description
+        adaptation = teacher_config.steps * teacher_config.batch_size * adaptation_flops(description)
+        images = len(self.transfer_set.images)
+        seen = images * config.views if cache.cache_pays(config, images) else config.steps * config.batch_size
+        return self.budget.total + adaptation + seen * network_flops(description, inference_flops)
 
     # --- starts: what a student learns before the labels ---
 
@@ -316,6 +343,10 @@ class Run:
             title=title, seed=self.recipe.seed, runtime=self.runtime,
         )  # fmt: skip
 
+    def ablation(self, model: Artifact) -> Artifact:
+        """Return what a trained model scores on the test images without its encoder's features or without its skip."""
+        return ablation.build_ablation(self.store, self.tested_artifact, model, runtime=self.runtime)
+
     # --- artifacts ---
 
     @property
@@ -343,7 +374,9 @@ def describe_student(
     student: StudentConfig, *, weights: str | None, classes: Sequence[str], image_size: int
 ) -> dict[str, Any]:
     """Return what the registry builds a recipe's student from."""
-    arguments = {"backbone": student.backbone, "decoder": student.decoder}
+    arguments: dict[str, Any] = {"backbone": student.backbone, "decoder": student.decoder}
+    patch = student.patch or patch_for(student.backbone, image_size)
+    arguments |= {} if patch is None else {"patch": patch}
     return {
         "kind": "timm", "arguments": arguments, "weights": weights, "classes": list(classes), "image_size": image_size,
     }  # fmt: skip

@@ -14,6 +14,7 @@ from tskd.console import duration
 from tskd.report import REPORT
 from tskd.report.run_folder import STUDENT, RunFolder, open_run
 from tskd.report.text import INTERVAL, capital, interval, invented, missed, number
+from tskd.report.uses import uses_sentence
 from tskd.report.verdict import paired_tests, verdict
 
 PLAIN_WIDTH = 100
@@ -33,6 +34,8 @@ def print_summary(out: Path) -> None:
         table.add_row(*(Text(cell) for cell in _cells(run, name)))
     console.print(table)
     console.print(Text(verdict(run, paired_tests(run))))
+    if said := uses_sentence(run.metrics[STUDENT]["dice"], summary.get("ablation", {})):
+        console.print(Text(said))
     console.print(Text(f"{duration(summary['seconds'])}; everything is in {out}, to be read in {out / REPORT}"))
 
 

@@ -81,9 +81,19 @@ def test_a_method_ends_with_a_segmenter_and_asks_for_a_teacher_only_if_it_says_s
 def test_a_method_spends_the_budget_and_no_more(method: str, open_run: OpenRun) -> None:
     run = open_run(method)
     spent = compute_of(METHODS[method].model(run), run.store.used.values())
-    assert 1e9 * spent.student_gflops == pytest.approx(run.budget.total, rel=TOLERANCE)
+    budget = run.total_compute if method == "scratch_total" else run.budget.total
+    assert 1e9 * spent.student_gflops == pytest.approx(budget, rel=TOLERANCE)
     answers = METHODS[method].teacher is not None or method in SELF_TAUGHT
     assert (spent.teacher_gflops > 0) == answers
+
+
+def test_scratch_with_the_total_compute_has_what_distillation_has_spent_on_student_and_teacher(
+    open_run: OpenRun,
+) -> None:
+    run = open_run("task_kd")
+    spent = compute_of(METHODS["task_kd"].model(run), run.store.used.values())
+    assert run.total_compute == pytest.approx(1e9 * (spent.student_gflops + spent.teacher_gflops), rel=TOLERANCE)
+    assert spent.teacher_gflops > 0.2 * spent.student_gflops, "else the test shows nothing"
 
 
 def test_distillation_without_the_decoder_takes_more_steps_for_the_same_compute(open_run: OpenRun) -> None:

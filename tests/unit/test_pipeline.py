@@ -19,9 +19,9 @@ class NamedRun(SimpleNamespace):
     """A run that answers every request with a folder named after it."""
 
     def __init__(self, *overrides: str) -> None:
-        super().__init__(recipe=load_recipe(None, overrides))
+        super().__init__(recipe=load_recipe(None, overrides), budget=SimpleNamespace(total=1))
 
-    def finetuned(self, start: Artifact | None, *, longer: bool = False) -> Artifact:
+    def finetuned(self, start: Artifact | None, *, within: Any = None) -> Artifact:
         return Artifact(Path(f"finetuned-{start.path if start else 'nothing'}"))
 
     def distilled_by(self, teacher: Artifact) -> Artifact:

@@ -17,6 +17,8 @@ _DISTANCES = ("hd95_px", "hd95_mm", "assd_px", "assd_mm")
 _COUNTS = ("n_cases", "scored", "missed", "false_positive", "both_empty")
 _NETWORK = ("parameters", "model_mb", "latency_ms")
 _COMPUTE = ("student_gflops", "teacher_gflops")
+_ABLATIONS = ("dice_features_zeroed", "dice_features_of_another_image", "dice_skips_zeroed")
+"""Mean Dice of the same network with a part of it switched off in the test."""
 
 
 def table_rows(grid: Grid, outcomes: Mapping[str, Outcome], networks: Mapping[str, Network]) -> list[dict[str, Any]]:
@@ -31,6 +33,7 @@ def table_columns(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         *("run", "status", "error", METHOD, "title", DATASET, *axes),
         *("dice", "dice_ci95_low", "dice_ci95_high", "iou", *units, *_COUNTS),
+        *_ABLATIONS,
         *(*COSTS, "threads", *_NETWORK, *_COMPUTE, "evaluation"),
     ]
 
@@ -51,7 +54,7 @@ def _row(run: GridRun, outcome: Outcome, networks: Mapping[str, Network]) -> dic
         **run.point,  # a data set that the grid names is called so
         "dice_ci95_low": low,
         "dice_ci95_high": high,
-        **{name: found.get(name) for name in (*COSTS, "threads", *_COMPUTE)},
+        **{name: found.get(name) for name in (*COSTS, "threads", *_COMPUTE, *_ABLATIONS)},
         **(vars(network) if network else {}),
         "evaluation": outcome.artifacts["evaluation"],
     }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tskd.errors import UserError
+
+_WIDTHS = (96, 64, 48, 32)
+"""Channels of the detail decoder from the encoder's grid to stride 2."""
 
 
 def convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
@@ -39,7 +44,10 @@ def _dense(gradient: Tensor) -> Tensor:
 class PlainDecoder(nn.Module):
     """Upsampling from the last features alone, as in the paper: (B, C, h, w) to (B, K, 4h, 4w)."""
 
-    def __init__(self, feature_dims: Sequence[int], *, classes: int, width: int = 96) -> None:
+    skips = False
+    """Whether it sees the image too."""
+
+    def __init__(self, feature_dims: Sequence[int], *, stride: int, classes: int, width: int = 96) -> None:
         super().__init__()
         self.coarse = convolution(feature_dims[-1], width)
         self.middle = convolution(width, width // 2)
@@ -54,40 +62,43 @@ class PlainDecoder(nn.Module):
 
 
 class DetailDecoder(nn.Module):
-    """Several taps of a one-scale encoder, and a light convolutional stem that keeps structures of 1-3 px.
+    """Several taps of an encoder, enlarged step by step to stride 2, where one narrow skip from the image joins them.
 
-    The stem sees the image at strides 2, 4 and 8 (16, 32, 48 channels); the fused taps are enlarged step by step and
-    joined with it; logits come at stride 2.
+    The skip draws edges and structures of 1-3 px; it cannot find anything: with the join it sees 7 x 7 pixels. (A stem
+    that reached down to stride 8 did the whole task, and students ignored their transformer.)
     """
 
-    def __init__(self, feature_dims: Sequence[int], *, classes: int, width: int = 96) -> None:
+    skips = True
+
+    def __init__(self, feature_dims: Sequence[int], *, stride: int, classes: int) -> None:
+        """``stride``: of the last features, in pixels of the image."""
         super().__init__()
-        self.taps = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim in feature_dims)
-        self.fuse = convolution(width, width)
-        self.stem2 = convolution(3, 16, stride=2)
-        self.stem4 = convolution(16, 32, stride=2)
-        self.stem8 = convolution(32, 48, stride=2)
-        self.up8 = convolution(width + 48, 64)
-        self.up4 = convolution(64 + 32, 48)
-        self.up2 = convolution(48 + 16, 24)
+        steps = max(math.ceil(math.log2(stride / 2)), 0)
+        widths = (*_WIDTHS, *[_WIDTHS[-1]] * steps)[: steps + 1]
+        self.taps = nn.ModuleList(nn.Conv2d(dim, widths[0], 1) for dim in feature_dims)
+        self.fuse = convolution(widths[0], widths[0])
+        self.ups = nn.ModuleList(convolution(*pair) for pair in pairwise(widths))
+        self.skip = convolution(3, 16, stride=2)
+        self.join = convolution(widths[-1] + 16, 24)
         self.head = nn.Conv2d(24, classes, 1)
 
     def forward(self, images: Tensor, features: Sequence[Tensor]) -> Tensor:
-        half = self.stem2(images)
-        quarter = self.stem4(half)
-        eighth = self.stem8(quarter)
+        half = self.skip(images)
         size = features[-1].shape[-2:]
         tapped = [enlarge(tap(plane), size) for tap, plane in zip(self.taps, features)]
         planes = self.fuse(torch.stack(tapped).sum(dim=0))
-        for skip, join in ((eighth, self.up8), (quarter, self.up4), (half, self.up2)):
-            planes = join(torch.cat([enlarge(planes, skip.shape[-2:]), skip], dim=1))
-        return self.head(planes)
+        for up in self.ups:
+            larger = [min(2 * side, most) for side, most in zip(planes.shape[-2:], half.shape[-2:])]
+            planes = up(enlarge(planes, larger))
+        return self.head(self.join(torch.cat([enlarge(planes, half.shape[-2:]), half], dim=1)))
 
 
 class PyramidDecoder(nn.Module):
     """Feature pyramid over an encoder of several scales (Lin et al. 2017), logits at the finest scale it has."""
 
-    def __init__(self, feature_dims: Sequence[int], *, classes: int, width: int = 64) -> None:
+    skips = False
+
+    def __init__(self, feature_dims: Sequence[int], *, stride: int, classes: int, width: int = 64) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim in feature_dims)
         self.smooth = nn.ModuleList(convolution(width, width) for _ in feature_dims)
@@ -108,8 +119,8 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_decoder(name: str, feature_dims: Sequence[int], *, classes: int) -> nn.Module:
-    """Return the decoder of that name; UserError lists the names."""
+def build_decoder(name: str, feature_dims: Sequence[int], *, stride: int, classes: int) -> nn.Module:
+    """Return the decoder of that name for features whose last has the stride; UserError lists the names."""
     if name not in DECODERS:
         raise UserError(f"decoder {name!r} is not known. Choose one of: {', '.join(sorted(DECODERS))}")
-    return DECODERS[name](feature_dims, classes=classes)
+    return DECODERS[name](feature_dims, stride=stride, classes=classes)

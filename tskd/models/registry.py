@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -82,7 +82,7 @@ def load_backbone(model: nn.Module, backbone: str, weights: str) -> None:
     state = load_state(Path(weights).expanduser())
     own = encoder.state_dict()
     prefix = "model." if all(name.startswith("model.") for name in own) else ""
-    renamed = {prefix + name: _fit_positions(name, tensor, encoder) for name, tensor in state.items()}
+    renamed = {prefix + name: _fit_to_grid(name, tensor, encoder) for name, tensor in state.items()}
     fitting = {name: renamed[name] for name in own if name in renamed and renamed[name].shape == own[name].shape}
     if missing := sorted(own.keys() - fitting.keys()):
         raise UserError(
@@ -92,10 +92,14 @@ def load_backbone(model: nn.Module, backbone: str, weights: str) -> None:
     encoder.load_state_dict(fitting)
 
 
-def _fit_positions(name: str, tensor: torch.Tensor, encoder: Any) -> torch.Tensor:
-    """Return a transformer's position table on the encoder's grid (bicubic, as timm does); other tensors unchanged."""
+def _fit_to_grid(name: str, tensor: torch.Tensor, encoder: Any) -> torch.Tensor:
+    """Return a transformer's position table and patch kernels on the encoder's grid, as timm does it; others as is."""
     transformer = getattr(encoder, "model", None)
-    if name != "pos_embed" or not isinstance(transformer, VisionTransformer) or tensor.ndim != 3:
+    if not isinstance(transformer, VisionTransformer):
+        return tensor
+    if name == "patch_embed.proj.weight" and tensor.ndim == 4:
+        return resample_patch_embed(tensor, list(transformer.patch_embed.patch_size))
+    if name != "pos_embed" or tensor.ndim != 3:
         return tensor
     prefix = 0 if transformer.no_embed_class else transformer.num_prefix_tokens
     if math.isqrt(tensor.shape[1] - prefix) ** 2 != tensor.shape[1] - prefix:

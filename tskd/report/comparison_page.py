@@ -33,6 +33,7 @@ from tskd.report.text import (
     number,
     teraflops,
 )
+from tskd.report.uses import comparison_uses_section
 from tskd.stages.model_card import INTENDED_USE, LIMITS
 
 FEW_REPLICATES = 5
@@ -49,6 +50,7 @@ def comparison_page(comparison: ComparisonFolder, *, room: int = ROOM) -> Page:
         scores_section(comparison),
         curves_section(comparison),
         tests_section(comparison),
+        comparison_uses_section(comparison),
         bias_section(comparison),
         resources_section(comparison),
         overlays_section(comparison, album),

@@ -27,6 +27,7 @@ _MARKS: dict[str, tuple[int, str, bool]] = {
     "moco_v3": (6, "s", False),
     "imagenet": (4, "D", True),
     "scratch": (1, "^", False),
+    "scratch_total": (1, "D", True),
     "pseudo_label": (1, "v", True),
     "control": (2, "s", False),
     "control_pseudo": (2, "D", True),

@@ -16,6 +16,7 @@ from tskd.report.run_folder import STUDENT, RunFolder
 from tskd.report.text import INTERVAL, capital, counted, interval, invented, missed, number, p_value, signed
 from tskd.report.training import resources_section, training_section
 from tskd.report.transfer import transfer_section
+from tskd.report.uses import run_uses_section
 from tskd.report.verdict import CAVEAT, paired_tests, verdict
 from tskd.stages.model_card import INTENDED_USE, LIMITS
 
@@ -30,6 +31,7 @@ def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
     gallery = Gallery(run.tested, album)
     sections = (
         scores_section(run, tests),
+        run_uses_section(run),
         overlays_section(run, gallery),
         failures_section(run, gallery),
         transfer_section(run, album),

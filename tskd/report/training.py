@@ -26,6 +26,7 @@ STAGES = {
     "finetune": "fine-tuning",
     "control": "control (U-Net)",
     "evaluate": "scoring",
+    "ablation": "what the student uses",
     "network": "timing of a network",
     "export": "export",
 }

@@ -65,7 +65,7 @@ def evaluate(
         for done, row in enumerate(rows, start=1):
             prediction = predict_image(model, prepared.native_image(row), device)
             Image.fromarray(prediction).save(prediction_path(folder, row))
-            scores += _score(prepared, row, prediction, unit)
+            scores += score_image(prepared, row, prediction, unit)
             advance(done)
     write_cases(scores, folder / CASES)
     named = {"model": title, "dataset": prepared.dataset["name"]}
@@ -141,7 +141,8 @@ def draw_overlays(prepared: Prepared, folder: Path, scores: Sequence[ScoreRow], 
         panel.save(folder / OVERLAYS / f"{number:02d}_{rank}.png")
 
 
-def _score(prepared: Prepared, row: int, prediction: np.ndarray, unit: str) -> list[ScoreRow]:
+def score_image(prepared: Prepared, row: int, prediction: np.ndarray, unit: str) -> list[ScoreRow]:
+    """Return the scores of one test image's prediction (H, W), a row a class."""
     record = prepared.records[row]
     classes = len(prepared.classes)
     spacing = record.spacing if unit == "mm" else None

@@ -1,0 +1,89 @@
+"""Ablation: what a trained student makes of its encoder and of its decoder's skip, by taking each away at test time.
+
+A network of millions of weights may answer from a shallow skip alone: its score does not show it, this does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tskd.artifacts import Artifact, Builder
+from tskd.console import progress
+from tskd.data.prepared import Prepared
+from tskd.engine import Runtime
+from tskd.engine.batches import to_images
+from tskd.losses.classes import hard_prediction
+from tskd.metrics.segmentation import ScoreRow, shared_unit, summarise
+from tskd.models.registry import load_model
+from tskd.models.timm_segmenter import TimmSegmenter
+from tskd.stages.evaluate import score_image
+
+VERSION = 1
+Features = Sequence[Tensor]
+Ablated = Callable[[Any, Tensor, Features, Features], Tensor]
+"""(network, image (1, 3, H, W), its features, those of another case's image) to logits (1, K, H, W)."""
+
+ABLATIONS: Mapping[str, Ablated] = {
+    "features_zeroed": lambda model, image, own, other: model.decode(image, [0 * plane for plane in own]),
+    "features_of_another_image": lambda model, image, own, other: model.decode(image, other),
+    "skips_zeroed": lambda model, image, own, other: model.decode(image, own, skip=False),
+}
+
+
+def build_ablation(store: Builder, tested: Artifact, model: Artifact, *, runtime: Runtime) -> Artifact:
+    """Return the artifact whose metrics are what :func:`ablate` finds for a trained model."""
+    return store.build(
+        "ablation",
+        lambda folder: ablate(load_model(model.path), Prepared(tested.path), device=runtime.fabric.device),
+        config={},
+        inputs={"data": tested.digest, "model": model.digest},
+        seed=0,
+        version=VERSION,
+    )
+
+
+def ablate(model: nn.Module, prepared: Prepared, *, device: torch.device) -> dict[str, float | None]:
+    """Return the mean Dice on the test images under each of ``ABLATIONS``; None where the network has no such part."""
+    if not isinstance(model, TimmSegmenter):
+        return dict.fromkeys(ABLATIONS)
+    model.to(device).eval()
+    kinds = [name for name in ABLATIONS if name != "skips_zeroed" or model.decoder.skips]
+    rows = prepared.rows("test")
+    unit, _ = shared_unit(prepared.records[row].spacing for row in rows)
+    scores: dict[str, list[ScoreRow]] = {name: [] for name in kinds}
+    with progress("what the student uses", len(rows)) as advance:
+        for done, (row, image, own, other) in enumerate(_encoded(model, prepared, rows, device), start=1):
+            for name in kinds:
+                with torch.inference_mode():
+                    prediction = hard_prediction(ABLATIONS[name](model, image, own, other))[0].cpu().numpy()
+                scores[name] += score_image(prepared, row, prediction, unit)
+            advance(done)
+    return {name: summarise(scores[name], seed=0).dice.mean if name in kinds else None for name in ABLATIONS}
+
+
+def _encoded(
+    model: TimmSegmenter, prepared: Prepared, rows: np.ndarray, device: torch.device
+) -> Iterator[tuple[int, Tensor, Features, Features]]:
+    """Yield each row with its image, its features and those of the last image before it that is of another case.
+
+    The first case gets the features of the last row's image.
+    """
+
+    def look(row: int) -> tuple[Tensor, Features]:
+        image = to_images(prepared.native_image(row)[None]).to(device)
+        with torch.inference_mode():
+            return image, model.encode(image)
+
+    _, last = look(rows[-1])
+    case, other = prepared.records[rows[-1]].case, last
+    for row in rows:
+        image, own = look(row)
+        if prepared.records[row].case != case:
+            case, other = prepared.records[row].case, last
+        yield row, image, own, other
+        last = own
