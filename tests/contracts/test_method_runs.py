@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def open_run(folder: Path) -> OpenRun:
     def open_run(method: str, distill: Mapping[str, Any] | None = None, **student: Any) -> Run:
-        student |= {"backbone": SMALL_VIT, "weights": str(folder / f"{SMALL_VIT}.safetensors")}
+        student |= {"backbone": SMALL_VIT, "patch": 8, "weights": str(folder / f"{SMALL_VIT}.safetensors")}
         teacher = {**SETTINGS["teacher"], "weights": str(folder / "resnet10t.safetensors")}
         changed = {"student": student, "teacher": teacher, "distill": {**SETTINGS["distill"], **(distill or {})}}
         recipe = build_recipe({**SETTINGS, "method": method, **changed}, "test")

@@ -29,6 +29,7 @@ RECIPE: dict[str, Any] = {
     "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 6, "batch_size": 4},
     "distill": {"steps": 6, "batch_size": 4, "cache": "on", "views": 2},
     "finetune": {"steps": 4, "batch_size": 4},
+    "student": {"patch": 16},
     "evaluate": {"overlays": 0},
     "engine": {"accelerator": "cpu", "checkpoint_seconds": 0, "threads": 1},
 }

@@ -21,6 +21,7 @@ TINY = {
     "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 40, "validate_every": 10},
     "distill": {"steps": 60, "batch_size": 8, "cache": "on", "views": 2},
     "finetune": {"steps": 40, "batch_size": 8, "validate_every": 10},
+    "student": {"patch": 16},
     "control": {"steps": 40, "batch_size": 8, "channels": [8, 16, 32]},
     "engine": {"checkpoint_seconds": 0, "accelerator": "cpu"},
 }
