@@ -1,4 +1,4 @@
-"""The claim itself, on phantoms at a fixed seed: a distilled student beats the same student from scratch, by its encoder."""
+"""The claim itself, on phantoms at a fixed seed: a distilled student beats one from scratch, and by its encoder."""
 
 from __future__ import annotations
 
