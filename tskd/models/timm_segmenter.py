@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
-from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tskd.errors import UserError
+from tskd.models.backbones import build_encoder, fit_backbone
 from tskd.models.decoders import build_decoder
 from tskd.types import SegmentationOutput
-
-VIT_TAPS = 4
 
 
 class TimmSegmenter(nn.Module):
@@ -25,11 +21,16 @@ class TimmSegmenter(nn.Module):
     std: Tensor
 
     def __init__(self, backbone: str, decoder: str, *, classes: int, image_size: int) -> None:
-        """Build with random weights; UserError where timm does not know the backbone or it cannot take the size."""
+        """Build with random weights; UserError where timm does not know the backbone or it cannot take the size.
+
+        ``self.image_size`` is the side in px that the network works at, which may differ a little from the one asked
+        for: see :func:`tskd.models.backbones.fit_backbone`.
+        """
         super().__init__()
-        self.image_size = image_size
-        self.encoder = _build_encoder(backbone, image_size)
-        self.feature_dims: tuple[int, ...] = tuple(self.encoder.feature_info.channels())
+        fit = fit_backbone(backbone, image_size)
+        self.image_size = fit.side
+        self.encoder = build_encoder(fit)
+        self.feature_dims = fit.dims
         self.decoder = build_decoder(decoder, self.feature_dims, classes=classes)
         statistics = timm.get_pretrained_cfg(backbone) or timm.get_pretrained_cfg("vit_tiny_patch16_224")
         self.register_buffer("mean", torch.tensor(statistics.mean).reshape(3, 1, 1), persistent=False)
@@ -70,23 +71,3 @@ def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     if logits.shape[-2:] == tuple(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _build_encoder(backbone: str, image_size: int) -> Any:
-    if not timm.is_model(backbone):
-        near = difflib.get_close_matches(backbone, timm.list_models(), n=5)
-        raise UserError(f"timm has no backbone {backbone!r}. Similar names: {', '.join(near) or 'none'}")
-    try:
-        if is_transformer(backbone):
-            with torch.device("meta"):
-                depth = len(timm.create_model(backbone, num_classes=0).blocks)
-            taps = [round((i + 1) * depth / VIT_TAPS) - 1 for i in range(VIT_TAPS)]
-            return timm.create_model(backbone, img_size=image_size, features_only=True, out_indices=taps)
-        return timm.create_model(backbone, features_only=True)
-    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"backbone {backbone!r} cannot be built for {image_size} px images: {error}") from error
-
-
-def is_transformer(backbone: str) -> bool:
-    """Say whether the backbone is a plain vision transformer (one scale, one list of blocks)."""
-    return backbone.startswith(("vit_", "deit", "eva", "beit"))

@@ -1,0 +1,169 @@
+"""How a timm backbone is built for images of a given size: tried on the meta device, which needs no memory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.layers import Format
+from torch import nn
+
+from tskd.errors import UserError
+
+VIT_TAPS = 4
+"""Blocks of a one-scale encoder whose features are given, evenly spaced, the last among them."""
+_MULTIPLES = (14, 16, 28, 32, 64)
+"""Sides that backbones are made for: patches of 14 or 32 px, windows and strides of 32 or 64."""
+_SMALLEST, _LARGEST = 0.75, 1.5
+"""How far a network's side may lie from the size asked for, as a factor: beyond, the cost would surprise."""
+_KNOWN_SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 768, 1024)
+_FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What timm raises where a backbone cannot be built or cannot take a size; it has no exception of its own."""
+
+
+class Fit(NamedTuple):
+    """A backbone at a size that it can take."""
+
+    backbone: str
+    side: int
+    """Side in px of the square the encoder sees: the size asked for, or the nearest that the backbone can take."""
+    settings: Mapping[str, Any]
+    """What timm's ``create_model`` is called with beside the name."""
+    dims: tuple[int, ...]
+    """Channels of each of its features, shallow to deep."""
+
+    covers: bool
+    """No pixel at the right or the bottom lies outside of the features' grid."""
+
+
+@cache
+def fit_backbone(backbone: str, image_size: int) -> Fit:
+    """Return how to build ``backbone`` for images of ``image_size`` px, found on the meta device in some 0.3 s.
+
+    The encoder works at ``image_size`` where it can, else at the nearest side between 3/4 and 3/2 of it (a patch of 14
+    px does not divide 64 px). Raises UserError for a name that timm does not know and for a size that the backbone
+    cannot take, naming one that it can.
+    """
+    _require_known(backbone)
+    cropping: Fit | None = None
+    fault: Exception | None = None
+    for side in _sides(image_size):
+        try:
+            fit = _try(backbone, side)
+        except _FAULTS as error:
+            fault = fault or error
+            continue
+        if fit.covers:
+            return fit
+        cropping = cropping or fit
+    if cropping is not None and not has_one_scale(backbone):
+        return cropping  # unpadded convolutions, as in Inception, lose a rim at any size
+    raise UserError(_refusal(backbone, image_size, fault))
+
+
+@cache
+def has_one_scale(backbone: str) -> bool:
+    """Say whether all features have one size, as in a plain vision transformer; else they form a pyramid.
+
+    Raises UserError for a name that timm does not know.
+    """
+    _require_known(backbone)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return len(set(_strides(timm.create_model(backbone, num_classes=0)))) == 1
+
+
+def build_encoder(fit: Fit) -> Any:
+    """Return the encoder with random weights: (B, 3, side, side) to a list of (B, C, h, w), shallow to deep.
+
+    Its tensors have the names of timm's weight files, those of a ``FeatureGetterNet`` under ``model.``.
+    """
+    return timm.create_model(fit.backbone, features_only=True, **fit.settings)
+
+
+def _require_known(backbone: str) -> None:
+    if not timm.is_model(backbone):
+        near = difflib.get_close_matches(backbone, timm.list_models(), n=5)
+        raise UserError(f"timm has no backbone {backbone!r}. Similar names: {', '.join(near) or 'none'}")
+
+
+def _sides(image_size: int) -> list[int]:
+    """Return the sides to try, the nearest first, of two equally near ones the larger."""
+    near = {image_size} | {multiple * (image_size // multiple + more) for multiple in _MULTIPLES for more in (0, 1)}
+    allowed = [side for side in near if _SMALLEST * image_size <= side <= _LARGEST * image_size]
+    return sorted(allowed, key=lambda side: (abs(side - image_size), -side))
+
+
+def _try(backbone: str, side: int) -> Fit:
+    """Build on the meta device and run it; raises one of ``_FAULTS`` where that fails."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        whole, settings = _whole(backbone, side)
+        encoder, wrapped = _features_only(backbone, set(whole.state_dict()), settings)
+        features = encoder.eval()(torch.zeros(1, 3, side, side))
+    info = encoder.feature_info
+    dims = tuple(info.channels())
+    if [tuple(plane.shape[1:2]) if plane.ndim == 4 else None for plane in features] != [(dim,) for dim in dims]:
+        raise ValueError("it gives no planes of features")
+    covers = all(min(plane.shape[-2:]) * stride >= side for plane, stride in zip(features, info.reduction()))
+    return Fit(backbone, side, wrapped, dims, covers)
+
+
+def _strides(model: Any) -> list[int]:
+    """Return the strides of all the features that a network can give."""
+    return [level["reduction"] for level in model.feature_info]
+
+
+def _whole(backbone: str, side: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the classifier without a head, and the settings that fit it to the side and tap it.
+
+    Networks whose tables or windows hang on the size take ``img_size``; the others refuse the word.
+    """
+    settings: dict[str, Any] = {"img_size": side}
+    try:
+        whole = timm.create_model(backbone, num_classes=0, **settings)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        settings = {}
+        whole = timm.create_model(backbone, num_classes=0)
+    strides = _strides(whole)
+    if len(set(strides)) == 1:
+        depth = len(strides)
+        settings["out_indices"] = sorted({max(round((i + 1) * depth / VIT_TAPS), 1) - 1 for i in range(VIT_TAPS)})
+    return whole, settings
+
+
+def _features_only(backbone: str, names: set[str], settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the feature extractor and what it is made with.
+
+    timm's own choice is taken where it keeps the names of the weight files and answers channels first. For Swin,
+    ConvNeXt and most hierarchical networks it rewrites ``stages.0`` to ``stages_0``; its getter leaves them whole.
+    """
+    encoder = timm.create_model(backbone, features_only=True, **settings)
+    own = {name.removeprefix("model.") for name in encoder.state_dict()}
+    if own <= names and getattr(encoder, "output_fmt", Format.NCHW) == Format.NCHW:
+        return encoder, settings
+    settings = {**settings, "feature_cls": "getter"}
+    return timm.create_model(backbone, features_only=True, **settings), settings
+
+
+def _refusal(backbone: str, image_size: int, fault: Exception | None) -> str:
+    why = str(fault).strip().splitlines()[0] if fault is not None and str(fault).strip() else type(fault).__name__
+    others = sorted(set(_KNOWN_SIZES) - {image_size}, key=lambda size: abs(size - image_size))
+    works = next((size for size in others if _works(backbone, size)), None)
+    remedy = (
+        f"It can at {works} px: set the image size to that"
+        if works
+        else "No size was found at which it can: choose another backbone"
+    )
+    return f"backbone {backbone!r} cannot take images of {image_size} px ({why}). {remedy}."
+
+
+def _works(backbone: str, side: int) -> bool:
+    try:
+        return _try(backbone, side).covers
+    except _FAULTS:
+        return False
