@@ -8,6 +8,7 @@ from functools import cache
 from tskd.artifacts import canonical_json
 from tskd.config import Recipe
 from tskd.methods import asks_for_weights
+from tskd.models.backbones import fit_backbone
 from tskd.models.mae import require_transformer
 from tskd.models.registry import build_model
 from tskd.run import describe_student
@@ -15,11 +16,14 @@ from tskd.stages.diffusion import require_image_size
 
 
 def check_networks(recipe: Recipe) -> None:
-    """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, or the
-    diffusion model that is asked for cannot draw images of its size."""
+    """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, a timm
+    teacher cannot take its image size, or the diffusion model that is asked for cannot draw images of its size."""
     weights = recipe.student.weights if asks_for_weights(recipe) else None
     description = describe_student(recipe.student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
     _try_to_build(canonical_json(description), masked="mae" in (recipe.method, *recipe.rivals))
+    kind, _, backbone = recipe.teacher.name.partition("/")
+    if kind == "timm" and backbone:
+        fit_backbone(backbone, recipe.teacher.image_size or recipe.data.image_size)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)
 

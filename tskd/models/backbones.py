@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,11 +16,11 @@ from tskd.errors import UserError
 
 VIT_TAPS = 4
 """Blocks of a one-scale encoder whose features are given, evenly spaced, the last among them."""
-_MULTIPLES = (14, 16, 28, 32, 64)
-"""Sides that backbones are made for: patches of 14 or 32 px, windows and strides of 32 or 64."""
+_MULTIPLES = (14, 32, 64)
+"""Of one of these a side has to be a multiple for some backbones: patches of 14 px, strides and windows of 32 or 64."""
 _SMALLEST, _LARGEST = 0.75, 1.5
 """How far a network's side may lie from the size asked for, as a factor: beyond, the cost would surprise."""
-_KNOWN_SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 768, 1024)
+_USUAL_SIZES = (64, 128, 224, 240, 256, 384, 512)
 _FAULTS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What timm raises where a backbone cannot be built or cannot take a size; it has no exception of its own."""
 
@@ -35,34 +35,27 @@ class Fit(NamedTuple):
     """What timm's ``create_model`` is called with beside the name."""
     dims: tuple[int, ...]
     """Channels of each of its features, shallow to deep."""
-
     covers: bool
     """No pixel at the right or the bottom lies outside of the features' grid."""
 
 
 @cache
-def fit_backbone(backbone: str, image_size: int) -> Fit:
+def fit_backbone(backbone: str, image_size: int, patch: int | None = None) -> Fit:
     """Return how to build ``backbone`` for images of ``image_size`` px, found on the meta device in some 0.3 s.
 
-    The encoder works at ``image_size`` where it can, else at the nearest side between 3/4 and 3/2 of it (a patch of 14
-    px does not divide 64 px). Raises UserError for a name that timm does not know and for a size that the backbone
-    cannot take, naming one that it can.
+    ``patch``: side of a vision transformer's patches in px, None: the backbone's own. The encoder works at
+    ``image_size`` where it can, else at the nearest side between 3/4 and 3/2 of it (a patch of 14 px does not divide 64
+    px). Raises UserError for a name that timm does not know and for a size that the backbone cannot take, naming one
+    that it can.
     """
     _require_known(backbone)
-    cropping: Fit | None = None
-    fault: Exception | None = None
-    for side in _sides(image_size):
-        try:
-            fit = _try(backbone, side)
-        except _FAULTS as error:
-            fault = fault or error
-            continue
-        if fit.covers:
-            return fit
-        cropping = cropping or fit
-    if cropping is not None and not has_one_scale(backbone):
-        return cropping  # unpadded convolutions, as in Inception, lose a rim at any size
-    raise UserError(_refusal(backbone, image_size, fault))
+    found = _find(backbone, _sides(image_size), patch)
+    if isinstance(found, Fit):
+        return found
+    others = sorted(set(_USUAL_SIZES) - {image_size}, key=lambda size: abs(size - image_size))
+    works = next((size for size in others if isinstance(_find(backbone, [size], patch), Fit)), None)
+    remedy = f"It can take {works} px: set the image size to that" if works else "Choose another backbone"
+    raise UserError(f"backbone {backbone!r} cannot take images of {image_size} px (timm: {found}). {remedy}.")
 
 
 @cache
@@ -97,10 +90,31 @@ def _sides(image_size: int) -> list[int]:
     return sorted(allowed, key=lambda side: (abs(side - image_size), -side))
 
 
-def _try(backbone: str, side: int) -> Fit:
+def _find(backbone: str, sides: Sequence[int], patch: int | None) -> Fit | str:
+    """Return the fit at the first side that works and leaves no pixel out, or what is wrong with the first side.
+
+    Pyramids that leave pixels out at every side are taken: unpadded convolutions, as in Inception, lose a rim always.
+    """
+    cropping: Fit | None = None
+    fault = ""
+    for side in sides:
+        try:
+            fit = _try(backbone, side, patch)
+        except _FAULTS as error:
+            fault = fault or (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            continue
+        if fit.covers:
+            return fit
+        cropping = cropping or fit
+    if cropping is not None and not has_one_scale(backbone):
+        return cropping
+    return fault or "its patches do not divide it"
+
+
+def _try(backbone: str, side: int, patch: int | None) -> Fit:
     """Build on the meta device and run it; raises one of ``_FAULTS`` where that fails."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]), torch.no_grad():
-        whole, settings = _whole(backbone, side)
+        whole, settings = _whole(backbone, side, patch)
         encoder, wrapped = _features_only(backbone, set(whole.state_dict()), settings)
         features = encoder.eval()(torch.zeros(1, 3, side, side))
     info = encoder.feature_info
@@ -116,19 +130,19 @@ def _strides(model: Any) -> list[int]:
     return [level["reduction"] for level in model.feature_info]
 
 
-def _whole(backbone: str, side: int) -> tuple[nn.Module, dict[str, Any]]:
+def _whole(backbone: str, side: int, patch: int | None) -> tuple[nn.Module, dict[str, Any]]:
     """Return the classifier without a head, and the settings that fit it to the side and tap it.
 
     Networks whose tables or windows hang on the size take ``img_size``; the others refuse the word.
     """
-    settings: dict[str, Any] = {"img_size": side}
+    settings: dict[str, Any] = {} if patch is None else {"patch_size": patch}
     try:
-        whole = timm.create_model(backbone, num_classes=0, **settings)
+        whole = timm.create_model(backbone, num_classes=0, img_size=side, **settings)
+        settings["img_size"] = side
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        settings = {}
-        whole = timm.create_model(backbone, num_classes=0)
+        whole = timm.create_model(backbone, num_classes=0, **settings)
     strides = _strides(whole)
     if len(set(strides)) == 1:
         depth = len(strides)
@@ -148,22 +162,3 @@ def _features_only(backbone: str, names: set[str], settings: dict[str, Any]) -> 
         return encoder, settings
     settings = {**settings, "feature_cls": "getter"}
     return timm.create_model(backbone, features_only=True, **settings), settings
-
-
-def _refusal(backbone: str, image_size: int, fault: Exception | None) -> str:
-    why = str(fault).strip().splitlines()[0] if fault is not None and str(fault).strip() else type(fault).__name__
-    others = sorted(set(_KNOWN_SIZES) - {image_size}, key=lambda size: abs(size - image_size))
-    works = next((size for size in others if _works(backbone, size)), None)
-    remedy = (
-        f"It can at {works} px: set the image size to that"
-        if works
-        else "No size was found at which it can: choose another backbone"
-    )
-    return f"backbone {backbone!r} cannot take images of {image_size} px ({why}). {remedy}."
-
-
-def _works(backbone: str, side: int) -> bool:
-    try:
-        return _try(backbone, side).covers
-    except _FAULTS:
-        return False
