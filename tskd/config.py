@@ -274,7 +274,7 @@ class StudentConfig(Section):
     """The small model that is shipped."""
 
     backbone: str = "vit_tiny_patch16_224"
-    """Any timm backbone."""
+    """Any timm backbone that gives features; it works at the image size or the nearest side that it can take."""
     decoder: str = "detail"
     """``plain`` (as in the paper), ``detail`` (keeps structures of a few pixels) or ``pyramid`` (for convolutions)."""
     weights: str | None = None

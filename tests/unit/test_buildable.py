@@ -70,6 +70,9 @@ def test_a_teacher_or_student_that_cannot_take_its_images_is_refused() -> None:
         check_networks(recipe(fits[0]))
     with pytest.raises(UserError, match=r"'efficientformer_l1' cannot take images of 32 px .* can take 224 px"):
         check_networks(recipe(backbone="efficientformer_l1"))
+    with pytest.raises(UserError, match=r"VGG has neither attention nor 1x1 convolutions for LoRA adapters"):
+        check_networks(recipe("teacher.name=timm/vgg11"))
+    check_networks(recipe("teacher.name=timm/vgg11", "teacher.adaptation=probe"))
     with pytest.raises(UserError, match=r"timm has no backbone 'resnet99'\. Similar names: "):
         check_networks(recipe("teacher.name=timm/resnet99"))
 

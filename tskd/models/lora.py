@@ -98,17 +98,21 @@ def set_adaptation(
 def lora_targets(encoder: nn.Module) -> list[str]:
     """Return the names of the layers in ``encoder`` that get adapters, after splitting its fused attention.
 
-    Attention: query and value alone. Networks without attention: the pointwise layers (1x1 convolutions, or the linear
-    layers that stand for them, as in ConvNeXt). Raises UserError where there is neither.
+    Attention: query and value alone. Networks without attention of linear layers: the pointwise layers (1x1
+    convolutions, and the linear layers that stand for them, as in ConvNeXt). Raises UserError where there is neither.
     """
     split_qkv(encoder)
-    linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
-    attention = [name for name in linear if _QUERY_OR_VALUE.fullmatch(name)]
-    pointwise = [name for name, module in encoder.named_modules() if _is_pointwise(module)]
-    targets = attention or pointwise or linear
+    pointwise = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear) or _is_1x1(module)]
+    attention = [
+        name
+        for name in pointwise
+        if isinstance(encoder.get_submodule(name), nn.Linear) and _QUERY_OR_VALUE.fullmatch(name)
+    ]
+    targets = attention or pointwise
     if not targets:
+        network = type(getattr(encoder, "model", encoder)).__name__
         raise UserError(
-            f"{type(encoder).__name__} has neither attention nor 1x1 convolutions for LoRA adapters: "
+            f"{network} has neither attention nor 1x1 convolutions for LoRA adapters: "
             "set teacher.adaptation to probe or full."
         )
     return targets
@@ -200,7 +204,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict(dict(state), strict=False)
 
 
-def _is_pointwise(module: nn.Module) -> bool:
+def _is_1x1(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
 
 
