@@ -274,7 +274,8 @@ class StudentConfig(Section):
     """The small model that is shipped."""
 
     backbone: str = "vit_tiny_patch16_224"
-    """Any timm backbone; ``none``: the decoder's skip alone, the arm that shows what an encoder adds."""
+    """Any timm backbone that gives features; it works at the image size or the nearest side that it can take. ``none``:
+    the decoder's skip alone, the arm that shows what an encoder adds."""
     patch: Positive | None = None
     """Side in pixels of a plain vision transformer's patches; None: the largest that cuts the image into 196 tokens or
     more (16 at 224 px, 8 at 128)."""

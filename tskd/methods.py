@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from tskd.config import OFFLINE, RANDOM
 from tskd.errors import UserError
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES
+from tskd.models.backbones import NO_ENCODER
 from tskd.models.decoders import DECODERS
-from tskd.models.timm_segmenter import NO_ENCODER
 
 if TYPE_CHECKING:
     from tskd.artifacts import Artifact

@@ -14,9 +14,9 @@ from tskd.config import DistillConfig, PretrainConfig, Recipe, StudentConfig, Te
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
+from tskd.models.backbones import patch_for
 from tskd.models.flops import inference_flops
 from tskd.models.registry import description_digest, load_model
-from tskd.models.timm_segmenter import patch_for
 from tskd.stages import (
     ablation,
     cache,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,7 @@ from transformers import SamConfig, SamModel, SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
 from tskd.errors import UserError
+from tskd.models.backbones import build_encoder, fit_backbone
 from tskd.models.lora import (
     adapter_state,
     add_lora,
@@ -20,6 +23,7 @@ from tskd.models.lora import (
     split_qkv,
 )
 from tskd.models.sam import SamSegmenter
+from tskd.models.timm_segmenter import TimmSegmenter
 
 VIT = {"num_classes": 0, "img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
 TRANSFORMERS = ("vit_tiny_patch16_224", "eva02_tiny_patch14_224", "sam")
@@ -77,6 +81,45 @@ def test_a_split_encoder_answers_like_the_fused_one(name: str) -> None:
     before = model(images())
     assert len(split_qkv(model)) == 2
     torch.testing.assert_close(model(images()), before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "size"), [
+    ("swin_tiny_patch4_window7_224", 64), ("tiny_vit_5m_224", 64), ("efficientformer_l1", 224),
+    ("maxvit_rmlp_pico_rw_256", 64), ("gcvit_xxtiny", 64), ("pvt_v2_b0", 64), ("sam2_hiera_tiny", 64),
+    ("tnt_s_legacy_patch16_224", 32),
+])  # fmt: skip
+def test_the_parts_of_a_fused_projection_are_what_they_are_called(name: str, size: int) -> None:
+    """Softmax does not see all keys shifted by one vector; it sees queries and values shifted."""
+    torch.manual_seed(0)
+    encoder = build_encoder(fit_backbone(name, size)).double().eval()
+    fused = [encoder.get_submodule(one.rpartition(".")[0]) for one in split_qkv(encoder)]
+    first = {(type(owner), getattr(owner, "use_global", None)): owner for owner in reversed(fused)}
+    seen: dict[nn.Module, tuple[Any, ...]] = {}
+    for owner in first.values():
+        owner.register_forward_pre_hook(lambda module, given: seen.setdefault(module, given) and None)
+    with torch.no_grad():
+        encoder(torch.rand(1, 3, size, size, dtype=torch.float64))
+        for owner, given in seen.items():
+            answer = owner(*given)
+            assert shifted(owner, "k", given).allclose(answer, rtol=0, atol=1e-9)
+            for part in ("q", "v"):
+                assert not shifted(owner, part, given).allclose(answer, rtol=0, atol=1e-6)
+    assert seen
+
+
+def shifted(owner: nn.Module, part: str, given: tuple[Any, ...]) -> Tensor:
+    """Return the attention's answer where one vector is added to every query, key or value."""
+    layers = {
+        name.rpartition(".")[2]: module for name, module in owner.named_modules() if isinstance(module, nn.Linear)
+    }
+    if part not in layers:  # the global query of GCViT comes from outside
+        return torch.full((1,), torch.inf, dtype=torch.float64)
+    layer = layers[part]
+    vector = torch.linspace(-3, 3, layer.out_features, dtype=torch.float64)
+    hook = layer.register_forward_hook(lambda _, __, output: output + vector)
+    answer: Tensor = owner(*given)
+    hook.remove()
+    return answer
 
 
 @pytest.mark.parametrize("name", [*TRANSFORMERS, "tf_efficientnet_lite0"])
@@ -195,6 +238,32 @@ def test_adapters_of_another_model_are_refused_and_named() -> None:
     with pytest.raises(UserError, match=r"1 missing \(head\.bias\); 1 unexpected \(stranger\); 1 of another shape"):
         load_adapter_state(model, state)
     assert torch.equal(model.head.weight, before)
+
+
+@pytest.mark.parametrize("name", ["tiny_vit_5m_224", "maxvit_rmlp_pico_rw_256", "pvt_v2_b0"])
+def test_adapters_of_projections_fused_otherwise_merge_to_the_same_answer(name: str) -> None:
+    torch.manual_seed(0)
+    model = TimmSegmenter(name, "pyramid", classes=1, image_size=64).eval()
+    names = list(model.state_dict())
+    set_adaptation(model, "lora", rank=2)
+    nudge_adapters(model)
+    planes = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        adapted = model(planes).logits
+        merge_lora(model)
+        torch.testing.assert_close(model(planes).logits, adapted, rtol=1e-4, atol=1e-4)
+    assert {name.replace("num_batches_tracked", "") for name in model.state_dict()} <= set(names)
+
+
+def test_batch_norm_of_rows_is_frozen_as_that_of_planes() -> None:
+    torch.manual_seed(0)
+    model = TimmSegmenter("levit_128s", "pyramid", classes=1, image_size=64)
+    model.train()(torch.rand(4, 3, 64, 64))  # statistics of their own
+    planes = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model.eval().encode(planes)[-1]
+        set_adaptation(model, "probe")
+        torch.testing.assert_close(model.train().encode(planes)[-1], before, rtol=1e-4, atol=1e-5)
 
 
 def test_impossible_adaptations_are_refused() -> None:

@@ -63,6 +63,20 @@ def test_a_home_folder_is_written_as_people_write_it(weights: Path, monkeypatch:
     check_networks(recipe("method=imagenet", f"student.weights=~/{weights.name}"))
 
 
+def test_a_teacher_or_student_that_cannot_take_its_images_is_refused() -> None:
+    fits = ("teacher.name=timm/efficientformer_l1", "teacher.image_size=224")
+    check_networks(recipe(*fits))
+    with pytest.raises(UserError, match=r"'efficientformer_l1' cannot take images of 32 px .* can take 224 px"):
+        check_networks(recipe(fits[0]))
+    with pytest.raises(UserError, match=r"'efficientformer_l1' cannot take images of 32 px .* can take 224 px"):
+        check_networks(recipe(backbone="efficientformer_l1"))
+    with pytest.raises(UserError, match=r"VGG has neither attention nor 1x1 convolutions for LoRA adapters"):
+        check_networks(recipe("teacher.name=timm/vgg11"))
+    check_networks(recipe("teacher.name=timm/vgg11", "teacher.adaptation=probe"))
+    with pytest.raises(UserError, match=r"timm has no backbone 'resnet99'\. Similar names: "):
+        check_networks(recipe("teacher.name=timm/resnet99"))
+
+
 def test_the_diffusion_model_has_to_suit_the_images_where_it_is_asked_for() -> None:
     check_networks(recipe("diffusion.preset=base"))
     with pytest.raises(UserError, match=r"diffusion\.image_size \(diffusion\.preset base\).* nearest that do"):

@@ -62,12 +62,17 @@ def test_early_blocks_learn_slower_and_vectors_are_not_decayed() -> None:
 
 
 @pytest.mark.parametrize(("backbone", "stem", "head"), [
-    ("test_efficientnet", "conv_stem", ""), ("resnet10t", "conv1", ""), ("test_convnext", "stem_0", ""),
+    ("test_efficientnet", "conv_stem", ""), ("resnet10t", "conv1", ""), ("test_convnext", "stem", ""),
     ("test_vit", "patch_embed", "model.norm."), ("regnetx_002", "stem", ""),
+    ("swin_tiny_patch4_window7_224", "patch_embed", ""), ("tiny_vit_5m_224", "patch_embed", ""),
+    ("sam2_hiera_tiny", "(patch|pos)_embed", ""), ("hiera_tiny_224", "(patch|pos)_embed", ""),
+    ("vit_small_r26_s32_224", "(patch|pos)_embed", ""), ("coat_lite_tiny", "patch_embed1", ""),
+    ("volo_d1_224", "patch_embed", ""), ("nest_tiny", "patch_embed", ""), ("densenet121", "features.conv0", ""),
 ])  # fmt: skip
 def test_rates_rise_with_the_depth_of_every_kind_of_encoder(backbone: str, stem: str, head: str) -> None:
     """A trained stem that learns as fast as a random head forgets first what all images share."""
-    student = TimmSegmenter(backbone=backbone, decoder="plain", classes=1, image_size=64)
+    with torch.device("meta"):
+        student = TimmSegmenter(backbone=backbone, decoder="plain", classes=1, image_size=64)
     rates = {name: rate for name, (rate, _) in rates_and_decays(student, layer_decay=0.5).items()}
     encoder = {name: rate for name, rate in rates.items() if name.startswith("encoder.")}
     order = list(encoder.values())
@@ -75,6 +80,21 @@ def test_rates_rise_with_the_depth_of_every_kind_of_encoder(backbone: str, stem:
     assert {rate for name, rate in rates.items() if re.match(rf"encoder\.(model\.)?{stem}", name)} == {min(order)}
     assert min(order) <= 0.5**2 * max(order)
     assert all(rate == 1.0 for name, rate in rates.items() if name not in encoder or (head and head in name))
+
+
+@pytest.mark.parametrize(("backbone", "spared"), [
+    ("swin_tiny_patch4_window7_224", "relative_position_bias_table"), ("tiny_vit_5m_224", "attention_biases"),
+    ("sam2_hiera_tiny", "pos_embed(_window)?"), ("vit_small_patch14_reg4_dinov2", "(pos_embed|cls_token|reg_token)"),
+    ("vit_tiny_patch16_dinov3_qkvb", "(cls_token|reg_token)"), ("mvitv2_tiny", "rel_pos_[hw]"),
+])  # fmt: skip
+def test_tables_and_tokens_are_not_decayed_and_matrices_are(backbone: str, spared: str) -> None:
+    with torch.device("meta"):
+        student = TimmSegmenter(backbone=backbone, decoder="plain", classes=1, image_size=64)
+    decays = {name: decay for name, (_, decay) in rates_and_decays(student, layer_decay=1.0).items()}
+    shapes = {name: tensor.ndim for name, tensor in student.named_parameters()}
+    tables = {name for name, decay in decays.items() if decay == 0 and shapes[name] > 1}
+    assert tables == {name for name in decays if re.search(rf"\b{spared}$", name)}
+    assert tables
 
 
 def test_without_layer_decay_all_learn_alike() -> None:

@@ -15,8 +15,9 @@ from tests.made_up import SMALL_VIT
 from tskd.config import StudentConfig, load_recipe
 from tskd.errors import UserError
 from tskd.methods import check_names
+from tskd.models.backbones import NO_ENCODER, patch_for
 from tskd.models.registry import build_model
-from tskd.models.timm_segmenter import NO_ENCODER, TimmSegmenter, patch_for
+from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.run import describe_student
 
 VIT = "vit_tiny_patch16_224"
@@ -47,7 +48,7 @@ def test_a_stated_patch_is_taken_and_one_that_does_not_divide_the_image_refused(
     student = describe_student(StudentConfig(patch=32), weights=None, classes=["one"], image_size=64)
     model: Any = build_model(student)
     assert model.encoder.model.patch_embed.grid_size == (2, 2)
-    with pytest.raises(UserError, match=r"'resnet10t' cannot be built for 64 px images: patch is for plain vision"):
+    with pytest.raises(UserError, match=r"patch is for plain vision transformers, and resnet10t is none"):
         TimmSegmenter("resnet10t", "detail", classes=1, image_size=64, patch=8)
 
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
+
+_TABLES = ("pos_embed", "_token")
+"""How the names of position tables and tokens end, in timm and transformers."""
+_BLOCK = re.compile(
+    r"\bencoder\..*?(?:\b|serial_)"
+    r"(?:blocks?|stages?|layers?|levels?|transformers|network|denseblock|s)[._]?(\d+)\."
+)
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -26,18 +33,20 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return AdamW groups of the trainable parameters; ``base_lr`` is each group's learning rate before the schedule.
 
-    Vectors (biases, norms) and position tables are not decayed. With ``layer_decay`` below 1, block i of n of the
-    encoder (a transformer's blocks, a convolutional network's stages) learns at ``lr * layer_decay ** (n - i)``, what
-    comes before them as block 0, what comes after them and the rest of the network at ``lr`` (Bao et al. 2022, BEiT).
-    Blocks are known by timm's names; an encoder with other names learns at ``lr`` throughout.
+    Vectors (biases, norms), position tables, relative position biases and tokens are not decayed; timm says which
+    tensors are such (``no_weight_decay``). With ``layer_decay`` below 1, block i of n of the encoder (a transformer's
+    blocks, a hierarchical network's stages) learns at ``lr * layer_decay ** (n - i)``, what comes before them as block
+    0, what comes between or after them as the block before, and the rest of the network at ``lr`` (Bao et al. 2022,
+    BEiT). Blocks are known by timm's names; an encoder with other names learns at ``lr`` throughout.
     """
     levels = _levels([name for name, _ in module.named_parameters()])
     depth = max(levels.values(), default=0)
+    spared = _spared(module)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token")) else weight_decay
+        decay = 0.0 if parameter.ndim <= 1 or name in spared else weight_decay
         rate = lr * layer_decay ** (depth - levels[name])
         groups.setdefault((rate, decay), []).append(parameter)
     return [
@@ -46,19 +55,32 @@ def parameter_groups(
     ]
 
 
+def _spared(module: nn.Module) -> set[str]:
+    """Return the names of the tables and tokens, which weight decay would pull to a meaningless zero."""
+    names = {name for name, _ in module.named_parameters()}
+    spared = {name for name in names if name.endswith(_TABLES)}
+    for path, part in module.named_modules():
+        listed: Collection[str] = getattr(part, "no_weight_decay", tuple)()
+        spared |= {name for name in names for one in listed if name == f"{path}.{one}"}
+    return spared
+
+
 def _levels(names: Sequence[str]) -> dict[str, int]:
     """Return the level of each parameter, in their order: 0 before the encoder's first block, then the blocks' own."""
-    blocks = [_block(name) for name in names]
-    numbers = {block: level for level, block in enumerate(sorted({one for one in blocks if one is not None}), start=1)}
-    first = next((place for place, block in enumerate(blocks) if block is not None), 0)
-    levels = {}
-    for place, (name, block) in enumerate(zip(names, blocks)):
-        stem = place < first and re.search(r"\bencoder\.", name)
-        levels[name] = numbers[block] if block is not None else 0 if stem else len(numbers)
+    blocks = {name: _block(name) for name in names}
+    numbers = {
+        block: level for level, block in enumerate(sorted({b for b in blocks.values() if b is not None}), start=1)
+    }
+    levels, reached = {}, 0
+    for name, block in blocks.items():
+        reached = reached if block is None else numbers[block]
+        levels[name] = reached if re.search(r"\bencoder\.", name) else len(numbers)
     return levels
 
 
 def _block(name: str) -> int | None:
     """Return the number of the outermost block or stage of the encoder that a parameter is in, by timm's names."""
-    found = re.search(r"\bencoder\..*?\b(?:blocks|stages|layers?|denseblock|s)[._]?(\d+)\.", name)
+    if re.search(r"\bencoder\.(?:model\.)?patch_embed\.", name):
+        return None  # in a hybrid transformer it is a network with stages of its own
+    found = _BLOCK.search(name)
     return int(found.group(1)) if found else None

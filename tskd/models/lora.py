@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from timm.layers import freeze_batch_norm_2d
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from tskd.errors import UserError
 
 AdaptationName = Literal["lora", "probe", "full"]
-_QUERY_OR_VALUE = re.compile(r"(?:.*\.)?(?:q|v|q_proj|v_proj|query|value)")
+_QUERY_OR_VALUE = re.compile(r"(?:.*\.)?(?:q|v|wq|wv|q_proj|v_proj|query|value)")
+_FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "qk": ("q", "k")}
+"""Fused projections by their name in timm and transformers, and the parts they hold."""
 
 
 class Adaptation(NamedTuple):
@@ -33,15 +36,40 @@ class Adaptation(NamedTuple):
     """Their count of numbers."""
 
 
-class SplitQKV(nn.Module):
-    """Query, key and value projections as three layers that answer like the fused one: (..., D) -> (..., 3·D_head)."""
+class SplitProjection(nn.Module):
+    """Parts of a fused projection (q, k, v, those it has) as layers of their own that answer like it: (..., D)."""
 
-    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear) -> None:
+    places: Tensor | None
+
+    def __init__(self, parts: Mapping[str, nn.Linear], places: Tensor | None) -> None:
+        """``places``: where each number of the fused answer stands in the parts' one after the other; None: there."""
         super().__init__()
-        self.q, self.k, self.v = q, k, v
+        self.parts = tuple(parts)
+        for name, layer in parts.items():
+            self.add_module(name, layer)
+        self.register_buffer("places", places, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return torch.cat((self.q(tokens), self.k(tokens), self.v(tokens)), dim=-1)
+        joined = torch.cat([getattr(self, name)(tokens) for name in self.parts], dim=-1)
+        return joined if self.places is None else joined[..., self.places]
+
+
+class FrozenBatchNorm1d(nn.Module):
+    """Batch norm of (N, C) that keeps its statistics in training too; timm has it for planes only."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, cast(Tensor, getattr(norm, name)).detach().clone())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def set_adaptation(
@@ -59,7 +87,7 @@ def set_adaptation(
         raise ValueError("This model carries adapters already: merge them, or build it anew.")
     model.requires_grad_(True)
     if adaptation != "full":
-        encoder = cast(nn.Module, freeze_batch_norm_2d(model.encoder)).requires_grad_(False)
+        encoder = _freeze_batch_norm(cast(nn.Module, model.encoder)).requires_grad_(False)
         if adaptation == "lora":
             add_lora(encoder, rank=rank, alpha=alpha, targets=lora_targets(encoder))
         model.encoder = encoder
@@ -70,32 +98,41 @@ def set_adaptation(
 def lora_targets(encoder: nn.Module) -> list[str]:
     """Return the names of the layers in ``encoder`` that get adapters, after splitting its fused attention.
 
-    Attention: query and value alone. Networks without attention: the pointwise layers (1x1 convolutions, or the linear
-    layers that stand for them, as in ConvNeXt). Raises UserError where there is neither.
+    Attention: query and value alone. Networks without attention of linear layers: the pointwise layers (1x1
+    convolutions, and the linear layers that stand for them, as in ConvNeXt). Raises UserError where there is neither.
     """
     split_qkv(encoder)
-    linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
-    attention = [name for name in linear if _QUERY_OR_VALUE.fullmatch(name)]
-    pointwise = [name for name, module in encoder.named_modules() if _is_pointwise(module)]
-    targets = attention or pointwise or linear
+    pointwise = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear) or _is_1x1(module)]
+    attention = [
+        name
+        for name in pointwise
+        if isinstance(encoder.get_submodule(name), nn.Linear) and _QUERY_OR_VALUE.fullmatch(name)
+    ]
+    targets = attention or pointwise
     if not targets:
+        network = type(getattr(encoder, "model", encoder)).__name__
         raise UserError(
-            f"{type(encoder).__name__} has neither attention nor 1x1 convolutions for LoRA adapters: "
+            f"{network} has neither attention nor 1x1 convolutions for LoRA adapters: "
             "set teacher.adaptation to probe or full."
         )
     return targets
 
 
 def split_qkv(model: nn.Module) -> list[str]:
-    """Replace every fused ``qkv`` linear layer by a :class:`SplitQKV` and return their names.
+    """Replace every fused ``qkv``, ``kv`` or ``qk`` linear layer by a :class:`SplitProjection`; return their names.
 
     The owner's forward goes on unchanged and the answer is the same. Covers transformers' SAM and timm's attention
-    (ViT, Swin, EVA, BEiT: where the bias lives outside the layer it moves into the three).
+    (where the bias lives outside the layer, as in EVA, BEiT and Swin V2, it moves into the parts).
     """
-    owners = [(name, module) for name, module in model.named_modules() if isinstance(_fused(module), nn.Linear)]
-    for _, owner in owners:
-        owner.qkv = _split_linear(cast(nn.Linear, owner.qkv), _outer_bias(owner))
-    return [f"{name}.qkv" if name else "qkv" for name, _ in owners]
+    owners = [
+        (name, owner, fused)
+        for name, owner in model.named_modules()
+        for fused in _FUSED
+        if isinstance(getattr(owner, fused, None), nn.Linear)
+    ]
+    for _, owner, fused in owners:
+        setattr(owner, fused, _split_linear(owner, fused))
+    return [f"{name}.{fused}" if name else fused for name, _, fused in owners]
 
 
 def add_lora(model: nn.Module, *, rank: int, alpha: float | None = None, targets: Sequence[str]) -> list[str]:
@@ -122,8 +159,8 @@ def merge_lora(model: nn.Module) -> None:
         adapter = cast(LoraLayer, layer)
         adapter.merge(safe_merge=True)
         setattr(owner, name, adapter.get_base_layer())
-    for owner, name, split in _children(model, SplitQKV):
-        setattr(owner, name, _fuse_linear(cast(SplitQKV, split)))
+    for owner, name, split in _children(model, SplitProjection):
+        setattr(owner, name, _fuse_linear(cast(SplitProjection, split)))
 
 
 def trainable_names(model: nn.Module) -> list[str]:
@@ -167,12 +204,16 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict(dict(state), strict=False)
 
 
-def _is_pointwise(module: nn.Module) -> bool:
+def _is_1x1(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
 
 
-def _fused(module: nn.Module) -> object:
-    return getattr(module, "qkv", None)
+def _freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Return the module with every batch norm frozen; timm leaves those of rows (LeViT's) as they are."""
+    frozen = cast(nn.Module, freeze_batch_norm_2d(module))
+    for owner, name, norm in _children(frozen, nn.BatchNorm1d):
+        setattr(owner, name, FrozenBatchNorm1d(cast(nn.BatchNorm1d, norm)))
+    return frozen
 
 
 def _outer_bias(owner: nn.Module) -> Tensor | None:
@@ -185,20 +226,50 @@ def _outer_bias(owner: nn.Module) -> Tensor | None:
     return bias
 
 
-def _split_linear(fused: nn.Linear, outer_bias: Tensor | None) -> SplitQKV:
+def _split_linear(owner: nn.Module, name: str) -> SplitProjection:
+    fused = cast(nn.Linear, getattr(owner, name))
+    outer_bias = _outer_bias(owner)
     bias = fused.bias if outer_bias is None else outer_bias
-    weights = fused.weight.detach().chunk(3)
-    biases: Sequence[Tensor | None] = (None,) * 3 if bias is None else bias.detach().chunk(3)
-    parts = [_linear(weight, part_bias) for weight, part_bias in zip(weights, biases, strict=True)]
-    return SplitQKV(*parts).requires_grad_(fused.weight.requires_grad)
+    rows = _rows_of_parts(owner, name, fused.out_features)
+    parts = {
+        part: _linear(fused.weight.detach()[places], None if bias is None else bias.detach()[places])
+        for part, places in rows.items()
+    }
+    order = torch.cat(list(rows.values()))
+    in_order = order.tolist() == list(range(fused.out_features))
+    places = None if in_order else order.argsort().to(fused.weight.device)
+    return SplitProjection(parts, places).requires_grad_(fused.weight.requires_grad)
 
 
-def _fuse_linear(split: SplitQKV) -> nn.Linear:
-    parts = (split.q, split.k, split.v)
-    bias = None if split.q.bias is None else torch.cat([part.bias.detach() for part in parts])
-    return _linear(torch.cat([part.weight.detach() for part in parts]), bias).requires_grad_(
-        split.k.weight.requires_grad
-    )
+def _rows_of_parts(owner: nn.Module, name: str, count: int) -> dict[str, Tensor]:
+    """Return which of the fused layer's ``count`` rows are the query's, the key's and the value's.
+
+    Equal parts one after the other, but for LeViT's kin (TinyViT, EfficientFormer: head by head, values wider than
+    keys), MaxViT's kin (head by head) and GCViT's global attention, whose ``qkv`` holds no query.
+    """
+    parts = ("k", "v") if getattr(owner, "use_global", False) else _FUSED[name]
+    rows = torch.arange(count, device="cpu")
+    sizes = _sizes_in_a_head(owner)
+    if sizes is None:
+        return dict(zip(parts, rows.chunk(len(parts)), strict=True))
+    by_head = rows.reshape(cast(int, owner.num_heads), -1).split(sizes, dim=1)
+    return {part: one.flatten() for part, one in zip(parts, by_head, strict=True)}
+
+
+def _sizes_in_a_head(owner: Any) -> list[int] | None:
+    if hasattr(owner, "key_dim") and hasattr(owner, "val_dim"):
+        return [owner.key_dim, owner.key_dim, owner.val_dim]
+    return [owner.dim_head] * 3 if getattr(owner, "head_first", False) else None
+
+
+def _fuse_linear(split: SplitProjection) -> nn.Linear:
+    parts = [cast(nn.Linear, getattr(split, name)) for name in split.parts]
+    weight, bias = torch.cat([part.weight.detach() for part in parts]), None
+    if parts[0].bias is not None:
+        bias = torch.cat([part.bias.detach() for part in parts])
+    if split.places is not None:
+        weight, bias = weight[split.places], None if bias is None else bias[split.places]
+    return _linear(weight, bias).requires_grad_(parts[-1].weight.requires_grad)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -14,6 +14,7 @@ from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
 from tskd.errors import UserError
+from tskd.models.backbones import has_one_scale
 from tskd.models.flops import gflops, training_flops
 from tskd.models.projections import EncoderOnly
 from tskd.models.registry import adapt, build_model, save_model
@@ -82,8 +83,7 @@ def _offline_source(config: TeacherConfig, _: str, download: bool) -> TeacherSou
 
 
 def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> TeacherSource:
-    transformer = backbone.startswith(("vit_", "deit"))
-    arguments = {"backbone": backbone, "decoder": "detail" if transformer else "pyramid"}
+    arguments = {"backbone": backbone, "decoder": "detail" if has_one_scale(backbone) else "pyramid"}
     description = {"kind": "timm", "arguments": arguments, "weights": None}
     if config.weights == RANDOM:
         if config.adaptation != "full":
