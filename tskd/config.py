@@ -117,7 +117,8 @@ class TrainConfig(Section):
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the moving average of the weights that is validated and kept; 0: the last weights."""
+    """Decay of the moving average of the weights, and of batch norm's running statistics with them, that is validated and
+    kept; 0: the last weights."""
     validate_every: Positive = 50
     patience: Positive | None = None
     """Validations without a better score after which training stops; None: never."""

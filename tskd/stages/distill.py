@@ -25,7 +25,7 @@ from tskd.stages import cache
 from tskd.stages.supervised import training_metrics
 from tskd.types import Batch, SegmentationOutput, StepFn
 
-VERSION = 3
+VERSION = 4
 PROJECTIONS = "projections.safetensors"
 GUIDE_GFLOPS = "teacher_gflops"
 """Metric of a distillation and of a cache: what the answers that a student learned cost."""

@@ -24,7 +24,7 @@ from tskd.stages.supervised import (
     validation,
 )
 
-VERSION = 4
+VERSION = 5
 
 
 def finetune(

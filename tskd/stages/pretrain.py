@@ -32,7 +32,7 @@ from tskd.seeding import derive, torch_generator
 from tskd.stages.supervised import training_metrics
 from tskd.types import Batch, StepFn
 
-VERSION = 2
+VERSION = 3
 SHEET = "reconstructions.png"
 _SHOWN = 6
 

@@ -28,7 +28,7 @@ from tskd.models.weights import (
 from tskd.seeding import derive
 from tskd.stages.supervised import label_step, labelled_batches, training_labels, training_metrics, validation
 
-VERSION = 2
+VERSION = 3
 FILE = "adapter.safetensors"
 SAM_IMAGE_SIZE = 512
 
