@@ -293,7 +293,7 @@ def test_batch_norm_statistics_are_averaged_as_the_weights_are(tmp_path: Path) -
 
 
 def test_only_running_statistics_are_averaged(tmp_path: Path) -> None:
-    """A buffer that training itself moves, as MoCo's momentum encoder, is no statistic; a frozen norm stays as it is."""
+    """A buffer that training moves, as MoCo's momentum encoder, is no statistic; a frozen norm stays as it is."""
 
     class Follower(Network):
         def __init__(self) -> None:
