@@ -47,8 +47,8 @@ def rejections(seeds: int, cases: int, spread: float, *, trials: int, resamples:
 def main() -> None:
     """Print a line a setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=400)
-    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--resamples", type=int, default=400)
     parser.add_argument("--quick", action="store_true", help="5 simulations of each, to see that it runs")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
