@@ -117,7 +117,8 @@ class TrainConfig(Section):
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the moving average of the weights that is validated and kept; 0: the last weights."""
+    """Decay of the moving average of the weights (and batch norm's statistics) that is validated and kept; 0: the last
+    weights."""
     validate_every: Positive = 50
     patience: Positive | None = None
     """Validations without a better score after which training stops; None: never."""
@@ -155,7 +156,8 @@ class TeacherConfig(TrainConfig):
 class DiffusionConfig(TrainConfig):
     """The model that invents images for the transfer set; used where ``transfer.synthetic`` is above 0."""
 
-    preset: Literal["tiny", "small", "base"] = "tiny"
+    preset: Literal["tiny", "small", "base", "pan"] = "tiny"
+    """``tiny``, ``small`` and ``base`` are our own sizes; ``pan`` is the network of Pan et al. 2023 as published."""
     seed: int | None = None
     """Of its training and its images; None: the recipe's. Stated, runs over seeds share one model and its images."""
     image_size: Annotated[int, Field(ge=16, le=512, multiple_of=16)] | None = None

@@ -51,3 +51,12 @@ def test_solvers_are_timed_beside_their_kid(tskd: Command, tmp_path: Path) -> No
     assert all(float(row["KID"]) > float(real["KID"]) for row in solvers), (
         "an untrained model is no match for real images"
     )
+
+
+@pytest.mark.slow
+def test_equal_methods_are_simulated() -> None:
+    line = [sys.executable, str(BENCHMARKS / "null.py"), "--quick", "--json"]
+    answer = subprocess.run(line, capture_output=True, text=True, timeout=400, check=True)
+    rows = json.loads(answer.stdout)["rows"]
+    assert {row["seeds"] for row in rows} == {1, 3, 5}
+    assert all(0 <= row[share] <= 100 for row in rows for share in ("p < 0.05, %", "interval without 0, %"))

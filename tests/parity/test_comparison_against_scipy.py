@@ -149,6 +149,25 @@ def test_intervals_cover_the_true_difference(seeds: int, cases: int, between_see
     assert least <= hits / trials <= 0.985
 
 
+def test_wilcoxon_finds_the_luck_of_seeds_where_the_interval_does_not() -> None:
+    """Equal methods: three trainings each, whose mean Dice spreads by 0.025, on 150 cases that each differ by 0.2.
+
+    Per-case means have a standard error of 0.2 sqrt(2 / 450) = 0.013 and the seeds' means one of 0.025 sqrt(2 / 3) =
+    0.020: a z of standard deviation sqrt(1 + (0.020 / 0.013)^2) = 1.85 is beyond 1.96 in 29 % of the trials.
+    """
+    rng = np.random.default_rng(0)
+    trials = 200
+    small = outside = 0
+    for trial in range(trials):
+        first, second = (rng.normal(0, 0.025, (3, 1)) + rng.normal(0, 0.2, (3, 150)) for _ in range(2))
+        interval = difference_interval(first - second, seed=trial, resamples=800)
+        assert interval is not None
+        small += wilcoxon(first - second) < 0.05
+        outside += not interval[0] <= 0 <= interval[1]
+    assert small / trials == pytest.approx(0.29, abs=0.08)
+    assert outside / trials < 0.1
+
+
 def test_case_difficulty_shared_by_seeds_is_not_averaged_away() -> None:
     """The same cases scored thrice are no more cases: repeating seeds must not shorten the interval."""
     one = np.random.default_rng(0).normal(size=(1, 40))

@@ -18,11 +18,14 @@ from tskd.data.prepared import DATASET, IMAGES, MASKS, PARTS, RECORDS, Part, Pre
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import Paused, UserError
 from tskd.models.diffusion import sample
+from tskd.models.pan_unet import PanUNet
+from tskd.models.swin_unet import PRESETS, SwinUNet, SwinUNetSize
 from tskd.stages.diffusion import (
     FILE,
     SEEN_PARTS,
     DenoisingBatches,
     all_grey,
+    build_denoiser,
     class_counts,
     describe,
     load_denoiser,
@@ -165,6 +168,24 @@ def test_an_image_size_that_does_not_fit_names_the_setting(prepared: Prepared, t
     config = SETTINGS.model_copy(update={"image_size": 48, "preset": "base"})
     with pytest.raises(UserError, match=r"diffusion\.image_size .*base.*nearest"):
         train_diffusion(config, prepared, tmp_path, seed=1, runtime=RUNTIME)
+
+
+def test_the_published_network_is_trained_saved_and_loaded_as_any_other(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = SwinUNetSize(32, (1, 2), (1, 1), heads=(0, 2), windows=(4, 4), published=True)
+    monkeypatch.setitem(PRESETS, "pan", small)
+    config = SETTINGS.model_copy(update={"preset": "pan", "steps": 1})
+    train_diffusion(config, prepared, tmp_path, seed=1, runtime=RUNTIME)
+    model, description = load_denoiser(tmp_path)
+    assert isinstance(model, PanUNet)
+    assert sample(model, plan=plan_of(description, steps=2), seeds=[0]).shape == (1, 1, SIZE, SIZE)
+
+
+def test_a_model_described_before_there_were_two_networks_is_ours(trained: Path) -> None:
+    _, description = load_denoiser(trained)
+    old = {**description, "size": {name: value for name, value in description["size"].items() if name != "published"}}
+    assert type(build_denoiser(old)) is SwinUNet
 
 
 def test_images_are_mirrored_only_where_that_is_allowed(prepared: Prepared) -> None:

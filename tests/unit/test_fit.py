@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
 
 from tskd.config import EngineConfig, TrainConfig
 from tskd.engine import FitResult, Runtime, Training, fit, open_runtime
 from tskd.engine.checkpoints import load_checkpoint
+from tskd.engine.fit import running_statistics
 from tskd.engine.logs import read_log
 from tskd.errors import Paused, RunFailed, UserError
 from tskd.seeding import torch_generator
@@ -56,7 +58,7 @@ def validate(module: nn.Module) -> Mapping[str, float]:
     """A score that goes up and down, so that neither the first nor the last validation is the best one."""
     values = read_batch(10**6, 0, 1).images
     with torch.no_grad():
-        return {"score": float(torch.cos(60 * module(values)).mean())}
+        return {"score": float(torch.cos(50 * module(values)).mean())}
 
 
 def training(settings: TrainConfig = SETTINGS, module: nn.Module | None = None) -> Training:
@@ -270,6 +272,48 @@ def test_without_validation_the_averaged_weights_are_kept(tmp_path: Path) -> Non
     torch.testing.assert_close(work.module.layers[0].weight, expected)
 
 
+def test_batch_norm_statistics_are_averaged_as_the_weights_are(tmp_path: Path) -> None:
+    """By hand, as above; the counter of batches is no statistic and is that of the last step."""
+    work = replace(training(), validate=None)
+    norm = work.module.layers[1]
+    mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+
+    def follow(done: int, module: nn.Module) -> None:
+        decay = min(0.8, done / (9 + done))
+        mean.lerp_(norm.running_mean, 1 - decay)
+        variance.lerp_(norm.running_var, 1 - decay)
+        last.update(mean=norm.running_mean.clone())
+
+    last: dict[str, Tensor] = {}
+    fit(replace(work, on_step=follow), tmp_path, EVERY_STEP)
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, variance)
+    assert (norm.running_mean - last["mean"]).abs().max() > 1e-3, "or nothing was told apart"
+    assert norm.num_batches_tracked == SETTINGS.steps
+
+
+def test_only_running_statistics_are_averaged(tmp_path: Path) -> None:
+    """A buffer that training moves, as MoCo's momentum encoder, is no statistic; a frozen norm stays as it is."""
+
+    class Follower(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+            self.frozen = FrozenBatchNormAct2d(8)
+            self.frozen.running_mean.uniform_(-1, 1)
+
+        def forward(self, values: Tensor) -> Tensor:
+            self.seen += self.training
+            return super().forward(values)
+
+    module = Follower()
+    before = module.frozen.running_mean.clone()
+    fit(replace(training(module=module), validate=None), tmp_path, EVERY_STEP)
+    assert module.seen == SETTINGS.steps
+    assert torch.equal(module.frozen.running_mean, before)
+    assert set(running_statistics(module)) == {"layers.1.running_mean", "layers.1.running_var"}
+
+
 def test_batch_norm_statistics_belong_to_the_selected_weights(tmp_path: Path) -> None:
     """The answer of the selected network scores what its validation said."""
     work = training()
@@ -279,25 +323,26 @@ def test_batch_norm_statistics_belong_to_the_selected_weights(tmp_path: Path) ->
     assert not work.module.training
 
 
-def test_validation_sees_the_average_and_training_goes_on_from_the_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["layers.0.weight", "layers.1.running_mean"])
+def test_validation_sees_the_average_and_training_goes_on_from_the_last(tmp_path: Path, name: str) -> None:
     seen: list[Tensor] = []
     trained: list[Tensor] = []
 
     def look(module: nn.Module) -> Mapping[str, float]:
         assert not module.training
-        seen.append(module.layers[0].weight.detach().clone())
+        seen.append(module.state_dict()[name].clone())
         return {"score": 0.0}
 
     def follow(done: int, module: nn.Module) -> None:
         assert module.training
-        trained.append(module.layers[0].weight.detach().clone())
+        trained.append(module.state_dict()[name].clone())
 
     settings = SETTINGS.model_copy(update={"validate_every": 1, "steps": 4})
     fit(replace(training(settings), validate=look, on_step=follow), tmp_path, EVERY_STEP)
     undisturbed: list[Tensor] = []
 
     def record(done: int, module: nn.Module) -> None:
-        undisturbed.append(module.layers[0].weight.detach().clone())
+        undisturbed.append(module.state_dict()[name].clone())
 
     (tmp_path / "other").mkdir()
     fit(replace(training(settings), validate=None, on_step=record), tmp_path / "other", EVERY_STEP)

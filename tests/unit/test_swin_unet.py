@@ -6,15 +6,28 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor
 
 from tskd.errors import UserError
-from tskd.models.swin_unet import NULL_LABEL, PRESETS, SwinUNet, check_image_size, fits, window_of
+from tskd.models.pan_unet import PanUNet
+from tskd.models.swin_unet import (
+    NULL_LABEL,
+    PRESETS,
+    Denoiser,
+    SwinUNet,
+    SwinUNetSize,
+    check_image_size,
+    fits,
+    window_of,
+)
 
 SIZE = replace(PRESETS["tiny"], channels=16, heads=(0, 2, 2))
+PAN_SIZE = SwinUNetSize(32, (1, 2), (2, 1), heads=(0, 2), windows=(4, 4), published=True)
+KINDS = pytest.mark.parametrize("kind", [SwinUNet, PanUNet])
 
 
-def awake(model: SwinUNet) -> SwinUNet:
+def awake(model: Denoiser) -> Denoiser:
     """Give the zero-initialised layers small random weights, so that every path carries a signal."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -24,9 +37,10 @@ def awake(model: SwinUNet) -> SwinUNet:
     return model
 
 
-def build(**settings: int | bool) -> SwinUNet:
+def build(kind: type[SwinUNet | PanUNet] = SwinUNet, **settings: int | bool) -> Denoiser:
     torch.manual_seed(0)
-    return awake(SwinUNet(SIZE, image_size=16, channels=1, **settings))
+    size = PAN_SIZE if kind is PanUNet else SIZE
+    return awake(kind(size, image_size=16, channels=1, **settings))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -42,21 +56,27 @@ def test_the_answer_has_the_shape_of_the_image(image_size: int, channels: int) -
     assert model(noisy, torch.tensor([5])).shape == noisy.shape
 
 
-@pytest.mark.parametrize(("preset", "image_size", "millions"), [("tiny", 64, 2), ("small", 128, 20), ("base", 256, 90)])
-def test_every_preset_builds_at_its_size(preset: str, image_size: int, millions: int) -> None:
+@pytest.mark.parametrize(
+    ("preset", "image_size", "millions", "swin_blocks"),
+    [("tiny", 64, 1.8, 6), ("small", 128, 18, 8), ("base", 256, 59, 8), ("pan", 256, 116, 28)],
+)
+def test_every_preset_builds_at_its_size(preset: str, image_size: int, millions: float, swin_blocks: int) -> None:
     with torch.device("meta"):
-        model = SwinUNet(PRESETS[preset], image_size=image_size)
+        model = (PanUNet if PRESETS[preset].published else SwinUNet)(PRESETS[preset], image_size=image_size)
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    assert millions / 2 < count < millions * 2
+    assert count == pytest.approx(millions, rel=0.05)
+    assert sum(isinstance(part, SwinTransformerBlock) for part in model.modules()) == swin_blocks
 
 
-def test_a_new_model_predicts_zero() -> None:
-    model = SwinUNet(SIZE, image_size=16, channels=1)
+@KINDS
+def test_a_new_model_predicts_zero(kind: type[SwinUNet | PanUNet]) -> None:
+    model = kind(PAN_SIZE if kind is PanUNet else SIZE, image_size=16, channels=1)
     assert not model(torch.randn(2, 1, 16, 16), torch.tensor([0, 999])).any()
 
 
-def test_every_parameter_gets_a_gradient(noisy: Tensor) -> None:
-    model = build(num_classes=2)
+@KINDS
+def test_every_parameter_gets_a_gradient(kind: type[SwinUNet | PanUNet], noisy: Tensor) -> None:
+    model = build(kind, num_classes=2)
     model(noisy, torch.tensor([3, 700]), torch.tensor([1, NULL_LABEL])).square().sum().backward()
     silent = [
         name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
@@ -64,23 +84,28 @@ def test_every_parameter_gets_a_gradient(noisy: Tensor) -> None:
     assert silent == []
 
 
-def test_the_time_step_changes_the_answer_of_its_own_image_only(noisy: Tensor) -> None:
-    model = build().eval()
+@KINDS
+def test_the_time_step_changes_the_answer_of_its_own_image_only(kind: type[SwinUNet | PanUNet], noisy: Tensor) -> None:
+    model = build(kind).eval()
     early, late = model(noisy, torch.tensor([10, 10])), model(noisy, torch.tensor([10, 900]))
     torch.testing.assert_close(early[0], late[0])
     assert (early[1] - late[1]).abs().max() > 1e-3
 
 
-def test_labels_change_the_answer_and_no_labels_means_the_null_label(noisy: Tensor) -> None:
-    model, steps = build(num_classes=2).eval(), torch.tensor([10, 10])
+@KINDS
+def test_labels_change_the_answer_and_no_labels_means_the_null_label(
+    kind: type[SwinUNet | PanUNet], noisy: Tensor
+) -> None:
+    model, steps = build(kind, num_classes=2).eval(), torch.tensor([10, 10])
     absent = model(noisy, steps)
     torch.testing.assert_close(absent, model(noisy, steps, torch.tensor([NULL_LABEL, NULL_LABEL])))
     labelled = model(noisy, steps, torch.tensor([0, 1]))
     assert (labelled - absent).flatten(1).abs().amax(1).min() > 1e-3
 
 
-def test_checkpointing_changes_neither_answer_nor_gradients(noisy: Tensor) -> None:
-    plain, frugal = build(), build(checkpointing=True)
+@KINDS
+def test_checkpointing_changes_neither_answer_nor_gradients(kind: type[SwinUNet | PanUNet], noisy: Tensor) -> None:
+    plain, frugal = build(kind), build(kind, checkpointing=True)
     gradients = []
     for model in (plain, frugal):
         model(noisy, torch.tensor([3, 700])).square().sum().backward()

@@ -22,7 +22,7 @@ from tskd.methods import METHODS
 from tskd.metrics.bias_variance import Decomposition
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT
-from tskd.report.text import missed
+from tskd.report.text import P_VALUE, missed
 
 PLAIN_WIDTH = 120
 
@@ -127,8 +127,8 @@ def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _tests(tests: Sequence[tuple[Any, PairTest]]) -> Table:
-    table = Table(title="Dice, paired over cases; p corrected for all tests (Holm)")
-    for column in ("group", "compared", "difference", "95 % interval", "p", "win/tie/loss"):
+    table = Table(title="Dice, paired over cases; the interval decides, p (Holm) is for these trainings alone")
+    for column in ("group", "compared", "difference", "95 % interval", P_VALUE, "win/tie/loss"):
         table.add_column(column, justify="left" if column in ("group", "compared") else "right")
     for columns, test in tests:
         interval = "too few cases" if test.ci95_low is None else f"{test.ci95_low:+.3f} to {test.ci95_high:+.3f}"

@@ -101,7 +101,8 @@ class _Loop:
         self.module, self.optimizer = runtime.fabric.setup(training.module, optimizer)
         self.weights = {name: p for name, p in training.module.named_parameters() if p.requires_grad}
         self.buffers = dict(training.module.named_buffers())
-        self.average = {name: p.detach().clone() for name, p in self.weights.items()} if settings.ema else {}
+        self.averaged = {**self.weights, **running_statistics(training.module)}
+        self.average = {name: value.detach().clone() for name, value in self.averaged.items()} if settings.ema else {}
         self.best: dict[str, Tensor] = {}
         self.result = FitResult()
         self.last_save = time.monotonic()
@@ -195,7 +196,7 @@ class _Loop:
     def _move_average(self, step: int) -> None:
         if self.average:
             decay = min(self.training.settings.ema, (1 + step) / (10 + step))
-            current = [p.detach() for p in self.weights.values()]
+            current = [value.detach() for value in self.averaged.values()]
             torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
     def _report(self, pending: list[tuple[int, dict[str, Tensor]]], log: TrainingLog | None, advance: Advance) -> None:
@@ -226,7 +227,7 @@ class _Loop:
     def _validate(self, log: TrainingLog | None) -> None:
         if self.training.validate is None:
             return
-        with self._averaged():
+        with _Swapped(self.averaged, self.average):
             self.training.module.eval()
             scores = self.runtime.fabric.broadcast(dict(self.training.validate(self.training.module)))
             self.module.train()
@@ -234,13 +235,10 @@ class _Loop:
         result.misses += 1
         if scores["score"] > result.best_score:
             result.best_score, result.best_step, result.misses = scores["score"], result.steps, 0
-            chosen = (self.average or self._current()) | self.buffers  # batch norm statistics belong to the weights
+            chosen = self.buffers | (self.average or self._current())
             self.best = {name: value.clone() for name, value in chosen.items()}
         if log is not None:
             log.write(result.steps, {f"val_{name}": value for name, value in scores.items()})
-
-    def _averaged(self) -> _Swapped:
-        return _Swapped(self.weights, self.average)
 
     def _current(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.weights.items()}
@@ -298,14 +296,29 @@ class _Loop:
             say(f"{self.training.label}: resumed at step {self.result.steps}")
 
 
-class _Swapped:
-    """Within the block the parameters hold other values."""
+def running_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Return the running means and variances of a network's norms by name: they belong to the weights they came from.
 
-    def __init__(self, weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-        self.weights, self.values = weights, values
+    An average of weights needs an average of them (as in timm's ModelEmaV3); those of the last weights do not fit it.
+    Other buffers are left alone: constants, counters, the momentum weights of MoCo. Frozen norms have no running ones.
+    """
+    return {
+        f"{place}.{name}" if place else name: buffer
+        for place, norm in module.named_modules()
+        if isinstance(norm, nn.modules.batchnorm._NormBase)
+        for name, buffer in norm.named_buffers(recurse=False)
+        if name in ("running_mean", "running_var")
+    }
+
+
+class _Swapped:
+    """Within the block the tensors hold other values."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        self.tensors, self.values = tensors, values
 
     def __enter__(self) -> None:
-        self.kept = {name: self.weights[name].detach().clone() for name in self.values}
+        self.kept = {name: self.tensors[name].detach().clone() for name in self.values}
         self._put(self.values)
 
     def __exit__(self, *_: object) -> None:
@@ -314,4 +327,4 @@ class _Swapped:
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
-            self.weights[name].copy_(value)
+            self.tensors[name].copy_(value)

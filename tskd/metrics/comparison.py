@@ -55,7 +55,7 @@ class PairTest:
     """None: fewer than ``LEAST_CASES`` cases."""
     ci95_high: float | None
     p_wilcoxon: float
-    """Two-sided, on per-case means over seeds."""
+    """Two-sided, on per-case means over seeds: of these trainings, whatever other seeds would do."""
     p_holm: float
     """Corrected for all tests of its table; not a number until these are known."""
     wins: int
@@ -173,6 +173,7 @@ def wilcoxon(difference: np.ndarray) -> float:
     """Return the two-sided signed-rank p value of per-case means of ``difference`` (S, C); 1 if all are zero.
 
     Cases without a difference are dropped (Wilcoxon's own rule); scipy takes the exact distribution for small samples.
+    Seeds count as fixed: equal methods whose trainings differ have small p far too often (``benchmarks/null.py``).
     """
     means = difference.mean(axis=0)
     if not means.any():

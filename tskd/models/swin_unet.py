@@ -1,17 +1,20 @@
 """The denoiser: a U-shaped network, convolutions at the fine levels and Swin-transformer blocks at the coarse ones.
 
-After Pan et al., "2D medical image synthesis using transformer-based denoising diffusion probabilistic model", Phys.
-Med. Biol. 68 105004, 2023: residual convolution blocks in the first levels, shifted-window attention from there on, the
-time step entering every block as a scale and a shift. Ours: one skip a level instead of one a block, and an optional
-space-to-depth step (``patch``) that makes the small sizes affordable on a CPU.
+The idea is that of Pan et al., whose network as published is the preset ``pan`` (:mod:`tskd.models.pan_unet` has it and
+the source): residual convolution blocks in the first levels, shifted-window attention from there on, the time step
+entering every block as a scale and a shift. Ours is smaller: one Swin block after each residual block of a coarse level
+where theirs has a pair in place of the second convolution, as many blocks in the decoder as in the encoder where theirs
+has one more a level, one skip a level instead of one a block, and an optional space-to-depth step (``patch``) that
+makes the small sizes affordable on a CPU.
 
 Shapes: B batch, C image channels, S image side, D width of the condition, c channels of a level, h, w its grid.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -48,6 +51,8 @@ class SwinUNetSize:
     """Largest attention window, in cells of the level's grid."""
     patch: int = 1
     """Side in pixels of one cell of the finest level."""
+    published: bool = False
+    """Blocks and skips as Pan et al. published them: :class:`tskd.models.pan_unet.PanUNet`."""
 
     @property
     def factor(self) -> int:
@@ -60,7 +65,10 @@ PRESETS = {
     "small": SwinUNetSize(64, (1, 2, 3, 4), (1, 2, 2, 2), heads=(0, 0, 6, 8), windows=(8, 8, 8, 8)),
     "base": SwinUNetSize(128, (1, 1, 2, 2, 4, 4), (2, 2, 1, 1, 1, 1), (0, 0, 4, 8, 16, 16), (4, 4, 4, 8, 8, 4)),
 }
-"""``tiny``: 64-96 px on a CPU; ``small``: 128 px; ``base``: 256 px on a GPU, the numbers of Pan et al.'s code."""
+"""Our own sizes. ``tiny``: 64-96 px on a CPU; ``small``: 128 px; ``base``: 256 px on a GPU, with the widths, heads and
+windows of Pan et al.'s code but half of its weights (59 M of 116 M) and 8 Swin blocks where that has 28."""
+PRESETS["pan"] = replace(PRESETS["base"], published=True)
+"""The network of Pan et al., at 256 px."""
 
 
 def window_of(grid: int, largest: int) -> int | None:
@@ -144,24 +152,58 @@ class Level(nn.Module):
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         """(B, inputs, h, w) and (B, D) -> (B, width, h, w)."""
         for index, residual in enumerate(self.residual):
-            features = self._run(residual, features, condition)
+            features = run_block(residual, features, condition, frugal=self.checkpointing and self.training)
             if self.swin:
-                features = self._run(self.swin[index], features, condition)
+                features = run_block(self.swin[index], features, condition, frugal=self.checkpointing and self.training)
         return features
 
-    def _run(self, block: nn.Module, features: Tensor, condition: Tensor) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(block, features, condition, use_reentrant=False)
-        return block(features, condition)
 
-
-class SwinUNet(nn.Module):
+class Denoiser(nn.Module, ABC):
     """Predicts the noise (or the velocity) in a noisy image from the image and its time step.
 
     ``num_classes`` > 0 adds a class condition with one more, null class for classifier-free guidance (Ho and Salimans,
-    2022). ``checkpointing`` recomputes every block in the backward pass: less memory for about a third more time.
-    Raises UserError for an image size that the levels or their windows cannot divide.
+    2022). Raises UserError for an image size that the levels or their windows cannot divide.
     """
+
+    def __init__(self, size: SwinUNetSize, *, image_size: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        check_image_size(size, image_size)
+        self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
+        self.condition = 4 * size.channels
+        self.frequencies = Timesteps(size.channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time = TimestepEmbedding(size.channels, self.condition)
+        self.classes = nn.Embedding(num_classes + 1, self.condition) if num_classes else None
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, C, S, S) noisy images, (B,) time steps and (B,) class indices -> (B, C, S, S).
+
+        Without ``labels`` every image counts as unlabelled, as do those whose label is ``NULL_LABEL``. Raises
+        ValueError for images of another size than the network's and for labels that it has no classes for.
+        """
+        expected = (self.channels, self.image_size, self.image_size)
+        if noisy.shape[1:] != expected:
+            raise ValueError(f"Images of shape {tuple(noisy.shape[1:])} given to a denoiser for {expected}.")
+        if labels is not None and self.classes is None:
+            raise ValueError("Labels given to a denoiser without classes: build it with num_classes.")
+        return self.denoise(noisy, self._condition(timesteps, labels))
+
+    @abstractmethod
+    def denoise(self, noisy: Tensor, condition: Tensor) -> Tensor:
+        """(B, C, S, S) noisy images and their (B, D) condition -> (B, C, S, S)."""
+
+    def _condition(self, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        """(B,) time steps -> (B, D), activated: what every block's modulation reads."""
+        condition = self.time(self.frequencies(timesteps))
+        if self.classes is not None:
+            if labels is None:
+                labels = torch.full_like(timesteps, NULL_LABEL, dtype=torch.long)
+            condition = condition + self.classes(labels.masked_fill(labels == NULL_LABEL, self.num_classes))
+        return F.silu(condition)
+
+
+class SwinUNet(Denoiser):
+    """Our denoiser; ``checkpointing`` recomputes every block in the backward pass: less memory for about a third more
+    time."""
 
     def __init__(
         self,
@@ -172,14 +214,7 @@ class SwinUNet(nn.Module):
         num_classes: int = 0,
         checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        check_image_size(size, image_size)
-        self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
-        self.condition = 4 * size.channels
-        self.frequencies = Timesteps(size.channels, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time = TimestepEmbedding(size.channels, self.condition)
-        self.classes = nn.Embedding(num_classes + 1, self.condition) if num_classes else None
-
+        super().__init__(size, image_size=image_size, channels=channels, num_classes=num_classes)
         widths = [size.channels * multiplier for multiplier in size.multipliers]
         coarser = list(pairwise(widths))
         joined = [2 * width for width in widths[:-1]] + widths[-1:]  # the coarsest level has no skip to join
@@ -214,18 +249,8 @@ class SwinUNet(nn.Module):
         ]
         return Level(inputs, width, swin=swin, blocks=blocks, condition=self.condition)
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, C, S, S) noisy images, (B,) time steps and (B,) class indices -> (B, C, S, S).
-
-        Without ``labels`` every image counts as unlabelled, as do those whose label is ``NULL_LABEL``. Raises
-        ValueError for images of another size than the network's and for labels that it has no classes for.
-        """
-        expected = (self.channels, self.image_size, self.image_size)
-        if noisy.shape[1:] != expected:
-            raise ValueError(f"Images of shape {tuple(noisy.shape[1:])} given to a denoiser for {expected}.")
-        if labels is not None and self.classes is None:
-            raise ValueError("Labels given to a denoiser without classes: build it with num_classes.")
-        condition = self._condition(timesteps, labels)
+    def denoise(self, noisy: Tensor, condition: Tensor) -> Tensor:
+        """(B, C, S, S) noisy images and their (B, D) condition -> (B, C, S, S)."""
         features = self.stem(self.patch(noisy))
         skips = []
         for index, level in enumerate(self.encoder):
@@ -237,14 +262,12 @@ class SwinUNet(nn.Module):
             features = self.decoder[index](torch.cat([features, skips[index]], dim=1), condition)
         return self.head(features)
 
-    def _condition(self, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        """(B,) time steps -> (B, D), activated: what every block's modulation reads."""
-        condition = self.time(self.frequencies(timesteps))
-        if self.classes is not None:
-            if labels is None:
-                labels = torch.full_like(timesteps, NULL_LABEL, dtype=torch.long)
-            condition = condition + self.classes(labels.masked_fill(labels == NULL_LABEL, self.num_classes))
-        return F.silu(condition)
+
+def run_block(block: nn.Module, features: Tensor, condition: Tensor, *, frugal: bool) -> Tensor:
+    """Return the block's answer; ``frugal``: its inside is computed again in the backward pass instead of kept."""
+    if frugal:
+        return checkpoint(block, features, condition, use_reentrant=False)
+    return block(features, condition)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

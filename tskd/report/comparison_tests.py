@@ -9,14 +9,14 @@ from tskd.comparison_files import CHANGES, RANKS, TESTS
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.report.blocks import Section, Table, section
 from tskd.report.comparison_folder import ComparisonFolder, Line, axis_title, value_title
-from tskd.report.text import INTERVAL, interval, number, p_value, signed
+from tskd.report.text import INTERVAL, P_NOTE, P_VALUE, interval, number, p_value, signed
 
 _ALONG = ("axis", "first", "last")
 """Columns of changes.csv that say along what; all others beside the test's own name a group."""
 _ONCE = {"baseline": "against {}", "cases": "{} cases", "replicates": "{} replicates"}
 """Columns that are told in the title where all lines say the same."""
 _FIGURES = frozenset({
-    "difference", "change", INTERVAL, "p (Holm)", "better / tied / worse", "cases", "replicates", "mean rank",
+    "difference", "change", INTERVAL, P_VALUE, "better / tied / worse", "cases", "replicates", "mean rank",
     "mean score",
 })  # fmt: skip
 
@@ -43,7 +43,7 @@ def _test_table(comparison: ComparisonFolder) -> Table | None:
     ]
     margins = ", ".join({f"{float(line['tie_margin']):g} ({_measure_title(line['measure'])})": 0 for line in lines})
     note = (
-        "Interval: paired bootstrap over replicates and cases. p: Wilcoxon signed-rank, two-sided, corrected by Holm. "
+        f"Interval: paired bootstrap over replicates and cases; not corrected for being several. {P_NOTE} "
         f"A tie is a case that differs by at most {margins}."
     )
     return _table("Pairs", rows, note)
@@ -78,7 +78,7 @@ def _tested_cells(line: Line, what: str) -> dict[str, str]:
         "measure": _measure_title(line["measure"]),
         what: signed(float(line["difference"]), _digits(line)),
         INTERVAL: interval(bounds, _digits(line)),
-        "p (Holm)": p_value(float(line["p_holm"])),
+        P_VALUE: p_value(float(line["p_holm"])),
     }
 
 

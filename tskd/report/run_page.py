@@ -13,7 +13,19 @@ from tskd.report.charts import Estimate, forest_chart
 from tskd.report.pictures import ROOM, Album, Gallery, failures, picks, side_by_side
 from tskd.report.provenance import cost_section, reproduce_section
 from tskd.report.run_folder import STUDENT, RunFolder
-from tskd.report.text import INTERVAL, capital, counted, interval, invented, missed, number, p_value, signed
+from tskd.report.text import (
+    INTERVAL,
+    P_NOTE,
+    P_VALUE,
+    capital,
+    counted,
+    interval,
+    invented,
+    missed,
+    number,
+    p_value,
+    signed,
+)
 from tskd.report.training import resources_section, training_section
 from tskd.report.transfer import transfer_section
 from tskd.report.uses import run_uses_section
@@ -178,12 +190,11 @@ def _paired_table(run: RunFolder, tests: Sequence[PairTest]) -> Table | None:
         for test in tests
     )
     return Table(
-        ("model", "Dice difference", INTERVAL, "cases better / tied / worse", "p"),
+        ("model", "Dice difference", INTERVAL, "cases better / tied / worse", P_VALUE),
         rows,
         title=f"Against the {run.title(STUDENT)}, on the same cases",
         note=f"Differences are model minus {run.title(STUDENT)}. Within {tests[0].tie_margin:g} is a tie. "
-        "p: Wilcoxon signed-rank, two-sided, corrected by Holm for all rows. It goes by ranks, the interval by means: "
-        "where few cases differ much and many a little they need not agree. The verdict goes by the interval.",
+        f"{P_NOTE} It goes by means, p by ranks; neither speaks of another training.",
     )
 
 

@@ -41,8 +41,9 @@ from tskd.models.diffusion import (
     sample,
     to_uint8,
 )
+from tskd.models.pan_unet import PanUNet
 from tskd.models.registry import read_description, save_model
-from tskd.models.swin_unet import PRESETS, SwinUNet, SwinUNetSize, check_image_size
+from tskd.models.swin_unet import PRESETS, Denoiser, SwinUNet, SwinUNetSize, check_image_size
 from tskd.models.timm_segmenter import resize_images
 from tskd.overlays import contact_sheet
 from tskd.seeding import derive, numpy_generator, torch_generator
@@ -123,13 +124,14 @@ def require_image_size(config: DiffusionConfig, image_size: int) -> None:
         raise UserError(f"diffusion.image_size (diffusion.preset {config.preset}): {error}") from error
 
 
-def build_denoiser(description: Mapping[str, Any], *, checkpointing: bool = False) -> SwinUNet:
+def build_denoiser(description: Mapping[str, Any], *, checkpointing: bool = False) -> Denoiser:
     """Return the network of a description with random weights, drawn from torch's global generator."""
-    size: dict[str, Any] = {
+    values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in description["size"].items()
     }
-    model = SwinUNet(
-        SwinUNetSize(**size),
+    size = SwinUNetSize(**values)
+    model = (PanUNet if size.published else SwinUNet)(
+        size,
         image_size=description["image_size"],
         channels=description["channels"],
         num_classes=len(description["classes"]),
@@ -139,7 +141,7 @@ def build_denoiser(description: Mapping[str, Any], *, checkpointing: bool = Fals
     return model.to(memory_format=torch.channels_last)
 
 
-def load_denoiser(folder: Path) -> tuple[SwinUNet, dict[str, Any]]:
+def load_denoiser(folder: Path) -> tuple[Denoiser, dict[str, Any]]:
     """Return the trained denoiser of a ``diffusion`` artifact, in evaluation mode, and its description."""
     description = read_description(folder)
     model = build_denoiser(description)

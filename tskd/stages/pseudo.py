@@ -26,7 +26,7 @@ from tskd.models.registry import STUDENT_FILE, build_model, load_model, save_mod
 from tskd.seeding import derive
 from tskd.stages.supervised import Labelled, label_step, labelled_batches, training_labels, training_metrics
 
-VERSION = 1
+VERSION = 2
 MASKS = "masks.npy"
 UNUSED_SETTINGS = frozenset(
     {"encoder_loss", "decoder_loss", "encoder_weight", "decoder_weight", "temperature", "cache", "views"}

@@ -19,7 +19,7 @@ from tskd.data.transfer_set import SAMPLES, write_images
 from tskd.engine import Runtime
 from tskd.errors import Paused, UserError
 from tskd.models.diffusion import SamplingPlan, images_at_once, sample, to_uint8
-from tskd.models.swin_unet import SwinUNet
+from tskd.models.swin_unet import Denoiser
 from tskd.models.timm_segmenter import resize_images
 from tskd.seeding import derive, numpy_generator
 from tskd.stages.diffusion import SAMPLING_SETTINGS, load_denoiser, plan_of, read_seen_cases
@@ -52,7 +52,7 @@ class Sampler(Protocol):
 class DiffusionSampler:
     """Images of a trained denoiser, resized to the side that the students see."""
 
-    model: SwinUNet
+    model: Denoiser
     plan: SamplingPlan
     class_shares: Sequence[float]
     """Share of each class in the training images, which the samples repeat; empty: unconditional."""
