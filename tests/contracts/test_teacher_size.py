@@ -57,7 +57,7 @@ def open_run(tmp_path_factory: pytest.TempPathFactory) -> OpenRun:
 
 
 def relative(one: SegmentationOutput, other: SegmentationOutput) -> list[float]:
-    """Return how far two answers are apart, relative to the first: each of the features, then the logits at their own size."""
+    """Return how far another answer is from the first, relative to it: each of the features, then the logits."""
     pairs = [*zip(one.features, other.features), (one.logits, resize_logits(other.logits, one.logits.shape[-2:]))]
     return [float((a - b).norm() / a.norm()) for a, b in pairs]
 
@@ -69,8 +69,7 @@ def stages(run: Run) -> set[str]:
 def test_what_it_is_trained_on_it_is_tested_on(open_run: OpenRun) -> None:
     """Its features and logits for an image in training are those of the evaluation, which hands it the file's pixels.
 
-    Until the teacher had images of its own it learned from the student's, enlarged: the last line is how far off those
-    are.
+    Until the teacher had images of its own it learned from the student's, enlarged: ``blurred``.
     """
     run = open_run()
     model, shown = load_model(run.teacher.path), Prepared(run.teacher_data.path)
@@ -85,11 +84,12 @@ def test_what_it_is_trained_on_it_is_tested_on(open_run: OpenRun) -> None:
             tested = model(to_images(native[None]))
             trained = model(to_images(shown.images[[row]]))
             blurred = model(to_images(run.prepared.images[[row]]))
-        assert (
-            model.normalise(to_images(native[None])) - model.normalise(to_images(shown.images[[row]]))
-        ).abs().max() < ROUNDING
+        seen = [model.normalise(to_images(pixels)) for pixels in (native[None], shown.images[[row]])]
+        assert (seen[0] - seen[1]).abs().max() < ROUNDING
         near, far = relative(tested, trained), relative(tested, blurred)
-        print(near, far)
+        assert max(near) < 0.05
+        assert all(f > 5 * n for n, f in zip(near[:-1], far[:-1])), "features"
+        assert far[-1] > 2 * near[-1], "logits, brought to one size by different ways"
         if record.part != "unlabelled":
             mask = squeeze_mask(dataset.read_mask(source[record.id]), TEACHER)
             assert (shown.masks[row] == mask).all()
