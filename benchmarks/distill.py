@@ -25,6 +25,8 @@ from torch import nn
 from transformers import SamConfig, SamModel
 
 from tskd.config import Recipe, TeacherConfig, build_recipe
+from tskd.data.prepared import Prepared
+from tskd.data.transfer_set import TransferSet
 from tskd.engine import ImageBatches, Training, open_runtime
 from tskd.memory import peak_memory_mb
 from tskd.models.registry import adapt, build_model
@@ -32,6 +34,7 @@ from tskd.run import Run
 from tskd.stages import cache
 from tskd.stages.distill import Ask, attach_projection, distillation_step, online, stored
 from tskd.stages.teacher import choose_teacher
+from tskd.stages.teacher_images import build_teacher_images
 from tskd.types import Batch, SegmentationOutput
 
 MODES = ("student alone", "cached", "online")
@@ -132,8 +135,11 @@ def _open_ways(case: Case, folder: Path, batch: int, threads: int, only: str | N
         "cached": partial(_train, run, cached, stored),
     }
     if teacher is not None:
-        images = run.transfer_set
-        fresh = ImageBatches(images.images, None, images.names, batch, recipe.distill.augment, seed=0)
+        images, shown = run.transfer_set, _shown(run)
+        sharp = None if shown.prepared == images.prepared else shown.images
+        fresh = ImageBatches(
+            images.images, None, images.names, batch, recipe.distill.augment, seed=0, teacher_images=sharp
+        )
         ways["online"] = partial(_train, run, fresh, online(teacher, runtime))
     return ways
 
@@ -157,10 +163,18 @@ def _teacher(config: TeacherConfig, run: Run) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
+def _shown(run: Run) -> TransferSet:
+    """Return the transfer set at the teacher's size."""
+    size = run.recipe.teacher.image_size
+    assert size is not None
+    data = build_teacher_images(run.store, run.recipe.data, run.prepared_artifact, size)
+    return TransferSet(run.transfer.path, Prepared(data.path))
+
+
 def _store(teacher: nn.Module | None, run: Run, folder: Path) -> None:
     assert teacher is not None
-    config, images = run.recipe.distill, run.transfer_set
-    layout = cache.plan_cache(teacher, build_model(run.student_description), images, views=1, seed=0)
+    config, images, size = run.recipe.distill, _shown(run), run.prepared.image_size
+    layout = cache.plan_cache(teacher, build_model(run.student_description), images, image_size=size, views=1, seed=0)
     folder.mkdir()
     cache.build_cache(teacher, images, layout, config.augment, folder, runtime=run.runtime)
 

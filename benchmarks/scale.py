@@ -66,7 +66,9 @@ def measure(size: int, passes: int, shared: Path, steps: int, threads: int) -> R
     run = _open_run(shared, size, threads)
     images = run.transfer_set
     teacher = load_model(run.teacher.path)
-    layout = cache.plan_cache(teacher, build_model(run.student_description), images, views=2, seed=0)
+    layout = cache.plan_cache(
+        teacher, build_model(run.student_description), images, image_size=run.prepared.image_size, views=2, seed=0
+    )
 
     def answer(folder: Path, count: int = size) -> None:
         part = replace(layout, images=count)

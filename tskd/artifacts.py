@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from filelock import FileLock
 
 from tskd.console import warn
+from tskd.errors import RunFailed
 from tskd.memory import give_back_freed_memory, gpu_in_use, peak_gpu_memory_mb, peak_memory_mb, reset_peaks
 
 ARTIFACTS, RUN_FILE = "artifacts", "run.json"
@@ -277,6 +278,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def require_room(folder: Path, needed: int, *, what: str, remedy: str) -> None:
+    """Raise RunFailed where ``needed`` bytes would fill the folder's disk to more than nine tenths of what is free."""
+    free = shutil.disk_usage(folder).free
+    if needed > 0.9 * free:
+        raise RunFailed(f"{what} need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. Free some, or {remedy}")
 
 
 def environment() -> dict[str, Any]:

@@ -142,7 +142,7 @@ class TeacherConfig(TrainConfig):
     weights: str | None = None
     """Local folder or file, or a hub id (fetched only with ``--download``)."""
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] | None = None
-    """None: 512 for SAM, ``data.image_size`` for others."""
+    """Side of the square the teacher sees, read from the files; None: 512 for SAM, ``data.image_size`` for others."""
     adaptation: Literal["lora", "probe", "full"] = "lora"
     rank: Positive = 4
     alpha: Annotated[float, Field(gt=0)] | None = None

@@ -32,6 +32,7 @@ from tskd.stages import (
 )
 from tskd.stages.supervised import Labelled, training_labels
 from tskd.stages.teacher import TeacherSource
+from tskd.stages.teacher_images import build_teacher_images
 from tskd.stages.transfer import build_transfer, count_real
 
 
@@ -84,6 +85,19 @@ class Run:
     # --- teacher and transfer set ---
 
     @cached_property
+    def teacher_data(self) -> Artifact:
+        """The images and masks as the teacher sees them: the prepared data, or the same rows at its own size."""
+        size = self.teacher_source.description["image_size"]
+        return build_teacher_images(self.store, self.recipe.data, self.prepared_artifact, size)
+
+    @property
+    def _teacher_inputs(self) -> dict[str, str]:
+        """What the teacher's answers are made from beside its weights and the prepared data: images of its own size."""
+        if self.teacher_data is self.prepared_artifact:
+            return {}
+        return {"teacher_images": self.teacher_data.digest}
+
+    @cached_property
     def teacher_source(self) -> TeacherSource:
         return self._teacher_source(self.recipe.teacher)
 
@@ -105,10 +119,10 @@ class Run:
         return self._train(
             "teacher",
             lambda folder: teacher.train_teacher(
-                config, source, self.prepared, folder, seed=self.recipe.seed, runtime=self.runtime
+                config, source, Prepared(self.teacher_data.path), folder, seed=self.recipe.seed, runtime=self.runtime
             ),
             config=config,
-            inputs={"data": self.prepared_artifact.digest, "weights": source.digest},
+            inputs={"data": self.prepared_artifact.digest, "weights": source.digest, **self._teacher_inputs},
             version=teacher.VERSION,
         )
 
@@ -155,6 +169,11 @@ class Run:
     @property
     def transfer_set(self) -> TransferSet:
         return TransferSet(self.transfer.path, self.prepared)
+
+    @property
+    def shown_transfer_set(self) -> TransferSet:
+        """The transfer set as the teacher sees it."""
+        return TransferSet(self.transfer.path, Prepared(self.teacher_data.path))
 
     # --- student ---
 
@@ -233,10 +252,11 @@ class Run:
             flops = network_flops(self.student_description, distill.encoder_flops)
             steps = steps_within(self.budget.pretraining, config.batch_size * flops)
             config = config.model_copy(update={"steps": steps})
-        inputs = {**self._pretraining_inputs, "teacher": guide.digest}
+        inputs = {**self._pretraining_inputs, "teacher": guide.digest, **self._teacher_inputs}
         return distill.Distillation(
-            config, self.student_description, guide, self.transfer_set, inputs, self.recipe.seed, self.runtime
-        )
+            config, self.student_description, guide, self.transfer_set, self.shown_transfer_set, inputs,
+            self.recipe.seed, self.runtime,
+        )  # fmt: skip
 
     def _distilled(self, work: distill.Distillation) -> Artifact:
         return self._train(
@@ -258,10 +278,11 @@ class Run:
     @cached_property
     def pseudo_masks(self) -> Artifact:
         """The adapted teacher's hard masks on the transfer set."""
-        inputs = {"data": self.prepared_artifact.digest, "transfer": self.transfer.digest}
+        inputs = {"data": self.prepared_artifact.digest, "transfer": self.transfer.digest, **self._teacher_inputs}
         return pseudo.build_masks(
-            self.store, self.teacher, self.transfer_set, inputs, seed=self.recipe.seed, runtime=self.runtime
-        )
+            self.store, self.teacher, self.shown_transfer_set, inputs,
+            image_size=self.prepared.image_size, seed=self.recipe.seed, runtime=self.runtime,
+        )  # fmt: skip
 
     @cached_property
     def pseudo_labelled(self) -> Artifact:

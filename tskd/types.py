@@ -64,6 +64,8 @@ class Batch(NamedTuple):
     """The teacher's answer for ``images`` where it was cached."""
     names: tuple[str, ...] = ()
     """Record ids, for error messages only."""
+    teacher_images: Tensor | None = None
+    """(B, 3, T, T) the same parts of the same images at the teacher's size; None: it is the student's."""
     noise: Tensor | None = None
     """(B, N) numbers in [0, 1) drawn for the step, where its images are to be masked."""
 

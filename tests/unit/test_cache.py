@@ -71,7 +71,7 @@ def transfer(tmp_path_factory: pytest.TempPathFactory) -> TransferSet:
 
 def plan(teacher: nn.Module, transfer: TransferSet) -> CacheLayout:
     torch.manual_seed(1)
-    return plan_cache(teacher, build_model(STUDENT), transfer, views=VIEWS, seed=5)
+    return plan_cache(teacher, build_model(STUDENT), transfer, image_size=SIZE, views=VIEWS, seed=5)
 
 
 def built(

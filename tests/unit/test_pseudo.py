@@ -41,7 +41,7 @@ def transfer(tmp_path_factory: pytest.TempPathFactory) -> TransferSet:
 @pytest.fixture(scope="module")
 def masks(transfer: TransferSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("masks")
-    metrics = predict_masks(Bright(), transfer, folder, runtime=RUNTIME)
+    metrics = predict_masks(Bright(), transfer, folder, image_size=SIZE, runtime=RUNTIME)
     assert metrics["images"] == len(transfer.records)
     return folder
 

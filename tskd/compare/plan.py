@@ -31,7 +31,7 @@ class Part:
     stage: str
     config: Mapping[str, Any]
     image_size: int
-    """Side of the run's images."""
+    """Side of the images that it sees: the run's, unless its settings name another."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,10 @@ class _Planner:
         known |= {name: vars(run)[name] for name in _SHARED if name in vars(run)}
         used |= {name: one for name, one in store.used.items() if name.rpartition("-")[0] in DATA_STAGES}
         size = grid_run.recipe.data.image_size
-        missing = tuple(Part(name, stage, config, size) for name, (stage, config) in store.missing.items())
+        missing = tuple(
+            Part(name, stage, config, config.get("image_size") or size)
+            for name, (stage, config) in store.missing.items()
+        )
         found = tuple(name for name in store.used if name not in store.missing)
         return RunPlan(grid_run, missing, found, digest_of_source(run.prepared_artifact), complete)
 

@@ -75,6 +75,14 @@ def crop_cells(planes: Tensor, side: int, corners: Tensor, grid: int) -> Tensor:
     return torch.stack(cut)
 
 
+def crop_maps(maps: Tensor, side: int, corners: Tensor, grid: int) -> Tensor:
+    """Return (B, 2, 3) maps whose new images are the crops of the old maps' ones: what :func:`crop_cells` cuts out, on
+    a plane of any size."""
+    centres = (2 * corners.flip(-1) + side) / grid - 1
+    linear, shift = maps[..., :2], maps[..., 2:] + maps[..., :2] @ centres[..., None].to(maps)
+    return torch.cat([linear * (side / grid), shift], dim=-1)
+
+
 def draw_resized_crops(count: int, smallest: float, flip: tuple[bool, bool], generator: torch.Generator) -> Tensor:
     """Return (count, 2, 3) maps of crops that fill the image: area ``smallest`` to 1 of it, sides up to 4 to 3.
 
@@ -93,9 +101,13 @@ def draw_resized_crops(count: int, smallest: float, flip: tuple[bool, bool], gen
     return maps
 
 
-def move_images(images: Tensor, maps: Tensor) -> Tensor:
-    """Return (B, C, H, W) images resampled bilinearly along the maps; outside of the old image is black."""
-    grid = _sampling_grid(maps.to(images.device), images.shape[-2:])
+def move_images(images: Tensor, maps: Tensor, side: int | None = None) -> Tensor:
+    """Return (B, C, H, W) images resampled bilinearly along the maps; outside of the old image is black.
+
+    ``side`` is that of the new images; None: as they are.
+    """
+    size = images.shape[-2:] if side is None else torch.Size((side, side))
+    grid = _sampling_grid(maps.to(images.device), size)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,10 @@ class PreparedRecord:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A folder that the ``prepare`` stage wrote. Rows: train, val, unlabelled, test; masks exist for train and val."""
+    """A folder that the ``prepare`` stage wrote. Rows: train, val, unlabelled, test; masks exist for train and val.
+
+    What ``teacher_images`` wrote is one too: the same rows at another size, the test images left out.
+    """
 
     folder: Path
 
@@ -113,6 +116,29 @@ def digest_of_test(artifact: Artifact) -> str:
 def digest_of_source(artifact: Artifact) -> str:
     """Return the digest of the images and masks that a prepared data set was read from."""
     return str(artifact.manifest["inputs"]["data"])
+
+
+def open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Return a new uint8 array on disk, to be filled and flushed."""
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+
+
+def write_prepared_records(folder: Path, records: Iterable[PreparedRecord]) -> None:
+    """Write the list of a prepared data set's images, in the order of the rows."""
+    lines = (json.dumps(asdict(record)) + "\n" for record in records)
+    (folder / RECORDS).write_text("".join(lines), encoding="utf-8")
+
+
+def squeeze_image(image: np.ndarray, side: int) -> np.ndarray:
+    """Return (side, side, 3) uint8 of an image (H, W, 3) uint8: bilinear, and antialiased where it shrinks."""
+    if image.shape[:2] == (side, side):
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def squeeze_mask(mask: np.ndarray, side: int) -> np.ndarray:
+    """Return (side, side) uint8 of a mask (H, W) uint8, by nearest neighbour."""
+    return np.asarray(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST))
 
 
 def native_path(folder: Path, row: int, kind: Literal["image", "mask"]) -> Path:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import Prepared, open_array, squeeze_image
 
 RECORDS, IMAGES, GATE = "records.jsonl", "images", "gate.json"
 QUALITY = "quality.json"
@@ -33,7 +33,7 @@ class TransferRecord:
 
 @dataclass(frozen=True)
 class TransferSet:
-    """What the ``transfer`` stage wrote, with the prepared data that its real images lie in."""
+    """What the ``transfer`` stage wrote, with the prepared data that its real images lie in: these say its size."""
 
     folder: Path
     prepared: Prepared
@@ -53,7 +53,10 @@ class TransferSet:
 
 
 class TransferImages:
-    """Images of a transfer set or of the data behind it as one array (N, S, S, 3) uint8, read where they lie."""
+    """Images of a transfer set or of the data behind it as one array (N, S, S, 3) uint8, read where they lie.
+
+    Images that were made for the student's size are enlarged (or reduced) where the real ones have another.
+    """
 
     def __init__(self, transfer: TransferSet, records: Sequence[TransferRecord]) -> None:
         self.sources = {"real": transfer.prepared.images}
@@ -68,7 +71,7 @@ class TransferImages:
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         places = [self.places[index] for index in indices]
-        return np.stack([self.sources[origin][row] for origin, row in places])
+        return np.stack([squeeze_image(self.sources[origin][row], self.shape[1]) for origin, row in places])
 
 
 def write_records(folder: Path, records: Iterable[TransferRecord]) -> None:
@@ -85,7 +88,7 @@ def images_path(folder: Path, origin: Origin) -> Path:
 def write_images(path: Path, images: Iterable[np.ndarray], *, count: int, size: int) -> None:
     """Write ``count`` images (size, size, 3) uint8 as one array, one at a time: memory does not grow with them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
+    array = open_array(path, (count, size, size, 3))
     for row, image in zip(range(count), images, strict=True):
         array[row] = image
     array.flush()

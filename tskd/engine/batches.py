@@ -17,6 +17,7 @@ from tskd.data.augment import (
     Photometry,
     apply_photometry,
     crop_cells,
+    crop_maps,
     draw_crops,
     draw_geometry,
     draw_photometry,
@@ -58,6 +59,8 @@ class ImageBatches:
     seed: int
     flip: tuple[bool, bool] = (False, False)
     """Whether flips (horizontal, vertical) are allowed."""
+    teacher_images: ImageArray | None = None
+    """The same images at the teacher's size, where it is another."""
 
     def __call__(self, step: int, part: int, parts: int) -> Batch:
         indices = batch_order(len(self.images), self.batch_size, step, self.seed)
@@ -70,7 +73,19 @@ class ImageBatches:
             masks = move_masks(torch.from_numpy(self.masks[chosen]), maps).long()
         views = images if photometry is None else apply_photometry(images, photometry)
         batch = Batch(images, views, masks, names=tuple(self.names[i] for i in chosen))
-        return crop_batch(batch, self, step, rows, grid=self.images.shape[1] // CELL)
+        grid = self.images.shape[1] // CELL
+        if self.teacher_images is not None:
+            batch = batch._replace(teacher_images=self._show_teacher(chosen, maps, step, rows, grid))
+        return crop_batch(batch, self, step, rows, grid=grid)
+
+    def _show_teacher(self, chosen: np.ndarray, maps: Tensor, step: int, rows: slice, grid: int) -> Tensor:
+        """Return what the batch's images show, from the teacher's: moved and cropped in one go, so that the crop need
+        not end on a pixel there."""
+        assert self.teacher_images is not None
+        side, corners = _draw_crop(self, step, rows, grid)
+        images = to_images(self.teacher_images[chosen])
+        size = round(images.shape[-1] * side / grid)
+        return move_images(images, crop_maps(maps, side, corners, grid), size)
 
     def _draw(self, step: int, rows: slice) -> tuple[Tensor, Photometry | None]:
         """Draw for the whole batch and cut: the same numbers whatever the number of processes."""
@@ -96,7 +111,8 @@ class Source(Protocol):
 
 
 def crop_batch(batch: Batch, source: Source, step: int, rows: slice, *, grid: int) -> Batch:
-    """Return the ``rows`` of a step's batch with images, views, masks and targets cut alike, in cells of a grid.
+    """Return the ``rows`` of a step's batch with images, views, masks and targets cut alike, in cells of a grid; the
+    teacher's images are left as they are.
 
     One size is drawn for the whole batch, so that it stays one tensor, and a place for each image.
     """
@@ -108,9 +124,8 @@ def crop_batch(batch: Batch, source: Source, step: int, rows: slice, *, grid: in
             f"augment.crop cuts whole cells, and {size} px are not a multiple of the student's {grid} cells a side. "
             "Choose another data.image_size, or set augment.crop=0."
         )
-    generator = torch_generator(source.seed, "crop", step)
-    side, corners = draw_crops(source.batch_size, grid, source.augment.crop, generator)
-    cut = partial(crop_cells, side=side, corners=corners[rows], grid=grid)
+    side, corners = _draw_crop(source, step, rows, grid)
+    cut = partial(crop_cells, side=side, corners=corners, grid=grid)
     return batch._replace(
         images=cut(batch.images),
         views=cut(batch.views),
@@ -118,6 +133,15 @@ def crop_batch(batch: Batch, source: Source, step: int, rows: slice, *, grid: in
         targets=batch.targets
         and SegmentationOutput(tuple(map(cut, batch.targets.features)), cut(batch.targets.logits)),
     )
+
+
+def _draw_crop(source: Source, step: int, rows: slice, grid: int) -> tuple[int, Tensor]:
+    """Return side and top left cells of a step's crops; without crops the whole grid."""
+    if source.augment.crop == 0:
+        return grid, torch.zeros(source.batch_size, 2, dtype=torch.int64)[rows]
+    generator = torch_generator(source.seed, "crop", step)
+    side, corners = draw_crops(source.batch_size, grid, source.augment.crop, generator)
+    return side, corners[rows]
 
 
 def geometry_range(augment: AugmentConfig, flip: tuple[bool, bool]) -> GeometryRange:

@@ -12,6 +12,7 @@ from tskd.report.text import capital, counted, number, thousands
 STAGES = {
     "phantoms": "phantoms",
     "prepare": "preparation",
+    "teacher_images": "the teacher's images",
     "teacher": "teacher",
     "diffusion": "diffusion model",
     "samples": "samples",

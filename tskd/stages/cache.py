@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tskd.artifacts import write_json
+from tskd.artifacts import require_room, write_json
 from tskd.config import AugmentConfig, DistillConfig
 from tskd.console import progress, say
 from tskd.data.augment import (
@@ -37,8 +36,7 @@ from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
 from tskd.engine.batches import crop_batch, geometry_range, to_images
 from tskd.engine.order import batch_order, part_of
-from tskd.errors import RunFailed
-from tskd.losses.distance import match_grid
+from tskd.losses.distance import match_grid, match_size
 from tskd.models.projections import matching_level
 from tskd.seeding import numpy_generator, torch_generator
 from tskd.types import Batch, SegmentationOutput
@@ -90,15 +88,20 @@ def cache_pays(config: DistillConfig, images: int) -> bool:
     return images * config.views <= LARGEST_SHARE_OF_TRAINING * config.steps * config.batch_size
 
 
-def plan_cache(teacher: nn.Module, student: nn.Module, transfer: TransferSet, *, views: int, seed: int) -> CacheLayout:
-    """Return the shapes of the stored answers of a teacher for a student, by asking both about one image."""
+def plan_cache(
+    teacher: nn.Module, student: nn.Module, transfer: TransferSet, *, image_size: int, views: int, seed: int
+) -> CacheLayout:
+    """Return the shapes of the stored answers of a teacher for a student, by asking both about one image.
+
+    ``transfer`` is as the teacher sees it, ``image_size`` the side of what the student sees.
+    """
     image = to_images(transfer.images[[0]])
     with torch.no_grad():
         answer = teacher.cpu().eval()(image)
-        side = student(image).features[-1].shape[-1]
+        side = student(torch.zeros(1, 3, image_size, image_size)).features[-1].shape[-1]
     level = matching_level(answer.features, side)
     features = (answer.features[level].shape[1], side, side)
-    logits = tuple(answer.logits.shape[1:])
+    logits = (answer.logits.shape[1], image_size, image_size)
     shard_images = max(1, min(SHARD_IMAGES, SHARD_BYTES // _image_bytes(views, features, logits)))
     return CacheLayout(len(transfer.images), views, level, features, logits, seed, shard_images)
 
@@ -117,6 +120,8 @@ def build_cache(
     runtime: Runtime,
 ) -> dict[str, Any]:
     """Write all shards; finished ones are kept when the work is taken up again, and processes share them out.
+
+    ``transfer`` is as the teacher sees it, at its own size; logits are stored at the student's.
 
     Raises RunFailed where the disk has too little room for what is left to write.
     """
@@ -157,7 +162,10 @@ def view_maps(images: np.ndarray, view: int, augment: AugmentConfig, seed: int) 
 
 @dataclass(frozen=True)
 class CachedBatches:
-    """Batches whose targets are the teacher's stored answers; a pure function of (seed, step) like all others."""
+    """Batches whose targets are the teacher's stored answers; a pure function of (seed, step) like all others.
+
+    ``transfer`` is as the student sees it.
+    """
 
     folder: Path
     transfer: TransferSet
@@ -200,12 +208,8 @@ class CachedBatches:
 
 def _require_room(layout: CacheLayout, folder: Path) -> None:
     written = sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
-    left, free = layout.bytes - written, shutil.disk_usage(folder).free
-    if left > 0.9 * free:
-        raise RunFailed(
-            f"the teacher's answers need {left / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. Free some, or lower "
-            "distill.views, or compute online: --set distill.cache=off"
-        )
+    remedy = "lower distill.views, or compute online: --set distill.cache=off"
+    require_room(folder, layout.bytes - written, what="the teacher's answers", remedy=remedy)
 
 
 def _write_shard(
@@ -231,7 +235,7 @@ def _write_shard(
             features[rows, view] = (
                 match_grid(answer.features[layout.level], torch.Size(layout.features[1:])).cpu().half()
             )
-            logits[rows, view] = answer.logits.cpu().half()
+            logits[rows, view] = match_size(answer.logits, torch.Size(layout.logits[1:])).cpu().half()
             every_map[rows, view] = maps
     partial = folder / f".shard-{shard:05d}"
     save_file(dict(zip(STORED, (every_map, features, logits))), partial)

@@ -16,7 +16,7 @@ from tskd.config import DistillConfig
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Batches, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import allowed_flips
-from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose, match_grid
+from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose, match_grid, match_size
 from tskd.models.flops import gflops, inference_flops, training_flops
 from tskd.models.projections import Distilled, matching_level
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
@@ -51,6 +51,8 @@ class Distillation:
     """The student's description."""
     guide: Guide
     transfer: TransferSet
+    shown: TransferSet
+    """The same images as the guide sees them, at its own size."""
     inputs: Mapping[str, str]
     """Digests of all of them."""
     seed: int
@@ -84,7 +86,8 @@ class Distillation:
             guide = self.guide.load()
             spent = self._guide_gflops(guide, config.steps * config.batch_size)
             ask = online(guide, self.runtime)
-            batches = ImageBatches(self.transfer.images, None, self.transfer.names, **common)
+            sharp = None if self.shown.prepared == self.transfer.prepared else self.shown.images
+            batches = ImageBatches(self.transfer.images, None, self.transfer.names, **common, teacher_images=sharp)
         else:  # the guide stays on the disk: it may be many times the student
             spent = answers.metrics[GUIDE_GFLOPS]
             ask = stored
@@ -94,13 +97,16 @@ class Distillation:
 
     def _build_cache(self, folder: Path) -> Mapping[str, Any]:
         config, guide = self.config, self.guide.load()
-        layout = cache.plan_cache(guide, build_model(self.student), self.transfer, views=config.views, seed=self.seed)
+        layout = cache.plan_cache(
+            guide, build_model(self.student), self.shown,
+            image_size=self.student["image_size"], views=config.views, seed=self.seed,
+        )  # fmt: skip
         spent = self._guide_gflops(guide, layout.images * layout.views)
-        metrics = cache.build_cache(guide, self.transfer, layout, config.augment, folder, runtime=self.runtime)
+        metrics = cache.build_cache(guide, self.shown, layout, config.augment, folder, runtime=self.runtime)
         return metrics | {GUIDE_GFLOPS: spent}
 
     def _guide_gflops(self, guide: nn.Module, images: int) -> float:
-        return gflops(images * inference_flops(guide, self.transfer.images.shape[1]))
+        return gflops(images * inference_flops(guide, self.shown.images.shape[1]))
 
 
 def distill(
@@ -172,12 +178,14 @@ def distillation_step(config: DistillConfig, ask_teacher: Ask, level: int) -> St
 
 
 def online(teacher: nn.Module, runtime: Runtime) -> Ask:
-    """Return the teacher's answers computed when they are needed."""
+    """Return the teacher's answers computed when they are needed, their logits at the size that the student sees."""
     teacher = teacher.to(runtime.fabric.device).requires_grad_(False).eval()
 
     def ask(batch: Batch) -> SegmentationOutput:
+        shown = batch.images if batch.teacher_images is None else batch.teacher_images
         with torch.no_grad(), runtime.fabric.autocast():
-            return teacher(batch.images.to(runtime.fabric.device))
+            answer = teacher(shown.to(runtime.fabric.device))
+        return SegmentationOutput(answer.features, match_size(answer.logits, batch.images.shape[-2:]))
 
     return ask
 

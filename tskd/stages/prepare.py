@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,19 @@ from tskd.console import progress, warn
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
 from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
 from tskd.data.phantoms import write_phantoms
-from tskd.data.prepared import DATASET, IMAGES, MASKS, NATIVE, PARTS, RECORDS, native_path, prepared_record
+from tskd.data.prepared import (
+    DATASET,
+    IMAGES,
+    MASKS,
+    NATIVE,
+    PARTS,
+    native_path,
+    open_array,
+    prepared_record,
+    squeeze_image,
+    squeeze_mask,
+    write_prepared_records,
+)
 from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
@@ -42,8 +53,7 @@ class _Read:
 
 def build_prepared(store: Builder, data: DataConfig) -> Artifact:
     """Return the data set of the settings, read once; the built-in images are drawn first where it is they."""
-    root = build_phantoms(store, data).path if data.root == PHANTOMS else Path(data.root).expanduser()
-    dataset = open_data(data, root)
+    dataset = open_data(data, data_root(store, data))
     return store.build(
         "prepare",
         lambda folder: prepare(data, dataset, folder),
@@ -52,6 +62,11 @@ def build_prepared(store: Builder, data: DataConfig) -> Artifact:
         seed=data.split_seed,
         version=VERSION,
     )
+
+
+def data_root(store: Builder, data: DataConfig) -> Path:
+    """Return the folder of the data set that the settings name; the built-in images are drawn there once."""
+    return build_phantoms(store, data).path if data.root == PHANTOMS else Path(data.root).expanduser()
 
 
 def build_phantoms(store: Builder, data: DataConfig) -> Artifact:
@@ -131,8 +146,7 @@ def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any
     save_split(split, folder / "split.json")
     order = _row_order(records, split)
     staged.reorder([index for index, _ in order], labelled=len(split.train) + len(split.val))
-    lines = [asdict(prepared_record(records[index], part, reads[index].shape)) for index, part in order]
-    (folder / RECORDS).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_prepared_records(folder, [prepared_record(records[index], part, reads[index].shape) for index, part in order])
     _keep_native(dataset, [(row, index) for row, (index, part) in enumerate(order) if part == "test"], folder)
     write_json(folder / DATASET, _describe(dataset, config))
     return {"cases": len({record.case for record in records}), **{part: len(getattr(split, part)) for part in PARTS}}
@@ -169,18 +183,17 @@ class _Staging:
     def __init__(self, folder: Path, count: int, size: int) -> None:
         self.folder, self.size = folder, size
         self.paths = (folder / ".images.npy", folder / ".masks.npy")
-        self.images = _open_array(self.paths[0], (count, size, size, 3))
-        self.masks = _open_array(self.paths[1], (count, size, size))
+        self.images = open_array(self.paths[0], (count, size, size, 3))
+        self.masks = open_array(self.paths[1], (count, size, size))
 
     def put(self, index: int, image: np.ndarray, mask: np.ndarray | None) -> None:
-        square = (self.size, self.size)
-        self.images[index] = Image.fromarray(image).resize(square, Image.Resampling.BILINEAR)
+        self.images[index] = squeeze_image(image, self.size)
         if mask is not None:
-            self.masks[index] = Image.fromarray(mask).resize(square, Image.Resampling.NEAREST)
+            self.masks[index] = squeeze_mask(mask, self.size)
 
     def reorder(self, order: Sequence[int], *, labelled: int) -> None:
-        images = _open_array(self.folder / IMAGES, (len(order), self.size, self.size, 3))
-        masks = _open_array(self.folder / MASKS, (labelled, self.size, self.size))
+        images = open_array(self.folder / IMAGES, (len(order), self.size, self.size, 3))
+        masks = open_array(self.folder / MASKS, (labelled, self.size, self.size))
         for row, index in enumerate(order):
             images[row] = self.images[index]
             if row < labelled:
@@ -189,10 +202,6 @@ class _Staging:
         masks.flush()
         for path in self.paths:
             path.unlink()
-
-
-def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
 def _read_all(dataset: Dataset, staged: _Staging) -> list[_Read]:

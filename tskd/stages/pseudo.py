@@ -21,6 +21,7 @@ from tskd.data.transfer_set import TransferImages, TransferRecord, TransferSet
 from tskd.engine import Runtime, Training, fit
 from tskd.engine.batches import to_images
 from tskd.losses.classes import hard_prediction
+from tskd.losses.distance import match_size
 from tskd.models.flops import gflops, inference_flops, training_flops
 from tskd.models.registry import STUDENT_FILE, build_model, load_model, save_model
 from tskd.seeding import derive
@@ -41,13 +42,17 @@ def build_masks(
     transfer: TransferSet,
     inputs: Mapping[str, str],
     *,
+    image_size: int,
     seed: int,
     runtime: Runtime,
 ) -> Artifact:
-    """Return the artifact of an adapted teacher's hard masks; ``inputs``: digests of the data and the transfer set."""
+    """Return the artifact of an adapted teacher's hard masks on a transfer set as it sees it, at the student's
+    ``image_size``; ``inputs``: digests of the data and the transfer set."""
     return store.build(
         "pseudo_masks",
-        lambda folder: predict_masks(load_model(teacher.path), transfer, folder, runtime=runtime),
+        lambda folder: predict_masks(
+            load_model(teacher.path), transfer, folder, image_size=image_size, runtime=runtime
+        ),
         config={},
         inputs={**inputs, "teacher": teacher.digest},
         seed=seed,
@@ -55,18 +60,22 @@ def build_masks(
     )
 
 
-def predict_masks(teacher: nn.Module, transfer: TransferSet, folder: Path, *, runtime: Runtime) -> dict[str, Any]:
-    """Write the teacher's prediction for every transfer image, (N, S, S) uint8 class index."""
+def predict_masks(
+    teacher: nn.Module, transfer: TransferSet, folder: Path, *, image_size: int, runtime: Runtime
+) -> dict[str, Any]:
+    """Write the teacher's prediction for every transfer image as it sees it, (N, S, S) uint8 class index where S is
+    ``image_size``."""
     images, device = transfer.images, runtime.fabric.device
     flops = inference_flops(teacher.eval(), images.shape[1])
     teacher.to(device)
-    masks = np.empty(images.shape[:3], np.uint8)
+    size = torch.Size((image_size, image_size))
+    masks = np.empty((len(images), *size), np.uint8)
     with progress("pseudo-labels: teacher", len(images)) as advance:
         for start in range(0, len(images), _AT_ONCE):
             rows = np.arange(start, min(start + _AT_ONCE, len(images)))
             with torch.inference_mode(), runtime.fabric.autocast():
                 logits = teacher(to_images(images[rows]).to(device)).logits
-            masks[rows] = hard_prediction(logits.float()).cpu().numpy()
+            masks[rows] = hard_prediction(match_size(logits.float(), size)).cpu().numpy()
             advance(int(rows[-1]) + 1)
     np.save(folder / MASKS, masks)
     return {"images": len(images), "teacher_gflops": gflops(len(images) * flops)}

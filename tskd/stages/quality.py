@@ -56,7 +56,8 @@ def build_quality(
     """Return the judgement on the sampled images that a transfer set was chosen from.
 
     They are compared with the data in pixels, in ImageNet features where those are installed, and in an adapted
-    teacher's where one is given.
+    teacher's where one is given. All are shown at the size of the samples, to a teacher of another size as well: sharp
+    images beside enlarged ones would be told apart by their sharpness.
     """
 
     def make(folder: Path) -> Mapping[str, Any]:

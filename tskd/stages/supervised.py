@@ -41,8 +41,8 @@ def label_step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
 
 def training_labels(prepared: Prepared) -> Labelled:
     """Return the labelled training images."""
-    rows = prepared.rows("train")
-    return Labelled(prepared.images[rows], prepared.masks[rows], prepared.names(rows))
+    rows = prepared.rows("train")  # the first ones: a slice stays on the disk, and a teacher's images may be gigabytes
+    return Labelled(prepared.images[: len(rows)], prepared.masks[: len(rows)], prepared.names(rows))
 
 
 def labelled_batches(
@@ -64,15 +64,19 @@ def validation(prepared: Prepared) -> Callable[[nn.Module], Mapping[str, float]]
     """Return the score on the validation part of the labelled budget: mean Dice over images and classes at the
     network's size."""
     rows = prepared.rows("val")
-    images, masks = to_images(prepared.images[rows]), np.asarray(prepared.masks[rows])
+    parts = [rows[start : start + VALIDATION_BATCH] for start in range(0, len(rows), VALIDATION_BATCH)]
     classes = len(prepared.classes)
 
     def score(module: nn.Module) -> Mapping[str, float]:
         device = next(module.parameters()).device
-        with torch.inference_mode():
-            parts = (part.to(device) for part in images.split(VALIDATION_BATCH))
-            predictions = torch.cat([hard_prediction(module(part).logits) for part in parts])
-        dice = [agreement(prediction, mask, classes) for prediction, mask in zip(predictions.cpu().numpy(), masks)]
+        dice: list[float] = []
+        for part in parts:
+            with torch.inference_mode():
+                logits = module(to_images(prepared.images[part]).to(device)).logits
+            predictions = hard_prediction(logits).cpu().numpy()
+            dice += [
+                agreement(prediction, mask, classes) for prediction, mask in zip(predictions, prepared.masks[part])
+            ]
         return {"score": float(np.mean(dice))}
 
     return score

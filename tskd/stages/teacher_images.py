@@ -1,0 +1,78 @@
+"""Teacher images: what is trained on, read anew at the size of a teacher that sees another one than the student.
+
+A teacher that was shown the student's images would see each shrunk and enlarged again, and be tested on sharp ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tskd.artifacts import Artifact, Builder, require_room, write_json
+from tskd.config import DataConfig
+from tskd.console import progress, say
+from tskd.data.layouts import Dataset
+from tskd.data.prepared import (
+    DATASET,
+    IMAGES,
+    MASKS,
+    Prepared,
+    open_array,
+    squeeze_image,
+    squeeze_mask,
+    write_prepared_records,
+)
+from tskd.stages.prepare import data_root, open_data
+
+VERSION = 1
+
+
+def build_teacher_images(store: Builder, data: DataConfig, prepared: Artifact, size: int) -> Artifact:
+    """Return the images as a teacher of that size sees them; the prepared data themselves where the sizes agree."""
+    if size == data.image_size:
+        return prepared
+    root = data_root(store, data)
+    return store.build(
+        "teacher_images",
+        lambda folder: write_teacher_images(open_data(data, root), Prepared(prepared.path), size, folder),
+        config={"image_size": size},
+        inputs={"data": prepared.digest},
+        seed=data.split_seed,
+        version=VERSION,
+    )
+
+
+def write_teacher_images(dataset: Dataset, prepared: Prepared, size: int, folder: Path) -> Mapping[str, Any]:
+    """Write images and masks of the data set's training, validation and unlabelled part, squeezed to ``size``.
+
+    Row k shows what row k of ``prepared`` shows, under the same affine map from the image's own coordinates: those of
+    [-1, 1] mean the same place in both. Raises RunFailed where the disk has too little room.
+    """
+    records = [record for record in prepared.records if record.part != "test"]
+    labelled = len(prepared.masks)
+    needed = (3 * len(records) + labelled) * size**2
+    require_room(
+        folder, needed, what="the teacher's images", remedy="lower teacher.image_size, or set it to data.image_size"
+    )
+    say(f"teacher: its own {len(records)} images at {size} px, {needed / 1e6:.0f} MB on disk")
+    source = {record.id: record for record in dataset.records}
+    images = open_array(folder / IMAGES, (len(records), size, size, 3))
+    masks = open_array(folder / MASKS, (labelled, size, size))
+
+    def put(row: int) -> None:
+        record = source[records[row].id]
+        images[row] = squeeze_image(dataset.read_image(record), size)
+        if row < labelled:
+            masks[row] = squeeze_mask(dataset.read_mask(record), size)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("teacher: reading", len(records)) as advance:
+        for done, _ in enumerate(pool.map(put, range(len(records))), start=1):
+            advance(done)
+    images.flush()
+    masks.flush()
+    write_prepared_records(folder, records)
+    write_json(folder / DATASET, {**prepared.dataset, "image_size": size})
+    return {"images": len(records), "image_size": size, "megabytes": round(needed / 1e6, 1)}
