@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tskd.errors import UserError
 from tskd.mistakes import describe_mistake
@@ -220,6 +220,12 @@ class DistillConfig(TrainConfig):
     augment: AugmentConfig = AugmentConfig()
     steps: Positive = 1200
     lr: Annotated[float, Field(gt=0)] = 1e-3
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _words_of_yaml(cls, value: object) -> object:
+        """YAML reads a bare ``on`` or ``off`` as a truth value."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> DistillConfig:
