@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.made_up import make_prepared, make_transfer
 from tests.unit.test_fit import EVERY_STEP, assert_same, selected, step, training, uninterrupted
-from tskd.config import DiffusionConfig, MocoConfig, TeacherConfig, TrainConfig
+from tskd.config import AugmentConfig, DiffusionConfig, EvaluateConfig, MocoConfig, TeacherConfig, TrainConfig
 from tskd.engine import fit
 from tskd.engine.checkpoints import load_checkpoint
 from tskd.engine.out_of_memory import memory_explained, training_remedies
 from tskd.errors import RunFailed
-from tskd.types import Batch
+from tskd.stages.cache import build_cache, plan_cache
+from tskd.stages.evaluate import evaluate
+from tskd.stages.pseudo import predict_masks
+from tskd.stages.samples import draw_samples
+from tskd.types import Batch, SegmentationOutput
 
 CPU = torch.device("cpu")
 
@@ -84,3 +90,45 @@ def test_remedies_are_settings_that_there_are_and_that_are_not_used_yet() -> Non
     assert "accumulate" not in moco, "it is refused there"
     assert "moco_v3.batch_size" in moco
     assert "data.image_size" in moco
+
+
+class Full(nn.Module):
+    """A network whose device holds fewer images than it is asked for at once."""
+
+    feature_dims = (3,)
+
+    def __init__(self, held: int) -> None:
+        super().__init__()
+        self.weight, self.held = nn.Parameter(torch.ones(())), held
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        if len(images) > self.held:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return SegmentationOutput((images[..., ::4, ::4],), images[:, :1] * self.weight)
+
+
+def test_every_stage_that_asks_a_network_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = make_prepared(tmp_path / "prepared", size=32)
+    transfer = make_transfer(tmp_path / "transfer", prepared)
+    layout = plan_cache(Full(1), Full(1), transfer, views=1, seed=0)
+    with pytest.raises(RunFailed, match=r"(?s)cache: out of memory.*teacher.image_size"):
+        build_cache(Full(1), transfer, layout, AugmentConfig(), tmp_path, runtime=EVERY_STEP)
+    with pytest.raises(RunFailed, match=r"(?s)pseudo-labels: out of memory.*teacher.image_size"):
+        predict_masks(Full(1), transfer, tmp_path, runtime=EVERY_STEP)
+    monkeypatch.setattr(type(prepared), "native_image", lambda self, row: self.images[row])
+    with pytest.raises(RunFailed, match=r"(?s)evaluate student: out of memory.*engine.accelerator=cpu"):
+        evaluate(EvaluateConfig(), Full(0), prepared, tmp_path, title="student", device=CPU)
+
+
+def test_samples_that_were_drawn_before_the_memory_ended_are_kept(tmp_path: Path) -> None:
+    class Sampler:
+        image_size, at_once = 8, 2
+
+        def __call__(self, numbers: Sequence[int]) -> np.ndarray:
+            if numbers[0] > 0:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return np.zeros((len(numbers), 8, 8, 3), np.uint8)
+
+    with pytest.raises(RunFailed, match=r"(?s)samples: out of memory.*diffusion.image_size"):
+        draw_samples(range(4), Sampler(), tmp_path, runtime=EVERY_STEP)
+    assert len(list(tmp_path.glob("*/samples-*.npy"))) == 1
