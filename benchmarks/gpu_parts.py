@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -27,7 +27,7 @@ from measure import WARM_UP, step_seconds
 from torch import nn
 from transformers import SamConfig, SamModel
 
-from tskd.artifacts import measured
+from tskd.artifacts import ARTIFACTS, MANIFEST, finished_in, measured
 from tskd.config import AugmentConfig, DiffusionConfig, EngineConfig, FinetuneConfig, TeacherConfig, build_recipe
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.out_of_memory import is_out_of_memory
@@ -137,7 +137,7 @@ def tests(scale: Scale, out: Path) -> Rows:
     """The tests that need a GPU: the same training on the CPU and on the GPU, resumed, in each precision."""
     if find_spec("pytest") is None:
         return [{"passed": "pytest is not installed"}]
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/parity/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/parity/test_gpu.py"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", ended.stdout)}
     if ended.returncode or not counts:
@@ -175,8 +175,7 @@ def recipe(scale: Scale, out: Path) -> Rows:
     folder = out / "run"
     settings = (f"teacher.weights={_sam_folder(scale, out)}", f"engine.accelerator={scale.accelerator}", *scale.recipe)
     _tskd("run", ROOT / "recipes/gpu.yaml", "--out", folder, *(f"--set={one}" for one in settings))
-    summary = json.loads((folder / "run.json").read_text())
-    manifests = [json.loads((folder / "artifacts" / name / "manifest.json").read_text()) for name in _made(summary)]
+    made = sorted(finished_in(folder / ARTIFACTS), key=lambda artifact: (artifact.path / MANIFEST).stat().st_mtime)
     return [
         {
             "stage": manifest["stage"],
@@ -185,7 +184,7 @@ def recipe(scale: Scale, out: Path) -> Rows:
             "peak of the GPU MB": manifest["peak_gpu_memory_mb"],
             "device": manifest["device"],
         }
-        for manifest in manifests
+        for manifest in (artifact.manifest for artifact in made)
     ]
 
 
@@ -352,11 +351,6 @@ def _processes_row(scale: Scale, out: Path, devices: int) -> dict[str, Any]:
     images = metrics["steps"] * manifest["config"]["batch_size"]
     figures = {"images/s, validation included": images / metrics["train_seconds"], "Dice": metrics["val_dice"]}
     return {"processes": devices, "steps": metrics["steps"], **figures}
-
-
-def _made(summary: dict[str, Any]) -> Iterator[str]:
-    """Yield the folders of a run's artifacts in their order."""
-    yield from dict.fromkeys(summary["artifacts"].values())
 
 
 def _tskd(*arguments: object) -> None:
