@@ -12,7 +12,7 @@ clipping, AdamW, the moving average.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from measure import WARM_UP, in_fresh_process, print_results, step_seconds
 from torch import nn
 from transformers import SamConfig, SamModel
 
-from tskd.config import Recipe, TeacherConfig, build_recipe
+from tskd.config import EngineConfig, Recipe, TeacherConfig, build_recipe
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import ImageBatches, Training, open_runtime
@@ -95,7 +95,11 @@ def measure(case: Case, folder: Path, batch: int, rounds: int, threads: int) -> 
 
 def _speeds(case: Case, folder: Path, batch: int, rounds: int, threads: int) -> dict[str, float]:
     """Return each way's images a second over its best round: what is slower was disturbed."""
-    ways = _open_ways(case, folder, batch, threads)
+    return fastest(open_ways(case, folder, batch, _on_cpu(threads)), case, batch, rounds)
+
+
+def fastest(ways: Mapping[str, Way], case: Case, batch: int, rounds: int) -> dict[str, float]:
+    """Return each way's images a second over its best of ``rounds`` turns."""
     best = dict.fromkeys(MODES, 0.0)
     for _ in range(rounds):
         for mode in MODES:
@@ -107,7 +111,7 @@ def _speeds(case: Case, folder: Path, batch: int, rounds: int, threads: int) -> 
 
 def _peak(case: Case, folder: Path, batch: int, threads: int, mode: str) -> float:
     """Return the peak memory in MB of a process that trains in one way and does nothing else."""
-    _open_ways(case, folder, batch, threads, only=mode)[mode](1)
+    open_ways(case, folder, batch, _on_cpu(threads), only=mode)[mode](1)
     return peak_memory_mb()
 
 
@@ -115,8 +119,13 @@ Way = Callable[[int], list[float]]
 """Takes so many steps and returns their seconds."""
 
 
-def _open_ways(case: Case, folder: Path, batch: int, threads: int, only: str | None = None) -> dict[str, Way]:
-    runtime = open_runtime(Recipe().engine.model_copy(update={"accelerator": "cpu", "threads": threads}))
+def _on_cpu(threads: int) -> EngineConfig:
+    return EngineConfig(accelerator="cpu", threads=threads)
+
+
+def open_ways(case: Case, folder: Path, batch: int, engine: EngineConfig, only: str | None = None) -> dict[str, Way]:
+    """Return what trains in each way; the weights of a SAM lie in ``folder/sam``, the cache is built beside them."""
+    runtime = open_runtime(engine)
     recipe = _recipe(case, batch)
     run = Run(recipe, folder / f"{case.teacher.replace('/', '-')}-{case.teacher_px}-{case.student_px}", runtime)
     stored_answers = run.out / "cache"
@@ -127,9 +136,8 @@ def _open_ways(case: Case, folder: Path, batch: int, threads: int, only: str | N
         _store(teacher, run, stored_answers)
     cached = cache.CachedBatches(stored_answers, run.transfer_set, batch, recipe.distill.augment, seed=0)
     kept = cached(0, 0, 1)
-    noise = SegmentationOutput(
-        tuple(map(torch.randn_like, stored(kept).features)), torch.randn_like(stored(kept).logits)
-    )
+    drawn = [torch.randn_like(one).to(runtime.fabric.device) for one in (*stored(kept).features, stored(kept).logits)]
+    noise = SegmentationOutput(tuple(drawn[:-1]), drawn[-1])
     ways: dict[str, Way] = {
         "student alone": partial(_train, run, lambda step, part, parts: kept, lambda _: noise),
         "cached": partial(_train, run, cached, stored),

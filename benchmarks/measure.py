@@ -35,6 +35,8 @@ def step_seconds(training: Training, runtime: Runtime) -> list[float]:
     ends: list[float] = []
 
     def note(step: int, module: nn.Module) -> None:
+        if runtime.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
         ends.append(time.perf_counter())
 
     with TemporaryDirectory() as folder:
@@ -58,10 +60,13 @@ def print_results(rows: Sequence[Mapping[str, Any]], *, as_json: bool, threads: 
         print(json.dumps({"machine": machine(threads), "rows": list(rows)}))
         return
     print(f"{machine(threads)}\n")
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(_text(value) for value in row.values()) + " |")
+    print(as_table(rows))
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows with the same keys as a Markdown table."""
+    lines = [rows[0], ["---"] * len(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _text(value: Any) -> str:

@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="images a step")
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps; the first and the last are timed")
     parser.add_argument("--rank", type=int, default=4, help="LoRA rank")
+    parser.add_argument("--checkpointing", action="store_true", help="compute blocks again in the backward pass")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
@@ -40,6 +41,8 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     model = SamSegmenter(SamModel(SamConfig()), classes=1, image_size=size)
     adaptation = set_adaptation(model, "lora", rank=options.rank)
+    if options.checkpointing:
+        model.train().checkpoint_gradients()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
     images = torch.rand(options.batch, 3, size, size)
@@ -58,6 +61,7 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
         "size px": size,
         "batch": options.batch,
         "rank": options.rank,
+        "blocks": "computed again" if options.checkpointing else "kept",
         "first step s": seconds[0],
         "last step s": seconds[-1],
         "peak MB": round(peak_memory_mb()),

@@ -346,7 +346,8 @@ def _clock(partial: Path, making: _Making) -> Iterator[None]:
 
 def _device() -> str:
     if gpu := gpu_in_use():
-        return str(gpu.get_device_name())
+        torch = sys.modules["torch"]
+        return f"{gpu.get_device_name()}{'' if torch.get_float32_matmul_precision() == 'highest' else ', TF32'}"
     threads = f"{sys.modules['torch'].get_num_threads()} threads of " if "torch" in sys.modules else ""
     return f"CPU, {threads}{os.cpu_count()} cores"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tskd.errors import UserError
 from tskd.mistakes import describe_mistake
@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Flip = Literal["auto", "none", "horizontal", "both"]
+PrecisionName = Literal["32-true", "bf16-mixed", "16-mixed"]
 PHANTOMS = "phantoms"
 """The value of ``data.root`` that stands for the built-in procedural images."""
 RANDOM = "random"
@@ -125,7 +126,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _equal_parts(self) -> Self:
-        if self.batch_size % self.accumulate:
+        if self.batch_size % (self.accumulate or 1):  # a teacher's may be None: chosen to divide
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts: choose a multiple of "
                 "accumulate"
@@ -143,6 +144,11 @@ class TeacherConfig(TrainConfig):
     """Local folder or file, or a hub id (fetched only with ``--download``)."""
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] | None = None
     """Side of the square the teacher sees, read from the files; None: 512 for SAM, ``data.image_size`` for others."""
+    accumulate: Positive | None = None  # type: ignore[assignment]
+    """None: SAM sees at most 4 images of 512 px at once (fewer larger ones, more smaller ones), others the batch."""
+    gradient_checkpointing: bool = False
+    """Blocks of the encoder are computed again in the backward pass instead of kept: far less memory, a third more
+    time, the same result. For SAM and networks without batch norm."""
     adaptation: Literal["lora", "probe", "full"] = "lora"
     rank: Positive = 4
     alpha: Annotated[float, Field(gt=0)] | None = None
@@ -216,6 +222,12 @@ class DistillConfig(TrainConfig):
     augment: AugmentConfig = AugmentConfig()
     steps: Positive = 1200
     lr: Annotated[float, Field(gt=0)] = 1e-3
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _words_of_yaml(cls, value: object) -> object:
+        """YAML reads a bare ``on`` or ``off`` as a truth value."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> DistillConfig:
@@ -334,13 +346,19 @@ class ExportConfig(Section):
 
 
 class EngineConfig(Section):
-    """Where and how it is computed; nothing here but ``precision`` changes a result beyond rounding."""
+    """Where and how it is computed; nothing here but ``precision`` (and ``tf32``, which rounds as coarsely as float16)
+    changes a result beyond the rounding of float32."""
 
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: Positive = 1
     num_nodes: Positive = 1
     strategy: Literal["auto", "ddp"] = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: PrecisionName = "32-true"
+    """``16-mixed``: float16 with scaled gradients, for GPUs without bf16 (V100, T4)."""
+    tf32: bool = True
+    """float32 products may use a GPU's TF32 units where it has them (Ampere and later)."""
+    compile: bool = False
+    """Training forward passes go through torch.compile: a minute of waiting for each training, then faster steps."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     threads: Positive | None = None
     """CPU threads; None: as torch chooses."""
@@ -381,6 +399,12 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
     for override in overrides:
         apply_override(values, override)
     return build_recipe(values, source)
+
+
+def section_of(settings: Section) -> str | None:
+    """Return the recipe's name of a section; None for one that is no part of a recipe."""
+    kinds = ((name, field.annotation) for name, field in Recipe.model_fields.items())
+    return next((name for name, kind in kinds if kind is type(settings)), None)
 
 
 def build_recipe(values: Mapping[str, Any], source: str) -> Recipe:

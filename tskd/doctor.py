@@ -6,12 +6,12 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
@@ -33,6 +33,9 @@ _EXTRAS = {
     "serve": ("fastapi", "uvicorn", "python_multipart"),
     "cluster": ("ray",),
 }
+
+
+BF16_HINT = "faster with --set engine.precision=bf16-mixed"
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,9 @@ def _torchvision() -> Iterator[Check]:
 def _machine() -> Iterator[Check]:
     import torch
 
-    yield Check("processor", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    bf16 = has_fast_bf16(getattr(torch.cpu, "get_capabilities", dict)())
+    found = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads{', bf16 units' if bf16 else ''}"
+    yield Check("processor", "ok", found, BF16_HINT if bf16 and not torch.cuda.is_available() else "")
     memory = _memory_gb()
     if memory is not None:
         low = memory < _LEAST_MEMORY_GB
@@ -135,14 +140,30 @@ def _accelerator() -> Iterator[Check]:
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         found = f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / 1e9:.0f} GB"
-        hint = "faster with --set engine.precision=bf16-mixed" if bf16 else ""
-        yield Check("GPU", "ok", f"{found}, {'bf16' if bf16 else 'no bf16'}", hint)
+        units, hint = half_precision_of(torch.cuda.get_device_capability(0))
+        yield Check("GPU", "ok", f"{found}, {units}", hint)
     elif torch.backends.mps.is_available():
         yield Check("GPU", "ok", "Apple (mps)")
     else:
         yield Check("GPU", "note", "none that torch can use; everything runs on the processor")
+
+
+def half_precision_of(capability: tuple[int, int]) -> tuple[str, str]:
+    """Return what a GPU of a CUDA compute capability multiplies fast, and the setting that uses it.
+
+    Tensor cores know float16 since 7.0 (V100, T4), bf16 and TF32 since 8.0 (A100, RTX 30).
+    """
+    if capability >= (8, 0):
+        return "bf16 and TF32", BF16_HINT
+    if capability >= (7, 0):
+        return "float16, no bf16", "faster and half the memory with --set engine.precision=16-mixed"
+    return "float32 only", ""
+
+
+def has_fast_bf16(capabilities: Mapping[str, Any]) -> bool:
+    """Say whether a processor, by what torch found, multiplies bf16 in units of its own (AVX-512 BF16 or AMX)."""
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _teachers() -> Iterator[Check]:

@@ -121,7 +121,8 @@ class Run:
             lambda folder: teacher.train_teacher(
                 config, source, Prepared(self.teacher_data.path), folder, seed=self.recipe.seed, runtime=self.runtime
             ),
-            config=config,
+            config=config.model_copy(update={"accumulate": config.accumulate or 1}),  # chosen parts change no result
+            without=teacher.SAME_RESULT,
             inputs={"data": self.prepared_artifact.digest, "weights": source.digest, **self._teacher_inputs},
             version=teacher.VERSION,
         )
@@ -150,11 +151,10 @@ class Run:
     def samples(self) -> tuple[Artifact, ...]:
         """The images sampled from the diffusion model, before the gate: in blocks, which larger sets share."""
         blocks = samples.blocks(self.recipe.transfer.synthetic)
-        bf16 = self.recipe.engine.precision == "bf16-mixed"
         return tuple(
             samples.build_samples(
                 self.store, self.recipe.diffusion, self.diffusion, self.prepared, numbers,
-                seed=self._diffusion_seed, runtime=self.runtime, bf16=bf16,
+                seed=self._diffusion_seed, runtime=self.runtime,
             )
             for numbers in blocks
         )  # fmt: skip

@@ -60,3 +60,38 @@ def test_equal_methods_are_simulated() -> None:
     rows = json.loads(answer.stdout)["rows"]
     assert {row["seeds"] for row in rows} == {1, 3, 5}
     assert all(0 <= row[share] <= 100 for row in rows for share in ("p < 0.05, %", "interval without 0, %"))
+
+
+@pytest.mark.slow
+def test_precisions_are_timed_against_float32() -> None:
+    usual, half = run("engine.py")
+    assert (usual["way"], half["way"]) == ("32-true", "bf16-mixed")
+    assert usual["step / 32-true"] == 1
+    assert half["step / 32-true"] == pytest.approx(half["step s"] / usual["step s"])
+
+
+@pytest.mark.slow
+def test_the_figures_of_a_gpu_can_be_taken_part_by_part(tmp_path: Path) -> None:
+    """On the CPU with tiny networks: every part answers, and what has an answer is not measured again."""
+    program = [sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "--json", "--out", str(tmp_path), "--minutes"]
+    nothing = json.loads(subprocess.run([*program, "0"], capture_output=True, text=True, check=True).stdout)
+    assert not nothing["parts"]
+    assert all("the time is over" in note for note in nothing["missing"].values())
+    ended = subprocess.run([*program, "9"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert not found["missing"]
+    parts = {name: part["rows"] for name, part in found["parts"].items()}
+    assert parts.keys() == nothing["missing"].keys()
+    assert [(row["precision"], row["blocks"]) for row in parts["sam-large"]][:2] == [
+        ("32-true", "kept"),
+        ("32-true", "computed again"),
+    ]
+    assert all(row["images/s"] > 0 for name in ("sam-small", "sam-large", "diffusion-base") for row in parts[name])
+    stages = [row["stage"] for row in parts["recipe"]]
+    assert {"teacher", "cache", "distill", "finetune", "evaluate"} <= set(stages)
+    assert [row["processes"] for row in parts["processes"]] == [1, 2]
+    assert parts["processes"][0]["Dice"] == pytest.approx(parts["processes"][1]["Dice"], abs=0.02)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    subprocess.run([*program, "9"], capture_output=True, check=True)
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}

@@ -27,6 +27,7 @@ from tskd.artifacts import (
     Artifact,
     Store,
     canonical_json,
+    environment,
     find_by_digest,
     finished,
     finished_in,
@@ -322,15 +323,18 @@ def test_peak_memory_of_a_gpu_is_that_of_the_block(monkeypatch: pytest.MonkeyPat
     held = {"now": 300 * 2**20, "peak": 900 * 2**20}
     cuda = SimpleNamespace(
         is_initialized=lambda: True,
+        get_device_name=lambda: "A100",
         max_memory_allocated=lambda: held["peak"],
         reset_peak_memory_stats=lambda: held.update(peak=held["now"]),
     )
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    torch = SimpleNamespace(cuda=cuda, get_float32_matmul_precision=lambda: "high")
+    monkeypatch.setitem(sys.modules, "torch", torch)
     with measured() as usage:
         held["peak"] = 500 * 2**20
     with measured() as next_one:
         pass
     assert (usage["peak_gpu_memory_mb"], next_one["peak_gpu_memory_mb"]) == (500, 300)
+    assert environment()["device"] == "A100, TF32", "what rounds its products is told"
 
 
 def test_a_folder_without_a_manifest_is_moved_aside_and_made_again(tmp_path: Path) -> None:

@@ -157,6 +157,13 @@ def test_a_recipe_is_frozen_and_survives_json() -> None:
     assert build_recipe(recipe.model_dump(mode="json"), "run.json") == recipe
 
 
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_the_cache_is_switched_as_the_messages_say(word: str, tmp_path: Path) -> None:
+    """Bare words that YAML takes for truth values."""
+    assert load_recipe(None, [f"distill.cache={word}"]).distill.cache == word
+    assert load_recipe(recipe_file(tmp_path, f"distill: {{cache: {word}}}\n")).distill.cache == word
+
+
 def test_a_batch_is_cut_into_equal_parts() -> None:
     assert "batch_size 16 cannot be cut into 3 equal parts" in refusal("teacher.accumulate=3")
     assert load_recipe(None, ["teacher.accumulate=4"]).teacher.accumulate == 4

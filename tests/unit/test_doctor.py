@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from tskd import doctor
-from tskd.doctor import Check, as_text, compare_versions, examine, is_broken
+from tskd.doctor import (
+    Check,
+    as_text,
+    compare_versions,
+    examine,
+    half_precision_of,
+    has_fast_bf16,
+    is_broken,
+)
 from tskd.models import weights
 
 REQUIREMENTS = ["torch>=2.9", "numpy>=2", "monai>=1.5", 'ray>=2.40; extra == "cluster"']
@@ -36,6 +44,23 @@ def test_a_missing_extra_is_a_note_and_not_broken(monkeypatch: pytest.MonkeyPatc
     assert {check.status for check in extras} == {"note"}
     assert all("pip install 'tskd[" in check.remedy for check in extras)
     assert not is_broken(extras)
+
+
+@pytest.mark.parametrize(
+    ("capability", "units", "setting"),
+    [((9, 0), "bf16 and TF32", "bf16-mixed"), ((7, 5), "float16, no bf16", "16-mixed"), ((6, 1), "float32 only", "")],
+)
+def test_the_precision_that_suits_a_gpu_is_named(capability: tuple[int, int], units: str, setting: str) -> None:
+    found, hint = half_precision_of(capability)
+    assert found == units
+    assert hint.endswith(f"engine.precision={setting}" if setting else "")
+
+
+def test_processors_with_bf16_units_are_known_by_what_torch_says() -> None:
+    assert has_fast_bf16({"avx512_bf16": True, "amx_bf16": False})
+    assert has_fast_bf16({"amx_bf16": True})
+    assert not has_fast_bf16({"avx512_f": True, "avx512_bf16": False})
+    assert not has_fast_bf16({})
 
 
 def test_everything_is_looked_at_and_shown_with_its_remedy() -> None:

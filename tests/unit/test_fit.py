@@ -25,6 +25,7 @@ from tskd.types import Batch
 SETTINGS = TrainConfig(steps=24, batch_size=4, lr=0.05, validate_every=4, ema=0.8)
 EVERY_STEP = Runtime(open_runtime(EngineConfig(accelerator="cpu")).fabric, checkpoint_seconds=0)
 """Saves the state whenever it may."""
+FLOAT16 = open_runtime(EngineConfig(accelerator="cpu", precision="16-mixed", checkpoint_seconds=0))
 
 
 class Killed(Exception):
@@ -218,6 +219,76 @@ def test_numbers_that_are_not_finite_stop_the_training_and_spare_the_state(tmp_p
     mended = training()
     fit(mended, tmp_path, EVERY_STEP)
     assert_same(selected(mended), uninterrupted(SETTINGS, tmp_path / "whole")[0])
+
+
+def overflowing(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    """A loss whose gradient is beyond float16 at the first scale and within it a few skipped steps later."""
+    return {"loss": 10 * step(module, batch)["loss"]}
+
+
+def in_float16(kills: list[int], folder: Path) -> Training:
+    """Train in float16 with these kills."""
+    folder.mkdir()
+    for kill in kills:
+        with pytest.raises(Killed):
+            fit(replace(training(), step=overflowing, on_step=kill_at(kill)), folder, FLOAT16)
+    work = replace(training(), step=overflowing)
+    fit(work, folder, FLOAT16)
+    return work
+
+
+def test_a_killed_training_in_float16_goes_on_with_the_scale_it_had(tmp_path: Path) -> None:
+    whole = in_float16([], tmp_path / "whole")
+    lines = read_log(tmp_path / "whole")
+    skipped = sum(line.get("skipped_steps", 0) for line in lines)
+    assert 0 < skipped < 8, "a resume with a new scaler would skip steps again"
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert_same(selected(in_float16([9, 14], tmp_path / "broken")), selected(whole))
+
+
+def test_trainings_in_float16_do_not_hand_on_their_scale(tmp_path: Path) -> None:
+    """The second of one process skips as many steps as the first, so that both are what they would be alone."""
+    first, second = (selected(in_float16([], tmp_path / name)) for name in ("first", "second"))
+    assert_same(first, second)
+
+
+def test_a_bad_image_costs_float16_a_step_and_bad_images_alone_stop_it(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    work = replace(training(), step=not_finite_at(11, loss=False))
+    assert fit(work, tmp_path / "one", FLOAT16).steps == SETTINGS.steps
+    assert [line["skipped_steps"] for line in read_log(tmp_path / "one") if line["step"] == 12 and "loss" in line] == [
+        1
+    ]
+    assert all(bool(value.isfinite().all()) for value in selected(work).values())
+
+    def all_bad(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        value = step(module, batch)["loss"]
+        return {"loss": (value - value.detach()).sqrt()}
+
+    with pytest.raises(RunFailed, match=r"step 16 is not finite .*engine.precision=32-true"):
+        fit(replace(training(), step=all_bad), tmp_path, FLOAT16)
+
+
+def test_a_compiled_training_can_be_resumed_without_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names in the checkpoint are those of the module itself, and validation does not see the compiled one."""
+    expected, _ = uninterrupted(SETTINGS, tmp_path / "whole")
+    compiled: list[nn.Module] = []
+    original = torch.compile
+
+    def compile_fast(module: nn.Module, **options: object) -> nn.Module:
+        compiled.append(module)
+        return original(module, **{"backend": "eager", **options})  # the graph is captured, not made machine code
+
+    monkeypatch.setattr(torch, "compile", compile_fast)
+    with pytest.raises(Killed):
+        fit(replace(training(), on_step=kill_at(9)), tmp_path, replace(EVERY_STEP, compile=True))
+    assert compiled
+    compiled.clear()
+    work = training()
+    fit(work, tmp_path, EVERY_STEP)
+    assert not compiled
+    for name, value in selected(work).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_loss_stops_a_training(tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ class Noise:
 
 def process(rank: int, of: int) -> Runtime:
     """Return the view that one of several processes has; its barrier does not wait."""
-    fabric = SimpleNamespace(global_rank=rank, world_size=of, is_global_zero=rank == 0, barrier=lambda: None)
+    fabric = SimpleNamespace(
+        global_rank=rank, world_size=of, is_global_zero=rank == 0, barrier=lambda: None, device=torch.device("cpu")
+    )
     return Runtime(cast("Any", fabric))
 
 

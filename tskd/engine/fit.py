@@ -19,6 +19,7 @@ from tskd.console import Advance, progress, say
 from tskd.engine.batches import Batches
 from tskd.engine.checkpoints import load_checkpoint, save_checkpoint
 from tskd.engine.logs import TrainingLog
+from tskd.engine.out_of_memory import memory_explained, training_remedies
 from tskd.engine.runtime import Runtime
 from tskd.engine.schedules import learning_rate_factor, parameter_groups
 from tskd.errors import Paused, RunFailed, UserError
@@ -27,6 +28,9 @@ from tskd.types import Batch, StepFn
 
 LOG_EVERY = 10
 """Steps between two looks at the loss: each look makes a GPU wait."""
+LEAST_SCALE = 1.0
+"""Of float16 gradients. A gradient that is not finite at its true size is no overflow of scaling; from the first scale
+(2^16) it takes 17 skipped steps in a row to get below."""
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 """Scores a network; ``score`` is what selects the weights, higher is better."""
@@ -69,13 +73,15 @@ def fit(training: Training, folder: Path, runtime: Runtime) -> FitResult:
     """Train until the steps are done or patience ends, leave the selected weights in the module.
 
     The state is kept in ``folder``; a killed or paused training goes on from it and ends with the same weights, bit by
-    bit on a CPU. Raises Paused when the time limit is reached and RunFailed when the loss is not finite.
+    bit on a CPU. Raises Paused when the time limit is reached and RunFailed when the loss is not finite or the memory
+    does not suffice.
     """
-    loop = _Loop(training, folder, runtime)
-    loop.restore()
-    if not loop.finished:
-        loop.run()
-    loop.select()
+    with memory_explained(training.label, runtime.fabric.device, training_remedies(training.settings, runtime)):
+        loop = _Loop(training, folder, runtime)
+        loop.restore()
+        if not loop.finished:
+            loop.run()
+        loop.select()
     return loop.result
 
 
@@ -97,8 +103,11 @@ class _Loop:
             weight_decay=settings.weight_decay,
             layer_decay=training.layer_decay,
         )
-        optimizer = torch.optim.AdamW(groups, fused=True)
-        self.module, self.optimizer = runtime.fabric.setup(training.module, optimizer)
+        self.scaler = runtime.new_scaler()
+        optimizer = torch.optim.AdamW(groups, fused=self.scaler is None)  # a fused one cannot clip scaled gradients
+        # a wrapper, not the module itself: validation, whose batches have other shapes, stays as it is
+        module = torch.compile(training.module) if runtime.compile else training.module
+        self.module, self.optimizer = runtime.fabric.setup(module, optimizer)
         self.weights = {name: p for name, p in training.module.named_parameters() if p.requires_grad}
         self.buffers = dict(training.module.named_buffers())
         self.averaged = {**self.weights, **running_statistics(training.module)}
@@ -201,15 +210,18 @@ class _Loop:
 
     def _report(self, pending: list[tuple[int, dict[str, Tensor]]], log: TrainingLog | None, advance: Advance) -> None:
         """Log the mean losses of the pending steps over all processes; no state is ever saved after a step whose loss
-        or gradient was not finite."""
+        or gradient was not finite, unless the scaler skipped the step."""
         names = list(pending[0][1])
         table = torch.stack([torch.stack([losses[name].float() for name in names]) for _, losses in pending])
         values = self.runtime.fabric.all_reduce(table, reduce_op="mean").tolist()
+        can_skip = self.scaler is not None and self.scaler.get_scale() >= LEAST_SCALE
         for (step, _), row in zip(pending, values):
             losses = dict(zip(names, row))
-            if not math.isfinite(losses["loss"] + losses["gradient_norm"]):
+            if not math.isfinite(losses["loss"] + (0 if can_skip else losses["gradient_norm"])):
                 raise RunFailed(self._not_finite(step, losses))
         means = {name: sum(column) / len(pending) for name, column in zip(names, zip(*values))}
+        if not math.isfinite(means["gradient_norm"]):
+            means |= _of_taken([row[names.index("gradient_norm")] for row in values])
         advance(self.result.steps, f"loss {means['loss']:.4f}")
         if log is not None:
             rate = self.optimizer.param_groups[-1]["lr"]
@@ -218,10 +230,11 @@ class _Loop:
     def _not_finite(self, step: int, losses: Mapping[str, float]) -> str:
         names = ", ".join(name for part in self._read(step) for name in part.names)
         values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        wider = ", or set engine.precision=32-true: float16 ends at 65504" if self.scaler else ""
         return (
             f"{self.training.label}: the loss or its gradient in step {step} is not finite ({values}). "
             f"Batch: {names or 'unnamed'}. The last good checkpoint is kept. "
-            "Look at these images, or lower the learning rate (lr)."
+            f"Look at these images, or lower the learning rate (lr){wider}."
         )
 
     def _validate(self, log: TrainingLog | None) -> None:
@@ -275,6 +288,7 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "best": self.best,
+            "scaler": self.scaler.state_dict() if self.scaler else {},
         }
 
     def restore(self) -> None:
@@ -284,6 +298,8 @@ class _Loop:
             return
         self.result = FitResult(**state["result"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
         device = self.runtime.fabric.device
         with torch.no_grad():
             for name, value in state["weights"].items():
@@ -294,6 +310,12 @@ class _Loop:
         self.best = {name: value.to(device) for name, value in state["best"].items()}
         if not self.finished:
             say(f"{self.training.label}: resumed at step {self.result.steps}")
+
+
+def _of_taken(norms: list[float]) -> dict[str, float]:
+    """Return what the log says where the scaler skipped some steps: the norm of the others, and how many it were."""
+    taken = [norm for norm in norms if math.isfinite(norm)]
+    return {"gradient_norm": sum(taken) / max(len(taken), 1), "skipped_steps": len(norms) - len(taken)}
 
 
 def running_statistics(module: nn.Module) -> dict[str, Tensor]:

@@ -145,8 +145,8 @@ class SamplingPlan:
     guidance: float = 1.0
     """1: the plain conditional model; above 1: the class is stressed at the cost of variety."""
     timesteps: int = 1000
-    bf16: bool = False
-    """Run the denoiser under bfloat16 autocast; the solver stays in float32."""
+    half: torch.dtype | None = None
+    """Run the denoiser under autocast to this type; the solver stays in float32."""
 
     def scheduler(self) -> Scheduler:
         """Return the solver, set to ``steps`` steps; raises UserError for a number of steps that it cannot take."""
@@ -215,7 +215,7 @@ def _sample_chunk(
 
 def _predict(model: Denoiser, noisy: Tensor, timesteps: Tensor, labels: Tensor | None, plan: SamplingPlan) -> Tensor:
     """Return the denoiser's answer in float32, guided away from its unconditional one where the plan says so."""
-    with torch.autocast(noisy.device.type, dtype=torch.bfloat16, enabled=plan.bf16):
+    with torch.autocast(noisy.device.type, dtype=plan.half, enabled=plan.half is not None):
         conditional = model(noisy, timesteps, labels).float()
         if labels is None or plan.guidance == 1:
             return conditional

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import SamModel
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamVisionEncoder
 from transformers.utils import logging
@@ -93,6 +94,7 @@ class SamSegmenter(nn.Module):
         """
         super().__init__()
         self.image_size = image_size
+        self.checkpointing = False
         self.encoder = resize_encoder(sam.vision_encoder, image_size=image_size)
         self.decoder = PromptFreeDecoder(sam, classes=classes)
         config = self.encoder.config
@@ -109,6 +111,10 @@ class SamSegmenter(nn.Module):
         logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
         return SegmentationOutput(features, logits)
 
+    def checkpoint_gradients(self) -> None:
+        """Keep only what enters a block for the backward pass, and compute the rest again there."""
+        self.checkpointing = True
+
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the features alone."""
         pixels = F.interpolate(images, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
@@ -118,7 +124,7 @@ class SamSegmenter(nn.Module):
             tokens = tokens + self.encoder.pos_embed
         features = []
         for index, block in enumerate(self.encoder.layers):
-            tokens = block(tokens)
+            tokens = checkpoint(block, tokens, use_reentrant=False) if self.checkpointing else block(tokens)
             if index in self.taps:
                 features.append(tokens.permute(0, 3, 1, 2))
         return (*features, self.encoder.neck(tokens))

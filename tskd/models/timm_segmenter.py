@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tskd.errors import UserError
 from tskd.models.backbones import NO_ENCODER, build_encoder, fit_backbone
@@ -63,6 +64,19 @@ class TimmSegmenter(nn.Module):
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the features alone."""
         return tuple(self.encoder(self.normalise(images)))
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only what enters a block for the backward pass, and compute the rest again there.
+
+        Raises UserError where timm does not offer it, and for batch norm, whose statistics would move twice a step.
+        """
+        network = getattr(self.encoder, "model", self.encoder)
+        if not hasattr(network, "set_grad_checkpointing") or any(isinstance(m, _BatchNorm) for m in network.modules()):
+            raise UserError(
+                f"gradient_checkpointing: not for {type(network).__name__} networks with batch norm or of this kind. "
+                "Leave it off and cut the batch into parts (accumulate) instead."
+            )
+        network.set_grad_checkpointing()
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return what the encoder sees: (B, 3, S, S), with the pixel statistics of its pretraining."""

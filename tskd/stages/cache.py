@@ -36,6 +36,7 @@ from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
 from tskd.engine.batches import crop_batch, geometry_range, to_images
 from tskd.engine.order import batch_order, part_of
+from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.distance import match_grid, match_size
 from tskd.models.projections import matching_level
 from tskd.seeding import numpy_generator, torch_generator
@@ -129,7 +130,8 @@ def build_cache(
     fabric = runtime.fabric
     teacher = teacher.to(fabric.device).requires_grad_(False).eval()
     say(f"cache: {layout.images} images x {layout.views} views, {layout.bytes / 1e6:.0f} MB on disk")
-    with progress("cache: teacher", layout.shards) as advance:
+    explained = memory_explained("cache", fabric.device, inference_remedies("teacher.image_size", runtime))
+    with explained, progress("cache: teacher", layout.shards) as advance:
         for shard in range(fabric.global_rank, layout.shards, fabric.world_size):
             if not shard_path(folder, shard).exists():
                 _write_shard(teacher, transfer, layout, augment, folder, shard, runtime)

@@ -18,6 +18,7 @@ from tskd.console import progress
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime
 from tskd.engine.batches import to_images
+from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
 from tskd.metrics.segmentation import ScoreRow, agreement, score_case, shared_unit, summarise
@@ -61,7 +62,8 @@ def evaluate(
     (folder / PREDICTIONS).mkdir(exist_ok=True)
     model.to(device).eval()
     scores: list[ScoreRow] = []
-    with progress(f"evaluate {title}", len(rows)) as advance:
+    explained = memory_explained(f"evaluate {title}", device, inference_remedies("data.image_size (or the teacher's)"))
+    with explained, progress(f"evaluate {title}", len(rows)) as advance:
         for done, row in enumerate(rows, start=1):
             prediction = predict_image(model, prepared.native_image(row), device)
             Image.fromarray(prediction).save(prediction_path(folder, row))

@@ -20,6 +20,7 @@ from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferImages, TransferRecord, TransferSet
 from tskd.engine import Runtime, Training, fit
 from tskd.engine.batches import to_images
+from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.classes import hard_prediction
 from tskd.losses.distance import match_size
 from tskd.models.flops import gflops, inference_flops, training_flops
@@ -70,7 +71,8 @@ def predict_masks(
     teacher.to(device)
     size = torch.Size((image_size, image_size))
     masks = np.empty((len(images), *size), np.uint8)
-    with progress("pseudo-labels: teacher", len(images)) as advance:
+    explained = memory_explained("pseudo-labels", device, inference_remedies("teacher.image_size", runtime))
+    with explained, progress("pseudo-labels: teacher", len(images)) as advance:
         for start in range(0, len(images), _AT_ONCE):
             rows = np.arange(start, min(start + _AT_ONCE, len(images)))
             with torch.inference_mode(), runtime.fabric.autocast():

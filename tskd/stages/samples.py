@@ -17,6 +17,7 @@ from tskd.console import progress
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import SAMPLES, write_images
 from tskd.engine import Runtime
+from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.errors import Paused, UserError
 from tskd.models.diffusion import SamplingPlan, images_at_once, sample, to_uint8
 from tskd.models.swin_unet import Denoiser
@@ -26,6 +27,7 @@ from tskd.stages.diffusion import SAMPLING_SETTINGS, load_denoiser, plan_of, rea
 from tskd.stages.evaluate import refuse_seen_cases
 
 VERSION = 2
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 BLOCK = 500
 """Images of one artifact: a set of 3000 finds those of a set of 1000 drawn already."""
 
@@ -76,11 +78,12 @@ class DiffusionSampler:
 
 
 def open_sampler(
-    denoiser: Path, config: DiffusionConfig, *, image_size: int, seed: int, runtime: Runtime, bf16: bool = False
+    denoiser: Path, config: DiffusionConfig, *, image_size: int, seed: int, runtime: Runtime
 ) -> DiffusionSampler:
     """Return the sampler of a ``diffusion`` artifact, by the solver, steps and guidance of the settings."""
     model, description = load_denoiser(denoiser)
-    changes = {"solver": config.sampler, "steps": config.sampling_steps, "guidance": config.guidance, "bf16": bf16}
+    half = HALF.get(runtime.precision)
+    changes = {"solver": config.sampler, "steps": config.sampling_steps, "guidance": config.guidance, "half": half}
     counts = np.array(list(description["classes"].values()), dtype=np.float64)
     device = runtime.fabric.device
     shares = (counts / counts.sum()).tolist() if counts.size else []
@@ -103,14 +106,13 @@ def build_samples(
     *,
     seed: int,
     runtime: Runtime,
-    bf16: bool,
 ) -> Artifact:
     """Return the block of images of these numbers, drawn from a trained denoiser that saw no test case."""
 
     def make(folder: Path) -> Mapping[str, Any]:
         refuse_seen_cases(read_seen_cases(denoiser.path), prepared, what="the diffusion model")
         size = prepared.image_size
-        sampler = open_sampler(denoiser.path, config, image_size=size, seed=seed, runtime=runtime, bf16=bf16)
+        sampler = open_sampler(denoiser.path, config, image_size=size, seed=seed, runtime=runtime)
         return draw_samples(numbers, sampler, folder, runtime=runtime)
 
     settings = config.model_dump(include=set(SAMPLING_SETTINGS))
@@ -134,7 +136,8 @@ def draw_samples(numbers: range, sampler: Sampler, folder: Path, *, runtime: Run
     paths = [folder / CHECKPOINTS / f"samples-{chunk.start:06d}.npy" for chunk in chunks]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     fabric = runtime.fabric
-    with progress(f"samples {numbers.start} to {numbers.stop - 1}", len(paths)) as advance:
+    explained = memory_explained("samples", fabric.device, inference_remedies("diffusion.image_size", runtime))
+    with explained, progress(f"samples {numbers.start} to {numbers.stop - 1}", len(paths)) as advance:
         for place in range(fabric.global_rank, len(paths), fabric.world_size):
             if not paths[place].exists() and not runtime.out_of_time:
                 _write_chunk(sampler(chunks[place]), paths[place])

@@ -31,7 +31,11 @@ from tskd.stages.supervised import label_step, labelled_batches, training_labels
 
 VERSION = 3
 FILE = "adapter.safetensors"
+SAME_RESULT = frozenset({"gradient_checkpointing"})
+"""Settings that the artifact does not depend on: where memory was short, training goes on from its state with them."""
 SAM_IMAGE_SIZE = 512
+SAM_PIXELS_AT_ONCE = 4 * 512**2
+"""An image of 512 px needs 0.93 GB in a training step of ViT-B in float32: 16 at once would not fit a T4."""
 
 
 class TeacherSource(NamedTuple):
@@ -107,6 +111,18 @@ SOURCES: Mapping[str, Callable[[TeacherConfig, str, bool], TeacherSource]] = {
 }
 
 
+def parts_of_batch(config: TeacherConfig, source: TeacherSource, processes: int) -> int:
+    """Return into how many parts each process cuts its share of a batch: as the settings say or, for SAM, the fewest
+    equal ones that hold no more than ``SAM_PIXELS_AT_ONCE``."""
+    if config.accumulate is not None:
+        return config.accumulate
+    share, left = divmod(config.batch_size, processes)
+    if source.description["kind"] != "sam" or left:  # the loop says what does not divide
+        return 1
+    most = max(1, SAM_PIXELS_AT_ONCE // source.description["image_size"] ** 2)
+    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
+
+
 def bare_digest(source: TeacherSource) -> str:
     """Return a digest of the teacher as it is before adaptation."""
     assert source.digest != RANDOM, "methods.check_names refuses what has nothing to teach"
@@ -124,9 +140,12 @@ def train_teacher(
     """Adapt the base model on the labelled budget, selected on its validation part; save what differs from the base."""
     say(f"teacher: {source.title}")
     torch.manual_seed(derive(seed, "teacher"))
-    model = build_model(source.description)
+    model: Any = build_model(source.description)
     trainable = adapt(model, source.description)
     flops = training_flops(model, prepared.image_size)
+    if config.gradient_checkpointing:  # after the operations were counted: they are those of the method
+        model.checkpoint_gradients()
+    config = config.model_copy(update={"accumulate": parts_of_batch(config, source, runtime.fabric.world_size)})
     batches = labelled_batches(
         training_labels(prepared), prepared.classes, config, config.augment, derive(seed, "teacher batches")
     )
