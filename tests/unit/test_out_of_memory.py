@@ -110,11 +110,11 @@ class Full(nn.Module):
 def test_every_stage_that_asks_a_network_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = make_prepared(tmp_path / "prepared", size=32)
     transfer = make_transfer(tmp_path / "transfer", prepared)
-    layout = plan_cache(Full(1), Full(1), transfer, views=1, seed=0)
+    layout = plan_cache(Full(1), Full(1), transfer, image_size=32, views=1, seed=0)
     with pytest.raises(RunFailed, match=r"(?s)cache: out of memory.*teacher.image_size"):
         build_cache(Full(1), transfer, layout, AugmentConfig(), tmp_path, runtime=EVERY_STEP)
     with pytest.raises(RunFailed, match=r"(?s)pseudo-labels: out of memory.*teacher.image_size"):
-        predict_masks(Full(1), transfer, tmp_path, runtime=EVERY_STEP)
+        predict_masks(Full(1), transfer, tmp_path, image_size=32, runtime=EVERY_STEP)
     monkeypatch.setattr(type(prepared), "native_image", lambda self, row: self.images[row])
     with pytest.raises(RunFailed, match=r"(?s)evaluate student: out of memory.*engine.accelerator=cpu"):
         evaluate(EvaluateConfig(), Full(0), prepared, tmp_path, title="student", device=CPU)
