@@ -352,7 +352,7 @@ class EngineConfig(Section):
     tf32: bool = True
     """float32 products may use a GPU's TF32 units where it has them (Ampere and later)."""
     compile: bool = False
-    """Training forward passes go through torch.compile: a minute of waiting for each training, then faster steps."""
+    """Training forward passes go through torch.compile: a minute of waiting before each training; no gain on a CPU."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     threads: Positive | None = None
     """CPU threads; None: as torch chooses."""
