@@ -39,9 +39,10 @@ def test_the_recipe_decides_threads_precision_and_saving() -> None:
     assert module(torch.ones(1, 2)).dtype == torch.float32
 
 
-def test_float16_is_float16_on_a_cpu_too() -> None:
+def test_float16_is_float16_on_a_cpu_too(capsys: pytest.CaptureFixture[str]) -> None:
     """Fabric would silently take bf16 for it."""
     runtime = open_runtime(EngineConfig(**CPU, precision="16-mixed"))
+    assert "ten times as long" in capsys.readouterr().err
     module = runtime.fabric.setup(torch.nn.Linear(2, 2))
     with runtime.fabric.autocast():
         assert torch.nn.functional.linear(torch.ones(1, 2), module.weight).dtype == torch.float16

@@ -14,6 +14,7 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from tskd.config import EngineConfig, PrecisionName
+from tskd.console import warn
 from tskd.errors import UserError
 from tskd.memory import keep_freed_memory
 
@@ -85,6 +86,8 @@ def open_runtime(config: EngineConfig, *, minutes: float | None = None) -> Runti
         fabric.launch()
     if fabric.device.type == "cpu":
         keep_freed_memory()
+        if float16:
+            warn("engine.precision=16-mixed is for GPUs without bf16; a processor takes ten times as long with it")
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     return Runtime(fabric, config.checkpoint_seconds, deadline, config.precision, float16, config.compile)
 

@@ -73,8 +73,8 @@ class TimmSegmenter(nn.Module):
         network = getattr(self.encoder, "model", self.encoder)
         if not hasattr(network, "set_grad_checkpointing") or any(isinstance(m, _BatchNorm) for m in network.modules()):
             raise UserError(
-                f"gradient_checkpointing: not for {type(network).__name__} networks with batch norm or of this kind. "
-                "Leave it off and cut the batch into parts (accumulate) instead."
+                "teacher.gradient_checkpointing is for SAM and timm networks without batch norm. Leave it off; "
+                "--set teacher.accumulate=4 cuts the batch into parts instead."
             )
         network.set_grad_checkpointing()
 
