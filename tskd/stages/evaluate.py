@@ -1,11 +1,13 @@
-"""Evaluate: score a model on the test images at their own size, case by case, and draw what it does."""
+"""Evaluate: score a model on the test images at their own size, volume by volume, and draw what it does."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,16 +18,28 @@ from tskd.artifacts import Artifact, Builder, write_json
 from tskd.config import EvaluateConfig
 from tskd.console import progress
 from tskd.data.prepared import Prepared
+from tskd.data.volumes import Stack, find_stacks
 from tskd.engine import Runtime
 from tskd.engine.batches import to_images
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
-from tskd.metrics.segmentation import ScoreRow, agreement, score_case, shared_unit, summarise
+from tskd.metrics.segmentation import (
+    Level,
+    ScoreRow,
+    Spacing,
+    Unit,
+    agreement,
+    headline,
+    score_case,
+    shared_unit,
+    summarise,
+)
 from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel
 from tskd.stages.evaluated import CASES, PREDICTIONS, pick_overlays, prediction_path, read_prediction, write_cases
+from tskd.types import UNLABELLED
 
-VERSION = 2
+VERSION = 3
 SUMMARY, OVERLAYS = "summary.json", "overlays"
 
 
@@ -55,24 +69,104 @@ def build_evaluation(
 def evaluate(
     config: EvaluateConfig, model: nn.Module, prepared: Prepared, folder: Path, *, title: str, device: torch.device
 ) -> dict[str, Any]:
-    """Predict every test image, score it, keep scores, predictions and overlays; return the summary."""
-    rows = prepared.rows("test")
-    unit, remark = shared_unit(prepared.records[row].spacing for row in rows)
+    """Predict every test image, score it and its volume, keep scores, predictions and overlays; return the summary."""
+    scoring = Scoring.of(prepared)
     (folder / PREDICTIONS).mkdir(exist_ok=True)
     model.to(device).eval()
-    scores: list[ScoreRow] = []
-    with progress(f"evaluate {title}", len(rows)) as advance:
-        for done, row in enumerate(rows, start=1):
-            prediction = predict_image(model, prepared.native_image(row), device)
+    with progress(f"evaluate {title}", len(prepared.rows("test"))) as advance:
+        kept = count(1)
+
+        def keep(row: int, prediction: np.ndarray) -> None:
             Image.fromarray(prediction).save(prediction_path(folder, row))
-            scores += _score(prepared, row, prediction, unit)
-            advance(done)
+            advance(next(kept))
+
+        scores = score_test_images(lambda image: predict_image(model, image, device), scoring, keep=keep)
     write_cases(scores, folder / CASES)
-    named = {"model": title, "dataset": prepared.dataset["name"]}
-    summary = {**named, **summarise(scores, seed=0).as_dict(), **({"remark": remark} if remark else {})}
+    summary = {"model": title, "dataset": prepared.dataset["name"], **summarise_levels(scores)}
+    summary |= {"remark": "; ".join(scoring.remarks)} if scoring.remarks else {}
     write_json(folder / SUMMARY, summary)
-    draw_overlays(prepared, folder, scores, count=config.overlays, title=title)
+    images = [score for score in scores if score.level == "image"]
+    draw_overlays(prepared, folder, images, count=config.overlays, title=title)
     return summary
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How the test images of a data set are scored: which of them make a volume, and in which unit."""
+
+    prepared: Prepared
+    stacks: tuple[Stack, ...]
+    """Empty: every image is scored by itself alone."""
+    units: Mapping[Level, Unit]
+    remarks: tuple[str, ...]
+    """What a reader of the scores should know."""
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Self:
+        """Look at the test part of a data set."""
+        rows = prepared.rows("test")
+        stacks, remarks = find_stacks(prepared.records, rows)
+        spacings = [prepared.records[row].spacing for row in rows]
+        image, of_images = shared_unit([spacing and spacing[:2] for spacing in spacings])
+        volume, of_volumes = shared_unit([stack.spacing for stack in stacks], "volume")
+        said = (*remarks, *(one for one in (of_images, of_volumes) if one is not None))
+        return cls(prepared, stacks, {"image": image, "volume": volume}, said)
+
+    def groups(self) -> Iterator[tuple[tuple[int, ...], Stack | None]]:
+        """Yield the rows that are scored together: a volume's, or a single one."""
+        if self.stacks:
+            yield from ((stack.rows, stack) for stack in self.stacks)
+        else:
+            yield from (((int(row),), None) for row in self.prepared.rows("test"))
+
+    def score_image(self, row: int, prediction: np.ndarray) -> list[ScoreRow]:
+        """Score one test image, (H, W) class indices, a row a class."""
+        record = self.prepared.records[row]
+        spacing = record.spacing[:2] if record.spacing and self.units["image"] == "mm" else None
+        return self._scores("image", record.case, record.id, prediction, self.prepared.native_mask(row), spacing)
+
+    def score_stack(self, stack: Stack, predictions: Sequence[np.ndarray]) -> list[ScoreRow]:
+        """Score one volume by the predictions of its slices, a row a class; slices without a mask are no part of it."""
+        spacing = stack.spacing if self.units["volume"] == "mm" else None
+        mask = stack.assemble(map(self.prepared.native_mask, stack.rows), missing=UNLABELLED)
+        return self._scores("volume", stack.case, stack.name, stack.assemble(predictions, missing=0), mask, spacing)
+
+    def _scores(
+        self, level: Level, case: str, name: str, prediction: np.ndarray, mask: np.ndarray, spacing: Spacing | None
+    ) -> list[ScoreRow]:
+        scores = score_case(prediction, mask, classes=len(self.prepared.classes), spacing=spacing)
+        return [ScoreRow(case, name, label, self.units[level], one, level) for label, one in enumerate(scores, start=1)]
+
+
+def score_test_images(
+    predict: Callable[[np.ndarray], np.ndarray],
+    scoring: Scoring,
+    *,
+    keep: Callable[[int, np.ndarray], None] = lambda row, prediction: None,
+) -> list[ScoreRow]:
+    """Return the scores of all test images, and of their volumes where they make some.
+
+    ``predict`` takes an image (H, W, 3) uint8 to class indices (H, W) uint8; ``keep`` is given each row's. The slices
+    of one volume are in memory at a time. ``headline`` takes the rows of the level that counts, for ``summarise``.
+    """
+    scores: list[ScoreRow] = []
+    for rows, stack in scoring.groups():
+        predictions = [predict(scoring.prepared.native_image(row)) for row in rows]
+        for row, prediction in zip(rows, predictions, strict=True):
+            keep(row, prediction)
+            scores += scoring.score_image(row, prediction)
+        if stack is not None:
+            scores += scoring.score_stack(stack, predictions)
+    return scores
+
+
+def summarise_levels(scores: Sequence[ScoreRow]) -> dict[str, Any]:
+    """Return the summary of volumes with that of their slices in ``slices``, or that of single images."""
+    summary = summarise(headline(scores), seed=0).as_dict()
+    if summary["level"] == "image":
+        return summary
+    slices = summarise([score for score in scores if score.level == "image"], seed=0).as_dict()
+    return {**summary, "n_images": slices["n_images"], "slices": slices}
 
 
 def predict_image(model: nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
@@ -83,10 +177,14 @@ def predict_image(model: nn.Module, image: np.ndarray, device: torch.device) -> 
 
 
 def mean_agreement(first: Path, second: Path, prepared: Prepared) -> float:
-    """Return the mean Dice between the predictions of two evaluations, e.g. teacher and student."""
+    """Return the mean Dice between the predictions of two evaluations, e.g. teacher and student, by volume or image."""
     classes = len(prepared.classes)
-    rows = prepared.rows("test")
-    return float(np.mean([agreement(read_prediction(first, r), read_prediction(second, r), classes) for r in rows]))
+
+    def stacked(folder: Path, rows: Sequence[int]) -> np.ndarray:
+        return np.stack([read_prediction(folder, row) for row in rows], axis=-1)
+
+    groups = Scoring.of(prepared).groups()
+    return float(np.mean([agreement(stacked(first, rows), stacked(second, rows), classes) for rows, _ in groups]))
 
 
 def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> None:
@@ -139,11 +237,3 @@ def draw_overlays(prepared: Prepared, folder: Path, scores: Sequence[ScoreRow], 
             class_names=prepared.classes,
         )
         panel.save(folder / OVERLAYS / f"{number:02d}_{rank}.png")
-
-
-def _score(prepared: Prepared, row: int, prediction: np.ndarray, unit: str) -> list[ScoreRow]:
-    record = prepared.records[row]
-    classes = len(prepared.classes)
-    spacing = record.spacing if unit == "mm" else None
-    scores = score_case(prediction, prepared.native_mask(row), classes=classes, spacing=spacing)
-    return [ScoreRow(record.case, record.id, label, unit, score) for label, score in enumerate(scores, start=1)]  # type: ignore[arg-type]
