@@ -22,7 +22,7 @@ from tskd.methods import METHODS
 from tskd.metrics.bias_variance import Decomposition
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT
-from tskd.report.text import missed
+from tskd.report.text import dice_of, missed
 
 PLAIN_WIDTH = 120
 
@@ -97,7 +97,7 @@ def _scores(comparison: Comparison) -> Table:
     grid = comparison.grid
     axes = [axis for axis in grid.axes if axis not in (*grid.replicates, METHOD)]
     table = Table(title=f"{grid.name}: means over seeds and label draws")
-    for column in (*axes, METHOD, "runs", "Dice", "lowest", "highest", "HD95", "missed", "MB", "ms"):
+    for column in (*axes, METHOD, "runs", _dice(comparison), "lowest", "highest", "HD95", "missed", "MB", "ms"):
         table.add_column(column, justify="left" if column in (*axes, METHOD) else "right")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in comparison.rows:
@@ -106,6 +106,12 @@ def _scores(comparison: Comparison) -> Table:
     for place, rows in groups.items():
         table.add_row(*_values(place), *_cells(rows))
     return table
+
+
+def _dice(comparison: Comparison) -> str:
+    """Return what the column of Dice is called; where data sets of volumes and of images are compared, plainly."""
+    levels = {row.get("level", "image") for row in comparison.rows if row["status"] == "done"}
+    return dice_of(levels.pop()) if len(levels) == 1 else "Dice"
 
 
 def _title(row: Mapping[str, Any]) -> str:

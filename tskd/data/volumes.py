@@ -56,7 +56,7 @@ def find_stacks(
         return (), (f"{single} of {len(rows)} images belong to no volume: all are scored as single images",)
     if uneven := sum(not _same_size([records[row] for row in members]) for members in groups.values()):
         return (), (
-            f"the slices of {uneven} of {len(groups)} volumes differ in size and cannot be stacked: all slices are scored "
+            f"the slices of {uneven} of {len(groups)} volumes differ in size and cannot be stacked: all are scored "
             "as single images",
         )
     stacks = tuple(_stack(str(name), members, records) for name, members in groups.items())

@@ -116,8 +116,8 @@ def score_case(
     array included. HD95 is the larger of the two directed 95th percentiles (linear interpolation) of nearest surface
     distances, ASSD the mean over both directions pooled: the definitions of MONAI's
     ``compute_hausdorff_distance(percentile=95)`` and ``compute_average_surface_distance(symmetric=True)``, which the
-    tests compare with. Raises ValueError when shapes differ, the spacing has another number of axes, an index lies outside 0
-    to ``classes`` or no pixel is labelled.
+    tests compare with. Raises ValueError when shapes differ, the spacing has another number of axes, an index lies
+    outside 0 to ``classes`` or no pixel is labelled.
     """
     prediction, mask = _labelled(prediction, mask, classes)
     step = spacing or (1.0,) * mask.ndim
