@@ -221,7 +221,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, object]:
         """Return what run.json and summary.json hold: plain JSON values, the unit in the names."""
-        fields: dict[str, object] = {}
+        fields: dict[str, object] = {"level": self.level} if self.by_class else {}
         intervals = {name: getattr(self, name) for name in MEASURES}
         if self.volume_error_ml is not None:
             intervals["volume_error_ml"] = self.volume_error_ml

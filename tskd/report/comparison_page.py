@@ -245,8 +245,8 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
         columns,
         rows,
         title=f"{title}: {_test_cases(cells)}",
-        note=f"Bold: the highest Dice. Missed, false positive: mean of a run, of all {cells[0].level}s and classes where "
-        "it can happen. TFLOP: training compute of the student, and beside it what only gives it targets.",
+        note=f"Bold: the highest Dice. Missed, false positive: mean of a run, of all {cells[0].level}s and classes "
+        "where it can happen. TFLOP: training compute of the student, and beside it what only gives it targets.",
         strong=frozenset({best}),
     )
 

@@ -154,8 +154,8 @@ def _score_table(run: RunFolder) -> Table:
         f"Bold: the {run.title(STUDENT)}, which is shipped.{teacher} "
         "Bootstrap intervals over cases. Mask and prediction both empty: Dice 1, distance 0. Only one of them empty "
         f"(missed, false positive; counted over {run.level}s and classes, of those with and without the class): Dice "
-        f"0, distance the {run.level} diagonal. Where found: the same distance over the {run.level}s that have a mask and "
-        "a prediction alone, which are others for every model."
+        f"0, distance the {run.level} diagonal. Where found: the same distance over the {run.level}s that have a mask "
+        "and a prediction alone, which are others for every model."
     )
     strong = frozenset({run.models.index(STUDENT)})
     return Table(columns, tuple(rows), note=note, strong=strong)
