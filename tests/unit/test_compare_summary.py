@@ -34,6 +34,13 @@ def row(method: str, dice: float) -> dict[str, Any]:
     }
 
 
+def test_the_column_says_that_volumes_were_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"name": "ours", "axes": AXES}))
+    rows = [{**row(name, 0.7), "level": "volume"} for name in ("with [logits]", "features alone")]
+    print_comparison(Comparison(load_grid(tmp_path / "grid.yaml"), tmp_path, rows, Statistics((), (), ()), [], []))
+    assert "3-D Dice" in capsys.readouterr().out
+
+
 def test_two_settings_of_one_method_are_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"name": "ours", "axes": AXES}))
     failed = {"run": "third", "status": "failed", "error": "install tskd[offline] [/] first"}

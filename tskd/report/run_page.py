@@ -73,7 +73,13 @@ def scores_section(run: RunFolder, tests: Sequence[PairTest]) -> Section | None:
         f"Means over {counted(own['n_cases'], 'test case')}{other} with {scored(own)} at their own size. A case: a "
         f"patient, a volume, or images that look alike.{stacked}"
     )
-    blocks = [_score_table(run), _forest(run), _paired_table(run, tests), _class_table(run), _slice_table(run)]
+    blocks: list[Block | None] = [
+        _score_table(run),
+        _forest(run),
+        _paired_table(run, tests),
+        _class_table(run),
+        _slice_table(run),
+    ]
     return section("scores", "Scores", lead, blocks)
 
 

@@ -72,7 +72,7 @@ def _scores(description: Mapping[str, Any]) -> str:
     scores = description["scores"]
     unit = _unit(next(iter(scores.values()), {}))
     lines = [_score_row(_TITLES.get(name, name), scores[name], unit) for name in _ordered(scores)]
-    level = next(iter(scores.values()), {}).get("level", "image")
+    level = next((one.get("level", "image") for one in scores.values()), "image")
     what = "of whole volumes, their slices stacked," if level == "volume" else "of single images"
     dice = "3-D Dice" if level == "volume" else "Dice"
     return (
