@@ -19,9 +19,10 @@ from tskd.config import DataConfig, EvaluateConfig
 from tskd.data.prepared import Prepared, PreparedRecord
 from tskd.data.volumes import find_stacks
 from tskd.metrics.segmentation import headline
-from tskd.stages.evaluate import Scoring, evaluate, mean_agreement, score_test_images, summarise_levels
+from tskd.stages.evaluate import evaluate, mean_agreement
 from tskd.stages.evaluated import CASES, read_cases
 from tskd.stages.prepare import open_data, prepare
+from tskd.stages.scoring import Scoring, score_test_images, summarise_levels
 from tskd.types import SegmentationOutput
 
 SIDE, DEPTH = 32, 6

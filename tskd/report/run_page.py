@@ -163,6 +163,8 @@ def _score_table(run: RunFolder) -> Table:
         f"0, distance the {run.level} diagonal. Where found: the same distance over the {run.level}s that have a mask "
         "and a prediction alone, which are others for every model."
     )
+    if remark := run.metrics[STUDENT].get("remark"):
+        note += f" Of these test images: {remark}."
     strong = frozenset({run.models.index(STUDENT)})
     return Table(columns, tuple(rows), note=note, strong=strong)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,26 +17,15 @@ from tskd.artifacts import Artifact, Builder, write_json
 from tskd.config import EvaluateConfig
 from tskd.console import progress
 from tskd.data.prepared import Prepared
-from tskd.data.volumes import Stack, find_stacks
 from tskd.engine import Runtime
 from tskd.engine.batches import to_images
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
-from tskd.metrics.segmentation import (
-    Level,
-    ScoreRow,
-    Spacing,
-    Unit,
-    agreement,
-    headline,
-    score_case,
-    shared_unit,
-    summarise,
-)
+from tskd.metrics.segmentation import ScoreRow, agreement
 from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel
 from tskd.stages.evaluated import CASES, PREDICTIONS, pick_overlays, prediction_path, read_prediction, write_cases
-from tskd.types import UNLABELLED
+from tskd.stages.scoring import Scoring, score_test_images, summarise_levels
 
 VERSION = 3
 SUMMARY, OVERLAYS = "summary.json", "overlays"
@@ -88,85 +76,6 @@ def evaluate(
     images = [score for score in scores if score.level == "image"]
     draw_overlays(prepared, folder, images, count=config.overlays, title=title)
     return summary
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How the test images of a data set are scored: which of them make a volume, and in which unit."""
-
-    prepared: Prepared
-    stacks: tuple[Stack, ...]
-    """Empty: every image is scored by itself alone."""
-    units: Mapping[Level, Unit]
-    remarks: tuple[str, ...]
-    """What a reader of the scores should know."""
-
-    @classmethod
-    def of(cls, prepared: Prepared) -> Self:
-        """Look at the test part of a data set."""
-        rows = prepared.rows("test")
-        stacks, remarks = find_stacks(prepared.records, rows)
-        spacings = [prepared.records[row].spacing for row in rows]
-        image, of_images = shared_unit([spacing and spacing[:2] for spacing in spacings])
-        volume, of_volumes = shared_unit([stack.spacing for stack in stacks], "volume")
-        said = (*remarks, *(one for one in (of_images, of_volumes) if one is not None))
-        return cls(prepared, stacks, {"image": image, "volume": volume}, said)
-
-    def groups(self) -> Iterator[tuple[tuple[int, ...], Stack | None]]:
-        """Yield the rows that are scored together: a volume's, or a single one."""
-        if self.stacks:
-            yield from ((stack.rows, stack) for stack in self.stacks)
-        else:
-            yield from (((int(row),), None) for row in self.prepared.rows("test"))
-
-    def score_image(self, row: int, prediction: np.ndarray) -> list[ScoreRow]:
-        """Score one test image, (H, W) class indices, a row a class."""
-        record = self.prepared.records[row]
-        spacing = record.spacing[:2] if record.spacing and self.units["image"] == "mm" else None
-        return self._scores("image", record.case, record.id, prediction, self.prepared.native_mask(row), spacing)
-
-    def score_stack(self, stack: Stack, predictions: Sequence[np.ndarray]) -> list[ScoreRow]:
-        """Score one volume by the predictions of its slices, a row a class; slices without a mask are no part of it."""
-        spacing = stack.spacing if self.units["volume"] == "mm" else None
-        mask = stack.assemble(map(self.prepared.native_mask, stack.rows), missing=UNLABELLED)
-        return self._scores("volume", stack.case, stack.name, stack.assemble(predictions, missing=0), mask, spacing)
-
-    def _scores(
-        self, level: Level, case: str, name: str, prediction: np.ndarray, mask: np.ndarray, spacing: Spacing | None
-    ) -> list[ScoreRow]:
-        scores = score_case(prediction, mask, classes=len(self.prepared.classes), spacing=spacing)
-        return [ScoreRow(case, name, label, self.units[level], one, level) for label, one in enumerate(scores, start=1)]
-
-
-def score_test_images(
-    predict: Callable[[np.ndarray], np.ndarray],
-    scoring: Scoring,
-    *,
-    keep: Callable[[int, np.ndarray], None] = lambda row, prediction: None,
-) -> list[ScoreRow]:
-    """Return the scores of all test images, and of their volumes where they make some.
-
-    ``predict`` takes an image (H, W, 3) uint8 to class indices (H, W) uint8; ``keep`` is given each row's. The slices
-    of one volume are in memory at a time. ``headline`` takes the rows of the level that counts, for ``summarise``.
-    """
-    scores: list[ScoreRow] = []
-    for rows, stack in scoring.groups():
-        predictions = [predict(scoring.prepared.native_image(row)) for row in rows]
-        for row, prediction in zip(rows, predictions, strict=True):
-            keep(row, prediction)
-            scores += scoring.score_image(row, prediction)
-        if stack is not None:
-            scores += scoring.score_stack(stack, predictions)
-    return scores
-
-
-def summarise_levels(scores: Sequence[ScoreRow]) -> dict[str, Any]:
-    """Return the summary of volumes with that of their slices in ``slices``, or that of single images."""
-    summary = summarise(headline(scores), seed=0).as_dict()
-    if summary["level"] == "image":
-        return summary
-    slices = summarise([score for score in scores if score.level == "image"], seed=0).as_dict()
-    return {**summary, "n_images": slices["n_images"], "slices": slices}
 
 
 def predict_image(model: nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
