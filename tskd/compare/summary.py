@@ -122,14 +122,19 @@ def _title(row: Mapping[str, Any]) -> str:
 
 def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
     dice = [row["dice"] for row in rows]
-    unit = "mm" if rows[0].get("hd95_mm") is not None else "px"
     return [
         str(len(rows)),
         *(f"{value:.3f}" for value in (mean(dice), min(dice), max(dice))),
-        f"{mean(row[f'hd95_{unit}'] for row in rows):.1f} {unit}",
+        _distance(rows),
         missed({name: mean(row[name] for row in rows) for name in ("missed", "scored")}, digits=1),
         *(f"{rows[0][name]:.1f}" if name in rows[0] else "-" for name in ("model_mb", "latency_ms")),  # not timed yet
     ]
+
+
+def _distance(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the mean HD95 in the unit that all rows have; none where earlier versions scored some in another."""
+    units = [unit for unit in ("mm", "px") if all(row.get(f"hd95_{unit}") is not None for row in rows)]
+    return f"{mean(row[f'hd95_{units[0]}'] for row in rows):.1f} {units[0]}" if units else "-"
 
 
 def _tests(tests: Sequence[tuple[Any, PairTest]]) -> Table:

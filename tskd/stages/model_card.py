@@ -90,7 +90,9 @@ def _by_slice(scores: Mapping[str, Any]) -> str:
     by_slice = scores.get("student", {}).get("slices")
     if by_slice is None:
         return ""
-    return f" Slice by slice this model has Dice {_number(by_slice, 'dice')}; a slice without a mask counts as 1 there."
+    return (
+        f" Slice by slice this model has Dice {_number(by_slice, 'dice')}; a slice that is rightly empty counts as 1."
+    )
 
 
 def _tested_on(description: Mapping[str, Any]) -> str:
