@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from tskd.config import DataConfig, EvaluateConfig
 from tskd.data.prepared import Prepared, PreparedRecord
 from tskd.data.volumes import find_stacks
-from tskd.metrics.segmentation import headline
 from tskd.stages.evaluate import evaluate, mean_agreement
 from tskd.stages.evaluated import CASES, read_cases
 from tskd.stages.prepare import open_data, prepare
-from tskd.stages.scoring import Scoring, score_test_images, summarise_levels
+from tskd.stages.scoring import Scoring, Tally, summarise_levels
 from tskd.types import SegmentationOutput
 
 SIDE, DEPTH = 32, 6
@@ -171,22 +170,32 @@ def folder_volumes(root: Path, *, spacing: str = "") -> Prepared:
     return Prepared(root / "prepared")
 
 
+def nothing_found(scoring: Scoring) -> Tally:
+    tally = Tally(scoring)
+    for row in scoring.prepared.rows("test"):
+        tally.add(row, np.zeros((SIDE, SIDE), np.uint8))
+    return tally
+
+
 def test_a_slice_without_a_mask_is_in_no_volume_and_frames_are_volumes_of_one_case(tmp_path: Path) -> None:
     scoring = Scoring.of(folder_volumes(tmp_path))
     assert scoring.remarks == ("1 slices inside of volumes have no mask and are not scored",)
     assert scoring.units == {"image": "px", "volume": "px"}
-    rows = score_test_images(lambda image: (image[..., 0] > 130).astype(np.uint8), scoring)
-    found = summarise_levels(rows)
-    assert [row.image for row in headline(rows)] == ["p0/f0", "p0/f1", "p1/f0", "p1/f1"]
+    tally = Tally(scoring)
+    for row in reversed(scoring.prepared.rows("test")):  # in whatever order slices come
+        tally.add(row, (scoring.prepared.native_image(row)[..., 0] > 130).astype(np.uint8))
+    found = summarise_levels(tally.scores)
+    assert sorted(row.image for row in tally.headline) == ["p0/f0", "p0/f1", "p1/f0", "p1/f1"]
     assert (found["n_cases"], found["n_volumes"], found["n_images"], found["dice"]) == (2, 4, 19, 1.0)
     assert "volume_error_ml" not in found
-    nothing = score_test_images(lambda image: np.zeros(image.shape[:2], np.uint8), scoring)
-    assert {row.score.hd95 for row in headline(nothing)} == {np.sqrt(2 * SIDE**2 + 25)}  # with the gap: five slices
+    assert {row.score.hd95 for row in nothing_found(scoring).headline} == {
+        np.sqrt(2 * SIDE**2 + 25)
+    }  # with the gap: five slices
 
 
 def test_slices_are_in_millimetres_where_the_distance_between_them_is_not_known(tmp_path: Path) -> None:
     scoring = Scoring.of(folder_volumes(tmp_path, spacing="spacing: [2, 2]"))
     assert scoring.units == {"image": "mm", "volume": "px"}
-    found = summarise_levels(score_test_images(lambda image: np.zeros(image.shape[:2], np.uint8), scoring))
+    found = summarise_levels(nothing_found(scoring).scores)
     assert found["hd95_px"] == pytest.approx(np.sqrt(2 * SIDE**2 + 25))
     assert found["slices"]["hd95_mm"] == pytest.approx(2 * np.hypot(SIDE, SIDE))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tskd.metrics.segmentation import ScoreRow, agreement
 from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel
 from tskd.stages.evaluated import CASES, PREDICTIONS, pick_overlays, prediction_path, read_prediction, write_cases
-from tskd.stages.scoring import Scoring, score_test_images, summarise_levels
+from tskd.stages.scoring import Scoring, Tally, summarise_levels
 
 VERSION = 3
 SUMMARY, OVERLAYS = "summary.json", "overlays"
@@ -58,22 +57,21 @@ def evaluate(
     config: EvaluateConfig, model: nn.Module, prepared: Prepared, folder: Path, *, title: str, device: torch.device
 ) -> dict[str, Any]:
     """Predict every test image, score it and its volume, keep scores, predictions and overlays; return the summary."""
-    scoring = Scoring.of(prepared)
+    rows, tally = prepared.rows("test"), Tally(Scoring.of(prepared))
     (folder / PREDICTIONS).mkdir(exist_ok=True)
     model.to(device).eval()
-    with progress(f"evaluate {title}", len(prepared.rows("test"))) as advance:
-        kept = count(1)
-
-        def keep(row: int, prediction: np.ndarray) -> None:
+    with progress(f"evaluate {title}", len(rows)) as advance:
+        for done, row in enumerate(rows, start=1):
+            prediction = predict_image(model, prepared.native_image(row), device)
             Image.fromarray(prediction).save(prediction_path(folder, row))
-            advance(next(kept))
-
-        scores = score_test_images(lambda image: predict_image(model, image, device), scoring, keep=keep)
-    write_cases(scores, folder / CASES)
-    summary = {"model": title, "dataset": prepared.dataset["name"], **summarise_levels(scores)}
-    summary |= {"remark": "; ".join(scoring.remarks)} if scoring.remarks else {}
+            tally.add(row, prediction)
+            advance(done)
+    write_cases(tally.scores, folder / CASES)
+    remarks = tally.scoring.remarks
+    named = {"model": title, "dataset": prepared.dataset["name"]}
+    summary = {**named, **summarise_levels(tally.scores), **({"remark": "; ".join(remarks)} if remarks else {})}
     write_json(folder / SUMMARY, summary)
-    images = [score for score in scores if score.level == "image"]
+    images = [score for score in tally.scores if score.level == "image"]
     draw_overlays(prepared, folder, images, count=config.overlays, title=title)
     return summary
 
@@ -93,7 +91,7 @@ def mean_agreement(first: Path, second: Path, prepared: Prepared) -> float:
         return np.stack([read_prediction(folder, row) for row in rows], axis=-1)
 
     groups = Scoring.of(prepared).groups()
-    return float(np.mean([agreement(stacked(first, rows), stacked(second, rows), classes) for rows, _ in groups]))
+    return float(np.mean([agreement(stacked(first, rows), stacked(second, rows), classes) for rows in groups]))
 
 
 def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> None:

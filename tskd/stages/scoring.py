@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -36,12 +37,14 @@ class Scoring:
         said = (*remarks, *(one for one in (of_images, of_volumes) if one is not None))
         return cls(prepared, stacks, {"image": image, "volume": volume}, said)
 
-    def groups(self) -> Iterator[tuple[tuple[int, ...], Stack | None]]:
-        """Yield the rows that are scored together: a volume's, or a single one."""
-        if self.stacks:
-            yield from ((stack.rows, stack) for stack in self.stacks)
-        else:
-            yield from (((int(row),), None) for row in self.prepared.rows("test"))
+    def groups(self) -> list[tuple[int, ...]]:
+        """Return the rows that are scored together: those of each volume, or single ones."""
+        return [stack.rows for stack in self.stacks] or [(int(row),) for row in self.prepared.rows("test")]
+
+    @cached_property
+    def stack_of(self) -> Mapping[int, Stack]:
+        """The volume of each row that is in one."""
+        return {row: stack for stack in self.stacks for row in stack.rows}
 
     def score_image(self, row: int, prediction: np.ndarray) -> list[ScoreRow]:
         """Score one test image, (H, W) class indices, a row a class."""
@@ -62,26 +65,29 @@ class Scoring:
         return [ScoreRow(case, name, label, self.units[level], one, level) for label, one in enumerate(scores, start=1)]
 
 
-def score_test_images(
-    predict: Callable[[np.ndarray], np.ndarray],
-    scoring: Scoring,
-    *,
-    keep: Callable[[int, np.ndarray], None] = lambda row, prediction: None,
-) -> list[ScoreRow]:
-    """Return the scores of all test images, and of their volumes where they make some.
+class Tally:
+    """The scores of one model on a test set, collected image by image in any order."""
 
-    ``predict`` takes an image (H, W, 3) uint8 to class indices (H, W) uint8; ``keep`` is given each row's. The slices
-    of one volume are in memory at a time. ``headline`` takes the rows of the level that counts, for ``summarise``.
-    """
-    scores: list[ScoreRow] = []
-    for rows, stack in scoring.groups():
-        predictions = [predict(scoring.prepared.native_image(row)) for row in rows]
-        for row, prediction in zip(rows, predictions, strict=True):
-            keep(row, prediction)
-            scores += scoring.score_image(row, prediction)
-        if stack is not None:
-            scores += scoring.score_stack(stack, predictions)
-    return scores
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring = scoring
+        self.scores: list[ScoreRow] = []
+        """Of every image so far, and of every volume whose slices have all come."""
+        self._waiting: dict[int, np.ndarray] = {}
+
+    def add(self, row: int, prediction: np.ndarray) -> None:
+        """Score the prediction of a row, (H, W) uint8 class indices, and its volume where this is the last slice."""
+        self.scores += self.scoring.score_image(row, prediction)
+        stack = self.scoring.stack_of.get(row)
+        if stack is None:
+            return
+        self._waiting[row] = prediction
+        if all(one in self._waiting for one in stack.rows):
+            self.scores += self.scoring.score_stack(stack, [self._waiting.pop(one) for one in stack.rows])
+
+    @property
+    def headline(self) -> list[ScoreRow]:
+        """The rows that ``summarise`` makes a model's figures from: volumes where the set has some, else images."""
+        return headline(self.scores)
 
 
 def summarise_levels(scores: Sequence[ScoreRow]) -> dict[str, Any]:
