@@ -12,6 +12,7 @@ METHOD, DATASET = "method", "dataset"
 REPLICATE_KEYS = frozenset({"seed", "data.budget_seed"})
 """An axis that sets nothing else repeats a measurement: statistics are over it, never between its values."""
 RESULT_COLUMNS = frozenset({
+    "level", "volume_error_ml",
     "run", "status", "error", "title", "dice", "dice_ci95_low", "dice_ci95_high", "iou", "hd95_px", "hd95_mm",
     "assd_px", "assd_mm", "n_cases", "scored", "missed", "false_positive", "both_empty", "seconds",
     "peak_memory_mb", "peak_gpu_memory_mb", "threads", "parameters", "model_mb", "latency_ms", "student_gflops",

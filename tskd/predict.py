@@ -201,12 +201,14 @@ class _Work:
 
 
 def volume_like(path: Path, planes: np.ndarray, *, axis: int = 2) -> nibabel.Nifti1Image:
-    """Return labels (N, H, W), a NIfTI volume's slices along ``axis`` as ``nifti.read_slice`` shows them, on its grid.
+    """Return labels (N, H, W), a NIfTI file's slices along ``axis`` as ``nifti.read_slice`` numbers and shows them.
 
-    Shape, affine and orientation are those of the file.
+    Shape, affine and orientation are those of the file; N is the number of slices times that of frames.
     """
     _, affine = nifti.canonical_grid(path)
-    voxels = np.moveaxis(planes[:, ::-1, ::-1].transpose(2, 1, 0), 2, axis)
+    frames = nifti.frame_count(path)
+    framed = planes.reshape(frames, -1, *planes.shape[1:])[..., ::-1, ::-1].transpose(3, 2, 1, 0)
+    voxels = np.moveaxis(framed if frames > 1 else framed[..., 0], 2, axis)
     canonical = nibabel.Nifti1Image(voxels, affine)
     stored_affine = nibabel.load(path).affine
     moved = canonical.as_reoriented(ornt_transform(io_orientation(affine), io_orientation(stored_affine)))

@@ -24,8 +24,8 @@ class Frame:
     path: Path
     index: int | None = None
     """Slice of a volume or frame of a file; None: the file is one image."""
-    spacing: tuple[float, float] | None = None
-    """Millimetres per pixel (row, column)."""
+    spacing: tuple[float, ...] | None = None
+    """Millimetres along (row, column), and to the next slice where that is known."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def _in_files(paths: Sequence[Path], root: Path, axis: int) -> Iterator[Item | F
 def _nifti_item(path: Path, root: Path, axis: int) -> Item | Failure:
     try:
         spacing = nifti.slice_spacing(path, axis=axis)
-        frames = tuple(Frame(path, index, spacing) for index in range(nifti.slice_count(path, axis=axis)))
+        count = nifti.slice_count(path, axis=axis) * nifti.frame_count(path)
+        frames = tuple(Frame(path, index, spacing) for index in range(count))
     except UserError as error:
         return Failure(path, str(error))
     return Item("nifti", frames, path.relative_to(root).with_name(nifti.volume_id(path)), path)

@@ -13,7 +13,7 @@ from rich.text import Text
 from tskd.console import duration
 from tskd.report import REPORT
 from tskd.report.run_folder import STUDENT, RunFolder, open_run
-from tskd.report.text import INTERVAL, capital, interval, invented, missed, number
+from tskd.report.text import INTERVAL, capital, dice_of, interval, invented, missed, number, scored
 from tskd.report.uses import uses_sentence
 from tskd.report.verdict import paired_tests, verdict
 
@@ -26,9 +26,9 @@ def print_summary(out: Path) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     run = open_run(out)
     summary = run.summary
-    images = f"{run.metrics[STUDENT]['n_images']} test images"
-    table = Table(title=f"{summary['dataset']}, {summary['labels']} labels, {images}, seed {summary['seed']}")
-    for column in ("model", "Dice", INTERVAL, f"HD95 {run.unit}", "cases", "missed", "false pos."):
+    tested = f"tested on {scored(run.metrics[STUDENT])}"
+    table = Table(title=f"{summary['dataset']}, {summary['labels']} labels, {tested}, seed {summary['seed']}")
+    for column in ("model", dice_of(run.level), INTERVAL, f"HD95 {run.unit}", "cases", "missed", "false pos."):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name in run.models:
         table.add_row(*(Text(cell) for cell in _cells(run, name)))

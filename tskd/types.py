@@ -25,12 +25,17 @@ class Record:
     image: Path
     mask: Path | None = None
     """None: the image is unlabelled."""
-    spacing: tuple[float, float] | None = None
-    """Millimetres per pixel (row, column); None: distances are in pixels."""
+    spacing: tuple[float, ...] | None = None
+    """Millimetres per pixel (row, column), then from slice to slice of its volume where that is known; None: distances
+    are in pixels."""
     index: int | None = None
-    """Slice of a volume or page of a stack; None: the file is one image."""
+    """Which image of its file: a slice, a frame, a page; None: the file is one image."""
     split: str | None = None
     """``train``, ``val`` or ``test`` where the data set says so itself."""
+    volume: str | None = None
+    """The volume whose slice it is, unique in the data set, e.g. patient and frame; None: a single image."""
+    place: int | None = None
+    """Its place in the volume, counted in slice distances; stated where ``volume`` is."""
 
 
 class SegmentationOutput(NamedTuple):

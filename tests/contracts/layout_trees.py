@@ -28,6 +28,10 @@ class Expected:
     values: set[int]
     """Mask values over all records."""
     splits: set[str | None] = field(default_factory=lambda: {None})
+    volumes: dict[str, int] = field(default_factory=dict)
+    """Slices of each volume; those that are in none are single images."""
+    spacing: tuple[float, ...] | None = None
+    """Of every slice of a volume."""
 
 
 def square(value: int = 1, *, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -126,7 +130,8 @@ def chaos_ct(root: Path) -> Expected:
             )  # fmt: skip
             if part == "Train_Sets":
                 save(square(number).astype(bool), volume / "Ground" / f"liver_GT_{number:03d}.png")
-    return Expected(("liver",), {"1": 2, "2": 2, "test/1": 2}, 4, {0, 1})
+    cases = {"1": 2, "2": 2, "test/1": 2}
+    return Expected(("liver",), cases, 4, {0, 1}, volumes=cases, spacing=(0.5, 0.8, 3.0))
 
 
 def chaos_mr(root: Path) -> Expected:
@@ -138,7 +143,9 @@ def chaos_mr(root: Path) -> Expected:
         save_dicom(np.full(SIZE, 300, np.uint16), path, Modality="MR", WindowCenter=300, WindowWidth=600)
     save(organs, root / "MR/5/T1DUAL/Ground/IMG-0004-00002.png")
     save(organs, root / "MR/5/T2SPIR/Ground/IMG-0002-00001.png")
-    return Expected(("liver", "right kidney", "left kidney", "spleen"), {"5": 3}, 3, {0, 1, 2, 3, 4})
+    volumes = {"5/t1_in": 1, "5/t1_out": 1, "5/t2": 1}
+    organs_named = ("liver", "right kidney", "left kidney", "spleen")
+    return Expected(organs_named, {"5": 3}, 3, {0, 1, 2, 3, 4}, volumes=volumes, spacing=(0.5, 0.8))
 
 
 def kidneyus(root: Path) -> Expected:
@@ -191,7 +198,8 @@ def nifti(root: Path) -> Expected:
         save_nifti(labels, root / "labelsTr" / f"{case}.nii.gz", affine)
     save_nifti(labels.astype(np.int16), root / "imagesTs/p3_0000.nii")
     (root / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "tumour": 2, "organ": 1}}))
-    return Expected(("organ", "tumour"), {"p1": 3, "p2": 3, "p3": 3}, 6, {0, 1, 2})
+    cases = {"p1": 3, "p2": 3, "p3": 3}
+    return Expected(("organ", "tumour"), cases, 6, {0, 1, 2}, volumes=cases, spacing=(0.5, 0.8, 3.0))
 
 
 def dicom(root: Path) -> Expected:
@@ -206,7 +214,9 @@ def dicom(root: Path) -> Expected:
     volume = np.zeros((SIZE[1], SIZE[0], 2), np.uint8)
     volume[3:9, 2:6, 1] = 1
     save_nifti(volume, root / "masks/b.nii.gz", np.diag([-0.8, -0.5, 3, 1]))  # DICOM counts towards left and back
-    return Expected(("foreground",), {"a": 2, "b": 2, "c": 2}, 3, {0, 1})
+    volumes = {"a/0": 2, "b/0": 2, "c/0": 2}
+    cases = {"a": 2, "b": 2, "c": 2}
+    return Expected(("foreground",), cases, 3, {0, 1}, volumes=volumes, spacing=(0.5, 0.8, 3.0))
 
 
 TREES: dict[str, Callable[[Path], Expected]] = {

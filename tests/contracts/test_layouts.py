@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import layout_trees as trees
@@ -40,6 +40,17 @@ def test_layout_reads_its_official_tree(name: str, tmp_path: Path) -> None:
     assert dataset.classes == expected.classes == tuple(dataset.options.classes or ())
     assert Counter(record.case for record in dataset.records) == expected.cases
     assert {record.split for record in dataset.records} == expected.splits
+    volumes: dict[str | None, list[Record]] = defaultdict(list)
+    for each in dataset.records:
+        volumes[each.volume].append(each)
+    single = volumes.pop(None, [])
+    assert {volume: len(slices) for volume, slices in volumes.items()} == expected.volumes
+    assert all(each.place is None for each in single)
+    for slices in volumes.values():
+        places = sorted(each.place for each in slices if each.place is not None)
+        assert places == list(range(len(slices)))
+        assert all(each.spacing == pytest.approx(expected.spacing) for each in slices)
+        assert len({each.case for each in slices}) == 1
     labelled = [record for record in dataset.records if record.mask is not None]
     assert len(labelled) == expected.labelled
     assert {int(value) for record in labelled for value in np.unique(dataset.read_mask(record))} == expected.values
@@ -111,7 +122,7 @@ def test_chaos_ct_reads_hounsfield_units_and_pairs_in_order(tmp_path: Path) -> N
     dataset = open_dataset(tmp_path, options=LayoutOptions(window=(-60, 140)))
     first, second = (record(dataset, f"1/{number:03d}") for number in range(2))
     assert (dataset.read_image(first) == 128).all()  # 40 HU is the middle of the window: the intercept was read
-    assert first.spacing == (0.5, 0.8)
+    assert first.spacing == (0.5, 0.8, 3.0)
     assert (dataset.read_mask(first).sum(), dataset.read_mask(second).sum()) == (0, 24)
 
 
@@ -189,13 +200,99 @@ def test_nifti_flipped_storage_reads_equal_and_a_shifted_label_is_refused(tmp_pa
     dataset = open_dataset(tmp_path)
     plain, flipped = mask_of(dataset, "p1/001"), mask_of(dataset, "p2/001")
     np.testing.assert_array_equal(plain, flipped[:, ::-1])
-    assert record(dataset, "p1/001").spacing == pytest.approx((0.5, 0.8))
+    assert record(dataset, "p1/001").spacing == pytest.approx((0.5, 0.8, 3))
     labels = np.zeros((trees.SIZE[1], trees.SIZE[0], 3), np.uint8)
     shifted = np.diag([0.8, 0.5, 3, 1.0])
     shifted[0, 3] = 5
     trees.save_nifti(labels, tmp_path / "labelsTr/p1.nii.gz", shifted)
     with pytest.raises(UserError, match="affines differ"):
         open_dataset(tmp_path)
+
+
+def test_chaos_slices_are_placed_by_position_and_a_broken_file_leaves_the_order_of_names(tmp_path: Path) -> None:
+    trees.chaos_ct(tmp_path)
+    volume = tmp_path / "CHAOS_Train_Sets/Train_Sets/CT/1"
+    first = volume / "DICOM_anon/i0000,0000b.dcm"  # by name; by position it is now the upper one
+    trees.save_dicom(np.full(trees.SIZE, 1064, np.uint16), first, ImagePositionPatient=[0, 0, 8])
+    places = {each.id: each.place for each in open_dataset(tmp_path).records if each.case == "1"}
+    assert places == {"1/000": 1, "1/001": 0}
+    (volume / "DICOM_anon/i0001,0000b.dcm").write_bytes(b"cut short")
+    broken = [each for each in open_dataset(tmp_path).records if each.case == "1"]
+    assert [(each.place, each.spacing) for each in broken] == [(0, (0.5, 0.8)), (1, (0.5, 0.8))]
+
+
+def test_nifti_frames_are_volumes_of_one_case(tmp_path: Path) -> None:
+    values = np.zeros((trees.SIZE[1], trees.SIZE[0], 3, 2), np.uint8)
+    labels = values.copy()
+    labels[3:9, 2:6, 1, 1] = 1
+    trees.save_nifti(values, tmp_path / "images/p1.nii.gz")
+    trees.save_nifti(labels, tmp_path / "labels/p1.nii.gz")
+    dataset = open_dataset(tmp_path)
+    assert [(each.volume, each.place, each.case) for each in dataset.records] == [
+        (f"p1/{frame:03d}", place, "p1") for frame in range(2) for place in range(3)
+    ]
+    assert [each.id for each in dataset.records if dataset.read_mask(each).any()] == ["p1/001/001"]
+    trees.save_nifti(labels[..., 0], tmp_path / "labels/p1.nii.gz")
+    with pytest.raises(UserError, match=r"the labels have \(16, 12, 3\) voxels, the image \(16, 12, 3, 2\)"):
+        open_dataset(tmp_path)
+
+
+def split_rows(root: Path, header: str, *rows: str) -> Dataset:
+    """Return a folder of four images that look like slices, with these rows of split.csv."""
+    for name in ("p1_f1_sl2", "p1_f1_sl10", "p1_f2_sl2", "p2_f1_sl2"):
+        trees.save(trees.photograph(), root / f"images/{name}.png")
+        trees.save(trees.square(), root / f"masks/{name}.png")
+    (root / "split.csv").write_text("\n".join([header, *rows]) + "\n")
+    return open_dataset(root)
+
+
+def test_folder_volumes_are_what_split_csv_states_never_what_ids_look_like(tmp_path: Path) -> None:
+    by_id = lambda dataset: {each.id: (each.case, each.volume, each.place) for each in dataset.records}  # noqa: E731
+    plain = split_rows(tmp_path, "id,split,subject", "p1_f1_sl2,,p1")
+    assert {each.volume for each in plain.records} == {None}
+    assert any("look like slices" in note for note in plain.notes)
+
+    named = split_rows(tmp_path, "id,split,volume", "p1_f1_sl2,,a", "p1_f1_sl10,,a", "p2_f1_sl2,,b")
+    assert by_id(named) == {
+        "p1_f1_sl2": ("a", "a", 0),
+        "p1_f1_sl10": ("a", "a", 1),  # by number, not by letter
+        "p1_f2_sl2": ("p1_f2_sl2", None, None),
+        "p2_f1_sl2": ("b", "b", 0),
+    }
+    assert not any("look like slices" in note for note in named.notes)
+
+    rows = ("p1_f1_sl2,,p1,1,7", "p1_f1_sl10,,p1,1,5", "p1_f2_sl2,,p1,2,5", "p2_f1_sl2,,p2,1,0")
+    numbered = split_rows(tmp_path, "id,split,subject,frame,slice", *rows)
+    assert by_id(numbered) == {
+        "p1_f1_sl2": ("p1", "p1/1", 7),
+        "p1_f1_sl10": ("p1", "p1/1", 5),
+        "p1_f2_sl2": ("p1", "p1/2", 5),
+        "p2_f1_sl2": ("p2", "p2/1", 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "message"),
+    [
+        ("id,split,volume,slice", ("p1_f1_sl2,,a,1", "p1_f1_sl10,,a,1"), "'a' has two slices of one number"),
+        ("id,split,volume,slice", ("p1_f1_sl2,,a,1", "p1_f1_sl10,,a,"), "a slice number for 1 of its 2 slices"),
+        ("id,split,subject,volume", ("p1_f1_sl2,,x,a", "p2_f1_sl2,,y,a"), "'a' has slices of several cases"),
+        ("id,split,slice", ("p1_f1_sl2,,1",), "'p1_f1_sl2' has a slice, and neither a volume nor a case"),
+        ("id,split,volume,slice", ("p1_f1_sl2,,a,1.5",), "line 2: slice '1.5' is no whole number"),
+        ("id,split,volume,slice", ("p1_f1_sl2,,a,20210101",), "line 2: slice '20210101' is no whole number"),
+    ],
+)
+def test_folder_refuses_volumes_that_cannot_be_stacked(
+    header: str, rows: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        split_rows(tmp_path, header, *rows)
+
+
+def test_folder_takes_a_slice_distance_from_dataset_yaml(tmp_path: Path) -> None:
+    trees.save(trees.photograph(), tmp_path / "images/a.png")
+    (tmp_path / "dataset.yaml").write_text("spacing: [0.5, 0.7, 10]")
+    assert [each.spacing for each in open_dataset(tmp_path).records] == [(0.5, 0.7, 10.0)]
 
 
 def test_dicom_slices_follow_position_and_label_volumes_lie_by_coordinates(tmp_path: Path) -> None:

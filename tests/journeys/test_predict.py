@@ -31,6 +31,7 @@ from tskd.errors import RunFailed, UserError
 from tskd.models.registry import build_model, load_model, save_model
 from tskd.predict import Outcome, Prediction, PredictOptions, predict_paths
 from tskd.stages.export import check_parity, export_again, judge_int8, parity_cases
+from tskd.stages.model_card import model_card
 
 SIZE, CLASSES = 32, ("cyst", "duct")
 SECRET = "patient-Jane-Doe"
@@ -126,6 +127,11 @@ def test_card_tells_scores_of_rivals_and_the_verdict_on_int8(bundle: Bundle) -> 
         "A small segmentation network, trained by `tskd` (method `scratch`).",
     )
     assert [text for text in expected if text not in card] == []
+    volumes = {**bundle.description["scores"]["student"], "level": "volume", "slices": {"dice": 0.75}}
+    told = model_card({**bundle.description, "scores": {"student": volumes}})
+    assert "| model | 3-D Dice |" in told
+    assert "the distance the volume diagonal" in told
+    assert "Slice by slice this model has Dice 0.750" in told
     shipped = bundle.description["export"]["int8"]["shipped"]
     assert (bundle.folder / "model.int8.onnx").exists() == shipped
 
@@ -307,6 +313,25 @@ def test_nifti_labels_lie_on_the_volumes_own_grid(bundle: Bundle, codes: str, ax
         np.testing.assert_array_equal(read_slice(written, index, axis=axis), expected)
     assert outcome.predictions[0].pixel_mm2 == pytest.approx(area, rel=2e-3)
     assert [prediction.slice for prediction in outcome.predictions] == list(range(count))
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_nifti_frames_are_answered_frame_by_frame(bundle: Bundle, axis: int, tmp_path: Path) -> None:
+    bundle.description["input"]["axis"] = axis
+    values = np.random.default_rng(0).integers(0, 256, (10, 12, 3, 2), dtype=np.uint8)
+    affine = np.diag([-2.0, 3, 4, 1])
+    path = tmp_path / "cine.nii"
+    nibabel.save(nibabel.Nifti1Image(values, affine), path)
+    predict_paths(bundle, [path], tmp_path / "out")
+    answer = nibabel.load(tmp_path / "out" / "cine.nii.gz")
+    assert answer.shape == values.shape
+    np.testing.assert_allclose(answer.affine, affine)
+    for frame in range(2):
+        alone = tmp_path / f"frame{frame}.nii"
+        nibabel.save(nibabel.Nifti1Image(values[..., frame], affine), alone)
+        predict_paths(bundle, [alone], tmp_path / f"out{frame}")
+        expected = nibabel.load(tmp_path / f"out{frame}" / f"frame{frame}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(answer.dataobj)[..., frame], np.asarray(expected.dataobj))
 
 
 def write_dicom(path: Path, number: int, *, series: str, z: float | None) -> Path:

@@ -54,8 +54,11 @@ class Threshold(nn.Module):
         return SegmentationOutput((image,), 1000 * (image.mean(dim=1, keepdim=True) - self.level))
 
 
-def draw_data(root: Path, *, classes: str = "lesion", empty: Sequence[int] = ()) -> Path:
-    """Write 20 training and 8 test phantoms with bright organs, one a patient; ``empty`` test images have no mask."""
+def draw_data(root: Path, *, classes: str = "lesion", empty: Sequence[int] = (), slices: int = 1) -> Path:
+    """Write 20 training and 8 test phantoms with bright organs, one a patient; ``empty`` test images have no mask.
+
+    With ``slices`` above 1 as many of them are the volume of one patient.
+    """
     rows = []
     for number, phantom in enumerate(_patients(28)):
         part, name = ("train" if number < 20 else "test"), f"{SECRET}-{number}"
@@ -65,9 +68,11 @@ def draw_data(root: Path, *, classes: str = "lesion", empty: Sequence[int] = ())
         for kind, pixels in (("images", image), ("masks", mask)):
             (root / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(root / kind / f"{name}.png")
-        rows.append(f"{name},{part}\n")
-    (root / "split.csv").write_text("id,split\n" + "".join(rows))
-    (root / "dataset.yaml").write_text(f"name: 'cones <b>&amp;</b>'\nclasses: ['{classes}']\n")
+        volume = f"{SECRET}-volume{number // slices}" if slices > 1 else ""
+        rows.append(f"{name},{part},{volume}\n")
+    (root / "split.csv").write_text("id,split,volume\n" + "".join(rows))
+    spacing = "spacing: [1, 1, 8]\n" if slices > 1 else ""
+    (root / "dataset.yaml").write_text(f"name: 'cones <b>&amp;</b>'\nclasses: ['{classes}']\n{spacing}")
     return root
 
 

@@ -295,3 +295,17 @@ def test_a_broken_volume_is_named_once(tmp_path: Path):
     assert problem.path.as_posix() == "images/p3.nii.gz"
     assert "2 more images of this file" in problem.message
     assert len(report.empty_masks) == 4 * 4
+
+
+def test_volumes_are_counted_and_slices_of_another_size_named(root: Path):
+    rows = [f"good{number},,{'ab'[number // 3]},{number % 3}" for number in range(6)]
+    (root / "split.csv").write_text("\n".join(["id,split,volume,slice", *rows]) + "\n")
+    report = inspect(root)
+    assert report.to_json()["volumes"] == 2
+    assert re.search(r"volumes +2 of 3 slices, which are scored as volumes", rendered(report))
+    assert not [problem for problem in report.problems if "size" in problem.message]
+    for kind in ("images", "masks"):
+        Image.fromarray(np.zeros((40, 50), np.uint8)).save(root / kind / "good4.png")
+    (problem,) = (problem for problem in inspect(root).problems if "size" in problem.message)
+    assert (problem.path.as_posix(), problem.severity) == ("images/good4.png", "warning")
+    assert "than good3, a slice of the same volume (b)" in problem.message

@@ -17,6 +17,7 @@ from tskd.config import Recipe
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.metrics.segmentation import CaseScore, ScoreRow
 from tskd.stages.evaluate import CASES, write_cases
+from tskd.stages.evaluated import read_scores
 
 AXES: dict[str, tuple[Any, ...]] = {"method": ("kd", "scratch"), "data.labels": (20, 40), "seed": (0, 1)}
 
@@ -77,6 +78,23 @@ def test_tests_by_hand(runs: list[Scored]) -> None:
     assert distances["difference"] == pytest.approx(-100 * (0.2 + 0.1 + 0.005) / 3)
     assert (distances["wins"], distances["ties"], distances["losses"]) == (2, 1, 0), "a smaller distance wins"
     assert (rows[2]["difference"], rows[2]["losses"]) == (pytest.approx(-0.2), 3)
+
+
+def test_volumes_are_tested_where_there_are_any_and_never_against_slices(tmp_path: Path) -> None:
+    """By slice kd wins by 0.4 in each case, by volume it loses by 0.2."""
+    found = []
+    for method, by_slice, by_volume in (("kd", 0.9, 0.4), ("scratch", 0.5, 0.6)):
+        scored = run(tmp_path, point(method, 20, 0), dict.fromkeys("abc", by_slice))
+        rows = read_scores(scored.evaluation)
+        volumes = [replace(row, level="volume", score=replace(row.score, dice=by_volume)) for row in rows]
+        write_cases([*rows, *volumes], scored.evaluation / CASES)
+        found.append(scored)
+    dice, _ = (test for _, test in compare_groups(grid(baseline="scratch"), found).tests)
+    assert (dice.difference, dice.losses) == (pytest.approx(-0.2), 3)
+    slices = run(tmp_path, point("other", 20, 0), dict.fromkeys("abc", 0.9))
+    with_other = grid({**AXES, "method": ("kd", "scratch", "other")}, baseline="scratch")
+    tested = {test.method for _, test in compare_groups(with_other, [*found, slices]).tests}
+    assert tested == {"kd"}
 
 
 def test_holm_is_over_the_whole_table(runs: list[Scored]) -> None:

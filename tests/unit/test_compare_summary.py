@@ -34,6 +34,34 @@ def row(method: str, dice: float) -> dict[str, Any]:
     }
 
 
+def test_the_column_says_that_volumes_were_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"name": "ours", "axes": AXES}))
+    rows = [{**row(name, 0.7), "level": "volume"} for name in ("with [logits]", "features alone")]
+    print_comparison(Comparison(load_grid(tmp_path / "grid.yaml"), tmp_path, rows, Statistics((), (), ()), [], []))
+    assert "3-D Dice" in capsys.readouterr().out
+
+
+def test_runs_that_an_earlier_version_scored_in_another_unit_have_no_mean_distance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"name": "ours", "axes": AXES}))
+    new = {**row("with [logits]", 0.7), "level": "volume", "hd95_px": None, "hd95_mm": 7.0}
+    print_comparison(
+        Comparison(
+            load_grid(tmp_path / "grid.yaml"),
+            tmp_path,
+            [row("with [logits]", 0.5), new],
+            Statistics((), (), ()),
+            [],
+            [],
+        )
+    )
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "with [logits]" in line)
+    assert "0.600" in line
+    assert "5.0 px" not in line
+    assert "7.0 mm" not in line
+
+
 def test_two_settings_of_one_method_are_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"name": "ours", "axes": AXES}))
     failed = {"run": "third", "status": "failed", "error": "install tskd[offline] [/] first"}

@@ -154,6 +154,46 @@ def test_order_falls_back_to_instance_numbers_never_to_names(tmp_path: Path) -> 
         dicom.list_slices(nameless)
 
 
+def placed(folder: Path, *positions: float, **tags: object) -> list[tuple[object, ...]]:
+    """Write a series with a file at each position; return volume, place and spacing of each, in the order of files."""
+    uid = f"1.5.{len(list(folder.glob('*')))}"
+    tags = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.5, 0.8], **tags}
+    paths = [
+        save(np.zeros((2, 2), np.uint16), folder / f"{uid}-{number}.dcm", SeriesInstanceUID=uid, InstanceNumber=number,
+             ImagePositionPatient=[0, 0, z], **tags)
+        for number, z in enumerate(positions)
+    ]  # fmt: skip
+    found = {item.path: item for item in dicom.list_slices(paths)}
+    return [(found[path].volume, found[path].place, found[path].spacing) for path in paths]
+
+
+def test_a_series_is_a_volume_by_its_positions(tmp_path: Path) -> None:
+    plane, whole = (0.5, 0.8), (0.5, 0.8, 2.5)
+    assert placed(tmp_path, 5.0, 0.0, 2.5) == [(0, 2, whole), (0, 0, whole), (0, 1, whole)]
+    assert placed(tmp_path, 0.0, 2.5, 7.5, 10.0) == [(0, place, whole) for place in (0, 1, 3, 4)]  # one is lost
+    assert placed(tmp_path, 0.0, 2.5, 5.9) == [(0, place, plane) for place in (0, 1, 2)]  # uneven: order, no distance
+    assert placed(tmp_path, 0.0, 2.5, PixelSpacing=None) == [(0, 0, None), (0, 1, None)]
+    assert placed(tmp_path, 0.0) == [(None, None, plane)]
+
+
+def test_positions_that_come_again_are_further_volumes_and_uneven_repeats_are_none(tmp_path: Path) -> None:
+    volumes = placed(tmp_path, 0.0, 2.5, 0.0, 2.5)
+    assert [(volume, place) for volume, place, _ in volumes] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert {spacing for *_, spacing in volumes} == {(0.5, 0.8, 2.5)}
+    assert {found[0] for found in placed(tmp_path, 0.0, 2.5, 0.0)} == {None}
+
+
+def test_slices_that_are_not_parallel_are_no_volume(tmp_path: Path) -> None:
+    """A localiser: three planes in one series."""
+    turns = ([1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1])
+    paths = [
+        save(np.zeros((2, 2), np.uint16), tmp_path / f"{number}.dcm", ImageOrientationPatient=turn,
+             ImagePositionPatient=[number, number, number])
+        for number, turn in enumerate(turns)
+    ]  # fmt: skip
+    assert {item.volume for item in dicom.list_slices(paths)} == {None}
+
+
 def test_enhanced_frames_carry_their_own_position_spacing_and_rescaling(tmp_path: Path) -> None:
     shared, frames = Dataset(), [Dataset(), Dataset()]
     shared.PixelMeasuresSequence = Sequence([Dataset()])
@@ -172,8 +212,8 @@ def test_enhanced_frames_carry_their_own_position_spacing_and_rescaling(tmp_path
     )  # fmt: skip
     slices = dicom.list_slices([path])
     assert [(item.index, item.position, item.spacing) for item in slices] == [
-        (1, 0.0, (0.5, 0.8)),
-        (0, 3.0, (0.5, 0.8)),
+        (1, 0.0, (0.5, 0.8, 3.0)),
+        (0, 3.0, (0.5, 0.8, 3.0)),
     ]
     assert [int(grey(path, index=k, intensity=IntensityWindow(0, 100))[0, 0]) for k in (0, 1)] == [0, 255]
 

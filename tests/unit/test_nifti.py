@@ -1,4 +1,4 @@
-"""NIfTI slices come out the same however the volume is stored, with the spacing of their plane."""
+"""NIfTI slices come out the same however the volume is stored, with the spacing of their plane and between them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_slices_do_not_depend_on_storage(codes: str, suffix: str, tmp_path: Path
     for axis, plane in expected.items():
         np.testing.assert_array_equal(nifti.read_label_slice(path, 1, axis=axis), plane)
         assert nifti.slice_count(path, axis=axis) == SHAPE[axis]
-    assert [nifti.slice_spacing(path, axis=axis) for axis in range(3)] == [(4, 3), (4, 2), (3, 2)]
+    assert [nifti.slice_spacing(path, axis=axis) for axis in range(3)] == [(4, 3, 2), (4, 2, 3), (3, 2, 4)]
     shape, affine = nifti.canonical_grid(path)
     assert shape == SHAPE
     np.testing.assert_allclose(affine, RAS, atol=1e-5)
@@ -78,11 +78,28 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert nifti.read_label_slice(path, 0).max() == 1
 
 
-def test_two_axes_are_one_slice_and_four_are_refused(tmp_path: Path) -> None:
+def test_two_axes_are_one_slice_and_five_are_refused(tmp_path: Path) -> None:
     flat = save(np.ones((5, 4), np.uint8), tmp_path / "a.nii")
     assert nifti.read_label_slice(flat, 0).shape == (4, 5)
-    with pytest.raises(UserError, match="a volume has three"):
-        nifti.slice_count(save(np.zeros((*SHAPE, 2), np.uint8), tmp_path / "b.nii"))
+    assert (nifti.slice_count(flat), nifti.frame_count(flat)) == (1, 1)
+    with pytest.raises(UserError, match="a volume has three, and a fourth where it has frames"):
+        nifti.slice_count(save(np.zeros((*SHAPE, 1, 2), np.uint8), tmp_path / "b.nii"))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_slices_run_through_the_frames_one_after_the_other(suffix: str, tmp_path: Path) -> None:
+    frames = [np.arange(60, dtype=np.int16).reshape(SHAPE) + 100 * number for number in range(3)]
+    several = save(np.stack(frames, axis=3), tmp_path / f"a{suffix}")
+    assert nifti.frame_count(several) == 3
+    assert nifti.canonical_grid(several)[0] == SHAPE
+    for axis in range(3):
+        for number, values in enumerate(frames):
+            alone = save(values, tmp_path / f"{number}{suffix}")
+            for place in range(SHAPE[axis]):
+                found = nifti.read_label_slice(several, number * SHAPE[axis] + place, axis=axis)
+                np.testing.assert_array_equal(found, nifti.read_label_slice(alone, place, axis=axis))
+    with pytest.raises(UserError, match="has 3 along axis 2 in each of 3 frames"):
+        nifti.read_label_slice(several, 9)
 
 
 @pytest.mark.parametrize(

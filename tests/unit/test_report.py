@@ -29,6 +29,7 @@ from tskd.report.shareable import shareable
 from tskd.report.training import stage_title
 from tskd.report.verdict import paired_tests, verdict
 from tskd.report.write import render
+from tskd.summary import print_summary
 
 MOST_BYTES = 10_000_000
 
@@ -122,7 +123,7 @@ def test_an_image_that_fails_for_two_classes_is_shown_once(folder: Path) -> None
     scores = run.predictions["student"].scores
     row = next(row for row in scores if row.score.status == "false_positive")
     twice = replace(run.predictions["student"])
-    vars(twice)["scores"] = [row, row]  # a cached property
+    vars(twice)["images"] = [row, row]  # a cached property
     (block,) = failures(Gallery(run.tested, Album()), twice)
     (picture,) = block.pictures
     assert picture.caption.endswith("<i>lesion</i>, <i>lesion</i>")
@@ -170,6 +171,45 @@ def test_copies_are_shown_beside_what_they_copy(html: str) -> None:
     transfer = html[html.index('<section id="transfer">') : html.index('<section id="training">')]
     assert "Dropped as copies: the nearest of 1" in transfer
     assert transfer.count("the training image it copies</figcaption>") == 1
+
+
+def test_volumes_are_the_headline_and_slices_come_second(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = draw_data(tmp_path / "data", empty=(1,), slices=2)
+    folder = make_run(tmp_path / "run", root, ["student", "control"], transfer=False)
+    run = open_run(folder)
+    own = run.metrics["student"]
+    assert (run.level, own["n_cases"], own["n_volumes"], own["n_images"]) == ("volume", 4, 4, 8)
+    assert own["dice"] != pytest.approx(own["slices"]["dice"])
+    page = run_page(run)
+    scores = page.sections[0]
+    by_volume, by_slice = table_of(scores, "3-D Dice"), table_of(scores, "2-D Dice")
+    for name, first, second in zip(run.models, by_volume.rows, by_slice.rows, strict=True):
+        told = run.metrics[name]
+        shown = dict(zip(by_volume.columns, first, strict=True))
+        assert shown["3-D Dice"] == f"{told['dice']:.3f}"
+        assert shown["volume error (mL)"] == f"{told['volume_error_ml']:.1f}"
+        assert shown["missed"] == f"{told['missed']} of 4"
+        assert second[1] == f"{told['slices']['dice']:.3f}"
+    assert by_slice.note.startswith("1 of 8 slices and classes have an empty mask")
+    assert "with 4 volumes (8 slices) at" in scores.lead
+    assert f"scores 3-D Dice {own['dice']:.3f} on 4 test cases" in page.verdict
+    assert next(one for one in page.sections if one.name == "failures").lead.startswith("Slices on which the student")
+    (test,) = paired_tests(run)
+    assert test.difference == pytest.approx(run.metrics["control"]["dice"] - own["dice"])
+    print_summary(folder)
+    said = capsys.readouterr().out
+    assert "tested on 4 volumes (8 slices)" in said
+    assert "3-D Dice" in said
+
+
+def test_a_run_from_before_volumes_is_one_of_images(damaged: Path) -> None:
+    summary = json.loads((damaged / "run.json").read_text())
+    for scores in summary["metrics"].values():
+        assert scores.pop("level") == "image"
+    write_json(damaged / "run.json", summary)
+    run = open_run(damaged)
+    assert run.level == "image"
+    assert table_of(run_page(run).sections[0], "Dice").columns[1] == "Dice"
 
 
 RUN = RunFolder(

@@ -77,6 +77,17 @@ def test_means_and_intervals_are_over_seeds_and_cases(folder: Path) -> None:
             assert cell.interval == difference_interval(scores, seed=0)
 
 
+def test_the_score_table_says_that_volumes_were_scored(copied: Path) -> None:
+    columns = lambda: next(  # noqa: E731
+        block.columns
+        for block in comparison_page(open_comparison(copied)).sections[0].blocks
+        if isinstance(block, Table)
+    )
+    assert columns()[1] == "Dice"
+    edit_table(copied / "table.csv", level="volume")
+    assert columns()[1] == "3-D Dice"
+
+
 def test_the_verdict_counts_settings_and_tests(folder: Path, copied: Path) -> None:
     found = comparison_page(open_comparison(folder)).verdict
     with (folder / "tests.csv").open(newline="") as file:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from tskd.metrics.segmentation import (
     ScoreRow,
     agreement,
     case_means,
+    headline,
     score_case,
     shared_unit,
     summarise,
 )
-from tskd.stages.evaluated import pick_overlays
+from tskd.stages.evaluated import CASES, pick_overlays, read_cases, read_scores, write_cases
 from tskd.types import UNLABELLED
 
 EMPTY = np.zeros((30, 40), dtype=np.uint8)
@@ -27,7 +29,7 @@ def square(top: int, left: int, *, label: int = 1, size: int = 10) -> np.ndarray
     return mask
 
 
-def score_one(prediction: np.ndarray, mask: np.ndarray, spacing: tuple[float, float] | None = None) -> CaseScore:
+def score_one(prediction: np.ndarray, mask: np.ndarray, spacing: tuple[float, ...] | None = None) -> CaseScore:
     return score_case(prediction, mask, classes=1, spacing=spacing)[0]
 
 
@@ -44,6 +46,14 @@ class TestEmptyMaskPolicy:
         diagonal = 50.0 if spacing is None else math.hypot(15, 80)
         assert score_one(EMPTY, square(5, 5), spacing) == CaseScore(0.0, 0.0, diagonal, diagonal, "missed")
         assert score_one(square(5, 5), EMPTY, spacing) == CaseScore(0.0, 0.0, diagonal, diagonal, "false_positive")
+
+    def test_a_volume_costs_its_own_diagonal_and_its_millilitres_are_known(self) -> None:
+        truth, empty = np.ones((30, 40, 120), np.uint8), np.zeros((30, 40, 120), np.uint8)
+        missed = score_case(empty, truth, classes=1, spacing=(0.5, 0.5, 0.5))[0]
+        assert missed == CaseScore(0.0, 0.0, 65.0, 65.0, "missed", truth_ml=18.0, volume_ml=0.0)
+        assert score_case(empty, truth, classes=1, spacing=None)[0] == CaseScore(0.0, 0.0, 130.0, 130.0, "missed")
+        nothing = score_case(empty, empty, classes=1, spacing=(0.5, 0.5, 0.5))[0]
+        assert nothing == CaseScore(1.0, 1.0, 0.0, 0.0, "both_empty", truth_ml=0.0, volume_ml=0.0)
 
     def test_each_class_has_its_own_status(self) -> None:
         scores = score_case(square(2, 2), square(2, 2, label=2), classes=3, spacing=None)
@@ -154,6 +164,38 @@ def test_rows_survive_a_csv_file() -> None:
 def test_a_foreign_csv_line_is_refused() -> None:
     with pytest.raises(ValueError, match="not a line of a cases"):
         ScoreRow.from_dict({"case": "a", "dice": "1"})
+
+
+def volume(case: str, name: str, dice: float, truth: float | None = None, found: float | None = None) -> ScoreRow:
+    return ScoreRow(case, name, 1, "mm", CaseScore(dice, dice, 5.0, 1.0, "scored", truth, found), "volume")
+
+
+def test_volumes_are_summarised_by_case_with_the_error_of_their_millilitres() -> None:
+    rows = [volume("a", "a/1", 0.8, 100, 90), volume("a", "a/2", 0.4, 50, 80), volume("b", "b/1", 0.3, 10, 10)]
+    fields = summarise(rows, seed=0).as_dict()
+    assert fields["level"] == "volume"
+    assert (fields["n_cases"], fields["n_volumes"]) == (2, 3)
+    assert "n_images" not in fields
+    assert fields["dice"] == pytest.approx((0.6 + 0.3) / 2)
+    assert fields["volume_error_ml"] == pytest.approx(((10 + 30) / 2 + 0) / 2)
+    assert "volume_error_ml" not in summarise([volume("a", "a/1", 0.8)], seed=0).as_dict()
+
+
+def test_slices_and_volumes_are_never_averaged_together() -> None:
+    rows = [volume("a", "a/1", 0.8), row("a", 1.0, image="a/1/0"), row("a", 0.0, image="a/1/1")]
+    assert headline(rows) == rows[:1]
+    assert headline(rows[1:]) == rows[1:]
+    with pytest.raises(ValueError, match="of one level"):
+        summarise([rows[0], ScoreRow("b", "b", 1, "mm", rows[0].score, "image")], seed=0)
+
+
+def test_a_file_with_both_levels_reads_back_and_one_without_is_of_images(tmp_path: Path) -> None:
+    rows = [row("a", 0.5, image="a/1/0"), volume("a", "a/1", 0.8, 1.5, 0.1 + 0.2)]
+    write_cases(rows, tmp_path / CASES)
+    assert read_scores(tmp_path) == rows
+    assert read_cases(tmp_path) == rows[1:]
+    old = {name: str(value) for name, value in rows[0].as_dict().items() if name != "level"}
+    assert ScoreRow.from_dict(old) == rows[0]
 
 
 def test_case_means_are_sorted_by_case() -> None:

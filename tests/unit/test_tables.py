@@ -37,7 +37,7 @@ def test_the_columns_are_those_of_the_schema(tmp_path: Path) -> None:
     assert columns == [
         "run", "status", "error", "method", "title", "dataset", "data.labels", "seed",
         "dice", "dice_ci95_low", "dice_ci95_high", "iou", "hd95_px", "assd_px",
-        "n_cases", "scored", "missed", "false_positive", "both_empty",
+        "level", "n_cases", "scored", "missed", "false_positive", "both_empty",
         "dice_features_zeroed", "dice_features_of_another_image", "dice_skips_zeroed", "seconds",
         "peak_memory_mb", "peak_gpu_memory_mb", "threads",
         "parameters", "model_mb", "latency_ms", "student_gflops", "teacher_gflops", "evaluation",

@@ -75,7 +75,7 @@ class _Value:
 
     rows: dict[Replicate, list[ScoreRow]] = field(default_factory=dict)
     tests: set[tuple[str, ...]] = field(default_factory=set)
-    """Test sets that were scored: digest of the images, then the cases. More than one cannot be paired."""
+    """Test sets that were scored: digest of the images, level, unit, then the cases. Only one can be paired."""
 
     def scores(self, replicates: Sequence[Replicate], measure: str) -> np.ndarray:
         """Return its scores (replicates, cases)."""
@@ -108,7 +108,7 @@ class _Group:
 
     @property
     def measures(self) -> Mapping[str, Measure]:
-        """Each measure by its name in cases.csv; distances have one unit, for all that scored the same images."""
+        """Each measure by its name in cases.csv; distances have one unit, for all that scored the same test set."""
         unit = next(row.unit for value in self.values.values() for rows in value.rows.values() for row in rows)
         return {DICE.name: DICE, HD95.name: replace(HD95, name=f"{HD95.name}_{unit}")}
 
@@ -143,7 +143,7 @@ def _values(grid: Grid, members: Sequence[Scored]) -> dict[str, _Value]:
         value = values[_label(grid, scored, scored.place[grid.compare or METHOD])]
         rows = read_cases(scored.evaluation)
         value.rows[tuple(scored.place[axis] for axis in grid.replicates)] = rows
-        value.tests.add((scored.tested_images, *case_means(rows, "dice")))
+        value.tests.add((scored.tested_images, rows[0].level, rows[0].unit, *case_means(rows, "dice")))
     return dict(values)
 
 

@@ -22,7 +22,7 @@ from tskd.methods import METHODS
 from tskd.metrics.bias_variance import Decomposition
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT
-from tskd.report.text import P_VALUE, missed
+from tskd.report.text import P_VALUE, dice_of, missed
 
 PLAIN_WIDTH = 120
 
@@ -97,7 +97,7 @@ def _scores(comparison: Comparison) -> Table:
     grid = comparison.grid
     axes = [axis for axis in grid.axes if axis not in (*grid.replicates, METHOD)]
     table = Table(title=f"{grid.name}: means over seeds and label draws")
-    for column in (*axes, METHOD, "runs", "Dice", "lowest", "highest", "HD95", "missed", "MB", "ms"):
+    for column in (*axes, METHOD, "runs", _dice(comparison), "lowest", "highest", "HD95", "missed", "MB", "ms"):
         table.add_column(column, justify="left" if column in (*axes, METHOD) else "right")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in comparison.rows:
@@ -108,6 +108,12 @@ def _scores(comparison: Comparison) -> Table:
     return table
 
 
+def _dice(comparison: Comparison) -> str:
+    """Return what the column of Dice is called; where data sets of volumes and of images are compared, plainly."""
+    levels = {row.get("level", "image") for row in comparison.rows if row["status"] == "done"}
+    return dice_of(levels.pop()) if len(levels) == 1 else "Dice"
+
+
 def _title(row: Mapping[str, Any]) -> str:
     """Return what a row's method is called: by the grid where that gives its methods names of their own."""
     title: str = row["title"] if row[METHOD] in METHODS else row[METHOD]
@@ -116,14 +122,19 @@ def _title(row: Mapping[str, Any]) -> str:
 
 def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
     dice = [row["dice"] for row in rows]
-    unit = "mm" if rows[0].get("hd95_mm") is not None else "px"
     return [
         str(len(rows)),
         *(f"{value:.3f}" for value in (mean(dice), min(dice), max(dice))),
-        f"{mean(row[f'hd95_{unit}'] for row in rows):.1f} {unit}",
+        _distance(rows),
         missed({name: mean(row[name] for row in rows) for name in ("missed", "scored")}, digits=1),
         *(f"{rows[0][name]:.1f}" if name in rows[0] else "-" for name in ("model_mb", "latency_ms")),  # not timed yet
     ]
+
+
+def _distance(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the mean HD95 in the unit that all rows have; none where earlier versions scored some in another."""
+    units = [unit for unit in ("mm", "px") if all(row.get(f"hd95_{unit}") is not None for row in rows)]
+    return f"{mean(row[f'hd95_{units[0]}'] for row in rows):.1f} {units[0]}" if units else "-"
 
 
 def _tests(tests: Sequence[tuple[Any, PairTest]]) -> Table:

@@ -14,7 +14,7 @@ from tskd.compare.job import Outcome
 from tskd.stages.networks import Network
 
 _DISTANCES = ("hd95_px", "hd95_mm", "assd_px", "assd_mm")
-_COUNTS = ("n_cases", "scored", "missed", "false_positive", "both_empty")
+_COUNTS = ("level", "n_cases", "scored", "missed", "false_positive", "both_empty")
 _NETWORK = ("parameters", "model_mb", "latency_ms")
 _COMPUTE = ("student_gflops", "teacher_gflops")
 _ABLATIONS = ("dice_features_zeroed", "dice_features_of_another_image", "dice_skips_zeroed")
@@ -27,9 +27,9 @@ def table_rows(grid: Grid, outcomes: Mapping[str, Outcome], networks: Mapping[st
 
 
 def table_columns(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns of table.csv: the axes of the grid, and distances in the units that occur."""
+    """Return the columns of table.csv: the axes of the grid, distances in the units that occur, millilitres if any."""
     axes = [axis for axis in grid.axes if axis not in (METHOD, DATASET)]
-    units = [name for name in _DISTANCES if any(row.get(name) is not None for row in rows)]
+    units = [name for name in (*_DISTANCES, "volume_error_ml") if any(row.get(name) is not None for row in rows)]
     return [
         *("run", "status", "error", METHOD, "title", DATASET, *axes),
         *("dice", "dice_ci95_low", "dice_ci95_high", "iou", *units, *_COUNTS),

@@ -144,6 +144,7 @@ def inspect(
         *structural,
         *_one_a_file([problem for one in findings.values() for problem in one.problems]),
         *_duplicate_problems(dataset, duplicates),
+        *_volume_problems(dataset, {id_: one.size for id_, one in findings.items() if one.size is not None}),
         *_split_problems(dataset.records, presence),
     ]
     return CheckReport(
@@ -360,6 +361,24 @@ def _near_problem(pairs: Sequence[DuplicatePair], paths: Mapping[str, Path]) -> 
         "case, else test scores are too good. Where no image has a case of its patient, a run joins them by itself.",
         "warning",
     )
+
+
+def _volume_problems(dataset: Dataset, sizes: Mapping[str, tuple[int, int]]) -> Iterator[Problem]:
+    """Name the volumes whose slices differ in size: they cannot be stacked."""
+    first: dict[str, Record] = {}
+    uneven: dict[str, Record] = {}
+    for record in dataset.records:
+        if record.volume is not None and record.id in sizes:
+            other = first.setdefault(record.volume, record)
+            if sizes[record.id] != sizes[other.id]:
+                uneven.setdefault(record.volume, record)
+    for volume, record in uneven.items():
+        yield Problem(
+            _relative(dataset.root, record.image),
+            f"has another size than {first[volume].id}, a slice of the same volume ({volume}).",
+            "Name volumes by what was taken together; as it is, all slices are scored as single images.",
+            "warning",
+        )
 
 
 def _split_problems(records: Sequence[Record], presence: Mapping[str, frozenset[int]]) -> Iterator[Problem]:

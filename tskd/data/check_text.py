@@ -30,6 +30,7 @@ def report_to_json(report: CheckReport) -> dict[str, Any]:
         "usable": report.usable,
         "images": len(report.records),
         "cases": len({record.case for record in report.records}),
+        "volumes": len(_slices(report.records)),
         "labelled": len(report.presence),
         "unlabelled": sum(record.mask is None for record in report.records),
         "empty_masks": len(report.empty_masks),
@@ -79,6 +80,10 @@ def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     cases, joined = _cases(records), _cases(settle_duplicates(records, report.duplicates))
     alike = f"; in a run {joined}, images that look alike being one case" if joined < cases else ""
     yield "images", f"{len(records)} in {cases} cases{alike}"
+    if slices := _slices(records):
+        counts = sorted(slices.values())
+        depth = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+        yield "volumes", f"{len(slices)} of {depth} slices, which are scored as volumes"
     unlabelled = sum(record.mask is None for record in records)
     broken = len(records) - unlabelled - len(report.presence)
     yield "labelled", f"{len(report.presence)}, of which {len(report.empty_masks)} with an empty mask"
@@ -94,6 +99,12 @@ def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     yield "split", _split_text(report.splits)
     for note in report.notes:
         yield "note", note
+
+
+def _slices(records: Sequence[Record]) -> Counter[str]:
+    """Return the number of slices of each volume; empty where all are single images."""
+    counts = Counter(record.volume for record in records if record.volume is not None)
+    return counts if any(count > 1 for count in counts.values()) else Counter()
 
 
 def _cases(records: Sequence[Record]) -> int:

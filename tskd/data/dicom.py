@@ -10,7 +10,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,9 @@ CT_WINDOW = IntensityWindow(-160, 240)
 """Hounsfield units for CT files without a window of their own: abdominal soft tissue (width 400, level 40)."""
 
 _MAX_PIXELS = 89_000_000
+_SAME_POSITION_MM = 0.01
+_UNEVEN = 0.05  # of the slice distance: what a gap may differ from a whole number of them
+_TURNED = 1e-3
 _MAGIC_OFFSET = 128
 _BROKEN = (
     InvalidDicomError, OSError, EOFError, ValueError, AttributeError, KeyError, IndexError, TypeError,
@@ -46,7 +49,14 @@ class Slice:
     position: float | None
     """Millimetres along the slice normal."""
     instance: int | None
-    spacing: tuple[float, float] | None
+    spacing: tuple[float, ...] | None
+    """Millimetres along (row, column), and to the next slice where a volume's slices are evenly spaced."""
+    orientation: tuple[float, ...] | None = None
+    """Direction cosines of rows and columns."""
+    volume: int | None = None
+    """Which volume of its series; None where the series is none by its geometry."""
+    place: int | None = None
+    """Place in the volume, counted in slice distances."""
 
 
 def is_dicom(path: Path) -> bool:
@@ -108,7 +118,7 @@ def grey_window(
 
 
 def list_slices(paths: Sequence[Path]) -> list[Slice]:
-    """Return every frame of the given files, each series in order of position (else of instance number).
+    """Return every frame of the given files, each series in order of position (else of instance number), with volumes.
 
     Series follow each other by pseudonym. Raises :class:`UserError` where a series of several slices has neither
     positions nor instance numbers.
@@ -117,7 +127,7 @@ def list_slices(paths: Sequence[Path]) -> list[Slice]:
     for path in paths:
         for item in _slices_of(path):
             series.setdefault(item.series, []).append(item)
-    return [item for name in sorted(series) for item in _ordered(series[name])]
+    return [item for name in sorted(series) for item in _with_volumes(_ordered(series[name]))]
 
 
 def pseudonym(*values: object) -> str:
@@ -253,10 +263,10 @@ def _slice(header: pydicom.Dataset, path: Path, index: int | None, *, series: st
     position = None
     if orientation is not None and origin is not None:
         position = float(np.dot(np.cross(orientation[:3], orientation[3:]), origin))
-    instance = _number(header.get("InstanceNumber"))
-    return Slice(
-        path, index, series, patient, position, None if instance is None else int(instance), _spacing(header, index)
-    )
+    number = _number(header.get("InstanceNumber"))
+    instance = None if number is None else int(number)
+    turned = None if orientation is None else tuple(orientation.tolist())
+    return Slice(path, index, series, patient, position, instance, _spacing(header, index), turned)
 
 
 def _orientation(header: pydicom.Dataset, index: int | None) -> np.ndarray | None:
@@ -291,3 +301,45 @@ def _ordered(slices: list[Slice]) -> list[Slice]:
         f"{slices[0].path.parent}: the {len(slices)} slices of a series have neither positions nor instance numbers, "
         "so their order is unknown. Export the series again, or use the `folder` layout for single images."
     )
+
+
+def _with_volumes(slices: list[Slice]) -> list[Slice]:
+    """Return a series in order of position with volume and place of each slice, as they are where it is no volume.
+
+    A volume's slices are parallel and state their positions. Where every position comes several times (time points,
+    echoes), the series holds as many volumes: the first of each position, the second, and so on.
+    """
+    if len(slices) < 2 or not _are_parallel(slices):
+        return slices
+    positions = np.array([item.position for item in slices])
+    level = np.concatenate([[0], np.cumsum(np.diff(positions) > _SAME_POSITION_MM)])
+    counts = np.bincount(level)
+    if len(set(counts.tolist())) > 1:
+        return slices
+    places, distance = _places(positions[:: counts[0]])
+    return [
+        replace(
+            item,
+            spacing=item.spacing if item.spacing is None or distance is None else (*item.spacing, distance),
+            volume=int(number % counts[0]),
+            place=places[level[number]],
+        )
+        for number, item in enumerate(slices)
+    ]
+
+
+def _are_parallel(slices: Sequence[Slice]) -> bool:
+    turned = [item.orientation for item in slices if item.position is not None and item.orientation is not None]
+    return len(turned) == len(slices) and bool(np.allclose(turned, turned[0], atol=_TURNED))
+
+
+def _places(positions: np.ndarray) -> tuple[list[int], float | None]:
+    """Return places counted in slice distances, and that distance in mm; None (and the order) where it is uneven."""
+    if len(positions) < 2:
+        return [0], None
+    gaps = np.diff(positions)
+    steps = np.maximum(np.rint(gaps / np.median(gaps)), 1).astype(int)
+    distance = float(gaps.sum() / steps.sum())
+    if np.abs(gaps - steps * distance).max() > _UNEVEN * distance:
+        return list(range(len(positions))), None
+    return [0, *np.cumsum(steps).tolist()], distance

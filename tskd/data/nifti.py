@@ -39,16 +39,22 @@ def volume_id(path: Path) -> str:
 
 
 def slice_count(path: Path, *, axis: int = 2) -> int:
-    """Return how many slices a volume has along a canonical axis."""
+    """Return how many slices each volume of a file has along a canonical axis."""
     return canonical_grid(path)[0][axis]
 
 
-def slice_spacing(path: Path, *, axis: int = 2) -> tuple[float, float] | None:
-    """Return millimetres per pixel (row, column) of the slices along a canonical axis; None where none is stated."""
+def frame_count(path: Path) -> int:
+    """Return how many volumes a file holds: the length of its fourth axis, 1 without one."""
+    with _refusing_broken(path):
+        return _axes(path)[3]
+
+
+def slice_spacing(path: Path, *, axis: int = 2) -> tuple[float, float, float] | None:
+    """Return millimetres along (row, column, slice) for slices along a canonical axis; None where none are stated."""
     _, affine = canonical_grid(path)
     zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     columns, rows = (other for other in range(3) if other != axis)
-    return (float(zooms[rows]), float(zooms[columns])) if (zooms > 0).all() else None
+    return (float(zooms[rows]), float(zooms[columns]), float(zooms[axis])) if (zooms > 0).all() else None
 
 
 def canonical_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
@@ -66,7 +72,7 @@ def canonical_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
 
 
 def read_slice(path: Path, index: int, *, window: IntensityWindow | None = None, axis: int = 2) -> np.ndarray:
-    """Read one slice as 8-bit grey, (H, W).
+    """Read one slice as 8-bit grey, (H, W); indices run through the slices of the first frame, then of the second.
 
     Without a window unscaled 8-bit volumes stay as they are, others are windowed to :data:`PERCENTILES` of the volume.
     """
@@ -83,10 +89,14 @@ def read_label_slice(path: Path, index: int, *, axis: int = 2) -> np.ndarray:
 
 
 def read_label_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a whole label volume as stored, int32, and its (4, 4) affine (voxel to millimetres, RAS)."""
+    """Read a whole label volume as stored, int32, and its (4, 4) affine (voxel to millimetres, RAS).
+
+    It has a fourth axis where the file holds several frames.
+    """
     with _refusing_broken(path):
         _, affine, _ = _geometry(path)
-        return whole_labels(_stored(path), path), affine
+        stored = _stored(path)
+        return whole_labels(stored[..., 0] if stored.shape[3] == 1 else stored, path), affine
 
 
 def volume_window(path: Path) -> IntensityWindow:
@@ -123,15 +133,21 @@ def _refusing_broken(path: Path) -> Iterator[None]:
 
 
 def _geometry(path: Path) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-    """Return stored shape (3 axes), affine and orientation; only trailing axes of length 1 may follow."""
-    volume = nibabel.load(path)
-    shape = volume.shape + (1,) * (3 - len(volume.shape))
-    if any(length != 1 for length in shape[3:]):
+    """Return stored shape (3 axes), affine and orientation."""
+    affine = nibabel.load(path).affine
+    return _axes(path)[:3], affine, io_orientation(affine)
+
+
+def _axes(path: Path) -> tuple[int, ...]:
+    """Return the stored shape with four axes, the last that of frames; only further axes of length 1 may follow."""
+    stored = nibabel.load(path).shape
+    shape = stored + (1,) * (4 - len(stored))
+    if any(length != 1 for length in shape[4:]):
         raise UserError(
-            f"{path}: has {len(shape)} axes {shape}; a volume has three. "
-            "Save each time point or channel as a file of its own."
+            f"{path}: has {len(shape)} axes {shape}; a volume has three, and a fourth where it has frames. "
+            "Save each channel as a file of its own."
         )
-    return shape[:3], volume.affine, io_orientation(volume.affine)
+    return shape[:4]
 
 
 def _plane(path: Path, index: int, axis: int) -> np.ndarray:
@@ -139,24 +155,28 @@ def _plane(path: Path, index: int, axis: int) -> np.ndarray:
     with _refusing_broken(path):
         shape, _, orientation = _geometry(path)
         stored_axis = int(np.flatnonzero(orientation[:, 0] == axis)[0])
-        if not 0 <= index < shape[stored_axis]:
-            raise UserError(f"{path}: slice {index} asked for, the volume has {shape[stored_axis]} along axis {axis}.")
-        stored_index = index if orientation[stored_axis, 1] > 0 else shape[stored_axis] - 1 - index
-        plane = _read_plane(path, stored_axis, stored_index)
+        count, frames = shape[stored_axis], _axes(path)[3]
+        if not 0 <= index < count * frames:
+            many = f" in each of {frames} frames" if frames > 1 else ""
+            raise UserError(f"{path}: slice {index} asked for, the volume has {count} along axis {axis}{many}.")
+        frame, place = divmod(index, count)
+        stored_place = place if orientation[stored_axis, 1] > 0 else count - 1 - place
+        plane = _read_plane(path, stored_axis, stored_place, frame)
         rest = np.delete(orientation, stored_axis, axis=0)
         plane = np.flip(plane, tuple(k for k in range(2) if rest[k, 1] < 0))
         plane = plane if rest[0, 0] < rest[1, 0] else plane.T
     return np.ascontiguousarray(plane.T[::-1, ::-1])
 
 
-def _read_plane(path: Path, axis: int, index: int) -> np.ndarray:
-    """Read one stored plane: from an uncompressed file that plane alone, from a compressed one via the whole volume."""
+def _read_plane(path: Path, axis: int, index: int, frame: int) -> np.ndarray:
+    """Read one stored plane: from an uncompressed file that plane alone, from a compressed one via the whole file."""
     if path.name.lower().endswith(".gz"):
-        return np.take(_stored(path), index, axis=axis)
+        return np.take(_stored(path)[..., frame], index, axis=axis)
     proxy = nibabel.load(path).dataobj
     selection: list[slice | int] = [slice(None)] * len(proxy.shape)
-    if axis < len(selection):
-        selection[axis] = index
+    for along, place in ((axis, index), (3, frame)):
+        if along < len(selection):
+            selection[along] = place
     plane = np.asarray(proxy[tuple(selection)], np.float32)
     return plane.reshape([length for k, length in enumerate((*proxy.shape, 1)[:3]) if k != axis])
 
@@ -169,7 +189,7 @@ def _stored(path: Path) -> np.ndarray:
 def _stored_volume(path: Path, modified_ns: int) -> np.ndarray:
     volume = nibabel.load(path)
     values = np.asarray(volume.dataobj, np.float32)
-    return values.reshape((volume.shape + (1,) * 3)[:3])
+    return values.reshape((volume.shape + (1,) * 4)[:4])
 
 
 @lru_cache(maxsize=256)

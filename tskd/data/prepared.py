@@ -31,7 +31,12 @@ class PreparedRecord:
     part: Part
     height: int
     width: int
-    spacing: tuple[float, float] | None
+    spacing: tuple[float, ...] | None
+    """Millimetres along (row, column), and to the next slice where that is known."""
+    volume: str | None = None
+    """The volume whose slice it is; None: a single image."""
+    place: int | None = None
+    """Its place in the volume."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ def native_path(folder: Path, row: int, kind: Literal["image", "mask"]) -> Path:
 
 def prepared_record(record: Record, part: Part, shape: tuple[int, ...]) -> PreparedRecord:
     """Return what is kept of a record, whose image has the shape (H, W, ...)."""
-    return PreparedRecord(record.id, record.case, part, shape[0], shape[1], record.spacing)
+    return PreparedRecord(record.id, record.case, part, shape[0], shape[1], record.spacing, record.volume, record.place)
 
 
 def _parse_record(line: str) -> PreparedRecord:

@@ -1,7 +1,8 @@
-"""Overlap and contour scores of one prediction, with a stated policy for empty masks, and their summary over cases.
+"""Overlap and surface scores of one prediction, with a stated policy for empty masks, and their summary over cases.
 
-The policy (the same for every method): where mask and prediction are both empty, Dice and IoU are 1, distances 0;
-where only one of them is empty (``missed``, ``false_positive``), Dice and IoU are 0, distances the image diagonal.
+What is scored is an image (H, W) or a volume (H, W, D). The policy (the same for every method, image or volume): where
+mask and prediction are both empty, Dice and IoU are 1, distances 0; where only one of them is empty (``missed``,
+``false_positive``), Dice and IoU are 0, distances the diagonal of the image or volume.
 Every row counts, and each kind is counted in the summary: a missed organ can never improve a mean by dropping out.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,14 +23,18 @@ from tskd.types import UNLABELLED
 
 Status = Literal["scored", "both_empty", "missed", "false_positive"]
 Unit = Literal["px", "mm"]
-Spacing = tuple[float, float]
+Level = Literal["image", "volume"]
+"""What a row scores: one image (of a volumetric set: one slice), or one volume of stacked slices."""
+Spacing = tuple[float, ...]
+"""Millimetres along each axis: (row, column) of an image, (row, column, slice) of a volume."""
 
 MEASURES = ("dice", "iou", "hd95", "assd")
+_MM3_PER_ML = 1000.0
 
 
 @dataclass(frozen=True)
 class CaseScore:
-    """Scores of one class in one image."""
+    """Scores of one class in one image or volume."""
 
     dice: float
     iou: float
@@ -38,22 +43,37 @@ class CaseScore:
     assd: float
     """Average symmetric surface distance, same unit."""
     status: Status
+    truth_ml: float | None = None
+    """Millilitres in the mask; None: an image, or a volume whose spacing is not known."""
+    volume_ml: float | None = None
+    """Millilitres in the prediction."""
+
+    @property
+    def volume_error_ml(self) -> float:
+        """Absolute difference of the two volumes; ValueError where they are not known."""
+        if self.truth_ml is None or self.volume_ml is None:
+            raise ValueError("the score holds no volumes: it is of an image, or its spacing is not known")
+        return abs(self.volume_ml - self.truth_ml)
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One line of cases.csv: one class in one image."""
+    """One line of cases.csv: one class in one image or volume."""
 
     case: str
     image: str
+    """Id of the image, or name of the volume."""
     label: int
     """Class index, 1 to K."""
     unit: Unit
     score: CaseScore
+    level: Level = "image"
 
     def as_dict(self) -> dict[str, str | int | float]:
         """Return the line for a CSV writer, the unit in the column names."""
+        millilitres = {"truth_ml": self.score.truth_ml, "volume_ml": self.score.volume_ml}
         return {
+            "level": self.level,
             "case": self.case,
             "image": self.image,
             "class": self.label,
@@ -62,17 +82,23 @@ class ScoreRow:
             f"hd95_{self.unit}": self.score.hd95,
             f"assd_{self.unit}": self.score.assd,
             "status": self.score.status,
+            **{name: value for name, value in millilitres.items() if value is not None},
         }
 
     @classmethod
     def from_dict(cls, line: Mapping[str, str]) -> ScoreRow:
-        """Read a line of cases.csv back; raises ValueError for a line that :meth:`as_dict` cannot have written."""
-        unit: Unit = "mm" if "hd95_mm" in line else "px"
+        """Read a line of cases.csv back; raises ValueError for a line that :meth:`as_dict` cannot have written.
+
+        Columns that only rows of the other level fill are empty. A file without levels is of a time that had images.
+        """
+        unit: Unit = "mm" if line.get("hd95_mm") else "px"
         try:
             status = next(known for known in get_args(Status) if known == line["status"])
+            level = next(known for known in get_args(Level) if known == line.get("level", "image"))
             distances = float(line[f"hd95_{unit}"]), float(line[f"assd_{unit}"])
-            score = CaseScore(float(line["dice"]), float(line["iou"]), *distances, status)
-            return cls(line["case"], line["image"], int(line["class"]), unit, score)
+            truth, volume = (float(line[name]) if line.get(name) else None for name in ("truth_ml", "volume_ml"))
+            score = CaseScore(float(line["dice"]), float(line["iou"]), *distances, status, truth, volume)
+            return cls(line["case"], line["image"], int(line["class"]), unit, score, level)
         except (KeyError, StopIteration) as error:
             raise ValueError(f"not a line of a cases.csv: {dict(line)}") from error
 
@@ -80,44 +106,60 @@ class ScoreRow:
 def score_case(
     prediction: np.ndarray, mask: np.ndarray, *, classes: int, spacing: Spacing | None
 ) -> tuple[CaseScore, ...]:
-    """Score one image at its native resolution, one entry a foreground class 1 to ``classes``.
+    """Score one image or volume at its native resolution, one entry a foreground class 1 to ``classes``.
 
-    ``prediction`` and ``mask`` are (H, W) class indices, 0 background. Pixels whose mask is ``UNLABELLED`` are
-    background in both. ``spacing`` is millimetres per pixel (row, column); None leaves distances in pixels.
+    ``prediction`` and ``mask`` are (H, W) or (H, W, D) class indices, 0 background. Pixels whose mask is ``UNLABELLED``
+    are background in both. ``spacing`` is millimetres along each axis; None leaves distances in pixels or voxels, and
+    volumes without millilitres.
 
-    Contours are the pixels that a cross-shaped erosion removes, the image border included. HD95 is the larger of the
-    two directed 95th percentiles (linear interpolation) of nearest contour distances, ASSD the mean over both
-    directions pooled: the definitions of MONAI's ``compute_hausdorff_distance(percentile=95)`` and
-    ``compute_average_surface_distance(symmetric=True)``, the reference in the tests. Raises ValueError when shapes
-    differ, an index lies outside 0 to ``classes`` or no pixel is labelled.
+    The surface is what an erosion by the nearest neighbours (4 in an image, 6 in a volume) removes, the border of the
+    array included. HD95 is the larger of the two directed 95th percentiles (linear interpolation) of nearest surface
+    distances, ASSD the mean over both directions pooled: the definitions of MONAI's
+    ``compute_hausdorff_distance(percentile=95)`` and ``compute_average_surface_distance(symmetric=True)``, which the
+    tests compare with. Raises ValueError when shapes differ, the spacing has another number of axes, an index lies
+    outside 0 to ``classes`` or no pixel is labelled.
     """
     prediction, mask = _labelled(prediction, mask, classes)
+    step = spacing or (1.0,) * mask.ndim
+    if len(step) != mask.ndim:
+        raise ValueError(f"a spacing of {len(step)} numbers for an array of {mask.ndim} axes")
     confusion = _confusion(prediction, mask, classes)
-    step = spacing or (1.0, 1.0)
-    diagonal = math.hypot(mask.shape[0] * step[0], mask.shape[1] * step[1])
+    voxel_ml = math.prod(step) / _MM3_PER_ML if spacing and mask.ndim == 3 else None
     scores = []
     for label in range(1, classes + 1):
-        hits, marked, present = confusion[label, label], confusion[:, label].sum(), confusion[label].sum()
-        if marked == 0 or present == 0:
-            scores.append(_empty_score(bool(marked), bool(present), diagonal))
-            continue
-        distances = surface_distances(prediction == label, mask == label, spacing=step)
-        dice, iou = 2 * hits / (marked + present), hits / (marked + present - hits)
-        scores.append(CaseScore(float(dice), float(iou), hd95(*distances), assd(*distances), "scored"))
+        score = _score_class(prediction == label, mask == label, confusion[label, label], step)
+        if voxel_ml is not None:
+            truth, volume = (float(count * voxel_ml) for count in (confusion[label].sum(), confusion[:, label].sum()))
+            score = replace(score, truth_ml=truth, volume_ml=volume)
+        scores.append(score)
     return tuple(scores)
 
 
-def surface_distances(
-    region: np.ndarray, other: np.ndarray, *, spacing: Spacing = (1.0, 1.0)
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance of every contour pixel of ``region`` to ``other``'s contour, and the other way round.
+def _score_class(region: np.ndarray, truth: np.ndarray, hits: int, step: Spacing) -> CaseScore:
+    """Return the scores of one class, by the policy of the module's docstring where one of the two is empty."""
+    marked, present = np.count_nonzero(region), np.count_nonzero(truth)
+    if marked and present:
+        distances = surface_distances(region, truth, spacing=step)
+        dice, iou = 2 * hits / (marked + present), hits / (marked + present - hits)
+        return CaseScore(float(dice), float(iou), hd95(*distances), assd(*distances), "scored")
+    if not marked and not present:
+        return CaseScore(1.0, 1.0, 0.0, 0.0, "both_empty")
+    diagonal = math.hypot(*(length * along for length, along in zip(truth.shape, step)))
+    return CaseScore(0.0, 0.0, diagonal, diagonal, "false_positive" if marked else "missed")
 
-    Both are (H, W) bool and not empty; the answers are 1-d. A k-d tree over contour points is exact and, in 2-d, much
-    cheaper than distance transforms of the image: contours are thin.
+
+def surface_distances(
+    region: np.ndarray, other: np.ndarray, *, spacing: Spacing | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance of every surface pixel of ``region`` to ``other``'s surface, and the other way round.
+
+    Both are (H, W) or (H, W, D) bool and not empty; the answers are 1-d. A k-d tree over surface points is exact and
+    cheaper than distance transforms: surfaces are thin.
     """
-    contour, other_contour = (_contour_points(one) * np.asarray(spacing) for one in (region, other))
-    there, _ = KDTree(other_contour).query(contour)
-    back, _ = KDTree(contour).query(other_contour)
+    step = np.asarray(spacing or (1.0,) * region.ndim)
+    surface, other_surface = (_surface_points(one) * step for one in (region, other))
+    there, _ = KDTree(other_surface).query(surface)
+    back, _ = KDTree(surface).query(other_surface)
     return there, back
 
 
@@ -132,25 +174,26 @@ def assd(there: np.ndarray, back: np.ndarray) -> float:
 
 
 def agreement(a: np.ndarray, b: np.ndarray, classes: int) -> float:
-    """Return the mean Dice over foreground classes between two predictions (H, W), 1 for a class neither has."""
+    """Return the mean Dice over foreground classes between two predictions of one shape, 1 for a class neither has."""
     confusion = _confusion(*_labelled(a, b, classes), classes)
     sizes = (confusion.sum(axis=0) + confusion.sum(axis=1))[1:]
     overlaps = 2 * confusion.diagonal()[1:]
     return float(np.where(sizes > 0, overlaps / np.maximum(sizes, 1), 1.0).mean())
 
 
-def shared_unit(spacings: Iterable[Spacing | None]) -> tuple[Unit, str | None]:
-    """Return the one unit in which a set of images can be scored, with a remark where spacings had to be left out.
+def shared_unit(spacings: Iterable[Spacing | None], level: Level = "image") -> tuple[Unit, str | None]:
+    """Return the one unit in which a set can be scored, with a remark where spacings had to be left out.
 
-    Millimetres need the spacing of every image; otherwise all distances are in pixels (pass ``spacing=None`` then).
+    Millimetres need the spacing of every image or volume; otherwise all distances are in pixels or voxels (pass
+    ``spacing=None`` then).
     """
     known = [spacing is not None for spacing in spacings]
     if known and all(known):
         return "mm", None
     if not any(known):
         return "px", None
-    missing = len(known) - sum(known)
-    return "px", f"{missing} of {len(known)} images have no pixel spacing: all distances are in pixels"
+    missing, pixel = len(known) - sum(known), "voxel" if level == "volume" else "pixel"
+    return "px", f"{missing} of {len(known)} {level}s have no {pixel} spacing: all distances are in {pixel}s"
 
 
 @dataclass(frozen=True)
@@ -164,24 +207,30 @@ class Summary:
     assd: Interval
     n_cases: int
     n_images: int
+    """Images, or volumes where the level is that."""
     scored: int
     both_empty: int
     missed: int
     false_positive: int
-    """The four counts are of rows: images times classes."""
+    """The four counts are of rows: images (or volumes) times classes."""
     by_class: Mapping[int, Summary]
     """Empty in the entries of ``by_class`` themselves."""
+    level: Level = "image"
+    volume_error_ml: Interval | None = None
+    """Mean absolute error of the volume; None for images and without a spacing."""
 
     def as_dict(self) -> dict[str, object]:
         """Return what run.json and summary.json hold: plain JSON values, the unit in the names."""
-        fields: dict[str, object] = {}
-        for measure in MEASURES:
+        fields: dict[str, object] = {"level": self.level} if self.by_class else {}
+        intervals = {name: getattr(self, name) for name in MEASURES}
+        if self.volume_error_ml is not None:
+            intervals["volume_error_ml"] = self.volume_error_ml
+        for measure, interval in intervals.items():
             name = f"{measure}_{self.unit}" if measure in ("hd95", "assd") else measure
-            interval: Interval = getattr(self, measure)
             fields[name] = interval.mean
             fields[f"{name}_ci95"] = list(interval.ci95) if interval.ci95 else None
-        counts = ("n_cases", "n_images", "scored", "both_empty", "missed", "false_positive")
-        fields.update({name: getattr(self, name) for name in counts})
+        fields |= {"n_cases": self.n_cases, f"n_{self.level}s": self.n_images}
+        fields.update({name: getattr(self, name) for name in get_args(Status)})
         if self.by_class:
             fields["classes"] = {str(label): summary.as_dict() for label, summary in self.by_class.items()}
         return fields
@@ -190,12 +239,12 @@ class Summary:
 def summarise(rows: Sequence[ScoreRow], *, seed: int) -> Summary:
     """Return mean scores with 95 % bootstrap intervals over cases, for all classes together and for each.
 
-    A case's score is the mean over its images and classes, the headline the mean over cases: a volume of forty slices
-    counts as much as a single image, and the interval resamples what was sampled, cases. Raises ValueError for no rows,
-    rows of different units, or the same image and class twice.
+    A case's score is the mean over its images (or volumes) and classes, the headline the mean over cases: a patient of
+    forty images counts as much as one of a single image, and the interval resamples what was sampled, cases. Raises
+    ValueError for no rows, rows of different units or levels, or the same image and class twice.
     """
-    if len({row.unit for row in rows}) != 1:
-        raise ValueError("scores can be summarised only where there are rows and all are in one unit")
+    if len({(row.unit, row.level) for row in rows}) != 1:
+        raise ValueError("scores can be summarised only where there are rows and all are in one unit and of one level")
     if len({(row.image, row.label) for row in rows}) != len(rows):
         raise ValueError("an image and class appears twice among the scores")
     labels = sorted({row.label for row in rows})
@@ -203,8 +252,17 @@ def summarise(rows: Sequence[ScoreRow], *, seed: int) -> Summary:
     return _summary(rows, seed, by_class)
 
 
+def headline(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """Return the rows of the level that scores are told of: volumes where there are any, else images."""
+    volumes = [row for row in rows if row.level == "volume"]
+    return volumes or list(rows)
+
+
 def case_means(rows: Sequence[ScoreRow], measure: str) -> dict[str, float]:
-    """Return each case's mean of ``measure`` (one of ``MEASURES``) over its images and classes, sorted by case."""
+    """Return each case's mean of ``measure`` (a number of a :class:`CaseScore`) over all its rows, sorted by case.
+
+    The rows are of one level: means over slices and volumes together would mean nothing.
+    """
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row.case, []).append(getattr(row.score, measure))
@@ -229,13 +287,17 @@ def _summary(rows: Sequence[ScoreRow], seed: int, by_class: Mapping[int, Summary
         missed=statuses["missed"],
         false_positive=statuses["false_positive"],
         by_class=by_class,
+        level=rows[0].level,
+        volume_error_ml=interval("volume_error_ml") if all(row.score.truth_ml is not None for row in rows) else None,
     )
 
 
 def _labelled(prediction: np.ndarray, mask: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return both as int64 with unlabelled pixels set to background, shapes and indices checked."""
-    if prediction.shape != mask.shape or mask.ndim != 2:
-        raise ValueError(f"prediction {prediction.shape} and mask {mask.shape} must have one shape (H, W)")
+    if prediction.shape != mask.shape or mask.ndim not in (2, 3):
+        raise ValueError(
+            f"prediction {prediction.shape} and mask {mask.shape} must have one shape, (H, W) or (H, W, D)"
+        )
     labelled = mask != UNLABELLED
     if not labelled.any():
         raise ValueError("the mask has no labelled pixel: such an image cannot be scored")
@@ -252,18 +314,9 @@ def _confusion(prediction: np.ndarray, mask: np.ndarray, classes: int) -> np.nda
     return pairs.reshape(classes + 1, classes + 1)
 
 
-def _empty_score(marked: bool, present: bool, diagonal: float) -> CaseScore:
-    """Apply the policy of the module's docstring."""
-    if marked:
-        return CaseScore(0.0, 0.0, diagonal, diagonal, "false_positive")
-    if present:
-        return CaseScore(0.0, 0.0, diagonal, diagonal, "missed")
-    return CaseScore(1.0, 1.0, 0.0, 0.0, "both_empty")
-
-
-def _contour_points(region: np.ndarray) -> np.ndarray:
-    """Return the (N, 2) pixel positions of the contour, found inside the bounding box: most of an image is empty."""
-    rows, columns = ndimage.find_objects(region.astype(np.uint8))[0]
-    box = region[rows, columns]
-    contour = np.argwhere(box & ~ndimage.binary_erosion(box))
-    return contour + np.array([rows.start, columns.start])
+def _surface_points(region: np.ndarray) -> np.ndarray:
+    """Return the (N, axes) positions of the surface, found inside the bounding box: most of an image is empty."""
+    box = ndimage.find_objects(region.astype(np.uint8))[0]
+    inside = region[box]
+    surface = np.argwhere(inside & ~ndimage.binary_erosion(inside))
+    return surface + np.array([along.start for along in box])

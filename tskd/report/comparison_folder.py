@@ -49,6 +49,11 @@ class Cell:
         return float(np.mean(values)) if values else None
 
     @property
+    def level(self) -> str:
+        """What its scores are of: ``volume``, or ``image``, as in tables from before volumes were scored."""
+        return self.lines[0].get("level") or "image"
+
+    @property
     def dice(self) -> float:
         return float(np.mean([float(line["dice"]) for line in self.lines]))
 

@@ -27,6 +27,7 @@ from tskd.report.text import (
     NOTHING,
     capital,
     counted,
+    dice_of,
     interval,
     invented,
     missed,
@@ -99,7 +100,10 @@ def failures_section(comparison: ComparisonFolder, album: Album) -> Section | No
         if predictions := comparison.predictions(cell):
             found = failures(Gallery(predictions.prepared, album), predictions)
             blocks += [replace(one, title=f"{title}, {cell.look.title}: {one.title}") for one in found]
-    lead = "Images on which a model of the first replicate misses a class or invents it; each counts as Dice 0 above."
+    lead = (
+        "Images (of volumes: slices) on which a model of the first replicate misses a class or invents it; each counts "
+        "as Dice 0 where images are scored."
+    )
     return section("failures", "Failure cases", lead, blocks)
 
 
@@ -207,14 +211,14 @@ def _forest(title: str, cells: list[Cell], span: tuple[float, float]) -> Chart:
     rows = [
         Estimate(cell.look, cell.dice, cell.interval, [float(line["dice"]) for line in cell.lines]) for cell in cells
     ]
-    return forest_chart(rows, title=title, measure="Dice", span=span)
+    return forest_chart(rows, title=title, measure=dice_of(cells[0].level), span=span)
 
 
 def _score_table(title: str, cells: list[Cell]) -> Table:
     unit = "mm" if cells[0].mean("hd95_mm") is not None else "px"
     columns = (
         "method",
-        "Dice",
+        dice_of(cells[0].level),
         INTERVAL,
         "IoU",
         f"HD95 ({unit})",
@@ -243,8 +247,8 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
         columns,
         rows,
         title=f"{title}: {_test_cases(cells)}",
-        note="Bold: the highest Dice. Missed, false positive: mean of a run, of all images and classes where it can "
-        "happen. TFLOP: training compute of the student, and beside it what only gives it targets.",
+        note=f"Bold: the highest Dice. Missed, false positive: mean of a run, of all {cells[0].level}s and classes "
+        "where it can happen. TFLOP: training compute of the student, and beside it what only gives it targets.",
         strong=frozenset({best}),
     )
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 from tskd.artifacts import Artifact
 from tskd.data.prepared import Prepared, digest_of_test
-from tskd.metrics.segmentation import ScoreRow
+from tskd.metrics.segmentation import ScoreRow, headline
 from tskd.overlays import class_colour, draw_overlay, enlargement
 from tskd.report.blocks import Key, Picture, Pictures
 from tskd.report.text import counted, number
-from tskd.stages.evaluated import pick_overlays, read_cases, read_prediction
+from tskd.stages.evaluated import pick_overlays, read_prediction, read_scores
 
 SIDE = 360
 """Longer side of a picture in pixels: sharp at the 180 CSS pixels it is shown with."""
@@ -73,12 +73,21 @@ class Predictions:
 
     @cached_property
     def scores(self) -> list[ScoreRow]:
-        """One row an image and class."""
-        return read_cases(self.folder)
+        """One row a class and volume, or image where there are no volumes: what means and tests are over."""
+        return headline(self._kept)
+
+    @cached_property
+    def images(self) -> list[ScoreRow]:
+        """One row a class and image, slices of volumes included: what pictures show."""
+        return [row for row in self._kept if row.level == "image"]
+
+    @cached_property
+    def _kept(self) -> list[ScoreRow]:
+        return read_scores(self.folder)
 
     def dice(self, image: str) -> float:
         """Return the mean Dice over classes of one image."""
-        return float(np.mean([row.score.dice for row in self.scores if row.image == image]))
+        return float(np.mean([row.score.dice for row in self.images if row.image == image]))
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ def picks(predictions: Sequence[Predictions], counts: Mapping[str, int]) -> dict
     """
     chosen: dict[str, list[str]] = {}
     for one in predictions:
-        for rank, image, _ in pick_overlays(one.scores, counts.get(one.name, 0)):
+        for rank, image, _ in pick_overlays(one.images, counts.get(one.name, 0)):
             chosen.setdefault(image, []).append(f"{rank} of {one.title}")
     return chosen
 
@@ -135,7 +144,7 @@ def failures(images: Gallery, predictions: Predictions) -> list[Pictures]:
 
 def _failures(images: Gallery, predictions: Predictions, status: str, title: str) -> Pictures | None:
     failed: dict[str, list[str]] = {}
-    for row in predictions.scores:
+    for row in predictions.images:
         if row.score.status == status:
             failed.setdefault(row.image, []).append(images.prepared.classes[row.label - 1])
     drawn = [

@@ -52,6 +52,11 @@ class RunFolder:
         return look_of(model, self.title(model))
 
     @property
+    def level(self) -> str:
+        """What means are over: ``volume``, or ``image``, as in runs from before volumes were scored."""
+        return str(self.metrics[STUDENT].get("level", "image"))
+
+    @property
     def unit(self) -> str:
         """Unit of the distances, ``mm`` or ``px``."""
         return "mm" if "hd95_mm" in self.metrics[STUDENT] else "px"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from tskd.data.prepared import Part, Prepared
 from tskd.metrics.comparison import PairTest
@@ -19,11 +20,13 @@ from tskd.report.text import (
     P_VALUE,
     capital,
     counted,
+    dice_of,
     interval,
     invented,
     missed,
     number,
     p_value,
+    scored,
     signed,
 )
 from tskd.report.training import resources_section, training_section
@@ -32,6 +35,7 @@ from tskd.report.uses import run_uses_section
 from tskd.report.verdict import CAVEAT, paired_tests, verdict
 from tskd.stages.model_card import INTENDED_USE, LIMITS
 
+_VOLUME_ERROR = "volume_error_ml"
 OTHERS_SHOWN = 3
 """Overlays picked by a model that is not the student: its worst, median and best."""
 
@@ -67,14 +71,20 @@ def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
 def scores_section(run: RunFolder, tests: Sequence[PairTest]) -> Section | None:
     """How good every model is, and how it compares with the student case by case."""
     other = f" of {run.tested.dataset['name']}" if run.tested != run.prepared else ""
-    scored = run.metrics[STUDENT]
+    own = run.metrics[STUDENT]
+    stacked = " Slices are stacked and scored as volumes, each patient and frame by itself." * (run.level == "volume")
     lead = (
-        f"Means over {counted(scored['n_cases'], 'test case')}{other} with {counted(scored['n_images'], 'image')} at "
-        "their own size. A case: a patient, a volume, or images that look alike."
+        f"Means over {counted(own['n_cases'], 'test case')}{other} with {scored(own)} at their own size. A case: a "
+        f"patient, a volume, or images that look alike.{stacked}"
     )
-    return section(
-        "scores", "Scores", lead, [_score_table(run), _forest(run), _paired_table(run, tests), _class_table(run)]
-    )
+    blocks: list[Block | None] = [
+        _score_table(run),
+        _forest(run),
+        _paired_table(run, tests),
+        _class_table(run),
+        _slice_table(run),
+    ]
+    return section("scores", "Scores", lead, blocks)
 
 
 def overlays_section(run: RunFolder, gallery: Gallery) -> Section | None:
@@ -90,7 +100,9 @@ def overlays_section(run: RunFolder, gallery: Gallery) -> Section | None:
 def failures_section(run: RunFolder, gallery: Gallery) -> Section | None:
     """What the student missed altogether, and what it found where nothing was."""
     student = run.predictions[STUDENT]
-    lead = f"Images on which the {run.title(STUDENT)} misses a class or invents it; each counts as Dice 0 above."
+    images = "Slices" if run.level == "volume" else "Images"
+    above = "the Dice by slice" if run.level == "volume" else "the Dice above"
+    lead = f"{images} on which the {run.title(STUDENT)} misses a class or invents it; each counts as 0 in {above}."
     return section("failures", "Failure cases", lead, failures(gallery, student))
 
 
@@ -126,6 +138,7 @@ def _kicker(run: RunFolder) -> str:
 def _score_table(run: RunFolder) -> Table:
     unit = run.unit
     distance = f"hd95_{unit}"
+    errors_ml = ("volume error (mL)",) if _VOLUME_ERROR in run.metrics[STUDENT] else ()
     rows = []
     for name in run.models:
         one = run.metrics[name]
@@ -138,22 +151,57 @@ def _score_table(run: RunFolder) -> Table:
                 number(one[distance], 1),
                 interval(one[f"{distance}_ci95"], 1),
                 number(_distance_where_found(run.predictions[name].scores), 1),
+                *(number(one[_VOLUME_ERROR], 1) for _ in errors_ml),
                 missed(one),
                 invented(one),
             )
         )
-    dice, distances = ("Dice", INTERVAL, "IoU"), (f"HD95 ({unit})", INTERVAL, f"HD95 where found ({unit})")
-    columns = ("model", *dice, *distances, "missed", "false positive")
+    dice = (dice_of(run.level), INTERVAL, "IoU")
+    distances = (f"HD95 ({unit})", INTERVAL, f"HD95 where found ({unit})")
+    columns = ("model", *dice, *distances, *errors_ml, "missed", "false positive")
     teacher = f" Teacher: {run.summary['teacher']}." if run.summary["teacher"] else ""
     note = (
         f"Bold: the {run.title(STUDENT)}, which is shipped.{teacher} "
         "Bootstrap intervals over cases. Mask and prediction both empty: Dice 1, distance 0. Only one of them empty "
-        "(missed, false positive; counted over images and classes, of those with and without the class): Dice 0, "
-        "distance the image diagonal. Where found: the same distance over the images that have a mask and a prediction "
-        "alone, which are others for every model."
+        f"(missed, false positive; counted over {run.level}s and classes, of those with and without the class): Dice "
+        f"0, distance the {run.level} diagonal. Where found: the same distance over the {run.level}s that have a mask "
+        "and a prediction alone, which are others for every model."
     )
+    if remark := run.metrics[STUDENT].get("remark"):
+        note += f" Of these test images: {remark}."
     strong = frozenset({run.models.index(STUDENT)})
     return Table(columns, tuple(rows), note=note, strong=strong)
+
+
+def _slice_table(run: RunFolder) -> Table | None:
+    """Return the scores of the slices of volumes, as they were reported before these were stacked."""
+    if run.level != "volume":
+        return None
+    by_slice = {name: run.metrics[name]["slices"] for name in run.models}
+    unit = "mm" if "hd95_mm" in by_slice[STUDENT] else "px"
+    rows = tuple(
+        (
+            capital(run.title(name)),
+            number(one["dice"]),
+            interval(one["dice_ci95"]),
+            number(one[f"hd95_{unit}"], 1),
+            missed(one),
+            invented(one),
+        )
+        for name, one in by_slice.items()
+    )
+    empty, count = by_slice[STUDENT]["both_empty"] + by_slice[STUDENT]["false_positive"], _rows(by_slice[STUDENT])
+    return Table(
+        ("model", "2-D Dice", INTERVAL, f"2-D HD95 ({unit})", "missed", "false positive"),
+        rows,
+        title="The same predictions slice by slice",
+        note=f"{empty} of {count} slices and classes have an empty mask: each of them counts as Dice 1 where the "
+        "prediction is empty too, so that a model that finds nothing gains by them.",
+    )
+
+
+def _rows(scores: Mapping[str, Any]) -> int:
+    return sum(int(scores[status]) for status in ("scored", "missed", "false_positive", "both_empty"))
 
 
 def _distance_where_found(rows: Sequence[ScoreRow]) -> float | None:
@@ -172,7 +220,8 @@ def _forest(run: RunFolder) -> Charts:
         )
         for name in run.models
     ]
-    chart = forest_chart(rows, title="Dice of every model", measure="Dice")
+    dice = dice_of(run.level)
+    chart = forest_chart(rows, title=f"{dice} of every model", measure=dice)
     return Charts((chart,), note="Faint marks: single cases. Bar: 95\u00a0% interval of the mean.")
 
 
@@ -190,7 +239,7 @@ def _paired_table(run: RunFolder, tests: Sequence[PairTest]) -> Table | None:
         for test in tests
     )
     return Table(
-        ("model", "Dice difference", INTERVAL, "cases better / tied / worse", P_VALUE),
+        ("model", f"{dice_of(run.level)} difference", INTERVAL, "cases better / tied / worse", P_VALUE),
         rows,
         title=f"Against the {run.title(STUDENT)}, on the same cases",
         note=f"Differences are model minus {run.title(STUDENT)}. Within {tests[0].tie_margin:g} is a tie. "
@@ -206,7 +255,9 @@ def _class_table(run: RunFolder) -> Table | None:
         (name, *(number(run.metrics[model]["classes"][str(label)]["dice"]) for model in run.models))
         for label, name in enumerate(classes, start=1)
     )
-    return Table(("class", *(run.title(name) for name in run.models)), rows, title="Dice of each class")
+    return Table(
+        ("class", *(run.title(name) for name in run.models)), rows, title=f"{dice_of(run.level)} of each class"
+    )
 
 
 def _with_keys(blocks: Sequence[Pictures], gallery: Gallery) -> list[Block]:

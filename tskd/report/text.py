@@ -62,6 +62,18 @@ def invented(scores: Mapping[str, Any], digits: int = 0) -> str:
     return _of_all(scores["false_positive"], scores["both_empty"], digits)
 
 
+def dice_of(level: str) -> str:
+    """Return what Dice is called: that of volumes says so, because that of slices is another figure."""
+    return "3-D Dice" if level == "volume" else "Dice"
+
+
+def scored(scores: Mapping[str, Any]) -> str:
+    """Return what a model was scored on: ``8 images``, or ``4 volumes (36 slices)``."""
+    if scores.get("level") != "volume":
+        return counted(scores["n_images"], "image")
+    return f"{counted(scores['n_volumes'], 'volume')} ({counted(scores['n_images'], 'slice')})"
+
+
 def capital(sentence: str) -> str:
     """Return the sentence with its first letter large, the rest untouched."""
     return sentence[:1].upper() + sentence[1:]

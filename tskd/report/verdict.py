@@ -10,7 +10,7 @@ from tskd.metrics.comparison import DICE, PairTest, compare_methods
 from tskd.metrics.segmentation import case_means
 from tskd.report.pictures import Predictions
 from tskd.report.run_folder import BEFORE_FINETUNE, STUDENT, RunFolder
-from tskd.report.text import INTERVAL, counted, interval, number, signed
+from tskd.report.text import INTERVAL, counted, dice_of, interval, number, signed
 
 NO_RIVALS = frozenset({STUDENT, BEFORE_FINETUNE, "teacher", "rival_teacher"})
 """Models that the student is not measured against: itself, and large models."""
@@ -33,7 +33,9 @@ def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
     own = run.metrics[STUDENT]
     bounds = f" ({INTERVAL} {interval(own['dice_ci95'])})" if own["dice_ci95"] else ""
     labels, cases = counted(run.summary["labels"], "labelled image"), counted(own["n_cases"], "test case")
-    head = f"With {labels} the {run.title(STUDENT)} scores Dice {number(own['dice'])}{bounds} on {cases}"
+    head = (
+        f"With {labels} the {run.title(STUDENT)} scores {dice_of(run.level)} {number(own['dice'])}{bounds} on {cases}"
+    )
     rivals = {test.method: test for test in tests if test.method not in NO_RIVALS}
     clauses = [_clause(rivals[name], run.title(name)) for name in _hardest(rivals)]
     said = f"{head}: {', and '.join(clauses)}." if clauses else f"{head}; no rival was trained beside it."

@@ -18,10 +18,10 @@ from tskd.data.prepared import Prepared
 from tskd.engine import Runtime
 from tskd.engine.batches import to_images
 from tskd.losses.classes import hard_prediction
-from tskd.metrics.segmentation import ScoreRow, shared_unit, summarise
+from tskd.metrics.segmentation import summarise
 from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import TimmSegmenter
-from tskd.stages.evaluate import score_image
+from tskd.stages.scoring import Scoring, Tally
 
 VERSION = 1
 Features = Sequence[Tensor]
@@ -54,16 +54,16 @@ def ablate(model: nn.Module, prepared: Prepared, *, device: torch.device) -> dic
     model.to(device).eval()
     kinds = [name for name in ABLATIONS if name != "skips_zeroed" or model.decoder.skips]
     rows = prepared.rows("test")
-    unit, _ = shared_unit(prepared.records[row].spacing for row in rows)
-    scores: dict[str, list[ScoreRow]] = {name: [] for name in kinds}
+    tallies = {name: Tally(Scoring.of(prepared)) for name in kinds}
     with progress("what the student uses", len(rows)) as advance:
         for done, (row, image, own, other) in enumerate(_encoded(model, prepared, rows, device), start=1):
             for name in kinds:
                 with torch.inference_mode():
                     prediction = hard_prediction(ABLATIONS[name](model, image, own, other))[0].cpu().numpy()
-                scores[name] += score_image(prepared, row, prediction, unit)
+                tallies[name].add(int(row), prediction)
             advance(done)
-    return {name: summarise(scores[name], seed=0).dice.mean if name in kinds else None for name in ABLATIONS}
+    dice = {name: summarise(tally.headline, seed=0).dice.mean for name, tally in tallies.items()}
+    return {name: dice.get(name) for name in ABLATIONS}
 
 
 def _encoded(

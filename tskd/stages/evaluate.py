@@ -1,4 +1,4 @@
-"""Evaluate: score a model on the test images at their own size, case by case, and draw what it does."""
+"""Evaluate: score a model on the test images at their own size, volume by volume, and draw what it does."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
-from tskd.metrics.segmentation import ScoreRow, agreement, score_case, shared_unit, summarise
+from tskd.metrics.segmentation import ScoreRow, agreement
 from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel
 from tskd.stages.evaluated import CASES, PREDICTIONS, pick_overlays, prediction_path, read_prediction, write_cases
+from tskd.stages.scoring import Scoring, Tally, summarise_levels
 
-VERSION = 2
+VERSION = 3
 SUMMARY, OVERLAYS = "summary.json", "overlays"
 
 
@@ -56,24 +57,24 @@ def build_evaluation(
 def evaluate(
     config: EvaluateConfig, model: nn.Module, prepared: Prepared, folder: Path, *, title: str, device: torch.device
 ) -> dict[str, Any]:
-    """Predict every test image, score it, keep scores, predictions and overlays; return the summary."""
-    rows = prepared.rows("test")
-    unit, remark = shared_unit(prepared.records[row].spacing for row in rows)
+    """Predict every test image, score it and its volume, keep scores, predictions and overlays; return the summary."""
+    rows, tally = prepared.rows("test"), Tally(Scoring.of(prepared))
     (folder / PREDICTIONS).mkdir(exist_ok=True)
     model.to(device).eval()
-    scores: list[ScoreRow] = []
     explained = memory_explained(f"evaluate {title}", device, inference_remedies("data.image_size (or the teacher's)"))
     with explained, progress(f"evaluate {title}", len(rows)) as advance:
         for done, row in enumerate(rows, start=1):
             prediction = predict_image(model, prepared.native_image(row), device)
             Image.fromarray(prediction).save(prediction_path(folder, row))
-            scores += score_image(prepared, row, prediction, unit)
+            tally.add(row, prediction)
             advance(done)
-    write_cases(scores, folder / CASES)
+    write_cases(tally.scores, folder / CASES)
+    remarks = tally.scoring.remarks
     named = {"model": title, "dataset": prepared.dataset["name"]}
-    summary = {**named, **summarise(scores, seed=0).as_dict(), **({"remark": remark} if remark else {})}
+    summary = {**named, **summarise_levels(tally.scores), **({"remark": "; ".join(remarks)} if remarks else {})}
     write_json(folder / SUMMARY, summary)
-    draw_overlays(prepared, folder, scores, count=config.overlays, title=title)
+    images = [score for score in tally.scores if score.level == "image"]
+    draw_overlays(prepared, folder, images, count=config.overlays, title=title)
     return summary
 
 
@@ -85,10 +86,14 @@ def predict_image(model: nn.Module, image: np.ndarray, device: torch.device) -> 
 
 
 def mean_agreement(first: Path, second: Path, prepared: Prepared) -> float:
-    """Return the mean Dice between the predictions of two evaluations, e.g. teacher and student."""
+    """Return the mean Dice between the predictions of two evaluations, e.g. teacher and student, by volume or image."""
     classes = len(prepared.classes)
-    rows = prepared.rows("test")
-    return float(np.mean([agreement(read_prediction(first, r), read_prediction(second, r), classes) for r in rows]))
+
+    def stacked(folder: Path, rows: Sequence[int]) -> np.ndarray:
+        return np.stack([read_prediction(folder, row) for row in rows], axis=-1)
+
+    groups = Scoring.of(prepared).groups()
+    return float(np.mean([agreement(stacked(first, rows), stacked(second, rows), classes) for rows in groups]))
 
 
 def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> None:
@@ -141,12 +146,3 @@ def draw_overlays(prepared: Prepared, folder: Path, scores: Sequence[ScoreRow], 
             class_names=prepared.classes,
         )
         panel.save(folder / OVERLAYS / f"{number:02d}_{rank}.png")
-
-
-def score_image(prepared: Prepared, row: int, prediction: np.ndarray, unit: str) -> list[ScoreRow]:
-    """Return the scores of one test image's prediction (H, W), a row a class."""
-    record = prepared.records[row]
-    classes = len(prepared.classes)
-    spacing = record.spacing if unit == "mm" else None
-    scores = score_case(prediction, prepared.native_mask(row), classes=classes, spacing=spacing)
-    return [ScoreRow(record.case, record.id, label, unit, score) for label, score in enumerate(scores, start=1)]  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tskd.metrics.segmentation import ScoreRow
+from tskd.metrics.segmentation import ScoreRow, headline
 
 CASES, PREDICTIONS = "cases.csv", "predictions"
 
@@ -27,22 +27,28 @@ def read_prediction(folder: Path, row: int) -> np.ndarray:
 
 
 def read_cases(folder: Path) -> list[ScoreRow]:
-    """Return the scores of an evaluation."""
+    """Return the scores of an evaluation that count: of volumes where there are any, else of images."""
+    return headline(read_scores(folder))
+
+
+def read_scores(folder: Path) -> list[ScoreRow]:
+    """Return all scores of an evaluation: of every image, and of volumes where there are any."""
     with (folder / CASES).open(newline="", encoding="utf-8") as file:
         return [ScoreRow.from_dict(line) for line in csv.DictReader(file)]
 
 
 def write_cases(scores: Sequence[ScoreRow], path: Path) -> None:
-    """Write one row an image and class."""
+    """Write one row an image (or volume) and class; what rows of one level alone have is empty in the others."""
     lines = [score.as_dict() for score in scores]
+    columns = dict.fromkeys(name for line in lines for name in line)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, lines[0].keys())
+        writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(lines)
 
 
 def pick_overlays(scores: Sequence[ScoreRow], count: int) -> list[tuple[str, str, float]]:
-    """Return (rank, image id, mean Dice over classes) of the worst, median and best images.
+    """Return (rank, image id, mean Dice over classes) of the worst, median and best images; the rows are of images.
 
     Images whose mask is empty come in only where there are no others: their Dice is 0 or 1, and there is little to see.
     """

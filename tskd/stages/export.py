@@ -53,12 +53,15 @@ ODD_SIZE = (173, 211)
 _TIMED_RUNS = 15
 _SCORES = (
     "dataset",
+    "level",
     "dice",
     "iou",
     "hd95",
     "assd",
     "n_cases",
     "n_images",
+    "n_volumes",
+    "volume_error_ml",
     "scored",
     "both_empty",
     "missed",
@@ -359,4 +362,6 @@ def _score_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key.startswith(_SCORES)}
     if "classes" in values:
         kept["classes"] = {label: _score_fields(one) for label, one in values["classes"].items()}
+    if "slices" in values:
+        kept["slices"] = _score_fields(values["slices"])
     return kept

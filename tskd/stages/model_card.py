@@ -72,13 +72,26 @@ def _scores(description: Mapping[str, Any]) -> str:
     scores = description["scores"]
     unit = _unit(next(iter(scores.values()), {}))
     lines = [_score_row(_TITLES.get(name, name), scores[name], unit) for name in _ordered(scores)]
+    level = next((one.get("level", "image") for one in scores.values()), "image")
+    what = "of whole volumes, their slices stacked," if level == "volume" else "of single images"
+    dice = "3-D Dice" if level == "volume" else "Dice"
     return (
         f"## Scores on the test images{_tested_on(description)}\n\n"
-        f"| model | Dice | 95 % interval | HD95 ({unit}) | cases | missed | false positive |\n"
+        f"| model | {dice} | 95 % interval | HD95 ({unit}) | cases | missed | false positive |\n"
         "|---|---:|---|---:|---:|---:|---:|\n" + "\n".join(lines) + "\n\n"
-        "Means over cases at the images' own size, bootstrap intervals over cases. Where mask and prediction are both "
-        "empty Dice is 1 and the distance 0; where only one is, Dice is 0 and the distance the image diagonal "
-        f"(missed, false positive: counted over images and classes).{_rivals(scores)}"
+        f"Means over cases {what} at their own size, bootstrap intervals over cases. Where mask and prediction are "
+        f"both empty Dice is 1 and the distance 0; where only one is, Dice is 0 and the distance the {level} diagonal "
+        f"(missed, false positive: counted over {level}s and classes).{_by_slice(scores)}{_rivals(scores)}"
+    )
+
+
+def _by_slice(scores: Mapping[str, Any]) -> str:
+    """Return this model's Dice over slices, where the table is of volumes."""
+    by_slice = scores.get("student", {}).get("slices")
+    if by_slice is None:
+        return ""
+    return (
+        f" Slice by slice this model has Dice {_number(by_slice, 'dice')}; a slice that is rightly empty counts as 1."
     )
 
 

@@ -36,7 +36,7 @@ from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
 
-VERSION = 2
+VERSION = 3
 PHANTOM_DATA = "data"
 _SHOWN = 10
 
@@ -158,7 +158,11 @@ def dataset_digest(dataset: Dataset) -> str:
     with ThreadPoolExecutor() as pool:
         contents = dict(zip(paths, pool.map(_content_sha256, paths)))
     described = [
-        (r.id, r.case, r.split, r.index, r.spacing, contents[r.image], r.mask and contents[r.mask])
+        (
+            *(r.id, r.case, r.split, r.index, r.spacing, r.volume, r.place),
+            contents[r.image],
+            r.mask and contents[r.mask],
+        )
         for r in dataset.records
     ]
     identity = [dataset.layout, dataset.classes, asdict(dataset.options), described]

@@ -133,11 +133,33 @@ def _slices(images: Path, ground: Path, case: Path, *, root: Path, sequence: str
     split = _split(case, root)
     prefix = "/".join(part for part in ("test" if split == "test" else "", case.name, sequence) if part)
     case_name = f"test/{case.name}" if split == "test" else case.name
-    spacing = [item.spacing for item in dicom.list_slices(files[:1])]
+    placed = _placed(files)
     return [
-        Record(f"{prefix}/{number:03d}", case_name, file, mask, spacing[0], split=split)
+        Record(
+            f"{prefix}/{number:03d}",
+            case_name,
+            file,
+            mask,
+            placed[number][1],
+            split=split,
+            volume=prefix,
+            place=placed[number][0],
+        )
         for number, (file, mask) in enumerate(zip(files, masks or [None] * len(files)))
     ]
+
+
+def _placed(files: Sequence[Path]) -> list[tuple[int, tuple[float, ...] | None]]:
+    """Return place in the volume and spacing of each file: by its position, else in the order of their names."""
+    try:
+        found = {item.path: item for item in dicom.list_slices(files)}
+    except UserError:  # no positions, or a file is broken, which its own reading will say
+        found = {}
+    places = [found[file].place if file in found else None for file in files]
+    if None in places:
+        spacing = [item.spacing for item in dicom.list_slices(files[:1])]
+        return [(number, spacing[0]) for number in range(len(files))]
+    return [(place, found[file].spacing) for file, place in zip(files, places) if place is not None]
 
 
 def _split(case: Path, root: Path) -> str:

@@ -25,8 +25,8 @@ class DatasetFile:
     name: str | None = None
     classes: tuple[str, ...] | None = None
     """Names of the foreground classes 1..K."""
-    spacing: tuple[float, float] | None = None
-    """Millimetres per pixel (row, column)."""
+    spacing: tuple[float, ...] | None = None
+    """Millimetres per pixel (row, column), and where a third is given from slice to slice."""
     labels: Mapping[int, int] | None = None
     """Mask value or ``COLOUR | 0xRRGGBB`` to class index."""
     window: tuple[float, float] | None = None
@@ -90,22 +90,30 @@ def _classes(value: Any, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _pair(value: Any, where: str) -> tuple[float, float]:
+def _numbers(value: Any) -> tuple[float, ...]:
+    """Return a list of numbers; empty where it is none."""
     numbers = value if isinstance(value, list) else []
-    if len(numbers) != 2 or any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
-        raise UserError(f"{where} must be two numbers, e.g. [0.7, 0.7], not {value!r}.")
-    return float(numbers[0]), float(numbers[1])
+    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
+        return ()
+    return tuple(float(number) for number in numbers)
 
 
-def _spacing(value: Any, where: str) -> tuple[float, float]:
-    rows, columns = _pair(value, where)
-    if not (0 < rows < float("inf") and 0 < columns < float("inf")):
-        raise UserError(f"{where} is in millimetres per pixel (row, column) and must be above 0, not {value!r}.")
-    return rows, columns
+def _spacing(value: Any, where: str) -> tuple[float, ...]:
+    spacing = _numbers(value)
+    if len(spacing) not in (2, 3):
+        raise UserError(f"{where} must be two numbers, or three for slices, e.g. [0.7, 0.7, 5], not {value!r}.")
+    if not all(0 < number < float("inf") for number in spacing):
+        raise UserError(
+            f"{where} is in millimetres per pixel (row, column) and to the next slice, all above 0, not {value!r}."
+        )
+    return spacing
 
 
 def _window(value: Any, where: str) -> tuple[float, float]:
-    low, high = _pair(value, where)
+    numbers = _numbers(value)
+    if len(numbers) != 2:
+        raise UserError(f"{where} must be two numbers, e.g. [0, 255], not {value!r}.")
+    low, high = numbers
     if not low < high:
         raise UserError(f"{where} must be [low, high] with low below high, not {value!r}.")
     return low, high

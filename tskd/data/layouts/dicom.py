@@ -122,8 +122,8 @@ def _loose_records(folder: Path, files: Sequence[Path], root: Path) -> list[Reco
         number = counts[item.series] = counts.get(item.series, -1) + 1
         mask = _png(root / "masks", item)
         records.append(
-            Record(
-                f"{item.patient}/{item.series}/{number:04d}", item.patient, item.path, mask, item.spacing, item.index
+            _record(
+                f"{item.patient}/{item.series}/{number:04d}", f"{item.patient}/{item.series}", item.patient, item, mask
             )
         )
     return records
@@ -139,10 +139,15 @@ def _case_records(case: str, files: Sequence[Path], root: Path) -> list[Record]:
     records = []
     for item in slices:
         number = counts[item.series] = counts.get(item.series, -1) + 1
-        id = f"{case}/{item.series}/{number:04d}" if several else f"{case}/{number:04d}"
+        name = f"{case}/{item.series}" if several else case
         mask = volume or _png(root / "masks" / case, item)
-        records.append(Record(id, case, item.path, mask, item.spacing, item.index))
+        records.append(_record(f"{name}/{number:04d}", name, case, item, mask))
     return records
+
+
+def _record(id: str, series: str, case: str, item: dicom.Slice, mask: Path | None) -> Record:
+    volume = None if item.volume is None else f"{series}/{item.volume}"
+    return Record(id, case, item.path, mask, item.spacing, item.index, volume=volume, place=item.place)
 
 
 def _png(folder: Path, item: dicom.Slice) -> Path | None:
@@ -155,6 +160,8 @@ def _png(folder: Path, item: dicom.Slice) -> Path | None:
 def _overlaid(path: Path, record: Record, size: tuple[int, int]) -> np.ndarray:
     """Sample a label volume at the centres of one slice's pixels: orientation and slice order do not matter."""
     volume, affine = nifti.read_label_volume(path)
+    if volume.ndim > 3:
+        raise UserError(f"{path}: holds several frames; a DICOM series is labelled by a volume. Save one frame.")
     rows, columns = np.indices(size)
     pixels = np.stack([rows.ravel(), columns.ravel(), np.ones(rows.size)])
     voxels = (np.linalg.inv(affine) @ dicom.plane_affine(record.image, index=record.index) @ pixels)[:3]

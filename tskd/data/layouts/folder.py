@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,11 +35,19 @@ from tskd.types import Record
 DESCRIPTION = """\
   images/<id>.<ext>   PNG, JPEG, TIFF, GIF, BMP, WebP or DICOM; sub-folders are part of the id
   masks/<id>.<ext>    label index, or 0/255 for one class; a missing mask means: unlabelled
-  split.csv           optional: id,split[,case|subject] with split train, val, test or empty
+  split.csv           optional: id,split[,case|subject][,volume][,slice] with split train, val, test or empty;
+                      slices of a volume name it, and their place in it (without slice: in the order of their ids)
   dataset.yaml        optional: name, classes, spacing, labels, window, case_pattern"""
 SPLITS = ("train", "val", "test")
 
+MOST_SLICES = 10_000
 _IMAGE_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm")
+_LIKE_A_SLICE = re.compile(r"sl(ice)?[-_ ]?\d+$", re.IGNORECASE)
+_SLICE_COLUMNS = (("case", "subject"), ("volume",), ("frame",), ("slice",))
+_SLICES_NOTE = (
+    "the ids look like slices, and split.csv has no column volume (patient and frame) or slice: each is scored as an "
+    "image of its own. Add them to have volumes scored as volumes"
+)
 _Problems = list[tuple[Path, str]]
 
 
@@ -47,6 +56,9 @@ class _SplitRow:
     line: int
     split: str | None
     case: str | None
+    volume: str | None
+    frame: str
+    place: int | None
 
 
 def find(root: Path, options: LayoutOptions) -> list[Record]:
@@ -73,6 +85,8 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
         classes, note = _classes_from_masks(records) if options.labels is None else classes_by_map(options.labels)
         options = replace(options, classes=classes)
         notes.append(note)
+    if records and all(r.volume is None for r in records) and all(_LIKE_A_SLICE.search(r.id) for r in records):
+        notes.append(_SLICES_NOTE)
     return Description(stated.name or root.resolve().name, options, tuple(notes))
 
 
@@ -112,7 +126,7 @@ def collect(root: Path) -> tuple[list[Record], _Problems]:
     records = [
         _record(id, path, masks.get(id), row=rows.get(id), stated=stated, found=found) for id, path in images.items()
     ]
-    return records, found
+    return _with_places(records, root / "split.csv", found), found
 
 
 def _stated(root: Path, found: _Problems) -> DatasetFile:
@@ -133,7 +147,51 @@ def _record(
             found.append((image, f"the id {id!r} does not match case_pattern {stated.case_pattern!r} of dataset.yaml."))
         else:
             case = match.group(1)
-    return Record(id, case or id, image, mask, stated.spacing, split=row.split if row is not None else None)
+    if row is None:
+        return Record(id, case or id, image, mask, stated.spacing)
+    volume = row.volume
+    if volume is None and row.place is not None and case is not None:
+        volume = f"{case}/{row.frame}" if row.frame else case
+    return Record(
+        id, case or volume or id, image, mask, stated.spacing, split=row.split, volume=volume, place=row.place
+    )
+
+
+def _with_places(records: Sequence[Record], path: Path, found: _Problems) -> list[Record]:
+    """Return the records with the place of every slice: as stated, else by the numbers in the ids."""
+    volumes: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.volume is not None:
+            volumes[record.volume].append(record)
+        elif record.place is not None:
+            found.append((path, f"{record.id!r} has a slice, and neither a volume nor a case to be a slice of."))
+    places: dict[str, int] = {}
+    for volume, slices in volumes.items():
+        if problem := _volume_problem(slices):
+            found.append((path, f"the volume {volume!r} {problem}"))
+        ordered = sorted(slices, key=lambda record: _natural_order(record.id))
+        places |= {record.id: number for number, record in enumerate(ordered)}
+    return [
+        replace(record, place=places[record.id]) if record.place is None and record.id in places else record
+        for record in records
+    ]
+
+
+def _volume_problem(slices: Sequence[Record]) -> str | None:
+    if len({record.case for record in slices}) > 1:
+        return "has slices of several cases. A volume is of one patient: give each its own name."
+    stated = [record.place for record in slices if record.place is not None]
+    if len(stated) not in (0, len(slices)):
+        return f"has a slice number for {len(stated)} of its {len(slices)} slices. Give all of them one, or none."
+    if len(set(stated)) < len(stated):
+        return "has two slices of one number. Frames of one patient are volumes of their own: name them in `volume`."
+    return None
+
+
+def _natural_order(text: str) -> tuple[tuple[int, int | str], ...]:
+    """Return a key that sorts numbers in texts as numbers: slice2 before slice10."""
+    parts = re.split(r"(\d+)", text)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)
 
 
 def _by_id(folder: Path, suffixes: Sequence[str], found: _Problems) -> dict[str, Path]:
@@ -164,22 +222,32 @@ def _split_rows(path: Path, images: dict[str, Path], found: _Problems) -> dict[s
         return rows
     for line, row in _csv_lines(path, found):
         id, split = row["id"].strip(), row["split"].strip()
-        problem = _row_problem(id, split, images, rows)
+        problem = _row_problem(id, split, row, images, rows)
         if problem is not None:
             found.append((path, f"line {line}: {problem}"))
             continue
-        case = (row.get("case") or row.get("subject") or "").strip()
-        rows[id] = _SplitRow(line, split or None, case or None)
+        case, volume, frame, place = (_cell(row, *names) for names in _SLICE_COLUMNS)
+        rows[id] = _SplitRow(line, split or None, case or None, volume or None, frame, int(place) if place else None)
     return rows
 
 
-def _row_problem(id: str, split: str, images: dict[str, Path], rows: dict[str, _SplitRow]) -> str | None:
+def _cell(row: Mapping[str, str], *names: str) -> str:
+    """Return the first of the columns that says something."""
+    return next((text for name in names if (text := (row.get(name) or "").strip())), "")
+
+
+def _row_problem(
+    id: str, split: str, row: Mapping[str, str], images: dict[str, Path], rows: dict[str, _SplitRow]
+) -> str | None:
     if id in rows:
         return f"the id {id!r} was given before, in line {rows[id].line}."
     if id not in images:
         return f"no image has the id {id!r}: an id is the path below images/ without the extension."
     if split and split not in SPLITS:
         return f"split {split!r} is not one of {', '.join(SPLITS)} or empty."
+    place = _cell(row, "slice")
+    if place and not (place.isdecimal() and int(place) < MOST_SLICES):
+        return f"slice {place!r} is no whole number from 0 to {MOST_SLICES - 1}."
     return None
 
 

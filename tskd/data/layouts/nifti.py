@@ -1,4 +1,4 @@
-"""NIfTI volumes read slice by slice, in plain folders or named as nnU-Net does."""
+"""NIfTI volumes read slice by slice, in plain folders or named as nnU-Net does; a fourth axis holds frames."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _GRID_TOLERANCE_MM = 0.01
 
 
 def find(root: Path, options: LayoutOptions) -> list[Record]:
-    """Return one record per slice along ``options.axis``; a case is a volume."""
+    """Return one record per slice along ``options.axis``; a case is a file, and each of its frames a volume."""
     if options.axis not in (0, 1, 2):
         raise UserError(f"axis {options.axis!r} is unknown. Allowed: 0, 1, 2 ({', '.join(_AXES)}).")
     volumes = [volume for images, labels, split in _PARTS for volume in _volumes(root / images, root / labels, split)]
@@ -108,8 +108,8 @@ def _problems(image: Path, label: Path | None) -> list[tuple[Path, str]]:
     if name[-5:-1] == "_000" and name[-1] in "123456789":
         return [(image, "a further channel; one channel is read. Keep the files ending in _0000.")]
     try:
-        image_shape, image_affine = nifti.canonical_grid(image)
-        label_shape, label_affine = nifti.canonical_grid(label) if label is not None else (image_shape, image_affine)
+        image_shape, image_affine = _grid(image)
+        label_shape, label_affine = _grid(label) if label is not None else (image_shape, image_affine)
     except UserError as error:
         return [(image, str(error))]
     if image_shape != label_shape:
@@ -121,10 +121,30 @@ def _problems(image: Path, label: Path | None) -> list[tuple[Path, str]]:
 
 def _slices(image: Path, label: Path | None, split: str | None, *, axis: int) -> list[Record]:
     case, spacing = _case(image), nifti.slice_spacing(image, axis=axis)
+    count, frames = nifti.slice_count(image, axis=axis), nifti.frame_count(image)
+    volumes = [case] if frames == 1 else [f"{case}/{frame:03d}" for frame in range(frames)]
     return [
-        Record(f"{case}/{index:03d}", case, image, label, spacing, index, split)
-        for index in range(nifti.slice_count(image, axis=axis))
+        Record(
+            f"{volume}/{place:03d}",
+            case,
+            image,
+            label,
+            spacing,
+            frame * count + place,
+            split,
+            volume=volume,
+            place=place,
+        )
+        for frame, volume in enumerate(volumes)
+        for place in range(count)
     ]
+
+
+def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return the canonical shape, with the number of frames where there are several, and the affine."""
+    shape, affine = nifti.canonical_grid(path)
+    frames = nifti.frame_count(path)
+    return (*shape, frames) if frames > 1 else shape, affine
 
 
 def _scaling(options: LayoutOptions) -> str:
