@@ -13,7 +13,7 @@ from torch import nn
 
 from tskd.artifacts import MADE_FROM, Artifact, canonical_json
 from tskd.config import DistillConfig, FinetuneConfig
-from tskd.models.flops import training_flops
+from tskd.models.flops import inference_flops, training_flops
 from tskd.models.registry import adapt, build_model
 
 BUDGET_RULE = (
@@ -64,6 +64,15 @@ def _counted(text: str, count: Callable[[nn.Module, int], int]) -> int:
 def adaptation_flops(description: Mapping[str, Any]) -> int:
     """Return the operations of one image forward and backward through a teacher that is adapted as described."""
     return _counted_adapted(canonical_json({**description, "weights": None}))
+
+
+def answering_flops(description: Mapping[str, Any]) -> int:
+    """Return the operations of one image forward through a described network at its size."""
+    return network_flops(description, _of_inference)
+
+
+def _of_inference(model: nn.Module, image_size: int) -> int:
+    return inference_flops(model.eval(), image_size)
 
 
 @cache

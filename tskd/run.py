@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
-from tskd.budget import Budget, adaptation_flops, network_flops, steps_within, student_budget
+from tskd.budget import Budget, adaptation_flops, answering_flops, network_flops, steps_within, student_budget
 from tskd.config import DistillConfig, PretrainConfig, Recipe, StudentConfig, TeacherConfig, TrainConfig
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
 from tskd.models.backbones import patch_for
-from tskd.models.flops import inference_flops
 from tskd.models.registry import description_digest, load_model
 from tskd.stages import (
     ablation,
@@ -226,7 +225,7 @@ class Run:
         adaptation = teacher_config.steps * teacher_config.batch_size * adaptation_flops(description)
         images = len(self.transfer_set.images)
         seen = images * config.views if cache.cache_pays(config, images) else config.steps * config.batch_size
-        return self.budget.total + adaptation + seen * network_flops(description, inference_flops)
+        return self.budget.total + adaptation + seen * answering_flops(description)
 
     # --- starts: what a student learns before the labels ---
 

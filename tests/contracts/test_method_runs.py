@@ -93,7 +93,7 @@ def test_scratch_with_the_total_compute_has_what_distillation_has_spent_on_stude
     run = open_run("task_kd")
     spent = compute_of(METHODS["task_kd"].model(run), run.store.used.values())
     assert run.total_compute == pytest.approx(1e9 * (spent.student_gflops + spent.teacher_gflops), rel=TOLERANCE)
-    assert spent.teacher_gflops > 0.2 * spent.student_gflops, "else the test shows nothing"
+    assert spent.teacher_gflops > 0.1 * spent.student_gflops, "else the test shows nothing"
 
 
 def test_distillation_without_the_decoder_takes_more_steps_for_the_same_compute(open_run: OpenRun) -> None:
