@@ -112,8 +112,17 @@ def _find(backbone: str, sides: Sequence[int], patch: int | None) -> Fit | str:
 
 
 def _try(backbone: str, side: int, patch: int | None) -> Fit:
-    """Build on the meta device and run it; raises one of ``_FAULTS`` where that fails."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]), torch.no_grad():
+    """Build and run on the meta device, or (a network that reads numbers as it runs) on the CPU; raises ``_FAULTS``."""
+    try:
+        return _run(backbone, side, patch, "meta")
+    except RuntimeError as error:
+        if "meta tensor" not in str(error).lower():
+            raise
+        return _run(backbone, side, patch, "cpu")
+
+
+def _run(backbone: str, side: int, patch: int | None, device: str) -> Fit:
+    with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
         whole, settings = _whole(backbone, side, patch)
         encoder, wrapped = _features_only(backbone, set(whole.state_dict()), settings)
         features = encoder.eval()(torch.zeros(1, 3, side, side))
@@ -143,11 +152,17 @@ def _whole(backbone: str, side: int, patch: int | None) -> tuple[nn.Module, dict
         if "img_size" not in str(error):
             raise
         whole = timm.create_model(backbone, num_classes=0, **settings)
-    strides = _strides(whole)
-    if len(set(strides)) == 1:
-        depth = len(strides)
-        settings["out_indices"] = sorted({max(round((i + 1) * depth / VIT_TAPS), 1) - 1 for i in range(VIT_TAPS)})
+    if len(set(strides := _strides(whole))) < len(strides):
+        settings["out_indices"] = _taps(strides)
     return whole, settings
+
+
+def _taps(strides: Sequence[int]) -> list[int]:
+    """Return which features to give where several have one size: the last of each size, or four of a single one."""
+    if len(set(strides)) > 1:
+        return sorted({stride: index for index, stride in enumerate(strides)}.values())
+    depth = len(strides)
+    return sorted({max(round((i + 1) * depth / VIT_TAPS), 1) - 1 for i in range(VIT_TAPS)})
 
 
 def _features_only(backbone: str, names: set[str], settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
