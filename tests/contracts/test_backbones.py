@@ -108,7 +108,8 @@ def test_a_step_reaches_the_whole_encoder(built: TimmSegmenter) -> None:
     model(images(SIZE)).logits.square().mean().backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     assert [name for name, grad in gradients.items() if grad is None or not grad.isfinite().all()] == []
-    assert [name for name, grad in gradients.items() if grad is not None and grad.abs().max() == 0] == []
+    still = [name for name, grad in gradients.items() if grad is not None and grad.abs().max() == 0]
+    assert [name for name in still if not name.endswith("attention_biases")] == []  # of LeViT's last grid, one token
 
 
 def awake(built: TimmSegmenter) -> TimmSegmenter:
