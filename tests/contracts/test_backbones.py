@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import register_model
 from torch import Tensor, nn
 
 from tskd.bundle import ask, open_session
@@ -178,6 +180,23 @@ def test_the_exported_file_does_what_the_network_does(backbone: str, tmp_path: P
 def test_the_side_is_the_nearest_that_leaves_no_pixel_out(backbone: str, size: int, side: int) -> None:
     """A patch of 14 px would drop 8 px at the right of 64; a convolution without padding drops a rim at any size."""
     assert fit_backbone(backbone, size).side == side
+
+
+@register_model
+def resnet_made_up_reading(pretrained: bool = False, **settings: Any) -> nn.Module:
+    """Build a network that reads a number as it runs, which the meta device has not (Gemma 4's encoder does)."""
+    network = timm.create_model("test_resnet", pretrained, **settings)
+    network.register_forward_pre_hook(read)
+    return network
+
+
+def read(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+    given[0].sum().item()
+
+
+def test_a_network_that_reads_numbers_is_fitted_all_the_same() -> None:
+    read, plain = fit_backbone("resnet_made_up_reading", SIZE), fit_backbone("test_resnet", SIZE)
+    assert read._replace(backbone=plain.backbone) == plain
 
 
 def test_fitting_draws_no_random_number() -> None:
