@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import register_model
 from torch import Tensor, nn
 
 from tskd.bundle import ask, open_session
@@ -34,10 +36,8 @@ PYRAMIDS = [
     "levit_128s", "fastvit_t8", "mambaout_femto", "nextvit_small", "davit_tiny", "volo_d1_224", "edgenext_xx_small",
 ]  # fmt: skip
 WINDOWED = ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "tiny_vit_5m_224", "hiera_tiny_224"]
-EXPORTED = ["swin_tiny_patch4_window7_224", "convnext_zepto_rms", "eva02_tiny_patch14_224", "pvt_v2_b0"]
-"""Of each way in which features come: windows, convolutions channels last, another side than the images', pooling."""
-STARTS_AT_ZERO = ("resnet10t", "regnetx_002", "tiny_vit_5m_224", "levit_128s", "swinv2_tiny_window8_256")
-"""Residual branches whose last norm starts at zero: what lies before it gets a gradient from the second step on."""
+EXPORTED = ["swin_tiny_patch4_window7_224", "convnext_zepto_rms", "eva02_tiny_patch14_224"]
+"""Windows, convolutions channels last, and a side other than the images'; the rest was exported by hand once."""
 
 
 def build(backbone: str, size: int) -> TimmSegmenter:
@@ -61,9 +61,8 @@ def built(backbone: str) -> TimmSegmenter:
 
 
 def test_features_are_planes_shallow_to_deep_and_logits_finite(backbone: str, built: TimmSegmenter) -> None:
-    check_answer(copy.deepcopy(built), SIZE)
-    strides = {built.image_size / plane.shape[-1] for plane in built.eval().encode(images(SIZE))}
-    assert (len(strides) == 1) == (backbone in ONE_SCALE)
+    sides = check_answer(copy.deepcopy(built), SIZE)
+    assert (len(set(sides)) == 1) == (backbone in ONE_SCALE)
 
 
 @pytest.mark.parametrize("backbone", WINDOWED)
@@ -71,7 +70,8 @@ def test_windows_that_do_not_divide_the_features_are_no_hindrance(backbone: str)
     check_answer(build(backbone, LARGER), LARGER)
 
 
-def check_answer(model: TimmSegmenter, size: int) -> None:
+def check_answer(model: TimmSegmenter, size: int) -> list[int]:
+    """Return the sides of the features."""
     with torch.inference_mode():
         features, logits = model.eval()(images(size))
     assert logits.shape == (2, 2, size, size)
@@ -81,6 +81,7 @@ def check_answer(model: TimmSegmenter, size: int) -> None:
     sides = [plane.shape[-1] for plane in features]
     assert sides == sorted(sides, reverse=True)
     assert 3 / 4 * size <= model.image_size <= 3 / 2 * size
+    return sides
 
 
 def test_features_keep_their_place(built: TimmSegmenter) -> None:
@@ -103,19 +104,27 @@ def test_features_keep_their_place(built: TimmSegmenter) -> None:
     assert max(means, key=lambda name: means[name]) == "lower left", means
 
 
-def test_a_step_reaches_the_encoder(backbone: str, built: TimmSegmenter) -> None:
+def test_a_step_reaches_the_whole_encoder(built: TimmSegmenter) -> None:
     """A parameter without a gradient would stop training in several processes."""
-    model = copy.deepcopy(built).train()
+    model = awake(built)
     model(images(SIZE)).logits.square().mean().backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     assert [name for name, grad in gradients.items() if grad is None or not grad.isfinite().all()] == []
     still = [name for name, grad in gradients.items() if grad is not None and grad.abs().max() == 0]
-    assert bool(still) == (backbone in STARTS_AT_ZERO), still[:5]
-    assert len(still) < 0.8 * len(gradients)
+    assert [name for name in still if not name.endswith("attention_biases")] == []  # of LeViT's last grid, one token
+
+
+def awake(built: TimmSegmenter) -> TimmSegmenter:
+    """Return a copy without stochastic depth and without residual branches that start at zero and pass nothing back."""
+    model = copy.deepcopy(built).eval()
+    for parameter in model.parameters():
+        if parameter.abs().max() == 0:
+            nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 def test_an_adapted_encoder_starts_as_it_was_and_only_adapters_move(built: TimmSegmenter) -> None:
-    model = copy.deepcopy(built).eval()
+    model = awake(built)
     with torch.inference_mode():
         before = model(images(SIZE)).logits
     set_adaptation(model, "lora", rank=2)
@@ -173,6 +182,23 @@ def test_the_side_is_the_nearest_that_leaves_no_pixel_out(backbone: str, size: i
     assert fit_backbone(backbone, size).side == side
 
 
+@register_model
+def resnet_made_up_reading(pretrained: bool = False, **settings: Any) -> nn.Module:
+    """Build a network that reads a number as it runs, which the meta device has not (Gemma 4's encoder does)."""
+    network = timm.create_model("test_resnet", pretrained, **settings)
+    network.register_forward_pre_hook(read)
+    return network
+
+
+def read(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+    given[0].sum().item()
+
+
+def test_a_network_that_reads_numbers_is_fitted_all_the_same() -> None:
+    read, plain = fit_backbone("resnet_made_up_reading", SIZE), fit_backbone("test_resnet", SIZE)
+    assert read._replace(backbone=plain.backbone) == plain
+
+
 def test_fitting_draws_no_random_number() -> None:
     """Else a network would start from other weights where its backbone has been fitted before."""
     torch.manual_seed(3)
@@ -183,11 +209,11 @@ def test_fitting_draws_no_random_number() -> None:
 
 
 @pytest.mark.parametrize(("backbone", "size", "works"), [
-    ("efficientformer_l1", 64, 224), ("crossvit_tiny_240", 64, 224), ("hiera_tiny_224", 32, 64),
+    ("efficientformer_l1", 64, 224), ("inception_v3", 32, 128),
 ])  # fmt: skip
 def test_a_size_that_a_backbone_cannot_take_is_refused_with_one_that_it_can(
     backbone: str, size: int, works: int
 ) -> None:
-    with pytest.raises(UserError, match=rf"{backbone}' cannot take images of {size} px .* It can at {works} px"):
+    with pytest.raises(UserError, match=rf"{backbone}' cannot take images of {size} px .* It can take {works} px"):
         build(backbone, size)
-    assert fit_backbone(backbone, works).side in range(int(0.75 * works), int(1.5 * works) + 1)
+    assert fit_backbone(backbone, works).side == works

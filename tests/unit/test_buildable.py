@@ -30,8 +30,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mae_needs_a_vision_transformer(who: str) -> None:
     check_networks(recipe(who))
     check_networks(recipe(backbone="resnet10t"))
-    with pytest.raises(UserError, match=r"plain vision transformer, which student\.backbone is not"):
-        check_networks(recipe(who, backbone="resnet10t"))
+    for other in ("resnet10t", "vit_tiny_r_s16_p8_224"):
+        with pytest.raises(UserError, match=r"plain vision transformer, which student\.backbone is not"):
+            check_networks(recipe(who, backbone=other))
 
 
 @pytest.mark.parametrize("who", ["method=imagenet", "rivals=[imagenet]", "student.start=weights"])

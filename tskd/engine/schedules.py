@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-_TABLES = ("pos_embed", "_token")
-"""How the names of position tables and tokens end, in timm and transformers."""
+_TABLES = ("pos_embed", "cls_token")
+"""How the names of tables end that no list of timm's has (transformers' SAM)."""
 _BLOCK = re.compile(
     r"\bencoder\..*?(?:\b|serial_)"
     r"(?:blocks?|stages?|layers?|levels?|transformers|network|denseblock|s)[._]?(\d+)\."
@@ -60,8 +61,8 @@ def _spared(module: nn.Module) -> set[str]:
     names = {name for name, _ in module.named_parameters()}
     spared = {name for name in names if name.endswith(_TABLES)}
     for path, part in module.named_modules():
-        listed: Collection[str] = getattr(part, "no_weight_decay", tuple)()
-        spared |= {name for name in names for one in listed if name == f"{path}.{one}"}
+        listed: Iterable[str] = getattr(part, "no_weight_decay", tuple)()
+        spared |= {name for name in names for one in listed if fnmatchcase(name, f"{path}.{one}")}
     return spared
 
 
@@ -69,7 +70,7 @@ def _levels(names: Sequence[str]) -> dict[str, int]:
     """Return the level of each parameter, in their order: 0 before the encoder's first block, then the blocks' own."""
     blocks = {name: _block(name) for name in names}
     numbers = {
-        block: level for level, block in enumerate(sorted({b for b in blocks.values() if b is not None}), start=1)
+        block: level for level, block in enumerate(sorted({one for one in blocks.values() if one is not None}), start=1)
     }
     levels, reached = {}, 0
     for name, block in blocks.items():

@@ -12,6 +12,8 @@ import torch
 from timm.layers import Format, PatchEmbed, build_sincos2d_pos_embed
 from timm.models import FeatureInfo
 from timm.models._features import FeatureGetterNet
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -48,7 +50,7 @@ class Fit(NamedTuple):
     covers: bool
     """No pixel at the right or the bottom lies outside of the features' grid."""
     normed: bool
-    """All taps pass the transformer's final norm: raw ones grow block by block."""
+    """All taps pass the plain transformer's final norm: raw ones grow block by block."""
 
 
 @cache
@@ -183,10 +185,19 @@ def _find(backbone: str, sides: Sequence[int], patch: int | None) -> Fit | str:
 
 
 def _try(backbone: str, side: int, patch: int | None) -> Fit:
-    """Build on the meta device and run it; raises one of ``_FAULTS`` where that fails."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]), torch.no_grad():
+    """Build and run on the meta device, or (a network that reads numbers as it runs) on the CPU; raises ``_FAULTS``."""
+    try:
+        return _run(backbone, side, patch, "meta")
+    except RuntimeError as error:
+        if "meta tensor" not in str(error).lower():
+            raise
+        return _run(backbone, side, patch, "cpu")
+
+
+def _run(backbone: str, side: int, patch: int | None, device: str) -> Fit:
+    with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
         whole, settings = _whole(backbone, side, patch)
-        normed = "out_indices" in settings and isinstance(getattr(whole, "norm", None), nn.LayerNorm)
+        normed = isinstance(whole, Beit | Eva | VisionTransformer) and isinstance(whole.norm, nn.LayerNorm)
         encoder, wrapped = _fitting_extractor(backbone, set(whole.state_dict()), settings, normed=normed)
         features = encoder.eval()(torch.zeros(1, 3, side, side))
     info = encoder.feature_info
@@ -215,11 +226,17 @@ def _whole(backbone: str, side: int, patch: int | None) -> tuple[nn.Module, dict
         if "img_size" not in str(error):
             raise
         whole = timm.create_model(backbone, num_classes=0, **settings)
-    strides = _strides(whole)
-    if len(set(strides)) == 1:
-        depth = len(strides)
-        settings["out_indices"] = sorted({max(round((i + 1) * depth / VIT_TAPS), 1) - 1 for i in range(VIT_TAPS)})
+    if len(set(strides := _strides(whole))) < len(strides):
+        settings["out_indices"] = _taps(strides)
     return whole, settings
+
+
+def _taps(strides: Sequence[int]) -> list[int]:
+    """Return which features to give where several have one size: the last of each size, or four of a single one."""
+    if len(set(strides)) > 1:
+        return sorted({stride: index for index, stride in enumerate(strides)}.values())
+    depth = len(strides)
+    return sorted({max(round((i + 1) * depth / VIT_TAPS), 1) - 1 for i in range(VIT_TAPS)})
 
 
 def _fitting_extractor(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -100,7 +100,7 @@ def _heads(width: int) -> int:
 def require_transformer(student: Any) -> VisionTransformer:
     """Return the student's vision transformer; UserError where its encoder is something else."""
     vit = getattr(student.encoder, "model", None)
-    if not isinstance(vit, VisionTransformer):
+    if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):  # hybrids have a stem
         raise UserError(
             "mae hides patches from a plain vision transformer, which student.backbone is not. Set it to a ViT or DeiT "
             "(vit_tiny_patch16_224, deit_small_patch16_224, ...), or leave mae out."
