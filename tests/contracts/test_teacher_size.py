@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.made_up import SMALL_VIT
 from tskd.config import build_recipe
 from tskd.data.prepared import Prepared, squeeze_image, squeeze_mask
 from tskd.engine import open_runtime
 from tskd.engine.batches import to_images
+from tskd.losses.classes import hard_prediction
+from tskd.losses.distance import match_size
 from tskd.methods import METHODS
 from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import resize_logits
 from tskd.run import Run
+from tskd.stages.cache import shard_path
 from tskd.stages.prepare import data_root, open_data
+from tskd.stages.pseudo import MASKS
 from tskd.types import SegmentationOutput
 
 SIZE, TEACHER, NATIVE = 32, 80, 96
@@ -137,6 +142,23 @@ def test_whatever_learns_from_it_is_shown_the_students_images_and_it_its_own(
     assert all(one.manifest["inputs"]["teacher_images"] == run.teacher_data.digest for one in answers)
     spent = sum(one.metrics["teacher_gflops"] for one in answers)
     assert not answers or spent > 0
+
+
+def test_stored_answers_and_masks_are_those_for_the_sharp_images(open_run: OpenRun) -> None:
+    run = open_run()
+    assert run.cache is not None
+    kept = load_file(shard_path(run.cache.path, 0))["logits"][:, 0].float()
+    masks = torch.from_numpy(np.load(run.pseudo_masks.path / MASKS))
+    model = load_model(run.teacher.path)
+    everything = range(len(run.transfer_set.images))
+    with torch.inference_mode():
+        sharp, blurred = (
+            match_size(model(to_images(one.images[everything])).logits, kept.shape[-2:])
+            for one in (run.shown_transfer_set, run.transfer_set)
+        )
+    assert (kept - sharp).norm() < 2e-3 * sharp.norm(), "fp16"
+    assert (kept - blurred).norm() > 5e-3 * sharp.norm()
+    assert (masks == hard_prediction(sharp)).float().mean() > 0.999
 
 
 def test_squeezing_is_the_identity_where_the_size_fits() -> None:
