@@ -75,10 +75,27 @@ def test_detail_sees_a_line_one_pixel_wide() -> None:
     assert difference[18:23].mean() > 3 * difference[:8].mean()
 
 
+def test_in_training_half_of_the_images_are_decoded_from_their_features_alone() -> None:
+    torch.manual_seed(0)
+    decoder = DetailDecoder(DIMS, stride=16, classes=1)
+    features = [plane[:1].expand(40, -1, -1, -1) for plane in one_scale(64)]
+    images = torch.rand(40, 3, 64, 64)
+    with torch.no_grad():
+        trained = decoder.train()(images, features)
+        decoder.drop.drop_prob = 1.0
+        dropped = decoder(images, features)
+        used = decoder.eval()(images, features)
+    alone = torch.isclose(trained, dropped).flatten(1).all(dim=1)
+    whole = torch.isclose(trained, used).flatten(1).all(dim=1)
+    assert (alone ^ whole).all(), "each image has its skip or has none"
+    assert 10 <= int(alone.sum()) <= 30
+    assert not torch.isclose(used, dropped).flatten(1).all(dim=1).any(), "in the test no skip is dropped"
+
+
 def test_details_skip_sees_7_pixels_a_side_and_no_more() -> None:
     """What finds an organ has to come from the encoder; norms, which know the image's mean contrast, aside."""
     torch.manual_seed(0)
-    decoder = DetailDecoder(DIMS, stride=16, classes=1)
+    decoder = DetailDecoder(DIMS, stride=16, classes=1).eval()
     for block in (decoder.skip, decoder.join):
         block[1] = nn.Identity()
     images = torch.rand(1, 3, 64, 64, requires_grad=True)

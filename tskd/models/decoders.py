@@ -8,10 +8,13 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from tskd.errors import UserError
 
+SKIP_DROP = 0.5
+"""Share of the training images whose skip is zeros."""
 _WIDTHS = (96, 64, 48, 32)
 """Channels of the detail decoder from the encoder's grid to stride 2."""
 
@@ -64,8 +67,9 @@ class PlainDecoder(nn.Module):
 class DetailDecoder(nn.Module):
     """Several taps of an encoder, enlarged step by step to stride 2, where one narrow skip from the image joins them.
 
-    The skip draws edges and structures of 1-3 px; it cannot find anything: with the join it sees 7 x 7 pixels. (A stem
-    that reached down to stride 8 did the whole task, and students ignored their transformer.)
+    The skip draws edges and structures of 1-3 px: with the join it sees 7 x 7 pixels. In training it is dropped for
+    half of the images, so that the features have to do the task alone. (A stem that reached down to stride 8 did it
+    instead, and so did this skip, never dropped, where colour tells a lesion: students ignored their transformer.)
     """
 
     skips = True
@@ -79,11 +83,12 @@ class DetailDecoder(nn.Module):
         self.fuse = convolution(widths[0], widths[0])
         self.ups = nn.ModuleList(convolution(*pair) for pair in pairwise(widths))
         self.skip = convolution(3, 16, stride=2)
+        self.drop: nn.Module = DropPath(SKIP_DROP, scale_by_keep=False)
         self.join = convolution(widths[-1] + 16, 24)
         self.head = nn.Conv2d(24, classes, 1)
 
     def forward(self, images: Tensor, features: Sequence[Tensor]) -> Tensor:
-        half = self.skip(images)
+        half = self.drop(self.skip(images))
         size = features[-1].shape[-2:]
         tapped = [enlarge(tap(plane), size) for tap, plane in zip(self.taps, features)]
         planes = self.fuse(torch.stack(tapped).sum(dim=0))

@@ -36,12 +36,17 @@ class TimmSegmenter(nn.Module):
         self.encoder = build_encoder(fit)
         self.feature_dims = fit.dims
         self.decoder: Any = build_decoder(decoder, fit.dims, stride=fit.stride, classes=classes)
-        if backbone == NO_ENCODER and not self.decoder.skips:
-            raise UserError(f"backbone {NO_ENCODER} leaves the decoder's skip alone; {decoder} has none, detail has")
+        if backbone == NO_ENCODER:
+            self._keep_the_skip(decoder)
         statistics = timm.get_pretrained_cfg(backbone) or timm.get_pretrained_cfg("vit_tiny_patch16_224")
         self.register_buffer("mean", torch.tensor(statistics.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(statistics.std).reshape(3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)  # convolutions are about a fifth faster on a CPU in this layout
+
+    def _keep_the_skip(self, decoder: str) -> None:
+        if not self.decoder.skips:
+            raise UserError(f"backbone {NO_ENCODER} leaves the decoder's skip alone; {decoder} has none, detail has")
+        self.decoder.drop = nn.Identity()  # there is nothing that could do its work
 
     def forward(self, images: Tensor) -> SegmentationOutput:
         """(B, 3, H, W) in [0, 1] to features and (B, K, H, W) logits."""
