@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +97,7 @@ def _write(segmenter: Deployable, path: Path) -> None:
 @contextmanager
 def _plain_attention(segmenter: nn.Module) -> Iterator[None]:
     """Let timm's attention be matrix products: the exporter knows the fused one for four axes, windows have five."""
-    fused = [module for module in segmenter.modules() if getattr(module, "fused_attn", False)]
+    fused: list[Any] = [module for module in segmenter.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
         module.fused_attn = False
     try:
