@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tskd.bundle import ask, open_session
+from tskd.errors import RunFailed
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.deployed import Deployed, write_onnx
 from tskd.models.timm_segmenter import TimmSegmenter
@@ -73,3 +75,20 @@ def test_a_u_net_is_shipped_as_the_students_are(unet: DynUNetSegmenter, tmp_path
     for size in SIZES:
         expected, answer = network_answer(unet, picture(*size)), ask(session, picture(*size))
         np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=1e-4)
+
+
+def test_what_the_exporter_does_not_know_is_said_and_leaves_the_network_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TimmSegmenter("test_vit", "plain", classes=1, image_size=32)
+    tried = []
+
+    def refuse(deployed: nn.Module, *_: object, **__: object) -> None:
+        tried.append({module.fused_attn for module in deployed.modules() if hasattr(module, "fused_attn")})
+        raise torch.onnx.errors.OnnxExporterError
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    with pytest.raises(RunFailed, match=r"cannot be written as ONNX.* another student\.backbone"):
+        write_onnx(model, tmp_path / "model.onnx")
+    assert tried == [{True}, {False}], "fused attention first, then plain"
+    assert all(module.fused_attn for module in model.modules() if hasattr(module, "fused_attn"))

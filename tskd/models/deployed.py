@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
+from tskd.errors import RunFailed
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.timm_segmenter import TimmSegmenter
 
@@ -54,7 +56,26 @@ def write_onnx(segmenter: Deployable, path: Path) -> None:
     """Write the network as one ONNX file; input and outputs as :class:`Deployed` says, height and width free.
 
     The segmenter has to be freshly loaded on the CPU: wrappers of a training (mixed precision) would end in the graph.
+    Raises RunFailed where the exporter lacks an operation of the network.
     """
+    try:
+        _write(segmenter, path)
+    except torch.onnx.errors.OnnxExporterError:
+        _write_plainly(segmenter, path)
+
+
+def _write_plainly(segmenter: Deployable, path: Path) -> None:
+    try:
+        with _plain_attention(segmenter):
+            _write(segmenter, path)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise RunFailed(
+            "The network cannot be written as ONNX: torch's exporter does not know all of its operations. The trained "
+            "weights are kept; for a file that can be shipped choose another student.backbone."
+        ) from error
+
+
+def _write(segmenter: Deployable, path: Path) -> None:
     sides = {0: Dim("height", min=2, max=_LARGEST_SIDE), 1: Dim("width", min=2, max=_LARGEST_SIDE)}
     # height, width and the network's side differ, so that the exporter cannot take one for another
     example = torch.zeros(segmenter.image_size + 7, segmenter.image_size + 13, 3, dtype=torch.uint8)
@@ -71,6 +92,19 @@ def write_onnx(segmenter: Deployable, path: Path) -> None:
             dynamic_shapes={INPUT: sides},
             verbose=False,
         )
+
+
+@contextmanager
+def _plain_attention(segmenter: nn.Module) -> Iterator[None]:
+    """Let timm's attention be matrix products: the exporter knows the fused one for four axes, windows have five."""
+    fused: list[Any] = [module for module in segmenter.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True
 
 
 @contextmanager
