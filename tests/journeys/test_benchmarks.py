@@ -71,13 +71,14 @@ def test_precisions_are_timed_against_float32() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # about a minute of processor time, in a dozen processes: long on a busy machine
 def test_the_figures_of_a_gpu_can_be_taken_part_by_part(tmp_path: Path) -> None:
     """On the CPU with tiny networks: every part answers, and what has an answer is not measured again."""
     program = [sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "--json", "--out", str(tmp_path), "--minutes"]
     nothing = json.loads(subprocess.run([*program, "0"], capture_output=True, text=True, check=True).stdout)
     assert not nothing["parts"]
     assert all("the time is over" in note for note in nothing["missing"].values())
-    ended = subprocess.run([*program, "9"], capture_output=True, text=True, check=False)
+    ended = subprocess.run([*program, "20"], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
     assert not found["missing"]
@@ -93,5 +94,5 @@ def test_the_figures_of_a_gpu_can_be_taken_part_by_part(tmp_path: Path) -> None:
     assert [row["processes"] for row in parts["processes"]] == [1, 2]
     assert parts["processes"][0]["Dice"] == pytest.approx(parts["processes"][1]["Dice"], abs=0.02)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    subprocess.run([*program, "9"], capture_output=True, check=True)
+    subprocess.run([*program, "20"], capture_output=True, check=True)
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
