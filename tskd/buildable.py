@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 
 from tskd.artifacts import canonical_json
-from tskd.config import Recipe
+from tskd.config import OFFLINE, RANDOM, Recipe
 from tskd.methods import asks_for_weights
 from tskd.models.mae import require_transformer
 from tskd.models.registry import build_model
+from tskd.models.weight_files import identify, require_pixels
+from tskd.models.weights import find_weights
 from tskd.run import describe_student
 from tskd.stages.diffusion import require_image_size
+from tskd.stages.teacher import describe_teacher
 
 
 def check_networks(recipe: Recipe) -> None:
-    """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, or the
-    diffusion model that is asked for cannot draw images of its size."""
-    weights = recipe.student.weights if asks_for_weights(recipe) else None
-    description = describe_student(recipe.student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
+    """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, the
+    teacher's weight file is not what the settings say, or the diffusion model that is asked for cannot draw images of
+    its size."""
+    student, teacher = recipe.student, recipe.teacher
+    weights = student.weights if asks_for_weights(recipe) else None
+    if weights is not None and weights != OFFLINE:
+        require_pixels(identify(Path(weights), student.backbone), student.pixels, "student.pixels")
+    if teacher.weights is not None and (teacher.weights == RANDOM or find_weights(teacher.weights)):
+        describe_teacher(teacher, download=False)
+    description = describe_student(student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
     _try_to_build(canonical_json(description), masked="mae" in (recipe.method, *recipe.rivals))
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)

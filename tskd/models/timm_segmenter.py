@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tskd.errors import UserError
 from tskd.models.decoders import build_decoder
+from tskd.models.pixels import Normalise, Statistics
 from tskd.types import SegmentationOutput
 
 VIT_TAPS = 4
@@ -21,19 +22,29 @@ VIT_TAPS = 4
 class TimmSegmenter(nn.Module):
     """A timm encoder and a decoder; ``encoder`` is what adapters and weight files are for."""
 
-    mean: Tensor
-    std: Tensor
+    def __init__(
+        self,
+        backbone: str,
+        decoder: str,
+        *,
+        classes: int,
+        image_size: int,
+        pixels: str | None = None,
+        even_last: bool = False,
+    ) -> None:
+        """Build with random weights; UserError where timm does not know the backbone or it cannot take the size.
 
-    def __init__(self, backbone: str, decoder: str, *, classes: int, image_size: int) -> None:
-        """Build with random weights; UserError where timm does not know the backbone or it cannot take the size."""
+        ``pixels``: a name of :data:`tskd.models.pixels.PIXELS`; None: as timm says of the backbone. ``even_last``: the
+        last stage keeps the grid of the one before it, as in MobileSAM.
+        """
         super().__init__()
         self.image_size = image_size
         self.encoder = _build_encoder(backbone, image_size)
+        if even_last:
+            _keep_last_grid(self.encoder)
         self.feature_dims: tuple[int, ...] = tuple(self.encoder.feature_info.channels())
         self.decoder = build_decoder(decoder, self.feature_dims, classes=classes)
-        statistics = timm.get_pretrained_cfg(backbone) or timm.get_pretrained_cfg("vit_tiny_patch16_224")
-        self.register_buffer("mean", torch.tensor(statistics.mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(statistics.std).reshape(3, 1, 1), persistent=False)
+        self.pixels = Normalise.of(pixels) if pixels else Normalise(_statistics(backbone))
         self.to(memory_format=torch.channels_last)  # convolutions are about a fifth faster on a CPU in this layout
 
     def forward(self, images: Tensor) -> SegmentationOutput:
@@ -45,7 +56,7 @@ class TimmSegmenter(nn.Module):
 
     def small_logits(self, planes: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] at the network's side S to (B, K, h, w) logits at the size they come out in."""
-        planes = (planes - self.mean) / self.std
+        planes = self.pixels(planes)
         logits: Tensor = self.decoder(planes, tuple(self.encoder(planes)))
         return logits
 
@@ -55,7 +66,8 @@ class TimmSegmenter(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return what the encoder sees: (B, 3, S, S), with the pixel statistics of its pretraining."""
-        return (resize_images(images, self.image_size) - self.mean) / self.std
+        planes: Tensor = self.pixels(resize_images(images, self.image_size))
+        return planes
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
@@ -72,6 +84,17 @@ def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def _statistics(backbone: str) -> Statistics:
+    known = timm.get_pretrained_cfg(backbone) or timm.get_pretrained_cfg("vit_tiny_patch16_224")
+    return Statistics(known.mean, known.std)
+
+
+def _keep_last_grid(encoder: nn.Module) -> None:
+    """Take the stride out of the last convolution that halves the grid."""
+    halving = [module for module in encoder.modules() if isinstance(module, nn.Conv2d) and module.stride == (2, 2)]
+    halving[-1].stride = (1, 1)
+
+
 def _build_encoder(backbone: str, image_size: int) -> Any:
     if not timm.is_model(backbone):
         near = difflib.get_close_matches(backbone, timm.list_models(), n=5)
@@ -85,6 +108,11 @@ def _build_encoder(backbone: str, image_size: int) -> Any:
         return timm.create_model(backbone, features_only=True)
     except (AssertionError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"backbone {backbone!r} cannot be built for {image_size} px images: {error}") from error
+
+
+def patch_side(backbone: str) -> int:
+    """Return the side of a backbone's patches that no size may cut: 14 pixels in DINOv2, else 1 (sizes are checked)."""
+    return 14 if is_transformer(backbone) and "patch14" in backbone else 1
 
 
 def is_transformer(backbone: str) -> bool:
