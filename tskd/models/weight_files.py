@@ -45,6 +45,15 @@ _VIT_SIZES = {
 """Width and blocks -> timm's word."""
 _DEFAULT = "vit_tiny_patch16_224"
 """Stands for networks that timm knows nothing of."""
+_CONVNEXT_SIZES = {
+    32: "zepto", 40: "atto", 48: "femto", 64: "pico", 80: "nano", 96: "tiny small", 128: "base", 192: "large",
+    256: "xlarge", 352: "huge", 384: "xxlarge",
+}  # fmt: skip
+"""Width of the stem -> timm's words."""
+_EFFICIENTNET_SIZES = {
+    1280: "[01]", 1408: "2", 1536: "3", 1792: "4", 2048: "5", 2304: "6", 2560: "7", 2816: "8",
+}  # fmt: skip
+"""Width before the classification -> number."""
 _SAM_SIZES = {768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H"}
 _RESNET_PLACES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 """Children of torchvision's ResNet by their place, as a ``Sequential`` of them numbers them."""
@@ -215,7 +224,10 @@ def _swin_size(state: State) -> str:
 
 
 def _convnext(state: State) -> Iterable[str]:
-    return ("convnextv2_*",) if any("grn" in name for name in state) else ("convnext_*",)
+    family = "convnextv2" if any("grn" in name for name in state) else "convnext"
+    stem = next((state[name] for name in ("stem.0.weight", "downsample_layers.0.0.weight") if name in state), None)
+    words = _CONVNEXT_SIZES.get(0 if stem is None else stem.shape[0], "of_no_known_size").split()
+    return [f"{family}_{word}{end}" for word in words for end in ("", "_*")]
 
 
 def _resnet(state: State) -> Iterable[str]:
@@ -225,7 +237,11 @@ def _resnet(state: State) -> Iterable[str]:
 
 
 def _efficientnet(state: State) -> Iterable[str]:
-    return ("efficientnet_b? tf_efficientnet_b?", "*efficientnet_lite*", "*efficientnetv2_*", "*mobilenet*")
+    head = state["conv_head.weight"].shape[0] if "conv_head.weight" in state else 0
+    word = _EFFICIENTNET_SIZES.get(head, "?")
+    return (
+        f"efficientnet_b{word} tf_efficientnet_b{word}", "*efficientnet_lite*", "*efficientnetv2_*", "*mobilenet*",
+    )  # fmt: skip
 
 
 def _depth(state: Iterable[str], pattern: str) -> int:
@@ -285,14 +301,16 @@ def _identify(file: Path, backbone: str | None, stamp: tuple[int, int]) -> Weigh
     form, state = _form(contents)
     published = _published_as(file)
     if backbone:
-        fits = {backbone: _require_fit(file, state, backbone, form)}
+        misfit = _require_fit(file, state, backbone, form)
+        fits = dict.fromkeys((backbone, *_twin_of(backbone)), misfit)
     else:
         fits = _first_fits(file, state, form, published)
     if published and published.backbone not in fits:
         published = None
     pixels, doubt = _pixels(form, file, contents, published, tuple(fits))
-    name, *twins = sorted(fits, key=lambda one: pixels not in _expected((one,)))  # sorted is stable
-    known = timm.get_pretrained_cfg(published.title if published else name) or timm.get_pretrained_cfg(_DEFAULT)
+    name, *twins = (
+        fits if backbone else sorted(fits, key=lambda one: pixels not in _expected((one,)))
+    )  # sorted is stable
     return WeightFile(
         file=file,
         title=f"{form.title}: {published.title if published else name}",
@@ -301,7 +319,7 @@ def _identify(file: Path, backbone: str | None, stamp: tuple[int, int]) -> Weigh
         pixels=pixels,
         doubt=doubt,
         licence=form.licence or (published.licence if published else _licence(fits)),
-        native=form.native or int(known.input_size[-1]),
+        native=form.native or (published.native if published else _side(timm.get_pretrained_cfg(name))),
         tensors=len(contents.tensors),
         unused=tuple(sorted({*contents.left_out, *_untranslated(contents.tensors, form), *fits[name].unexpected})),
         even_last=form.even_last,
@@ -372,6 +390,12 @@ def _first_fits(file: Path, state: State, form: Form, published: Published | Non
     )
 
 
+def _twin_of(backbone: str) -> tuple[str, ...]:
+    """Return DeiT's name of a ViT: the same network, trained on other pixels."""
+    twin = re.sub("^vit_", "deit_", backbone)
+    return (twin,) if twin != backbone and timm.is_model(twin) else ()
+
+
 def _expand(patterns: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for pattern in patterns.split() for name in timm.list_models(pattern)))
 
@@ -420,6 +444,7 @@ class Published(NamedTuple):
     title: str
     pixels: str | None
     licence: str
+    native: int
 
 
 def _published_as(file: Path) -> Published | None:
@@ -427,13 +452,21 @@ def _published_as(file: Path) -> Published | None:
     if timm.is_model(str(config.get("architecture"))):
         told, backbone = config.get("pretrained_cfg") or {}, config["architecture"]
         title = f"{backbone}.{told['tag']}" if told.get("tag") else backbone
-        return Published(backbone, title, name_of(told.get("mean"), told.get("std")), _written(told.get("license")))
+        return Published(
+            backbone,
+            title,
+            name_of(told.get("mean"), told.get("std")),
+            _written(told.get("license")),
+            int(told.get("input_size", (224,))[-1]),
+        )
     names = _names_of_files()
     title = next((names[key] for key in (file.name, file.stem, file.parent.name) if key in names), "")
     if not title:
         return None
     known = timm.get_pretrained_cfg(title)
-    return Published(title.partition(".")[0], title, name_of(known.mean, known.std), _written(known.license))
+    return Published(
+        title.partition(".")[0], title, name_of(known.mean, known.std), _written(known.license), _side(known)
+    )
 
 
 @cache
@@ -489,6 +522,10 @@ def _titles(backbone: str) -> list[str]:
 def _licence(fits: Iterable[str]) -> str:
     found = {_written(timm.get_pretrained_cfg(title).license) for name in fits for title in _titles(name)}
     return found.pop() if len(found) == 1 else UNKNOWN
+
+
+def _side(known: Any) -> int:
+    return int((known or timm.get_pretrained_cfg(_DEFAULT)).input_size[-1])
 
 
 def _written(licence: str | None) -> str:

@@ -312,8 +312,8 @@ def test_official_dinov3_answers_as_transformers(tmp_path: Path) -> None:
         DINOv3ViTConfig(hidden_size=384, intermediate_size=1536, num_attention_heads=6, num_register_tokens=4)
     )
     named = split_qkv(state)
-    named = renamed(named, ("patch_embed.proj.", "embeddings.patch_embeddings."), *_VIT_TO_TRANSFORMERS[1:],
-                    ("attn.proj", "attention.o_proj"), ("mlp.fc1", "mlp.up_proj"), ("mlp.fc2", "mlp.down_proj"))  # fmt: skip
+    renames = (("attn.proj", "attention.o_proj"), ("mlp.fc1", "mlp.up_proj"), ("mlp.fc2", "mlp.down_proj"))
+    named = renamed(named, ("patch_embed.proj.", "embeddings.patch_embeddings."), *_VIT_TO_TRANSFORMERS[1:], *renames)
     own = model.state_dict()
     layers = "model.layer." if any(name.startswith("model.layer.") for name in own) else "layer."
     named = {name.replace("blocks.", layers): tensor for name, tensor in named.items()}
