@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 
 import torch
 
 from tskd.artifacts import canonical_json
-from tskd.config import Recipe
+from tskd.config import OFFLINE, RANDOM, Recipe
 from tskd.methods import asks_for_weights
 from tskd.models.lora import AdaptationName, set_adaptation
 from tskd.models.mae import require_transformer
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
+from tskd.models.weight_files import identify, require_pixels
+from tskd.models.weights import find_weights
 from tskd.run import describe_student
 from tskd.stages.diffusion import require_image_size
+from tskd.stages.teacher import describe_teacher
 
 
 def check_networks(recipe: Recipe) -> None:
-    """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, a timm
-    teacher cannot take its image size or be adapted, or the diffusion model that is asked for cannot draw images of
-    its size."""
-    weights = recipe.student.weights if asks_for_weights(recipe) else None
-    description = describe_student(recipe.student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
+    """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, the
+    teacher's weight file is not what the settings say, a timm teacher cannot take its image size or be adapted, or the
+    diffusion model that is asked for cannot draw images of its size."""
+    student, teacher = recipe.student, recipe.teacher
+    weights = student.weights if asks_for_weights(recipe) else None
+    if weights is not None and weights != OFFLINE:
+        require_pixels(identify(Path(weights), student.backbone), student.pixels, "student.pixels")
+    backbone = teacher.name.partition("/")[2]
+    if teacher.weights is not None and (teacher.weights == RANDOM or find_weights(teacher.weights)):
+        arguments = describe_teacher(teacher, download=False).description["arguments"]
+        backbone = arguments.get("backbone", "")
+    description = describe_student(student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
     _try_to_build(canonical_json(description), masked="mae" in (recipe.method, *recipe.rivals))
-    kind, _, backbone = recipe.teacher.name.partition("/")
-    if kind == "timm" and backbone:
-        teacher = recipe.teacher
+    if backbone:
         _try_to_adapt(backbone, teacher.image_size or recipe.data.image_size, teacher.adaptation, teacher.rank)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)

@@ -242,6 +242,21 @@ def predict(
 
 
 @app.command()
+def weights(
+    file: Annotated[Path, typer.Argument(help="Weight file (.pth, .pt, .bin, .safetensors, .npz) or its folder.")],
+    json_: Json = False,
+) -> None:
+    """Say what a weight file is, how to use it, its digest and licence. Nothing in it is executed; exit 2 if unusable.
+
+    Example: tskd weights sam_vit_b_01ec64.pth
+    """
+    from tskd.weight_report import as_text, describe
+
+    report = describe(file)
+    print(json.dumps(report) if json_ else as_text(report))
+
+
+@app.command()
 def doctor() -> None:
     """Look at this machine and name what is broken. Libraries, memory, GPU, weights, codecs; exit 1 if anything is.
 

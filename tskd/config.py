@@ -15,6 +15,7 @@ from tskd.settings import apply_override, read_settings
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Pixels = Literal["auto", "imagenet", "half", "clip", "unit", "minmax"]
 Flip = Literal["auto", "none", "horizontal", "both"]
 PrecisionName = Literal["32-true", "bf16-mixed", "16-mixed"]
 PHANTOMS = "phantoms"
@@ -138,10 +139,13 @@ class TeacherConfig(TrainConfig):
     """The large model that is adapted to the task on the labels."""
 
     name: str = "auto"
-    """``auto`` (SAM ViT-B where its weights are on this machine, else the offline teacher), ``sam``, ``offline``, or
-    ``timm/<backbone>``."""
+    """``auto`` (what ``weights`` are; without them SAM ViT-B where it is on this machine, else the offline teacher),
+    ``sam``, ``offline``, or ``timm/<backbone>``."""
     weights: str | None = None
-    """Local folder or file, or a hub id (fetched only with ``--download``)."""
+    """Local file or folder (``tskd weights FILE`` says what it is), or a hub id (fetched only with ``--download``)."""
+    pixels: Pixels = "auto"
+    """What the weights expect: statistics of ``imagenet``, ``half`` (mean and deviation 0.5), ``clip``, ``unit``
+    (0 to 1 as it is), or ``minmax`` (each image stretched to 0 to 1, as MedSAM); auto: as the weight file is known."""
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] | None = None
     """Side of the square the teacher sees, read from the files; None: 512 for SAM, ``data.image_size`` for others."""
     accumulate: Positive | None = None  # type: ignore[assignment]
@@ -298,6 +302,8 @@ class StudentConfig(Section):
     weights: str | None = None
     """Start of the method ``imagenet``: local file with ImageNet (or other) weights of the backbone; or ``offline``,
     the installed weights of the backbone ``tf_efficientnet_lite0``."""
+    pixels: Pixels = "auto"
+    """As ``teacher.pixels``; without ``weights``, auto is what timm says of the backbone."""
     start: Literal["random", "weights"] = "random"
     """``weights``: every other method starts from that file too, ``scratch`` excepted."""
 

@@ -10,12 +10,14 @@ from typing import Any
 
 from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
 from tskd.budget import Budget, adaptation_flops, answering_flops, network_flops, steps_within, student_budget
-from tskd.config import DistillConfig, PretrainConfig, Recipe, StudentConfig, TeacherConfig, TrainConfig
+from tskd.config import OFFLINE, DistillConfig, PretrainConfig, Recipe, StudentConfig, TeacherConfig, TrainConfig
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
+from tskd.errors import UserError
 from tskd.models.backbones import patch_for
 from tskd.models.registry import description_digest, load_model
+from tskd.models.weight_files import identify
 from tskd.stages import (
     ablation,
     cache,
@@ -393,13 +395,26 @@ class Run:
 def describe_student(
     student: StudentConfig, *, weights: str | None, classes: Sequence[str], image_size: int
 ) -> dict[str, Any]:
-    """Return what the registry builds a recipe's student from."""
-    arguments: dict[str, Any] = {"backbone": student.backbone, "decoder": student.decoder}
+    """Return what the registry builds a recipe's student from.
+
+    A weight file that is named says what pixels every student of the recipe sees, so that all start alike.
+    """
+    arguments: dict[str, Any] = {"backbone": student.backbone, "decoder": student.decoder, **_expected_by(student)}
     patch = student.patch or patch_for(student.backbone, image_size)
     arguments |= {} if patch is None else {"patch": patch}
     return {
         "kind": "timm", "arguments": arguments, "weights": weights, "classes": list(classes), "image_size": image_size,
     }  # fmt: skip
+
+
+def _expected_by(student: StudentConfig) -> dict[str, Any]:
+    stated = {} if student.pixels == "auto" else {"pixels": student.pixels}
+    if student.weights in (None, OFFLINE):
+        return stated
+    try:
+        return {**identify(Path(student.weights), student.backbone).arguments, **stated}
+    except UserError:  # nothing that starts from the file gets this far: buildable.check_networks
+        return stated
 
 
 def _adapted_guide(teacher: Artifact) -> distill.Guide:

@@ -40,7 +40,7 @@ def test_weights_have_to_fit_the_backbone_where_they_are_used(who: str, weights:
     given = f"student.weights={weights}"
     check_networks(recipe(who, given))
     check_networks(recipe(given, backbone="resnet10t"))
-    with pytest.raises(UserError, match=r"does not fit resnet10t: \d+ of \d+ tensors are missing"):
+    with pytest.raises(UserError, match=r"does not fit resnet10t: \d+ missing \(bn1"):
         check_networks(recipe(who, given, backbone="resnet10t"))
 
 
@@ -48,7 +48,7 @@ def test_a_position_table_with_another_number_of_class_tokens_does_not_fit(tmp_p
     state = timm.create_model(SMALL_VIT).state_dict()
     state["pos_embed"] = state["pos_embed"][:, :-2].contiguous()
     save_file(state, tmp_path / "odd.safetensors")
-    with pytest.raises(UserError, match=r"first model\.pos_embed\. Give weights of this backbone"):
+    with pytest.raises(UserError, match=r"cannot be brought to that network's shapes.* Give weights of this backbone"):
         check_networks(recipe("method=imagenet", f"student.weights={tmp_path / 'odd.safetensors'}"))
 
 

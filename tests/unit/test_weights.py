@@ -93,7 +93,7 @@ def test_an_altered_or_unknown_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no weight file"):
         load_state(tmp_path / "absent.pth")
     with pytest.raises(UserError, match="known weight file"):
-        load_state(path.rename(tmp_path / "a.npz"))
+        load_state(path.rename(tmp_path / "a.h5"))
 
 
 def test_sam_is_found_in_a_folder_in_the_store_and_in_the_cache(
@@ -141,7 +141,7 @@ def test_a_failed_download_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(UserError, match=r"could not be downloaded \(ConnectionError\)"):
         resolve_sam("facebook/sam-vit-base", download=True)
-    with pytest.raises(UserError, match="neither a folder nor a hub id"):
+    with pytest.raises(UserError, match="neither a file, a folder, nor a hub id"):
         resolve_sam("sam", download=True)
 
 

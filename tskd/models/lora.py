@@ -9,7 +9,7 @@ too. A model to adapt keeps its backbone in ``model.encoder``; all that lies out
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -20,6 +20,7 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from tskd.errors import UserError
+from tskd.models.fitting import compare_tensors
 
 AdaptationName = Literal["lora", "probe", "full"]
 _QUERY_OR_VALUE = re.compile(r"(?:.*\.)?(?:q|v|wq|wv|q_proj|v_proj|query|value)")
@@ -188,17 +189,10 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises UserError that lists the missing, unexpected and misshapen tensors; the model is then untouched.
     """
     expected = adapter_state(model)
-    faults = {
-        "missing": expected.keys() - state.keys(),
-        "unexpected": state.keys() - expected.keys(),
-        "of another shape": {
-            name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape
-        },
-    }
-    if any(faults.values()):
-        told = "; ".join(f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names)
+    misfit = compare_tensors(state, expected)
+    if any(misfit):
         raise UserError(
-            f"These adapter weights do not belong to this model: {told}. "
+            f"These adapter weights do not belong to this model: {misfit}. "
             "Use the model, adaptation, rank and number of classes with which they were saved."
         )
     model.load_state_dict(dict(state), strict=False)
@@ -287,8 +281,3 @@ def _children(model: nn.Module, kind: type) -> list[tuple[nn.Module, str, nn.Mod
         for name, child in owner.named_children()
         if isinstance(child, kind)
     ]
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:4]) + (", …" if len(listed) > 4 else "")

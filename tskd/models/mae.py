@@ -74,10 +74,7 @@ class MaskedAutoencoder(nn.Module):
         predicted, patches, hidden = self(images, noise)
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         drawn = torch.where(hidden[..., None], predicted * variance.sqrt() + mean, patches)
-        pictures = [
-            (unpatchify(values, self.patch) * self.student.std + self.student.mean).clamp(0, 1)
-            for values in (patches, drawn)
-        ]
+        pictures = [self.student.pixels.undo(unpatchify(values, self.patch)).clamp(0, 1) for values in (patches, drawn)]
         dark = unpatchify(hidden[..., None].expand_as(patches), self.patch)
         return pictures[0].masked_fill(dark, 0), pictures[1]
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tskd.artifacts import canonical_json, file_sha256, write_json
@@ -21,12 +18,14 @@ from tskd.models.control import DynUNetSegmenter
 from tskd.models.lora import adapter_state, load_adapter_state, set_adaptation
 from tskd.models.sam import load_sam
 from tskd.models.timm_segmenter import TimmSegmenter
+from tskd.models.weight_files import encoder_state
 from tskd.models.weights import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_SHA256,
     efficientnet_lite0_path,
     load_state,
     translate_efficientnet_lite0,
+    weight_file,
 )
 
 DESCRIPTION = "model.json"
@@ -60,7 +59,7 @@ def build_model(description: Description) -> nn.Module:
 def description_digest(description: Description) -> str:
     """Return what a description stands for as one text; a weight file counts by its content, not by its place."""
     weights = description["weights"]
-    content = file_sha256(Path(weights).expanduser()) if weights and weights != OFFLINE else weights
+    content = file_sha256(weight_file(Path(weights).expanduser())) if weights and weights != OFFLINE else weights
     return canonical_json({**description, "weights": content})
 
 
@@ -79,33 +78,7 @@ def load_backbone(model: nn.Module, backbone: str, weights: str) -> None:
             )
         encoder.load_state_dict(translate_efficientnet_lite0(offline_state(), encoder))
         return
-    state = load_state(Path(weights).expanduser())
-    own = encoder.state_dict()
-    prefix = "model." if all(name.startswith("model.") for name in own) else ""
-    renamed = {prefix + name: _fit_to_grid(name, tensor, encoder) for name, tensor in state.items()}
-    fitting = {name: renamed[name] for name in own if name in renamed and renamed[name].shape == own[name].shape}
-    if missing := sorted(own.keys() - fitting.keys()):
-        raise UserError(
-            f"{weights} does not fit {backbone}: {len(missing)} of {len(own)} tensors are missing or of another shape, "
-            f"first {', '.join(missing[:3])}. Give weights of this backbone with timm's names."
-        )
-    encoder.load_state_dict(fitting)
-
-
-def _fit_to_grid(name: str, tensor: torch.Tensor, encoder: Any) -> torch.Tensor:
-    """Return a transformer's position table and patch kernels on the encoder's grid, as timm does it; others as is."""
-    transformer = getattr(encoder, "model", None)
-    if not isinstance(transformer, VisionTransformer):
-        return tensor
-    if name == "patch_embed.proj.weight" and tensor.ndim == 4:
-        return resample_patch_embed(tensor, list(transformer.patch_embed.patch_size))
-    if name != "pos_embed" or tensor.ndim != 3:
-        return tensor
-    prefix = 0 if transformer.no_embed_class else transformer.num_prefix_tokens
-    if math.isqrt(tensor.shape[1] - prefix) ** 2 != tensor.shape[1] - prefix:
-        return tensor  # another number of class tokens: no square table, and no weights of this backbone
-    grid = list(transformer.patch_embed.grid_size)
-    return resample_abs_pos_embed(tensor, new_size=grid, num_prefix_tokens=prefix)
+    encoder.load_state_dict(encoder_state(Path(weights), encoder, backbone))
 
 
 def offline_state() -> dict[str, torch.Tensor]:

