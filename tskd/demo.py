@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {
     "teacher": {"name": "offline", "steps": 120},
     "diffusion": {"image_size": 32, "steps": 600, "lr": 2e-3, "ema": 0.98},
     "transfer": {"synthetic": 100},
-    "distill": {"steps": 200, "views": 3},
+    "distill": {"steps": 400, "views": 3},
     "finetune": {"steps": 40},
     "student": {"patch": 8},  # 64 tokens: enough for a 64 px phantom, and a quarter of the default's time
 }
