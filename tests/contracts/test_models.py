@@ -140,7 +140,7 @@ def train_a_little(model: nn.Module) -> None:
 def test_weights_of_another_backbone_are_refused_not_loaded_in_part(tmp_path: Path) -> None:
     base = tmp_path / "base.safetensors"
     save_backbone(built(CASES["timm-convolutional-plain"]), base)
-    with pytest.raises(UserError, match=r"does not fit vit_tiny_patch16_224: \d+ of \d+ tensors are missing"):
+    with pytest.raises(UserError, match=r"does not fit vit_tiny_patch16_224: .* Give weights of this backbone"):
         build_model({**CASES["timm-vit-plain"], "weights": str(base)})
 
 
