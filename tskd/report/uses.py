@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tskd.report.blocks import Section, Table, section
 from tskd.report.comparison_folder import Cell, ComparisonFolder
 from tskd.report.run_folder import STUDENT, RunFolder
-from tskd.report.text import capital, number, signed
+from tskd.report.text import NOTHING, capital, dice_of, number, signed
 
 PARTS = {
     "features_zeroed": "features set to zero",
@@ -42,7 +42,8 @@ def run_uses_section(run: RunFolder) -> Section | None:
         return None
     rows = [("as it is", number(dice), "")]
     rows += [(title, number(ablation[part]), _change(ablation[part], dice)) for part, title in PARTS.items()]
-    table = Table(("the student", "Dice", "change"), tuple(rows), note=f"{said} – : it has no such part.")
+    absent = f" {NOTHING} : it has no such part." if None in ablation.values() else ""
+    table = Table(("the student", dice_of(run.level), "change"), tuple(rows), note=said + absent)
     return section("uses", "What the student uses", _LEAD, [table])
 
 
