@@ -111,7 +111,8 @@ class TrainConfig(Section):
     steps: Positive
     batch_size: Positive = 16
     accumulate: Positive = 1
-    """Parts a batch is cut into to save memory; the result is the same."""
+    """Parts a batch is cut into to save memory; the result is the same but for batch norm and what is dropped at
+    random (skips of the decoder ``detail``)."""
     lr: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Share = 0.05
@@ -305,7 +306,7 @@ class StudentConfig(Section):
     pixels: Pixels = "auto"
     """As ``teacher.pixels``; without ``weights``, auto is what timm says of the backbone."""
     start: Literal["random", "weights"] = "random"
-    """``weights``: every other method starts from that file too, ``scratch`` excepted."""
+    """``weights``: every other method starts from that file too, ``scratch`` and ``scratch_total`` excepted."""
 
 
 class FinetuneConfig(TrainConfig):

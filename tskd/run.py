@@ -225,7 +225,8 @@ class Run:
         teacher_config, config = self.recipe.teacher, self.recipe.distill
         description = self.teacher_source.description
         adaptation = teacher_config.steps * teacher_config.batch_size * adaptation_flops(description)
-        images = len(self.transfer_set.images)
+        transfer = self.recipe.transfer  # counted by the settings: a diffusion model is not trained for it
+        images = count_real(transfer, self.prepared) + transfer.synthetic + transfer.augmented
         seen = images * config.views if cache.cache_pays(config, images) else config.steps * config.batch_size
         return self.budget.total + adaptation + seen * answering_flops(description)
 

@@ -18,6 +18,7 @@ CHANGES = {"control": {"enabled": False}, "engine": {"accelerator": "cpu", "thre
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # nine minutes of one thread
 @pytest.mark.skipif(efficientnet_lite0_path() is None, reason="the offline teacher is not installed")
 def test_the_distilled_student_beats_the_student_from_scratch(tmp_path: Path) -> None:
     recipe = demo_recipe(CHANGES)
