@@ -31,13 +31,16 @@ def check_networks(recipe: Recipe) -> None:
     if weights is not None and weights != OFFLINE:
         require_pixels(identify(Path(weights), student.backbone), student.pixels, "student.pixels")
     backbone = teacher.name.partition("/")[2]
-    if teacher.weights is not None and (teacher.weights == RANDOM or find_weights(teacher.weights)):
-        arguments = describe_teacher(teacher, download=False).description["arguments"]
-        backbone = arguments.get("backbone", "")
+    there = teacher.weights is not None and (teacher.weights == RANDOM or find_weights(teacher.weights))
+    if there and not backbone:
+        backbone = describe_teacher(teacher, download=False).description["arguments"].get("backbone", "")
     description = describe_student(student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
     _try_to_build(canonical_json(description), masked="mae" in (recipe.method, *recipe.rivals))
     if backbone:
-        _try_to_adapt(backbone, teacher.image_size or recipe.data.image_size, teacher.adaptation, teacher.rank)
+        size = teacher.image_size or recipe.data.image_size
+        _try_to_adapt(backbone, size, teacher.adaptation, teacher.rank, checkpointing=teacher.gradient_checkpointing)
+    if there or teacher.name.startswith("timm/"):  # its size comes first: it is told without the file
+        describe_teacher(teacher, download=False)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)
 
@@ -51,8 +54,12 @@ def _try_to_build(description: str, *, masked: bool) -> None:
 
 
 @cache
-def _try_to_adapt(backbone: str, image_size: int, adaptation: AdaptationName, rank: int) -> None:
+def _try_to_adapt(
+    backbone: str, image_size: int, adaptation: AdaptationName, rank: int, *, checkpointing: bool
+) -> None:
     """Build a teacher without numbers, whatever its size, and give it its adapters."""
     with torch.device("meta"):
         teacher = TimmSegmenter(backbone, "plain", classes=1, image_size=image_size)
+        if checkpointing:
+            teacher.checkpoint_gradients()
         set_adaptation(teacher, adaptation, rank=rank)

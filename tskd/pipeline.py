@@ -125,6 +125,7 @@ def execute(run: Run) -> dict[str, Any]:
         judged_synthetic(run)
     bundle = exported(run)
     measured = measure_networks(run.store, [one for _, one in models.values()], image_size=run.recipe.data.image_size)
+    ablation = run.ablation(models["student"][1]).metrics
     networks = {name: asdict(measured[one.path.name]) for name, (_, one) in models.items()}
     metrics = {name: artifact.metrics | compute(run, models[name][1]) for name, artifact in scores.items()}
     if "teacher" in scores:
@@ -141,7 +142,7 @@ def execute(run: Run) -> dict[str, Any]:
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in run.costs.values()),
         "peak_gpu_memory_mb": max(cost.get("peak_gpu_memory_mb", 0.0) for cost in run.costs.values()),
         "metrics": metrics,
-        "ablation": run.ablation(models["student"][1]).metrics,
+        "ablation": ablation,
         "budget_rule": BUDGET_RULE,
         "artifacts": {name: artifact.path.name for name, (_, artifact) in models.items()},
         "export": bundle.metrics,

@@ -123,8 +123,13 @@ class Run:
                 config, source, Prepared(self.teacher_data.path), folder, seed=self.recipe.seed, runtime=self.runtime
             ),
             config=config.model_copy(update={"accumulate": config.accumulate or 1}),  # chosen parts change no result
-            without=teacher.SAME_RESULT,
-            inputs={"data": self.prepared_artifact.digest, "weights": source.digest, **self._teacher_inputs},
+            without=teacher.SAME_RESULT | teacher.RESOLVED,
+            inputs={
+                "data": self.prepared_artifact.digest,
+                "weights": source.digest,
+                "network": teacher.network(source),
+                **self._teacher_inputs,
+            },
             version=teacher.VERSION,
         )
 

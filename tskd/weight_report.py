@@ -78,7 +78,7 @@ def _as_student(known: WeightFile, place: Path) -> str | None:
         return None
     decoder = "detail" if has_one_scale(known.backbone) else "pyramid"
     return (
-        f"--set student.weights={place} --set student.backbone={known.backbone} --set student.decoder={decoder}"
+        f"--set student.weights={known.file} --set student.backbone={known.backbone} --set student.decoder={decoder}"
         f"{_if_doubtful(known, 'student')} --set method=imagenet"
     )
 

@@ -30,7 +30,8 @@ class Bright(nn.Module):
         super().__init__()
         self.skips, self.features = image, features
 
-    def forward(self, planes: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, planes: Tensor, features: Sequence[Tensor], *, skip: bool = True) -> Tensor:
+        planes = planes if skip else 0 * planes
         bright = torch.full_like(planes[:, :1], torch.inf)
         if self.skips:
             bright = torch.minimum(bright, planes[:, :1] - 0.3)

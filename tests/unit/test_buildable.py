@@ -66,14 +66,19 @@ def test_a_home_folder_is_written_as_people_write_it(weights: Path, monkeypatch:
 
 def test_a_teacher_or_student_that_cannot_take_its_images_is_refused() -> None:
     fits = ("teacher.name=timm/efficientformer_l1", "teacher.image_size=224")
-    check_networks(recipe(*fits))
+    anew = ("teacher.weights=random", "teacher.adaptation=full")
+    check_networks(recipe(*fits, *anew))
+    with pytest.raises(UserError, match=r"teacher\.name=timm/efficientformer_l1 needs teacher\.weights"):
+        check_networks(recipe(*fits))
+    with pytest.raises(UserError, match=r"gradient_checkpointing is for SAM and timm networks without batch norm"):
+        check_networks(recipe("teacher.name=timm/resnet10t", "teacher.gradient_checkpointing=true", *anew))
     with pytest.raises(UserError, match=r"'efficientformer_l1' cannot take images of 32 px .* can take 224 px"):
         check_networks(recipe(fits[0]))
     with pytest.raises(UserError, match=r"'efficientformer_l1' cannot take images of 32 px .* can take 224 px"):
         check_networks(recipe(backbone="efficientformer_l1"))
     with pytest.raises(UserError, match=r"VGG has neither attention nor 1x1 convolutions for LoRA adapters"):
         check_networks(recipe("teacher.name=timm/vgg11"))
-    check_networks(recipe("teacher.name=timm/vgg11", "teacher.adaptation=probe"))
+    check_networks(recipe("teacher.name=timm/vgg11", *anew))
     with pytest.raises(UserError, match=r"timm has no backbone 'resnet99'\. Similar names: "):
         check_networks(recipe("teacher.name=timm/resnet99"))
 

@@ -89,6 +89,8 @@ def test_in_training_half_of_the_images_are_decoded_from_their_features_alone() 
     whole = torch.isclose(trained, used).flatten(1).all(dim=1)
     assert (alone ^ whole).all(), "each image has its skip or has none"
     assert 10 <= int(alone.sum()) <= 30
+    with torch.no_grad():
+        assert torch.equal(decoder(images, features, skip=False), dropped), "switched off is as it was dropped"
     assert not torch.isclose(used, dropped).flatten(1).all(dim=1).any(), "in the test no skip is dropped"
 
 

@@ -22,7 +22,7 @@ from tskd.errors import UserError
 from tskd.models.pixels import Normalise
 from tskd.models.registry import build_model, load_model, save_model
 from tskd.models.weight_files import identify, require_pixels
-from tskd.stages.teacher import choose_teacher, describe_teacher
+from tskd.stages.teacher import bare_digest, choose_teacher, describe_teacher, network
 
 State = dict[str, Tensor]
 
@@ -163,6 +163,19 @@ def test_patches_of_14_pixels_are_never_cut(tmp_path: Path, size: int, side: int
     model: Any = build_model(source.description)
     assert (source.description["image_size"], model.image_size) == (size, side)
     assert model(torch.rand(1, 3, size, size)).logits.shape[-1] == size
+
+
+def test_what_a_file_was_taken_for_is_in_the_teachers_fingerprint(tmp_path: Path) -> None:
+    """The same tensors with other pixels, or as another network that pads otherwise, are another teacher."""
+    file = write(tmp_path / "b0.pth", timm.create_model("efficientnet_b0").state_dict())
+    said = [
+        TeacherConfig(weights=str(file), name=f"timm/{name}", pixels=pixels)  # type: ignore[arg-type]
+        for name in ("efficientnet_b0", "tf_efficientnet_b0")
+        for pixels in ("imagenet", "half")
+    ]
+    sources = [choose_teacher(config, ("lesion",), 64, download=False) for config in said]
+    assert len({source.digest for source in sources}) == 1
+    assert len({network(source) for source in sources}) == len({bare_digest(source) for source in sources}) == 4
 
 
 def test_each_image_is_stretched_by_itself() -> None:

@@ -22,7 +22,9 @@ from tskd.methods import check_names
 from tskd.settings import apply_override, read_settings, read_yaml, set_key
 
 Scalar = str | int | float | bool | None
-MACHINE_SETTINGS = frozenset({"accelerator", "devices", "num_nodes", "strategy", "checkpoint_seconds", "threads"})
+MACHINE_SETTINGS = frozenset(
+    {"accelerator", "devices", "num_nodes", "strategy", "checkpoint_seconds", "threads", "tf32", "compile"}
+)
 """Settings of the engine that change no result beyond rounding: a run keeps its name when they change."""
 
 

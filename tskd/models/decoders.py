@@ -87,8 +87,11 @@ class DetailDecoder(nn.Module):
         self.join = convolution(widths[-1] + 16, 24)
         self.head = nn.Conv2d(24, classes, 1)
 
-    def forward(self, images: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, images: Tensor, features: Sequence[Tensor], *, skip: bool = True) -> Tensor:
+        """(B, 3, S, S) and features to (B, K, S/2, S/2); without ``skip`` as where it is dropped in training."""
         half = self.drop(self.skip(images))
+        if not skip:
+            half = torch.zeros_like(half)
         size = features[-1].shape[-2:]
         tapped = [enlarge(tap(plane), size) for tap, plane in zip(self.taps, features)]
         planes = self.fuse(torch.stack(tapped).sum(dim=0))

@@ -65,9 +65,9 @@ class TimmSegmenter(nn.Module):
         return SegmentationOutput(features, resize_logits(self.decoder(planes, features), images.shape[-2:]))
 
     def decode(self, images: Tensor, features: Sequence[Tensor], *, skip: bool = True) -> Tensor:
-        """Return (B, K, H, W) logits of images and any features; without ``skip`` the decoder sees no image."""
+        """Return (B, K, H, W) logits of images and any features; without ``skip`` (decoders that have one) of these."""
         planes = self.normalise(images)
-        logits: Tensor = self.decoder(planes if skip else torch.zeros_like(planes), features)
+        logits: Tensor = self.decoder(planes, features) if skip else self.decoder(planes, features, skip=False)
         return resize_logits(logits, images.shape[-2:])
 
     def small_logits(self, planes: Tensor) -> Tensor:

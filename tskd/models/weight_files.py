@@ -288,7 +288,7 @@ def identify(place: Path, backbone: str | None = None) -> WeightFile:
 
     Reads no more than the file's head. Raises UserError where it cannot be read, is of no known form, or does not fit.
     """
-    file = weight_file(place.expanduser())
+    file = weight_file(place.expanduser().absolute())  # the names of its folders tell, too
     stamp = file.stat()
     return _identify(file, backbone, (stamp.st_mtime_ns, stamp.st_size))
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -264,7 +265,7 @@ def _read_npz(path: Path, *, shapes_only: bool) -> dict[str, Tensor]:
             if not shapes_only:
                 return {name: torch.from_numpy(archive[name]) for name in archive.files}
             return {name: torch.empty(_npy_shape(archive, name), device="meta") for name in archive.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a whole archive of arrays ({error}): bring it anew.") from error
 
 
@@ -288,7 +289,7 @@ def _read_pickle(path: Path, *, shapes_only: bool) -> Any:
             f"{path} is not a plain weight file: it holds objects other than tensors, which could run code, or it is "
             "damaged. Ask its author for a .safetensors file."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
         raise UserError(f"{path} is damaged or not a weight file ({type(error).__name__}): bring it anew.") from error
 
 

@@ -17,13 +17,14 @@ from tskd.console import progress
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime
 from tskd.engine.batches import to_images
+from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.classes import hard_prediction
 from tskd.metrics.segmentation import summarise
 from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.stages.scoring import Scoring, Tally
 
-VERSION = 1
+VERSION = 2
 Features = Sequence[Tensor]
 Ablated = Callable[[Any, Tensor, Features, Features], Tensor]
 """(network, image (1, 3, H, W), its features, those of another case's image) to logits (1, K, H, W)."""
@@ -48,14 +49,19 @@ def build_ablation(store: Builder, tested: Artifact, model: Artifact, *, runtime
 
 
 def ablate(model: nn.Module, prepared: Prepared, *, device: torch.device) -> dict[str, float | None]:
-    """Return the mean Dice on the test images under each of ``ABLATIONS``; None where the network has no such part."""
+    """Return the mean Dice on the test images under each of ``ABLATIONS``.
+
+    None where the network has no such part, or there is no other case.
+    """
     if not isinstance(model, TimmSegmenter):
         return dict.fromkeys(ABLATIONS)
     model.to(device).eval()
-    kinds = [name for name in ABLATIONS if name != "skips_zeroed" or model.decoder.skips]
+    absent = {"skips_zeroed": not model.decoder.skips, "features_of_another_image": len(prepared.cases("test")) < 2}
+    kinds = [name for name in ABLATIONS if not absent.get(name)]
     rows = prepared.rows("test")
     tallies = {name: Tally(Scoring.of(prepared)) for name in kinds}
-    with progress("what the student uses", len(rows)) as advance:
+    explained = memory_explained("what the student uses", device, inference_remedies("data.image_size"))
+    with explained, progress("what the student uses", len(rows)) as advance:
         for done, (row, image, own, other) in enumerate(_encoded(model, prepared, rows, device), start=1):
             for name in kinds:
                 with torch.inference_mode():

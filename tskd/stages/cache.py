@@ -99,7 +99,7 @@ def plan_cache(
     image = to_images(transfer.images[[0]])
     with torch.no_grad():
         answer = teacher.cpu().eval()(image)
-        side = student(torch.zeros(1, 3, image_size, image_size)).features[-1].shape[-1]
+        side = student.eval()(torch.zeros(1, 3, image_size, image_size)).features[-1].shape[-1]
     level = matching_level(answer.features, side)
     features = (answer.features[level].shape[1], side, side)
     logits = (answer.logits.shape[1], image_size, image_size)

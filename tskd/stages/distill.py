@@ -65,7 +65,11 @@ class Distillation:
         return store.build(
             "cache",
             self._build_cache,
-            config={"views": self.config.views, "augment": self.config.augment.model_dump()},
+            config={
+                "views": self.config.views,
+                "augment": self.config.augment.model_dump(),
+                "precision": self.runtime.precision,  # the guide answers under it
+            },
             inputs=self.inputs,
             seed=self.seed,
             version=cache.VERSION,

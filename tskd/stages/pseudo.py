@@ -54,7 +54,7 @@ def build_masks(
         lambda folder: predict_masks(
             load_model(teacher.path), transfer, folder, image_size=image_size, runtime=runtime
         ),
-        config={},
+        config={"precision": runtime.precision},
         inputs={**inputs, "teacher": teacher.digest},
         seed=seed,
         version=VERSION,

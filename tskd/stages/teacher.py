@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from tskd.artifacts import file_sha256
+from tskd.artifacts import canonical_json, file_sha256
 from tskd.config import OFFLINE, RANDOM, TeacherConfig
 from tskd.console import say
 from tskd.data.prepared import Prepared
@@ -31,10 +31,12 @@ from tskd.models.weights import (
 from tskd.seeding import derive
 from tskd.stages.supervised import label_step, labelled_batches, training_labels, training_metrics, validation
 
-VERSION = 3
+VERSION = 4
 FILE = "adapter.safetensors"
 SAME_RESULT = frozenset({"gradient_checkpointing"})
 """Settings that the artifact does not depend on: where memory was short, training goes on from its state with them."""
+RESOLVED = frozenset({"name", "weights", "pixels"})
+"""Settings that lead to a network and its weights: those are in the fingerprint, not how they were found."""
 SAM_IMAGE_SIZE = 512
 SAM_PIXELS_AT_ONCE = 4 * 512**2
 """An image of 512 px needs 0.93 GB in a training step of ViT-B in float32: 16 at once would not fit a T4."""
@@ -176,11 +178,16 @@ def parts_of_batch(config: TeacherConfig, source: TeacherSource, processes: int)
     return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
 
 
+def network(source: TeacherSource) -> str:
+    """Return which network the weights were found to belong to, and what pixels it sees, as one text."""
+    arguments = {name: value for name, value in source.description["arguments"].items() if name != "source"}
+    return canonical_json({"kind": source.description["kind"], **arguments})
+
+
 def bare_digest(source: TeacherSource) -> str:
     """Return a digest of the teacher as it is before adaptation."""
     assert source.digest != RANDOM, "methods.check_names refuses what has nothing to teach"
-    seen = source.description["arguments"].get("pixels")
-    return f"bare {source.digest} {source.description['image_size']} {seen}"
+    return f"bare {network(source)} {source.digest} {source.description['image_size']}"
 
 
 def load_bare(source: TeacherSource) -> EncoderOnly:
