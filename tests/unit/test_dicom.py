@@ -180,6 +180,8 @@ def test_positions_that_come_again_are_further_volumes_and_uneven_repeats_are_no
     volumes = placed(tmp_path, 0.0, 2.5, 0.0, 2.5)
     assert [(volume, place) for volume, place, _ in volumes] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert {spacing for *_, spacing in volumes} == {(0.5, 0.8, 2.5)}
+    jittered = placed(tmp_path, 0.001, 10.0, 0.0, 10.001)  # the second time point is a little lower, then higher
+    assert [(volume, place) for volume, place, _ in jittered] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert {found[0] for found in placed(tmp_path, 0.0, 2.5, 0.0)} == {None}
 
 

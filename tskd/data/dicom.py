@@ -317,6 +317,9 @@ def _with_volumes(slices: list[Slice]) -> list[Slice]:
     if len(set(counts.tolist())) > 1:
         return slices
     places, distance = _places(positions[:: counts[0]])
+    # within a position by instance: positions of time points may differ in the last digits
+    order = sorted(range(len(slices)), key=lambda k: (level[k], slices[k].instance or 0, slices[k].index or 0))
+    slices = [slices[k] for k in order]
     return [
         replace(
             item,

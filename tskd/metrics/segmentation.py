@@ -28,6 +28,7 @@ Level = Literal["image", "volume"]
 Spacing = tuple[float, ...]
 """Millimetres along each axis: (row, column) of an image, (row, column, slice) of a volume."""
 
+_AT_ONCE = 2**20
 MEASURES = ("dice", "iou", "hd95", "assd")
 _MM3_PER_ML = 1000.0
 
@@ -293,7 +294,7 @@ def _summary(rows: Sequence[ScoreRow], seed: int, by_class: Mapping[int, Summary
 
 
 def _labelled(prediction: np.ndarray, mask: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as int64 with unlabelled pixels set to background, shapes and indices checked."""
+    """Return both with unlabelled pixels set to background, shapes and indices checked."""
     if prediction.shape != mask.shape or mask.ndim not in (2, 3):
         raise ValueError(
             f"prediction {prediction.shape} and mask {mask.shape} must have one shape, (H, W) or (H, W, D)"
@@ -301,7 +302,7 @@ def _labelled(prediction: np.ndarray, mask: np.ndarray, classes: int) -> tuple[n
     labelled = mask != UNLABELLED
     if not labelled.any():
         raise ValueError("the mask has no labelled pixel: such an image cannot be scored")
-    prediction, mask = (np.where(labelled, one, 0).astype(np.int64) for one in (prediction, mask))
+    prediction, mask = (np.where(labelled, one, one.dtype.type(0)) for one in (prediction, mask))
     for name, one in (("prediction", prediction), ("mask", mask)):
         if one.min() < 0 or one.max() > classes:
             raise ValueError(f"the {name} holds class {one.min()} to {one.max()}, allowed are 0 to {classes}")
@@ -310,8 +311,12 @@ def _labelled(prediction: np.ndarray, mask: np.ndarray, classes: int) -> tuple[n
 
 def _confusion(prediction: np.ndarray, mask: np.ndarray, classes: int) -> np.ndarray:
     """Return pixel counts (K + 1, K + 1), mask class by predicted class."""
-    pairs = np.bincount(mask.ravel() * (classes + 1) + prediction.ravel(), minlength=(classes + 1) ** 2)
-    return pairs.reshape(classes + 1, classes + 1)
+    flat, size = (mask.ravel(), prediction.ravel()), classes + 1
+    counts = np.zeros(size**2, np.int64)
+    for start in range(0, mask.size, _AT_ONCE):  # a volume's pairs at once would take 16 bytes a voxel
+        of, by = (one[start : start + _AT_ONCE].astype(np.int64) for one in flat)
+        counts += np.bincount(of * size + by, minlength=size**2)
+    return counts.reshape(size, size)
 
 
 def _surface_points(region: np.ndarray) -> np.ndarray:

@@ -119,7 +119,7 @@ def data_section(run: RunFolder) -> Section | None:
     facts = (
         ("Data set", ", tested on ".join(names)),
         ("Classes", ", ".join(run.prepared.classes)),
-        ("The networks see", f"{size} × {size} pixels"),
+        ("The student sees", f"{size} × {size} pixels"),
     )
     lead = "No test or validation case is in another row; of a training case a part may have labels and the rest not."
     return section("data", "Data", lead, [Table(("use", "images", "cases"), rows), Facts(facts)])

@@ -156,7 +156,7 @@ def _placed(files: Sequence[Path]) -> list[tuple[int, tuple[float, ...] | None]]
     except UserError:  # no positions, or a file is broken, which its own reading will say
         found = {}
     places = [found[file].place if file in found else None for file in files]
-    if None in places:
+    if None in places or len(set(places)) < len(places):  # several series in one folder
         spacing = [item.spacing for item in dicom.list_slices(files[:1])]
         return [(number, spacing[0]) for number in range(len(files))]
     return [(place, found[file].spacing) for file, place in zip(files, places) if place is not None]
