@@ -11,12 +11,14 @@ METHOD, DATASET = "method", "dataset"
 """Columns of every table."""
 REPLICATE_KEYS = frozenset({"seed", "data.budget_seed"})
 """An axis that sets nothing else repeats a measurement: statistics are over it, never between its values."""
+ABLATION_COLUMNS = ("dice_features_zeroed", "dice_features_of_another_image", "dice_skips_zeroed")
+"""Mean Dice of the same network with a part of it switched off in the test."""
 RESULT_COLUMNS = frozenset({
     "level", "volume_error_ml",
     "run", "status", "error", "title", "dice", "dice_ci95_low", "dice_ci95_high", "iou", "hd95_px", "hd95_mm",
     "assd_px", "assd_mm", "n_cases", "scored", "missed", "false_positive", "both_empty", "seconds",
     "peak_memory_mb", "peak_gpu_memory_mb", "threads", "parameters", "model_mb", "latency_ms", "student_gflops",
-    "teacher_gflops", "dice_features_zeroed", "dice_features_of_another_image", "dice_skips_zeroed",
+    "teacher_gflops", *ABLATION_COLUMNS,
     "evaluation", "bias2", "variance", "remainder", "runs",
 })  # fmt: skip
 """Columns of table.csv and bias_variance.csv beside axes: no axis of a grid's own may be called so."""

@@ -11,14 +11,13 @@ from typing import Any
 from tskd.artifacts import COSTS, write_atomic
 from tskd.compare.grid import DATASET, METHOD, Grid, GridRun
 from tskd.compare.job import Outcome
+from tskd.comparison_files import ABLATION_COLUMNS
 from tskd.stages.networks import Network
 
 _DISTANCES = ("hd95_px", "hd95_mm", "assd_px", "assd_mm")
 _COUNTS = ("level", "n_cases", "scored", "missed", "false_positive", "both_empty")
 _NETWORK = ("parameters", "model_mb", "latency_ms")
 _COMPUTE = ("student_gflops", "teacher_gflops")
-_ABLATIONS = ("dice_features_zeroed", "dice_features_of_another_image", "dice_skips_zeroed")
-"""Mean Dice of the same network with a part of it switched off in the test."""
 
 
 def table_rows(grid: Grid, outcomes: Mapping[str, Outcome], networks: Mapping[str, Network]) -> list[dict[str, Any]]:
@@ -33,7 +32,7 @@ def table_columns(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         *("run", "status", "error", METHOD, "title", DATASET, *axes),
         *("dice", "dice_ci95_low", "dice_ci95_high", "iou", *units, *_COUNTS),
-        *_ABLATIONS,
+        *ABLATION_COLUMNS,
         *(*COSTS, "threads", *_NETWORK, *_COMPUTE, "evaluation"),
     ]
 
@@ -54,7 +53,7 @@ def _row(run: GridRun, outcome: Outcome, networks: Mapping[str, Network]) -> dic
         **run.point,  # a data set that the grid names is called so
         "dice_ci95_low": low,
         "dice_ci95_high": high,
-        **{name: found.get(name) for name in (*COSTS, "threads", *_COMPUTE, *_ABLATIONS)},
+        **{name: found.get(name) for name in (*COSTS, "threads", *_COMPUTE, *ABLATION_COLUMNS)},
         **(vars(network) if network else {}),
         "evaluation": outcome.artifacts["evaluation"],
     }
