@@ -15,7 +15,7 @@ EXTRAS := offline,serve,cluster,dev
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
-# The whole method on built-in phantoms: offline, some ten minutes on two cores.
+# The whole method on built-in phantoms: offline, seven minutes on two cores.
 demo: .venv
 	$(BIN)/tskd demo --out out/demo
 

@@ -43,7 +43,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 @app.command()
 def demo(out: Out = Path("out/demo"), json_: Json = False) -> None:
-    """Show the whole method on built-in phantoms. Offline, no downloads, some ten minutes on two cores.
+    """Show the whole method on built-in phantoms. Offline, no downloads, seven minutes on two cores.
 
     Example: tskd demo --out out/demo
     """

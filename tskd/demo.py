@@ -1,4 +1,4 @@
-"""The demonstration: the whole method on built-in phantoms, offline, in some ten minutes on two cores."""
+"""The demonstration: the whole method on built-in phantoms, offline, in seven minutes on two cores."""
 
 from __future__ import annotations
 
