@@ -19,6 +19,7 @@ from tskd.data.images import IMAGE_SUFFIXES, read_mask_indices
 from tskd.data.labels import COLOUR, count_bytes, map_labels, values_in
 from tskd.data.layouts import Dataset, LayoutOptions, detect, folder, open_dataset
 from tskd.data.layouts.base import require_mask, require_same_size
+from tskd.data.reading import reading
 from tskd.data.splits import make_split
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _Read = TypeVar("_Read")
-_UNREADABLE = (ValueError, OSError, LookupError, EOFError, MemoryError)  # UserError is a ValueError
 _MAX_LIKELY_CLASSES = 32
 
 
@@ -199,7 +199,7 @@ def _likely_classes(records: Sequence[Record]) -> tuple[str, ...]:
 def _values_of(path: Path) -> set[int]:
     try:
         return set(values_in(read_mask_indices(path)).tolist())
-    except _UNREADABLE:  # named by the pass
+    except UserError:  # named by the pass
         return set()
 
 
@@ -246,9 +246,10 @@ def _attempt(dataset: Dataset, path: Path, read: Callable[[], _Read], problems: 
     try:
         if path.exists() and not os.access(path, os.R_OK):
             raise UserError("the file may not be read (permission denied). Give yourself the right to read it.")
-        return read()
-    except _UNREADABLE as error:
-        problems.append(_problem(dataset.root, path, str(error) or type(error).__name__))
+        with reading(path):
+            return read()
+    except UserError as error:
+        problems.append(_problem(dataset.root, path, str(error)))
         return None
 
 

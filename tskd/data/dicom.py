@@ -7,7 +7,6 @@ message or a record, except sizes and spacings: patients are named by :func:`pse
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,8 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
 from tskd.data.intensity import IntensityWindow, apply_window, require_finite
-from tskd.errors import UserError, not_allowed
+from tskd.data.reading import reading
+from tskd.errors import UserError
 
 CT_WINDOW = IntensityWindow(-160, 240)
 """Hounsfield units for CT files without a window of their own: abdominal soft tissue (width 400, level 40)."""
@@ -29,10 +29,6 @@ _SAME_POSITION_MM = 0.01
 _UNEVEN = 0.05  # of the slice distance: what a gap may differ from a whole number of them
 _TURNED = 1e-3
 _MAGIC_OFFSET = 128
-_BROKEN = (
-    InvalidDicomError, OSError, EOFError, ValueError, AttributeError, KeyError, IndexError, TypeError,
-    RuntimeError, NotImplementedError, MemoryError, struct.error,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def is_dicom(path: Path) -> bool:
 
 def read_header(path: Path) -> pydicom.Dataset:
     """Read everything but the pixels; raises :class:`UserError` where the file is damaged."""
-    with _refusing_broken(path):
+    with _reading(path):
         return pydicom.dcmread(path, stop_before_pixels=True)
 
 
@@ -142,7 +138,7 @@ def plane_affine(path: Path, *, index: int | None = None) -> np.ndarray:
     where the file has no position, orientation or spacing.
     """
     header = read_header(path)
-    with _refusing_broken(path):
+    with _reading(path):
         orientation, position = _orientation(header, index), _position(header, index)
         spacing = _spacing(header, index)
     if orientation is None or position is None or spacing is None:
@@ -156,25 +152,19 @@ def plane_affine(path: Path, *, index: int | None = None) -> np.ndarray:
 
 
 @contextmanager
-def _refusing_broken(path: Path) -> Iterator[None]:
-    """Turn pydicom's errors into one message; their own text may quote tags and is left out."""
-    try:
+def _reading(path: Path) -> Iterator[None]:
+    with reading(path, _explain, what="DICOM file"):
         yield
-    except UserError:
-        raise
-    except PermissionError:
-        raise not_allowed(path) from None
-    except InvalidDicomError:
-        raise UserError(f"{path}: is not a DICOM file. Copy it again from the source or remove it.") from None
-    except _BROKEN as error:
-        raise UserError(
-            f"{path}: the DICOM file is damaged, cut short, or in an encoding that cannot be read "
-            f"({type(error).__name__}). Copy it again from the source, decompress it first, or remove it."
-        ) from None
+
+
+def _explain(error: BaseException) -> str | None:
+    if isinstance(error, InvalidDicomError):
+        return "is not a DICOM file. Copy it again from the source or remove it."
+    return None
 
 
 def _read(path: Path, index: int | None) -> tuple[pydicom.Dataset, np.ndarray]:
-    with _refusing_broken(path):
+    with _reading(path):
         header = pydicom.dcmread(path)
         frames = int(header.get("NumberOfFrames") or 1)
         _require_frame(header, frames, index, path)
@@ -250,7 +240,7 @@ def _number(value: object) -> float | None:
 
 def _slices_of(path: Path) -> list[Slice]:
     header = read_header(path)
-    with _refusing_broken(path):
+    with _reading(path):
         frames = int(header.get("NumberOfFrames") or 1)
         series = pseudonym(header.get("SeriesInstanceUID") or path.parent)
         patient = pseudonym(header["PatientID"].value) if header.get("PatientID") else series

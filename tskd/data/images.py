@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,8 @@ from PIL import Image, ImageOps
 from tskd.data import dicom, nifti
 from tskd.data.intensity import IntensityWindow, to_rgb, to_uint8
 from tskd.data.labels import map_labels
-from tskd.errors import UserError, not_allowed
+from tskd.data.reading import reading
+from tskd.errors import UserError
 
 __all__ = ["IMAGE_SUFFIXES", "IntensityWindow", "image_size", "map_labels", "read_image", "read_mask_indices"]
 
@@ -23,17 +22,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".we
 """What Pillow and tifffile read here, lower case."""
 
 _MAX_PIXELS = 89_000_000  # Pillow warns of a decompression bomb above 89.5 million: refuse before it does
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
+_TOO_LARGE = (
+    f"more than {_MAX_PIXELS // 1_000_000} million pixels; opening it could exhaust the memory. "
+    "Cut it into tiles or reduce it first."
 )
 _DEEP_MODES = {"I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
 
@@ -85,7 +76,7 @@ def image_size(path: Path) -> tuple[int, int]:
     if nifti.is_nifti(path) or dicom.is_dicom(path):
         height, width = read_image(path).shape[:2]
         return height, width
-    with _refusing_broken(path), Image.open(path) as image:
+    with reading(path, _explain), Image.open(path) as image:
         width, height = image.size
         turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5..8 exchange rows and columns
     return (width, height) if turned else (height, width)
@@ -104,47 +95,30 @@ def _required(index: int | None, path: Path, what: str) -> int:
     return index
 
 
-@contextmanager
-def _refusing_broken(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise not_allowed(path) from error
-    except Image.DecompressionBombError as error:
-        raise UserError(_too_large(path)) from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(
-            f"{path}: is not an image that can be read (damaged, or another type under this name). "
+def _explain(error: BaseException) -> str | None:
+    if isinstance(error, Image.DecompressionBombError):
+        return _TOO_LARGE
+    if isinstance(error, Image.UnidentifiedImageError):
+        return (
+            "is not an image that can be read (damaged, or another type under this name). "
             f"Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI. Save it again as PNG or remove it."
-        ) from error
-    except _BROKEN as error:
-        raise UserError(
-            f"{path}: the file is damaged or cut short ({error}). Copy it again from the source or remove it."
-        ) from error
+        )
+    return None
 
 
 @contextmanager
 def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray]:
     """Yield a Pillow image at the wanted page, or the array of a TIFF that Pillow cannot hold."""
-    with _refusing_broken(path):
+    with reading(path, _explain):
         if _beyond_pillow(path):
             yield _read_tiff(path, index)
             return
         with Image.open(path) as image:
             if image.width * image.height > _MAX_PIXELS:
-                raise UserError(_too_large(path))
+                raise UserError(f"{path}: {_TOO_LARGE}")
             _seek(image, path, index)
             image.load()
             yield ImageOps.exif_transpose(image)
-
-
-def _too_large(path: Path) -> str:
-    return (
-        f"{path}: more than {_MAX_PIXELS // 1_000_000} million pixels; opening it could exhaust the memory. "
-        "Cut it into tiles or reduce it first."
-    )
 
 
 def _seek(image: Image.Image, path: Path, index: int | None) -> None:
@@ -186,7 +160,7 @@ def _read_tiff(path: Path, index: int | None) -> np.ndarray:
         _require_page(len(tiff.pages), path, index)
         page = tiff.pages[index or 0]
         if page.imagewidth * page.imagelength > _MAX_PIXELS:
-            raise UserError(_too_large(path))
+            raise UserError(f"{path}: {_TOO_LARGE}")
         values = page.asarray()
         planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3
     return np.moveaxis(values, 0, -1) if planar else values

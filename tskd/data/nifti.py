@@ -6,25 +6,19 @@ left, as radiologists read it and as axial DICOM slices are stored.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import io_orientation
-from nibabel.spatialimages import HeaderDataError
 
 from tskd.data.intensity import IntensityWindow, apply_window, require_finite
-from tskd.errors import UserError, not_allowed
+from tskd.data.reading import reading
+from tskd.errors import UserError
 
 PERCENTILES = (0.5, 99.5)
 """Without a window, these percentiles of the whole volume become black and white: magnetic resonance has no unit."""
-
-_BROKEN = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, zlib.error)
 
 
 def is_nifti(path: Path) -> bool:
@@ -45,7 +39,7 @@ def slice_count(path: Path, *, axis: int = 2) -> int:
 
 def frame_count(path: Path) -> int:
     """Return how many volumes a file holds: the length of its fourth axis, 1 without one."""
-    with _refusing_broken(path):
+    with reading(path, what="NIfTI file"):
         return _axes(path)[3]
 
 
@@ -59,7 +53,7 @@ def slice_spacing(path: Path, *, axis: int = 2) -> tuple[float, float, float] | 
 
 def canonical_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
     """Return shape and (4, 4) affine of the volume in canonical orientation, from the head of the file alone."""
-    with _refusing_broken(path):
+    with reading(path, what="NIfTI file"):
         shape, affine, orientation = _geometry(path)
         order = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
         stored_from_canonical = np.zeros((4, 4))
@@ -93,7 +87,7 @@ def read_label_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     It has a fourth axis where the file holds several frames.
     """
-    with _refusing_broken(path):
+    with reading(path, what="NIfTI file"):
         _, affine, _ = _geometry(path)
         stored = _stored(path)
         return whole_labels(stored[..., 0] if stored.shape[3] == 1 else stored, path), affine
@@ -113,23 +107,6 @@ def whole_labels(values: np.ndarray, path: Path) -> np.ndarray:
             f"{path}: a label volume holds whole numbers, this one holds fractions. Save it with integer labels."
         )
     return labels
-
-
-@contextmanager
-def _refusing_broken(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise not_allowed(path) from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file.") from error
-    except _BROKEN as error:
-        raise UserError(
-            f"{path}: the NIfTI file is damaged, cut short or of another type. "
-            "Copy it again from the source or remove it."
-        ) from error
 
 
 def _geometry(path: Path) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
@@ -152,7 +129,7 @@ def _axes(path: Path) -> tuple[int, ...]:
 
 def _plane(path: Path, index: int, axis: int) -> np.ndarray:
     """Read one canonical slice, rows and columns turned to the radiologist's view, float32."""
-    with _refusing_broken(path):
+    with reading(path, what="NIfTI file"):
         shape, _, orientation = _geometry(path)
         stored_axis = int(np.flatnonzero(orientation[:, 0] == axis)[0])
         count, frames = shape[stored_axis], _axes(path)[3]
@@ -194,7 +171,7 @@ def _stored_volume(path: Path, modified_ns: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _volume_window(path: Path, modified_ns: int) -> IntensityWindow:
-    with _refusing_broken(path):
+    with reading(path, what="NIfTI file"):
         values = np.asarray(nibabel.load(path).dataobj, np.float32)
     finite = values[np.isfinite(values)]
     if finite.size == 0:

@@ -1,0 +1,56 @@
+"""The one boundary around foreign files: whatever a decoder raises becomes one message that names the file."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tskd.errors import UserError, not_allowed
+
+Explain = Callable[[BaseException], str | None]
+"""What an exception of a library means, in whole sentences that end with the remedy; None: nothing special."""
+
+_TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
+_DRIVE = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EHOSTDOWN)
+
+
+@contextmanager
+def reading(path: Path, explain: Explain = lambda error: None, *, what: str = "file") -> Iterator[None]:
+    """Turn every exception of the block into a :class:`UserError` that begins with ``path``.
+
+    Decoders raise anything on a bad file, from ``struct.error`` to ``RecursionError``, so no list of types is complete.
+    What the system refuses is told as that; only the rest is called damaged, and then without the library's own
+    text, which may quote what a file says of a patient. Stopping by hand (``KeyboardInterrupt``) is passed on.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 (see above)
+        raise _named(path, explain(error) or _plain(error, what), error) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a decoder in Rust: no subclass of Exception
+            raise
+        raise _named(path, explain(error) or _plain(error, what), error) from None
+
+
+def _named(path: Path, message: str, error: BaseException) -> UserError:
+    return not_allowed(path) if isinstance(error, PermissionError) else UserError(f"{path}: {message}")
+
+
+def _plain(error: BaseException, what: str) -> str:
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file any more; it was moved or removed meanwhile. Put it back, or start again."
+    if isinstance(error, MemoryError) or code == errno.ENOMEM:
+        return "it does not fit into the memory that is free. Cut it into parts, or read it on a larger machine."
+    if code in _TOO_MANY_OPEN:
+        return "the system allows no more open files. Close other programs, or raise the limit (ulimit -n)."
+    if code in _DRIVE:
+        return f"the disk or network drive does not answer ({type(error).__name__}). Try again when it does."
+    return (
+        f"the {what} is damaged, cut short, or in an encoding that cannot be read ({type(error).__name__}). "
+        "Copy it again from the source, or remove it."
+    )
