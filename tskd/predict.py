@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
-from nibabel.orientations import io_orientation, ornt_transform
 from PIL import Image
 
 from tskd.artifacts import write_atomic
@@ -65,7 +64,9 @@ class Prediction:
     def lines(self, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield the lines of the table: one a class."""
         for label, (name, count) in enumerate(zip(classes, self.pixels, strict=True), start=1):
-            area = None if self.pixel_mm2 is None else round(count * self.pixel_mm2, 3)
+            area = (
+                None if self.pixel_mm2 is None else float(f"{count * self.pixel_mm2:.6g}")
+            )  # pixels may be of micrometres
             place = (str(self.source), self.slice, str(self.output), self.height, self.width)
             yield dict(zip(_COLUMNS, (*place, label, name, count, area), strict=True))
 
@@ -200,30 +201,14 @@ class _Work:
             write_file(self.out / _extra(item, place, "overlay.png"), _png(drawn))
 
 
-def volume_like(path: Path, planes: np.ndarray, *, axis: int = 2) -> nibabel.Nifti1Image:
-    """Return labels (N, H, W), a NIfTI file's slices along ``axis`` as ``nifti.read_slice`` numbers and shows them.
-
-    Shape, affine and orientation are those of the file; N is the number of slices times that of frames.
-    """
-    _, affine = nifti.canonical_grid(path)
-    frames = nifti.frame_count(path)
-    framed = planes.reshape(frames, -1, *planes.shape[1:])[..., ::-1, ::-1].transpose(3, 2, 1, 0)
-    voxels = np.moveaxis(framed if frames > 1 else framed[..., 0], 2, axis)
-    canonical = nibabel.Nifti1Image(voxels, affine)
-    stored_affine = nibabel.load(path).affine
-    moved = canonical.as_reoriented(ornt_transform(io_orientation(affine), io_orientation(stored_affine)))
-    return _labels(np.asarray(moved.dataobj), stored_affine)
-
-
 def _label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
     if item.kind == "image":
         return _png(planes[0])
     if len({plane.shape for plane in planes}) > 1:
         raise UserError(f"{item.source}: the slices differ in size. Give them as single files.")
     if item.kind == "nifti":
-        volume = volume_like(item.source, np.stack(planes), axis=axis)
-    else:
-        volume = _labels(np.stack(planes, axis=2), series_affine(item.frames))
+        return nifti.labels_like(item.source, planes, axis=axis)
+    volume = _labels(np.stack(planes, axis=2), series_affine(item.frames))
     return gzip.compress(volume.to_bytes(), compresslevel=6, mtime=0)
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
+import os
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -18,7 +23,7 @@ STORED_AS = ["RAS", "LPS", "PIR", "SAL", "ALS", "IRP"]
 
 
 def save(values: np.ndarray, path: Path, affine: np.ndarray = RAS) -> Path:
-    nibabel.save(nibabel.Nifti1Image(values, affine), path)
+    nibabel.save(nibabel.Nifti1Image(values, affine, dtype=values.dtype), path)
     return path
 
 
@@ -65,10 +70,29 @@ def test_scaling_is_the_window_the_volumes_percentiles_or_the_bytes(tmp_path: Pa
     assert (nifti.read_slice(plain, 0) == 7).all()
 
 
-def test_uncompressed_slices_are_read_without_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save(np.zeros(SHAPE, np.int16), tmp_path / "a.nii")
-    monkeypatch.setattr(nifti, "_stored", lambda path: pytest.fail("the whole volume was read"))
-    assert nifti.read_label_slice(path, 0).shape == (4, 5)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_slice_needs_the_memory_of_a_slice(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where a volume is held to read a slice, along whichever axis, or kept in memory once it is unpacked."""
+    monkeypatch.setattr(nifti, "_IN_MEMORY", 1)
+    path = save(np.zeros((128, 128, 512), np.int16), tmp_path / f"a{suffix}")
+    tracemalloc.start()
+    for axis in range(3):
+        nifti.read_slice(path, 0, axis=axis, window=IntensityWindow(0, 1))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 128 * 128 * 512
+
+
+def test_percentiles_of_a_large_volume_are_those_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where memory grows with the volume, or the sample is of some planes or columns alone."""
+    values = np.random.default_rng(0).permutation(np.arange(32 * 32 * 32, dtype=np.int32)).reshape(32, 32, 32)
+    path = save(values, tmp_path / "a.nii")
+    exact = nifti.volume_window(path)
+    monkeypatch.setattr(nifti, "_SAMPLED", 2**12)
+    again = save(values, tmp_path / "b.nii")
+    sampled = nifti.volume_window(again)
+    assert sampled != exact
+    assert (sampled.low, sampled.high) == pytest.approx((exact.low, exact.high), abs=0.01 * values.size)
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
@@ -103,11 +127,176 @@ def test_slices_run_through_the_frames_one_after_the_other(suffix: str, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("values", "message"), [(np.full(SHAPE, 0.5, np.float32), "fractions"), (np.full(SHAPE, np.nan, np.float32), "NaN")]
+    ("values", "message"),
+    [
+        (np.full(SHAPE, 0.5, np.float32), r"fractions such as 0\.5\. Round"),
+        (np.full(SHAPE, 0.998, np.float32), r"fractions such as 0\.998"),
+        (np.full(SHAPE, np.nan, np.float32), "NaN"),
+        (np.full(SHAPE, 2**33, np.int64), "too large"),
+        (np.full(SHAPE, 2**33, np.uint64), "too large"),
+        (np.full(SHAPE, 1e30, np.float32), "too large"),
+        (np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), "colours"),
+        (np.zeros(SHAPE, np.complex64), "complex"),
+    ],
 )
 def test_labels_are_whole_numbers(values: np.ndarray, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         nifti.read_label_slice(save(values, tmp_path / "a.nii"), 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_label_may_be_off_by_a_rounding(dtype: type, tmp_path: Path) -> None:
+    """Red where what a program resampled or scaled, 0.9999 for 1, is called no label."""
+    path = save(np.full(SHAPE, 0.9999, dtype), tmp_path / "a.nii")
+    assert (nifti.read_label_slice(path, 0) == 1).all()
+    assert (nifti.read_label_volume(path)[0] == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.int32, np.int64, np.uint64, np.float64])
+@pytest.mark.parametrize("endian", "<>")
+def test_every_type_of_number_is_read_as_it_is(dtype: type, endian: str, tmp_path: Path) -> None:
+    """Red where a type is refused, its bytes are swapped, or float32 cuts a large label."""
+    largest = min(np.iinfo(dtype).max, 2**31 - 1) if np.dtype(dtype).kind in "iu" else 2**31 - 1
+    values = np.full(SHAPE, largest, np.dtype(dtype).newbyteorder(endian))
+    nibabel.save(nibabel.Nifti1Image(values, RAS, dtype=dtype), tmp_path / "a.nii")
+    assert (nifti.read_label_slice(tmp_path / "a.nii", 0) == largest).all()
+
+
+def test_a_volume_in_colour_is_read_in_colour(tmp_path: Path) -> None:
+    """Red where RGB voxels are called damaged, or lose their colours."""
+    colours = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), np.uint8)
+    packed = colours.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    path = save(packed, tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_image(path, index=1), colours[:, :, 1].transpose(1, 0, 2)[::-1, ::-1])
+
+
+@pytest.mark.parametrize(("written", "named"), [("a.nii.gz", "b.nii"), ("a.nii", "b.nii.gz"), ("a.nii", "B.NII.GZ")])
+def test_files_are_read_by_their_content_not_by_their_name(written: str, named: str, tmp_path: Path) -> None:
+    """Red where a good file is called damaged because someone renamed it."""
+    values = np.arange(60, dtype=np.int16).reshape(SHAPE)
+    path = save(values, tmp_path / written).rename(tmp_path / named)
+    np.testing.assert_array_equal(nifti.read_label_slice(path, 1), values[:, :, 1].T[::-1, ::-1])
+    assert nifti.read_label_volume(path)[0].shape == SHAPE
+
+
+def test_every_flipped_bit_of_a_packed_volume_is_noticed(tmp_path: Path) -> None:
+    """Red where reading stops before the checksum, as nibabel does."""
+    values = np.random.default_rng(0).integers(0, 4, SHAPE, np.uint8)
+    whole = gzip.compress(save(values, tmp_path / "a.nii").read_bytes(), mtime=0)
+    refused = 0
+    for place in range(10, len(whole)):  # before it, the time and the system of the archive
+        for bit in (0, 3, 7):
+            path = tmp_path / f"{place}_{bit}.nii.gz"
+            path.write_bytes(flipped(whole, place, bit))
+            try:  # a few bits say nothing, such as those between the last code and the next whole byte
+                np.testing.assert_array_equal(nifti.read_label_volume(path)[0], values)
+            except UserError:
+                refused += 1
+    assert refused > 0.95 * 3 * (len(whole) - 10)
+
+
+def flipped(content: bytes, place: int, bit: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 12, 100])
+def test_a_packed_volume_that_is_cut_short_is_noticed(cut: int, tmp_path: Path) -> None:
+    """Red where a missing checksum or a missing end passes."""
+    path = save(np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8), tmp_path / "a.nii.gz")
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(UserError, match="cut short"):
+        nifti.read_label_slice(path, 0)
+
+
+def lie(path: Path, *, kind: type = nibabel.Nifti1Image, packed: bool = False, **fields: object) -> Path:
+    """Write a small volume whose header states something else."""
+    header = kind.header_class()
+    header.set_data_shape(SHAPE)
+    header.set_data_dtype(np.int16)
+    header["vox_offset"] = header.single_vox_offset
+    for name, value in fields.items():
+        header[name] = value
+    content = header.binaryblock.ljust(header.single_vox_offset, b"\0") + bytes(120)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    return path
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (nibabel.Nifti2Image, {"dim": [3, 5, 4, 10_000_000, 1, 1, 1, 1]}, "cut short, or its header is wrong"),
+        (nibabel.Nifti2Image, {"dim": [4, 2**62, 2**62, 2**62, 2**62, 1, 1, 1]}, "header is wrong"),
+        (nibabel.Nifti2Image, {"vox_offset": 2**60}, "header is wrong"),
+        (nibabel.Nifti1Image, {"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]}, "header is wrong"),
+        (nibabel.Nifti1Image, {"vox_offset": 1e9}, "header is wrong"),
+        (nibabel.Nifti1Image, {"vox_offset": np.inf}, "damaged"),
+        (nibabel.Nifti1Image, {"vox_offset": np.nan}, "damaged"),
+        (nibabel.Nifti1Image, {"dim": [3, 5, 4, 0, 1, 1, 1, 1]}, "no voxel"),
+        (nibabel.Nifti1Image, {"dim": [3, 5, -4, 3, 1, 1, 1, 1]}, "no voxel"),
+        (nibabel.Nifti1Image, {"dim": [0, 5, 4, 3, 1, 1, 1, 1]}, "no voxel"),
+        (nibabel.Nifti1Image, {"datatype": 1}, "no reader knows"),
+        (nibabel.Nifti1Image, {"datatype": 999}, "no reader knows"),
+        (nibabel.Nifti1Image, {"scl_slope": 2, "scl_inter": np.inf}, "damaged"),
+        (nibabel.Nifti1Image, {"magic": b"ni1"}, r"\.img"),
+        (nibabel.Nifti1Image, {"magic": b"xyz"}, "damaged"),
+    ],
+)
+def test_lies_in_a_header_are_found_before_anything_is_read(
+    kind: type, fields: dict[str, object], message: str, packed: bool, tmp_path: Path
+) -> None:
+    """Red where a stated size is believed (memory, or millions of slices), or a lie is a traceback."""
+    path = lie(tmp_path / "a.nii", kind=kind, packed=packed, **fields)
+    tracemalloc.start()
+    for reader in (nifti.slice_count, nifti.slice_spacing, lambda path: nifti.read_slice(path, 0)):
+        with pytest.raises(UserError, match=rf"a\.nii: .*{message}"):
+            reader(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23
+
+
+def test_limits_are_stated_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where zeros in a small archive fill disk or memory, or a file of too many slices hangs what follows."""
+    bomb = lie(tmp_path / "a.nii.gz")
+    bomb.write_bytes(gzip.compress(bomb.read_bytes() + bytes(2**25)))
+    with pytest.raises(UserError, match=r"unpacks to more than the 472 bytes"):
+        nifti.read_slice(bomb, 0)
+    path = save(np.zeros(SHAPE, np.uint8), tmp_path / "b.nii")
+    for name, limit, message in [
+        ("MAX_VOXELS", 59, "million voxels"), ("MAX_SLICES", 4, "more than 4 slices"), ("MAX_PIXELS", 19, "pixels"),
+    ]:  # fmt: skip
+        with monkeypatch.context() as patched:
+            patched.setattr(nifti, name, limit)
+            os.utime(path, ns=(0, limit))  # a changed file: what was read of it is forgotten
+            with pytest.raises(UserError, match=message):
+                nifti.slice_count(path)
+
+
+def test_a_full_folder_for_temporary_files_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where a user is told to copy a good file again."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = save(np.zeros(SHAPE, np.uint8), tmp_path / "a.nii.gz")
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", full)
+    with pytest.raises(UserError, match=r"a\.nii\.gz: there is no room.*TMPDIR"):
+        nifti.read_slice(path, 0)
+
+
+def test_many_threads_unpack_a_volume_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where every thread of a pool holds a copy of its own, or threads disturb each other's reading."""
+    values = np.random.default_rng(0).integers(0, 255, (40, 30, 50), np.uint8)
+    path = save(values, tmp_path / "a.nii.gz")
+    opened = []
+    really = gzip.open
+    monkeypatch.setattr("gzip.open", lambda *given: opened.append(given) or really(*given))
+    with ThreadPoolExecutor(8) as pool:
+        slices = list(pool.map(lambda index: nifti.read_slice(path, index), range(50)))
+    assert len(opened) == 1
+    for index, plane in enumerate(slices):
+        np.testing.assert_array_equal(plane, values[:, :, index].T[::-1, ::-1])
 
 
 def test_wrong_slices_and_damaged_files_are_named(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from tskd.errors import UserError, not_allowed
 Explain = Callable[[BaseException], str | None]
 """What an exception of a library means, in whole sentences that end with the remedy; None: nothing special."""
 
+MAX_PIXELS = 89_000_000
+"""The most pixels of an image or slice: opening a larger one could exhaust the memory."""
+
 _TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 _DRIVE = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EHOSTDOWN)
 
