@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tskd.data.images import IntensityWindow, image_size, map_labels, read_image, read_mask_indices
 from tskd.data.labels import colour_key
@@ -78,6 +81,57 @@ def test_16_bit_colour_tiff_keeps_its_depth_under_a_window(tmp_path: Path) -> No
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
     image = read_image(tmp_path / "a.tif", intensity=IntensityWindow(0, 1000))
     assert image.tolist() == [[[0, 128, 255], [64, 255, 255]]]
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_16_bit_colour_png_keeps_its_depth_under_a_window(orientation: int, channels: int, tmp_path: Path) -> None:
+    """Red where colours are cut to their high byte, as Pillow does: of 12 bits in 16, four bits stay."""
+    values = np.arange(6 * channels, dtype=np.uint16).reshape(2, 3, channels)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain = imagecodecs.png_encode(values)
+    tag = exif.tobytes().removeprefix(b"Exif\0\0")
+    path = tmp_path / "a.png"
+    path.write_bytes(plain[:33] + chunk(b"eXIf", tag) + plain[33:])
+    image = read_image(path, intensity=IntensityWindow(0, 255))
+    colours = np.repeat(values[..., :1], 3, axis=-1) if channels == 2 else values[..., :3]
+    np.testing.assert_array_equal(image, np.rot90(colours, -1) if orientation == 6 else colours)
+    np.testing.assert_array_equal(read_image(path), image // 129)  # to 8 bit by 257, rounded
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG."""
+    return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+
+def test_every_flipped_bit_and_every_cut_of_a_png_is_noticed(tmp_path: Path) -> None:
+    """Red where the checksums of pixels, or of what else a file holds, are not read, as Pillow does not."""
+    values = np.random.default_rng(0).integers(0, 9, (5, 6), np.uint8)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("note", "a longer text", zip=True)
+    whole = save(values, tmp_path / "a.png", pnginfo=info).read_bytes()
+    end = len(whole) - 12  # the last chunk is empty, and only marks the end
+    broken = [whole[:place] for place in range(1, end)]
+    broken += [whole[:k] + bytes([whole[k] ^ 32]) + whole[k + 1 :] for k in range(end)]
+    for content in broken:
+        (tmp_path / "b.png").write_bytes(content)
+        with pytest.raises(UserError, match=r"b\.png: .*(damaged|a side of more|no image)"):
+            read_image(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_a_bomb_in_a_png_is_refused_in_words_and_little_memory(kind: bytes, tmp_path: Path) -> None:
+    """Red where a packed text is unpacked whatever its size, or the picture is called damaged."""
+    plain = save(GREY, tmp_path / "a.png").read_bytes()
+    packed = zlib.compress(bytes(2**26))
+    (tmp_path / "b.png").write_bytes(plain[:33] + chunk(kind, b"name\0\0" + packed) + plain[33:])
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"b\.png: carries more text, or a larger colour profile"):
+        read_image(tmp_path / "b.png")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
 
 
 def test_float_needs_the_unit_range_or_a_window(tmp_path: Path) -> None:

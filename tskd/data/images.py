@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
-import tifffile
 from PIL import Image, ImageOps
 
 from tskd.data import dicom, nifti
 from tskd.data.intensity import IntensityWindow, to_rgb, to_uint8
 from tskd.data.labels import map_labels
-from tskd.data.reading import reading
+from tskd.data.reading import MAX_PIXELS, reading, require_size
+from tskd.data.tiff import Tiff, is_tiff, read_tiff, require_page, tiff_size, turned
 from tskd.errors import UserError
 
 __all__ = ["IMAGE_SUFFIXES", "IntensityWindow", "image_size", "map_labels", "read_image", "read_mask_indices"]
@@ -21,11 +22,7 @@ __all__ = ["IMAGE_SUFFIXES", "IntensityWindow", "image_size", "map_labels", "rea
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp")
 """What Pillow and tifffile read here, lower case."""
 
-_MAX_PIXELS = 89_000_000  # Pillow warns of a decompression bomb above 89.5 million: refuse before it does
-_TOO_LARGE = (
-    f"more than {_MAX_PIXELS // 1_000_000} million pixels; opening it could exhaust the memory. "
-    "Cut it into tiles or reduce it first."
-)
+_ORIENTATION = 0x0112  # in EXIF; 5 to 8 exchange rows and columns
 _DEEP_MODES = {"I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
 
 
@@ -46,6 +43,8 @@ def read_image(
     if dicom.is_dicom(path):
         return to_rgb(dicom.read_frame(path, index=index, window=intensity))
     with _opened(path, index) as image:
+        if isinstance(image, Tiff):
+            return to_rgb(image.shown(intensity, path))
         values = _image_values(image)
     return to_rgb(to_uint8(values, intensity, path))
 
@@ -76,10 +75,13 @@ def image_size(path: Path) -> tuple[int, int]:
     if nifti.is_nifti(path) or dicom.is_dicom(path):
         height, width = read_image(path).shape[:2]
         return height, width
-    with reading(path, _explain), Image.open(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5..8 exchange rows and columns
-    return (width, height) if turned else (height, width)
+    with reading(path, _explain):
+        if is_tiff(path):
+            return tiff_size(path)
+        with Image.open(path) as image:
+            width, height = image.size
+            swapped = image.getexif().get(_ORIENTATION, 1) >= 5
+    return (width, height) if swapped else (height, width)
 
 
 def _require_content(path: Path) -> None:
@@ -97,7 +99,9 @@ def _required(index: int | None, path: Path, what: str) -> int:
 
 def _explain(error: BaseException) -> str | None:
     if isinstance(error, Image.DecompressionBombError):
-        return _TOO_LARGE
+        return f"more than {MAX_PIXELS // 10**6} million pixels. Cut it into tiles or reduce it first."
+    if "MAX_TEXT" in str(error):
+        return "carries more text, or a larger colour profile, than a picture needs. Save it again without metadata."
     if isinstance(error, Image.UnidentifiedImageError):
         return (
             "is not an image that can be read (damaged, or another type under this name). "
@@ -107,16 +111,19 @@ def _explain(error: BaseException) -> str | None:
 
 
 @contextmanager
-def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray]:
-    """Yield a Pillow image at the wanted page, or the array of a TIFF that Pillow cannot hold."""
+def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray | Tiff]:
+    """Yield a Pillow image at the wanted page, a TIFF's page, or the array of a PNG that Pillow would cut to 8 bit."""
     with reading(path, _explain):
-        if _beyond_pillow(path):
-            yield _read_tiff(path, index)
+        if is_tiff(path) and (page := read_tiff(path, index)) is not None:
+            yield page
             return
+        deep = _require_whole_png(path)
         with Image.open(path) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise UserError(f"{path}: {_TOO_LARGE}")
+            require_size(image.height, image.width, path)
             _seek(image, path, index)
+            if deep:
+                yield turned(imagecodecs.png_decode(path.read_bytes()), image.getexif().get(_ORIENTATION, 1))
+                return
             image.load()
             yield ImageOps.exif_transpose(image)
 
@@ -124,49 +131,25 @@ def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray]
 def _seek(image: Image.Image, path: Path, index: int | None) -> None:
     if image.format == "MPO":  # a phone's JPEG: what follows the photograph is a preview, not a page
         return
-    _require_page(getattr(image, "n_frames", 1), path, index)
+    require_page(getattr(image, "n_frames", 1), path, index)
     image.seek(index or 0)
 
 
-def _require_page(pages: int, path: Path, index: int | None) -> None:
-    if index is None and pages > 1:
-        raise UserError(
-            f"{path}: holds {pages} pages or frames, and which of them is the image cannot be known. "
-            "Save each page as a file of its own, or name the page (Record.index)."
-        )
-    if index is not None and not 0 <= index < pages:
-        raise UserError(f"{path}: page {index} asked for, the file holds {pages} (0 to {pages - 1}).")
-
-
-def _beyond_pillow(path: Path) -> bool:
-    """Tell whether a TIFF's samples are wider than Pillow can hold: it would cut colours to 8 bit or refuse."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return False
-    try:
-        with Image.open(path) as image:
-            bits = getattr(image, "tag_v2", {}).get(258, (1,))
-    except Image.UnidentifiedImageError:
-        return _is_tiff(path)
-    return len(bits) > 1 and max(bits) > 8
-
-
-def _is_tiff(path: Path) -> bool:
+def _require_whole_png(path: Path) -> bool:
+    """Read a PNG's checksums, which Pillow skips as it decodes; tell whether it is one of 16-bit colours."""
     with path.open("rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        head = file.read(26)
+    if not head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return False
+    with Image.open(path) as image:
+        require_size(image.height, image.width, path)
+        image.verify()
+    return head[24] == 16 and head[25] != 0
 
 
-def _read_tiff(path: Path, index: int | None) -> np.ndarray:
-    with tifffile.TiffFile(path) as tiff:
-        _require_page(len(tiff.pages), path, index)
-        page = tiff.pages[index or 0]
-        if page.imagewidth * page.imagelength > _MAX_PIXELS:
-            raise UserError(f"{path}: {_TOO_LARGE}")
-        values = page.asarray()
-        planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3
-    return np.moveaxis(values, 0, -1) if planar else values
-
-
-def _image_values(image: Image.Image | np.ndarray) -> np.ndarray:
+def _image_values(image: Image.Image | np.ndarray | Tiff) -> np.ndarray:
+    if isinstance(image, Tiff):
+        return image.labels()
     if isinstance(image, np.ndarray):
         return image
     if image.mode in _DEEP_MODES:
@@ -176,13 +159,13 @@ def _image_values(image: Image.Image | np.ndarray) -> np.ndarray:
     return np.asarray(image.convert("L" if image.mode in ("LA", "La") else "RGB"))
 
 
-def _mask_values(image: Image.Image | np.ndarray) -> np.ndarray:
+def _mask_values(image: Image.Image | np.ndarray | Tiff) -> np.ndarray:
     if isinstance(image, Image.Image) and image.mode == "P" and image.format != "GIF" and not _black_and_white(image):
         return np.asarray(image)  # an indexed mask: the index is the label; a GIF's palette order means nothing
     values = _image_values(image)
     if values.ndim == 2:
         return values
-    values = values[..., :3]
+    values = values[..., :3] if values.shape[-1] > 2 else values[..., :1]
     grey = values[..., 0]
     return np.ascontiguousarray(grey) if (values == grey[..., None]).all() else values
 

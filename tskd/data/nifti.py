@@ -187,7 +187,7 @@ def labels_like(path: Path, planes: Iterable[np.ndarray], *, axis: int = 2) -> b
     content = io.BytesIO()
     with gzip.GzipFile(fileobj=content, mode="wb", compresslevel=6, mtime=0) as file:
         file.write(header.binaryblock.ljust(int(header["vox_offset"]), b"\0"))
-        file.write(memoryview(voxels.T))  # contiguous: the first axis varies fastest
+        file.write(voxels.T.data)  # contiguous: the first axis varies fastest
     return content.getvalue()
 
 

@@ -14,6 +14,8 @@ Explain = Callable[[BaseException], str | None]
 
 MAX_PIXELS = 89_000_000
 """The most pixels of an image or slice: opening a larger one could exhaust the memory."""
+MAX_SIDE = 65_500
+"""The most pixels of a side, as in JPEG: no camera or scanner writes longer ones, and resizing them takes minutes."""
 
 _TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 _DRIVE = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EHOSTDOWN)
@@ -57,3 +59,14 @@ def _plain(error: BaseException, what: str) -> str:
         f"the {what} is damaged, cut short, or in an encoding that cannot be read ({type(error).__name__}). "
         "Copy it again from the source, or remove it."
     )
+
+
+def require_size(height: int, width: int, path: Path) -> None:
+    """Raise :class:`UserError` for an image without a pixel, and beyond :data:`MAX_PIXELS` or :data:`MAX_SIDE`."""
+    if min(height, width) < 1:
+        raise UserError(f"{path}: states a size of {width}x{height} pixels, which is no image. Remove it.")
+    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
+        raise UserError(
+            f"{path}: more than {MAX_PIXELS // 10**6} million pixels, or a side of more than {MAX_SIDE}; opening it "
+            "could exhaust the memory. Cut it into tiles or reduce it first."
+        )

@@ -1,0 +1,139 @@
+"""TIFF files to arrays: stored values, what black and white are among them, and how the picture is turned.
+
+Pixels are decoded by tifffile and imagecodecs, which know every depth, read the checksums of deflated strips to their
+end, and refuse strips that are too short. Fax and JPEG, which tifffile knows in part, are left to Pillow.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from tskd.data.intensity import IntensityWindow, to_uint8
+from tskd.data.reading import MAX_PIXELS, require_size
+from tskd.errors import UserError
+
+_PILLOWS = (2, 3, 4, 6, 7)  # fax and JPEG
+_TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (-1, True), 6: (-1, False), 7: (1, True), 8: (1, False)}
+_MAX_SAMPLES = 4
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it remarks on a file would reach the terminal
+
+
+@dataclass(frozen=True)
+class Tiff:
+    """One page as stored, turned as it is shown."""
+
+    values: np.ndarray
+    """(H, W) or (H, W, samples); bool where they are of one bit."""
+    bits: int
+    """Of a sample, as stated."""
+    white_is_zero: bool
+    palette: np.ndarray | None
+    """(N, 3) uint8; None: values are no indices."""
+
+    def shown(self, window: IntensityWindow | None, path: Path) -> np.ndarray:
+        """Return 8-bit levels by ``window``, else by the range that the number of bits states; high is bright."""
+        if self.palette is not None:
+            return self.palette[self.values.astype(np.intp)]
+        odd = self.values.dtype.kind == "u" and self.bits not in (8, 16)
+        stated = IntensityWindow(0, 2**self.bits - 1) if odd and self.bits < 16 else None
+        grey = to_uint8(self.values, window or stated, path)
+        return 255 - grey if self.white_is_zero else grey
+
+    def labels(self) -> np.ndarray:
+        """Return what a mask's pixels say: indices of a palette, unless it is black and white, else what is shown."""
+        if self.palette is not None:
+            used = self.palette[np.unique(self.values)]
+            black_and_white = np.isin(used, (0, 255)).all() and (used == used[:, :1]).all()
+            return self.palette[self.values][..., 0] if black_and_white else self.values
+        if not self.white_is_zero or self.values.dtype.kind not in "bu":
+            return self.values
+        if self.values.dtype == bool:
+            return ~self.values
+        return ((1 << self.bits) - 1 - self.values).astype(self.values.dtype)
+
+
+def is_tiff(path: Path) -> bool:
+    """Tell by the magic bytes whether a file is TIFF, BigTIFF included."""
+    with path.open("rb") as file:
+        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def read_tiff(path: Path, index: int | None) -> Tiff | None:
+    """Read one page, the only one where ``index`` is None; None for a kind that Pillow decodes better.
+
+    Those are colours other than RGB, fax and JPEG. Raises :class:`UserError` for a page that is not there and for what
+    is no picture, and whatever tifffile raises on a damaged file.
+    """
+    with tifffile.TiffFile(path) as file:
+        require_page(len(file.pages), path, index)
+        page = file.pages[index or 0]
+        if page.photometric > tifffile.PHOTOMETRIC.PALETTE or page.compression in _PILLOWS:
+            return None
+        _require_picture(page, path)
+        values = page.asarray()
+        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1:
+            values = np.moveaxis(values, 0, -1)
+        return Tiff(
+            turned(values.reshape(page.imagelength, page.imagewidth, *values.shape[2:]), page.tags.valueof(274, 1)),
+            page.bitspersample,
+            page.photometric == tifffile.PHOTOMETRIC.MINISWHITE,
+            _palette(page),
+        )
+
+
+def tiff_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of the first page as it is shown."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        height, width = page.imagelength, page.imagewidth
+        return (width, height) if page.tags.valueof(274, 1) >= 5 else (height, width)
+
+
+def require_page(pages: int, path: Path, index: int | None) -> None:
+    """Raise :class:`UserError` where several pages leave open which is meant, and for one that is not there."""
+    if index is None and pages > 1:
+        raise UserError(
+            f"{path}: holds {pages} pages or frames, and which of them is the image cannot be known. "
+            "Save each page as a file of its own, or name the page (Record.index)."
+        )
+    if index is not None and not 0 <= index < pages:
+        raise UserError(f"{path}: page {index} asked for, the file holds {pages} (0 to {pages - 1}).")
+
+
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an image as it is shown, by its EXIF (or TIFF) orientation, 1 to 8; others mean nothing."""
+    quarter_turns, mirrored = _TURNS.get(orientation, (0, False))
+    values = np.rot90(values, quarter_turns)
+    return np.ascontiguousarray(values[:, ::-1] if mirrored else values)
+
+
+def _require_picture(page: tifffile.TiffPage, path: Path) -> None:
+    """Refuse, before anything is allocated, what is no picture and what the file cannot hold."""
+    require_size(page.imagelength, page.imagewidth, path)
+    numbers = page.dtype is not None and page.dtype.kind in "buif"
+    if page.imagedepth > 1 or page.samplesperpixel > _MAX_SAMPLES or not numbers:
+        raise UserError(
+            f"{path}: holds {page.samplesperpixel} channels of {page.dtype} in {page.imagedepth} layers; an image has "
+            "1 (grey) or 3 (colours), with or without alpha, of whole numbers or floats. Save the picture as PNG."
+        )
+    if page.is_tiled and page.tilelength * page.tilewidth > MAX_PIXELS:
+        raise UserError(f"{path}: states a tile of {page.tilewidth}x{page.tilelength} pixels. Save it again.")
+    length = page.parent.filehandle.size
+    stored = zip(page.dataoffsets, page.databytecounts, strict=True)
+    missing = any(count <= 0 or offset + count > length for offset, count in stored)
+    if missing or not page.dataoffsets or (page.compression == 1 and page.nbytes > 8 * length):
+        raise UserError(f"{path}: is cut short: part of its pixels is missing. Copy it again from the source.")
+
+
+def _palette(page: tifffile.TiffPage) -> np.ndarray | None:
+    """Return the colours of a palette in 8 bits; tables are of 16, or of 8 where no number is above 255 (libtiff)."""
+    if page.photometric != tifffile.PHOTOMETRIC.PALETTE:
+        return None
+    table = np.asarray(page.colormap)
+    return np.ascontiguousarray((table >> 8 if table.max() > 255 else table).T.astype(np.uint8))
