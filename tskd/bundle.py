@@ -79,6 +79,7 @@ def open_session(path: Path, threads: int | None = None) -> InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # it would double what a large image needs, and keep it
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -22,6 +22,7 @@ from tskd.bundle import Answer, Bundle, ask
 from tskd.console import Advance, duration, progress, warn
 from tskd.data import nifti
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
+from tskd.data.labels import count_bytes
 from tskd.errors import UserError
 from tskd.overlays import draw_overlay, enlargement
 from tskd.predict_inputs import Failure, Frame, Item, find_items, series_affine
@@ -186,7 +187,7 @@ class _Work:
         return predictions
 
     def _found(self, item: Item, frame: Frame, place: int | None, labels: np.ndarray) -> Prediction:
-        counts = np.bincount(labels.ravel(), minlength=self.classes + 1)[1:]
+        counts = count_bytes(labels)[1 : self.classes + 1]
         area = None if frame.spacing is None else frame.spacing[0] * frame.spacing[1]
         height, width = labels.shape
         return Prediction(frame.path, place, item.output, height, width, tuple(counts.tolist()), area)

@@ -12,8 +12,8 @@ from tskd.errors import UserError, not_allowed
 Explain = Callable[[BaseException], str | None]
 """What an exception of a library means, in whole sentences that end with the remedy; None: nothing special."""
 
-MAX_PIXELS = 89_000_000
-"""The most pixels of an image or slice: opening a larger one could exhaust the memory."""
+MAX_PIXELS = 64_000_000
+"""The most pixels of an image or slice: predicting so many takes 2.5 GB of memory with one class."""
 MAX_SIDE = 65_500
 """The most pixels of a side, as in JPEG: no camera or scanner writes longer ones, and resizing them takes minutes."""
 
