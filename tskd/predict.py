@@ -21,6 +21,7 @@ from tskd.artifacts import write_atomic
 from tskd.bundle import Answer, Bundle, ask
 from tskd.console import Advance, duration, progress, warn
 from tskd.data import nifti
+from tskd.data.grey_levels import LevelUse, level_use
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
 from tskd.data.labels import count_bytes
 from tskd.errors import UserError
@@ -175,8 +176,10 @@ class _Work:
         """Predict the frames of an item one by one, then write its labels: a volume appears whole or not at all."""
         planes: list[np.ndarray] = []
         predictions = []
+        grey = LevelUse()
         for number, frame in enumerate(item.frames):
             image = read_image(frame.path, index=frame.index, intensity=self.window, axis=self.axis)
+            grey |= level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
             answer = ask(self.session, image)
             place = None if item.kind == "image" else number
             predictions.append(self._found(item, frame, place, answer.classes))
@@ -184,6 +187,8 @@ class _Work:
             planes.append(answer.classes)
             advance(number + 1)
         write_file(self.out / item.output, _label_file(item, planes, self.axis))
+        if grey.is_lossy:
+            warn(f"{item.source}: {grey.describe()}. A model for such images is trained with {grey.advise()}.")
         return predictions
 
     def _found(self, item: Item, frame: Frame, place: int | None, labels: np.ndarray) -> Prediction:
@@ -202,13 +207,14 @@ class _Work:
             write_file(self.out / _extra(item, place, "overlay.png"), _png(drawn))
 
 
-def _label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
+def _label_file(item: Item, planes: list[np.ndarray], axis: int) -> bytes:
     if item.kind == "image":
         return _png(planes[0])
     if len({plane.shape for plane in planes}) > 1:
         raise UserError(f"{item.source}: the slices differ in size. Give them as single files.")
     if item.kind == "nifti":
-        return nifti.labels_like(item.source, planes, axis=axis)
+        planes.reverse()  # each is given away as it is written, so that the labels are held once
+        return nifti.labels_like(item.source, (planes.pop() for _ in range(len(planes))), axis=axis)
     volume = _labels(np.stack(planes, axis=2), series_affine(item.frames))
     return gzip.compress(volume.to_bytes(), compresslevel=6, mtime=0)
 

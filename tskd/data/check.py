@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image
+from tskd.data.grey_levels import LevelUse, describe_losses, record_use
 from tskd.data.images import IMAGE_SUFFIXES, read_mask_indices
+from tskd.data.intensity import PLAIN_RULE
 from tskd.data.labels import COLOUR, count_bytes, map_labels, values_in
 from tskd.data.layouts import Dataset, LayoutOptions, detect, folder, open_dataset
 from tskd.data.layouts.base import require_mask, require_same_size
@@ -117,6 +119,7 @@ class _Finding:
     """(256,) pixels of each class index."""
     mask_values: tuple[int, ...] = ()
     problems: tuple[Problem, ...] = ()
+    grey: LevelUse | None = None
 
 
 def inspect(
@@ -146,13 +149,14 @@ def inspect(
         *_duplicate_problems(dataset, duplicates),
         *_volume_problems(dataset, {id_: one.size for id_, one in findings.items() if one.size is not None}),
         *_split_problems(dataset.records, presence),
+        *_level_problems(dataset.records, findings),
     ]
     return CheckReport(
         name=dataset.name,
         layout=dataset.layout,
         root=root,
         records=dataset.records,
-        notes=dataset.notes,
+        notes=(*dataset.notes, *_intensity_notes(dataset)),
         classes=_class_statistics(dataset.classes, pixels),
         sizes=Counter(one.size for one in findings.values() if one.size is not None),
         file_kinds=Counter(one.file_kind for one in findings.values() if one.file_kind is not None),
@@ -227,6 +231,9 @@ def _examine(dataset: Dataset, record: Record) -> _Finding:
             Problem(path, "the image is one tone.", "Look at it; remove it if it shows nothing.", "warning")
         )
     size = None if image is None else (image.shape[0], image.shape[1])
+    grey = None
+    if image is not None and record.image.is_file():
+        grey = _attempt(dataset, record.image, lambda: record_use(dataset, record, image), problems)
     mask = None
     if record.mask is not None:
         mask = _attempt(dataset, record.mask, lambda: _read_mask(dataset, record, size), problems)
@@ -238,6 +245,7 @@ def _examine(dataset: Dataset, record: Record) -> _Finding:
         class_pixels=None if classes is None else count_bytes(classes),
         mask_values=values,
         problems=tuple(problems),
+        grey=grey,
     )
 
 
@@ -380,6 +388,18 @@ def _volume_problems(dataset: Dataset, sizes: Mapping[str, tuple[int, int]]) -> 
             "Name volumes by what was taken together; as it is, all slices are scored as single images.",
             "warning",
         )
+
+
+def _intensity_notes(dataset: Dataset) -> tuple[str, ...]:
+    """Return the rule from stored values to grey levels where the layout does not tell it."""
+    return () if any(note.startswith("intensities") for note in dataset.notes) else (PLAIN_RULE,)
+
+
+def _level_problems(records: Sequence[Record], findings: Mapping[str, _Finding]) -> Iterator[Problem]:
+    """Name in one warning what is lost of grey levels, and the window that keeps them."""
+    uses = {id_: one.grey for id_, one in findings.items() if one.grey is not None}
+    if loss := describe_losses(records, uses):
+        yield Problem(Path(), *loss, "warning")
 
 
 def _split_problems(records: Sequence[Record], presence: Mapping[str, frozenset[int]]) -> Iterator[Problem]:

@@ -49,6 +49,18 @@ def read_image(
     return to_rgb(to_uint8(values, intensity, path))
 
 
+def read_stored(path: Path, *, index: int | None = None, axis: int = 2) -> np.ndarray:
+    """Read an image's values before they become grey levels, (H, W) or (H, W, C); ``index`` and ``axis`` as above."""
+    path = Path(path)
+    _require_content(path)
+    if nifti.is_nifti(path):
+        return nifti.read_values(path, _required(index, path, "slice of a volume"), axis=axis)
+    if dicom.is_dicom(path):
+        return dicom.read_stored(path, index=index)
+    with _opened(path, index) as image:
+        return image.values if isinstance(image, Tiff) else _image_values(image)
+
+
 def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
     """Read one mask's raw values: (H, W) grey levels or palette indices, or (H, W, 3) for colours; nothing is mapped.
 

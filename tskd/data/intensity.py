@@ -25,6 +25,11 @@ class IntensityWindow:
             raise UserError(f"intensity window ({self.low}, {self.high}): give two finite numbers, low below high")
 
 
+PLAIN_RULE = (
+    "intensities: 8-bit images as they are, others by the range that their bits state (16 bit: 0 becomes black, 65535 "
+    "white), floats by 0 to 1; data.window replaces it"
+)
+"""What is told of images without a window."""
 FULL_UINT16 = IntensityWindow(0, 65535)
 UNIT_RANGE = IntensityWindow(0, 1)
 

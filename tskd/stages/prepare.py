@@ -17,6 +17,7 @@ from tskd.artifacts import Artifact, Builder, canonical_json, file_sha256, write
 from tskd.config import PHANTOMS, DataConfig, SourceConfig
 from tskd.console import progress, warn
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
+from tskd.data.grey_levels import LevelUse, describe_losses, record_use
 from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
 from tskd.data.phantoms import write_phantoms
 from tskd.data.prepared import (
@@ -36,7 +37,7 @@ from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
 
-VERSION = 3
+VERSION = 4
 PHANTOM_DATA = "data"
 _SHOWN = 10
 
@@ -49,6 +50,7 @@ class _Read:
     fingerprint: ImageFingerprint
     presence: frozenset[int] | None
     """Classes in its mask; None: unlabelled."""
+    grey: LevelUse
 
 
 def build_prepared(store: Builder, data: DataConfig) -> Artifact:
@@ -128,6 +130,9 @@ def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any
     """
     staged = _Staging(folder, len(dataset.records), config.image_size)
     reads = _read_all(dataset, staged)
+    uses = {record.id: read.grey for record, read in zip(dataset.records, reads, strict=True)}
+    if loss := describe_losses(dataset.records, uses):
+        warn(" ".join(loss))
     records, pairs = _settle_duplicates(dataset.records, reads)
     presence = {
         record.id: read.presence for record, read in zip(records, reads, strict=True) if read.presence is not None
@@ -235,7 +240,7 @@ def _read_one(dataset: Dataset, record: Record, index: int, staged: _Staging) ->
     mask = None if record.mask is None else dataset.read_mask(record)
     staged.put(index, image, mask)
     presence = None if mask is None else frozenset(np.unique(mask).tolist()) - {0, UNLABELLED}
-    return _Read(image.shape, fingerprint_image(image), presence)
+    return _Read(image.shape, fingerprint_image(image), presence, record_use(dataset, record, image))
 
 
 def _settle_duplicates(
