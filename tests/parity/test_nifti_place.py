@@ -204,9 +204,12 @@ def test_spacing_is_in_millimetres(name: str, spacing: tuple[float, ...], tmp_pa
 
 def test_no_spacing_is_made_up(tmp_path: Path) -> None:
     """Red where sizes of 0, which state nothing, become 1 mm."""
-    scan = write(tmp_path / "scan.nii", lambda header: header.__setitem__("pixdim", np.zeros(8)))
-    assert nifti.slice_spacing(scan) is None
-    assert nifti.read_label_slice(scan, 0).shape == (4, 5)
+    for number, size in enumerate([0, np.nan, np.inf]):
+        scan = write(
+            tmp_path / f"{number}.nii", lambda header, size=size: header.__setitem__("pixdim", np.full(8, size))
+        )
+        assert nifti.slice_spacing(scan) is None
+        assert nifti.read_label_slice(scan, 0).shape == (4, 5)
 
 
 def test_a_place_that_no_form_states_is_refused(tmp_path: Path) -> None:

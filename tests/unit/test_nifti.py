@@ -12,6 +12,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from tskd.data import nifti
 from tskd.data.images import IntensityWindow, read_image
@@ -254,6 +256,25 @@ def test_lies_in_a_header_are_found_before_anything_is_read(
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**23
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(changes=[(76 + k, 255) for k in range(32)])  # NaN for every size of a voxel
+def test_no_header_is_a_traceback(changes: list[tuple[int, int]], tmp_path: Path) -> None:
+    """Red where an odd header raises anything but a message, or a mask cannot be laid on what could be read."""
+    content = bytearray(lie(tmp_path / "a.nii").read_bytes())
+    for place, value in changes:
+        content[place] = value
+    path = tmp_path / f"{len(list(tmp_path.iterdir()))}.nii"
+    path.write_bytes(content)
+    try:
+        nifti.slice_spacing(path)
+        shape = nifti.read_slice(path, 0).shape[:2]
+        count = nifti.slice_count(path) * nifti.frame_count(path)
+    except UserError:
+        return
+    assert nifti.labels_like(path, np.zeros((count, *shape), np.uint8))
 
 
 def test_limits_are_stated_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

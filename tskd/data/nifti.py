@@ -50,6 +50,7 @@ _BLOCK = 2**20
 _ROUNDING = 1e-3  # how far a label stored as a float may be from a whole number
 _FLAT = 1e-4  # volume of a voxel whose edges have length 1, below which its axes lie in one plane
 _MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # by the spatial part of xyzt_units; unknown units are read as mm
+_UNSIZED = np.diag([-1.0, 1.0, 1.0, 1.0])  # as nibabel lays voxels of which nothing is stated
 _PATIENTS_TEXT = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
 
 _SILENT = logging.getLogger(f"{__name__}.header")  # nibabel's own prints what a header holds
@@ -309,7 +310,8 @@ def _place(path: Path, stored: Nifti1Header, checked: Nifti1Header) -> tuple[np.
             f"{path}: its {' and '.join(forms)} put all voxels into one plane, so it is not known where the scan lies. "
             "Write its orientation anew (nibabel: set_sform and set_qform), or export the scan again."
         )
-    return unit @ checked.get_base_affine(), sized
+    base = _regular(checked.get_base_affine)
+    return (unit @ _UNSIZED, False) if base is None else (unit @ base, sized)
 
 
 def _regular(form: Callable[[], np.ndarray]) -> np.ndarray | None:
@@ -321,7 +323,8 @@ def _regular(form: Callable[[], np.ndarray]) -> np.ndarray | None:
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.isfinite(affine).all() and (lengths > 0).all()):
         return None
-    return affine if abs(np.linalg.det(affine[:3, :3] / lengths)) > _FLAT else None
+    spans = abs(np.linalg.det(affine[:3, :3] / lengths)) > _FLAT and np.isfinite(io_orientation(affine)).all()
+    return affine if spans else None
 
 
 def _dtype(path: Path, header: Nifti1Header) -> np.dtype[Any]:
