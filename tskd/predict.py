@@ -207,14 +207,13 @@ class _Work:
             write_file(self.out / _extra(item, place, "overlay.png"), _png(drawn))
 
 
-def _label_file(item: Item, planes: list[np.ndarray], axis: int) -> bytes:
+def _label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
     if item.kind == "image":
         return _png(planes[0])
     if len({plane.shape for plane in planes}) > 1:
         raise UserError(f"{item.source}: the slices differ in size. Give them as single files.")
     if item.kind == "nifti":
-        planes.reverse()  # each is given away as it is written, so that the labels are held once
-        return nifti.labels_like(item.source, (planes.pop() for _ in range(len(planes))), axis=axis)
+        return nifti.labels_like(item.source, planes, axis=axis)
     volume = _labels(np.stack(planes, axis=2), series_affine(item.frames))
     return gzip.compress(volume.to_bytes(), compresslevel=6, mtime=0)
 

@@ -134,6 +134,16 @@ def test_a_bomb_in_a_png_is_refused_in_words_and_little_memory(kind: bytes, tmp_
     assert peak < 2**24
 
 
+@pytest.mark.parametrize("suffix", ["png", "gif", "webp", "jpg", "bmp"])
+def test_a_file_with_a_hole_of_gigabytes_is_not_read(suffix: str, tmp_path: Path) -> None:
+    """Red where a decoder is handed a file that it reads as a whole, whatever its size."""
+    path = save(GREY, tmp_path / f"a.{suffix}")
+    with path.open("r+b") as file:
+        file.truncate(2**33)
+    with pytest.raises(UserError, match=rf"a\.{suffix}: more than 1 GB"):
+        read_image(path)
+
+
 def test_float_needs_the_unit_range_or_a_window(tmp_path: Path) -> None:
     unit, wide, broken = (tmp_path / f"{name}.tif" for name in ("unit", "wide", "broken"))
     tifffile.imwrite(unit, np.array([[0, 0.5, 1]], np.float32))

@@ -22,6 +22,7 @@ __all__ = ["IMAGE_SUFFIXES", "IntensityWindow", "image_size", "map_labels", "rea
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp")
 """What Pillow and tifffile read here, lower case."""
 
+_MAX_BYTES = 2**30  # of a file that its decoder reads as a whole
 _ORIENTATION = 0x0112  # in EXIF; 5 to 8 exchange rows and columns
 _DEEP_MODES = {"I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
 
@@ -129,6 +130,10 @@ def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray 
         if is_tiff(path) and (page := read_tiff(path, index)) is not None:
             yield page
             return
+        if path.stat().st_size > _MAX_BYTES:
+            raise UserError(
+                f"{path}: more than {_MAX_BYTES // 2**30} GB, which no picture needs. Save it again as PNG."
+            )
         deep = _require_whole_png(path)
         with Image.open(path) as image:
             require_size(image.height, image.width, path)
