@@ -315,6 +315,25 @@ def test_nifti_labels_lie_on_the_volumes_own_grid(bundle: Bundle, codes: str, ax
     assert [prediction.slice for prediction in outcome.predictions] == list(range(count))
 
 
+def test_areas_are_in_square_millimetres_and_lost_grey_levels_are_told(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Red where micrometres are taken for millimetres, an area is rounded to 0, or 12 bits in 16 pass in silence."""
+    grey = (pixels(40, 48)[..., 0].astype(np.uint16) << 4).T
+    volume = nibabel.Nifti1Image(np.stack([grey] * 2, axis=2), np.diag([-0.9, 0.9, 3, 1]))
+    volume.header.set_xyzt_units("micron")
+    (tmp_path / "in").mkdir()
+    nibabel.save(volume, tmp_path / "in/micron.nii.gz")
+    Image.fromarray(grey).save(tmp_path / "in/deep.png")
+    outcome = predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
+    areas = [line for line in outcome.lines() if line["mm2"]]
+    assert areas
+    assert all(line["mm2"] == pytest.approx(line["pixels"] * 8.1e-7, rel=1e-5) for line in areas)
+    (told,) = [line for line in capsys.readouterr().err.replace("\n", " ").split("warning: ") if "grey levels" in line]
+    assert "deep.png: only 17 grey levels reach the network: the values 0 to 4080 are in use, of 65535" in told
+    assert "data.window=[0,4080]" in told
+
+
 @pytest.mark.parametrize("axis", [0, 2])
 def test_nifti_frames_are_answered_frame_by_frame(bundle: Bundle, axis: int, tmp_path: Path) -> None:
     bundle.description["input"]["axis"] = axis

@@ -152,6 +152,7 @@ def test_a_label_may_be_off_by_a_rounding(dtype: type, tmp_path: Path) -> None:
     path = save(np.full(SHAPE, 0.9999, dtype), tmp_path / "a.nii")
     assert (nifti.read_label_slice(path, 0) == 1).all()
     assert (nifti.read_label_volume(path)[0] == 1).all()
+    assert nifti.label_values(path) == {1}
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.int32, np.int64, np.uint64, np.float64])

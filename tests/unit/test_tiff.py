@@ -114,19 +114,32 @@ def test_types_without_a_stated_range_ask_for_a_window(dtype: type, tmp_path: Pa
     assert grey(path, intensity=IntensityWindow(-100, 100))[0] == ([0, 128, 255] if low else [128, 128, 255])
 
 
+def test_jpeg_of_12_bits_is_read(tmp_path: Path) -> None:
+    """Red where a scanner's JPEG of 12 bits, which Pillow cannot decode, is called damaged."""
+    values = np.full((16, 16), 4095 // 3, np.uint16)
+    path = write(tmp_path / "a.tif", values, compression="jpeg", compressionargs={"bitspersample": 12, "level": 100},
+                 bitspersample=12)  # fmt: skip
+    assert np.abs(read_image(path).astype(int) - 85).max() <= 1
+
+
 def flips(whole: bytes, places: range) -> Iterator[bytes]:
     for place in places:
         for bit in (0, 6):
             yield whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :]
 
 
-@pytest.mark.parametrize(("predictor", "tile"), [(False, None), (True, (16, 16))])
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [({}, ()), ({"predictor": True, "tile": (16, 16)}, ()), ({"photometric": "separated"}, (4,))],
+    ids=["strips", "tiles", "CMYK"],
+)
 def test_every_flipped_bit_of_deflated_pixels_is_noticed(
-    predictor: bool, tile: tuple[int, int] | None, tmp_path: Path
+    options: dict[str, object], samples: tuple[int, ...], tmp_path: Path
 ) -> None:
     """Red where the checksum at the end of a strip is not read, as libtiff does not."""
-    values = np.random.default_rng(0).integers(0, 9, (6, 6), np.uint8)
-    path = write(tmp_path / "a.tif", values, compression="zlib", predictor=predictor, tile=tile)
+    values = np.random.default_rng(0).integers(0, 9, (6, 6, *samples), np.uint8)
+    path = write(tmp_path / "a.tif", values, compression="zlib", **options)
+    expected = read_image(path)
     with tifffile.TiffFile(path) as file:
         begin, count = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
     assert count > len(zlib.compress(b""))
@@ -134,7 +147,7 @@ def test_every_flipped_bit_of_deflated_pixels_is_noticed(
     for content in flips(path.read_bytes(), range(begin, begin + count)):
         (tmp_path / "b.tif").write_bytes(content)
         try:
-            wrong += not np.array_equal(read_image(tmp_path / "b.tif")[..., 0], values)
+            wrong += not np.array_equal(read_image(tmp_path / "b.tif"), expected)
         except UserError:
             continue
     assert wrong == 0

@@ -139,6 +139,11 @@ def read_label_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return labels[..., 0] if head.axes[3] == 1 else labels, head.affine
 
 
+def label_values(path: Path) -> set[int]:
+    """Return the values that occur in a label volume, read plane by plane."""
+    return {int(label) for _, _, plane in _stored_planes(path) for label in np.unique(whole_labels(plane, path))}
+
+
 def volume_window(path: Path) -> IntensityWindow:
     """Return :data:`PERCENTILES` of the volume's finite values as a window; of a sample where there are 16 million."""
     return _volume_window(path, *_stamp(path))
@@ -333,8 +338,8 @@ def _dtype(path: Path, header: Nifti1Header) -> np.dtype[Any]:
     except (HeaderDataError, KeyError):
         dtype = np.dtype("V1")
     if dtype.names is None and dtype.kind not in "iuf":
-        what = "complex numbers; save their magnitude" if dtype.kind == "c" else "a type of voxel that no reader knows"
-        raise UserError(f"{path}: holds {what}. Save it with 16-bit integers or 32-bit floats.")
+        what = "complex numbers" if dtype.kind == "c" else "a type of voxel that no reader knows"
+        raise UserError(f"{path}: holds {what}. Save what is to be seen with 16-bit integers or 32-bit floats.")
     return dtype
 
 

@@ -18,6 +18,7 @@ from tskd.data.reading import MAX_PIXELS, require_size
 from tskd.errors import UserError
 
 _PILLOWS = (2, 3, 4, 6, 7)  # fax and JPEG
+_DEFLATED = (8, 32946)
 _TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (-1, True), 6: (-1, False), 7: (1, True), 8: (1, False)}
 _MAX_SAMPLES = 4
 
@@ -73,9 +74,13 @@ def read_tiff(path: Path, index: int | None) -> Tiff | None:
     with tifffile.TiffFile(path) as file:
         require_page(len(file.pages), path, index)
         page = file.pages[index or 0]
-        if page.photometric > tifffile.PHOTOMETRIC.PALETTE or page.compression in _PILLOWS:
+        if page.compression in _PILLOWS and page.bitspersample <= 8:
             return None
         _require_picture(page, path)
+        if page.photometric > tifffile.PHOTOMETRIC.PALETTE:
+            if page.compression in _DEFLATED and not page.is_subsampled:
+                page.asarray()  # for the checksums, which Pillow does not read
+            return None
         values = page.asarray()
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1:
             values = np.moveaxis(values, 0, -1)

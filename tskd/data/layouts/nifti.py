@@ -181,7 +181,7 @@ def _classes_by_values(root: Path, records: Sequence[Record]) -> tuple[tuple[str
     paths = sorted({record.mask for record in records if record.mask is not None})
     if not paths:
         return ("foreground",), "no labels and no class names: one class is assumed"
-    found = sorted({int(value) for path in paths for value in np.unique(nifti.read_label_volume(path)[0])})
+    found = sorted(set[int]().union(*map(nifti.label_values, paths)))
     return classes_by_values(found, root, len(paths))
 
 
