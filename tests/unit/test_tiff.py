@@ -153,6 +153,21 @@ def test_every_flipped_bit_of_deflated_pixels_is_noticed(
     assert wrong == 0
 
 
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", None])
+def test_every_cut_is_noticed(compression: str | None, tmp_path: Path) -> None:
+    """Red where what was cut off is a tag, without which the pixels are read as something else."""
+    colours = np.random.default_rng(0).integers(0, 255, (5, 6, 3), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.tif", compression=compression)
+    whole = (tmp_path / "a.tif").read_bytes()
+    for length in range(1, len(whole)):
+        (tmp_path / "b.tif").write_bytes(whole[:length])
+        try:
+            found = read_image(tmp_path / "b.tif")
+        except UserError:
+            continue
+        np.testing.assert_array_equal(found, colours)  # the last byte may be one that fills up
+
+
 def with_tag(path: Path, code: int, value: int) -> Path:
     """Overwrite a tag of the first page."""
     with tifffile.TiffFile(path, mode="r+b") as file:

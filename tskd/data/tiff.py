@@ -7,6 +7,7 @@ end, and refuse strips that are too short. Fax and JPEG, which tifffile knows in
 from __future__ import annotations
 
 import logging
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,11 +130,22 @@ def _require_picture(page: tifffile.TiffPage, path: Path) -> None:
         )
     if page.is_tiled and page.tilelength * page.tilewidth > MAX_PIXELS:
         raise UserError(f"{path}: states a tile of {page.tilewidth}x{page.tilelength} pixels. Save it again.")
-    length = page.parent.filehandle.size
-    stored = zip(page.dataoffsets, page.databytecounts, strict=True)
-    missing = any(count <= 0 or offset + count > length for offset, count in stored)
-    if missing or not page.dataoffsets or (page.compression == 1 and page.nbytes > 8 * length):
-        raise UserError(f"{path}: is cut short: part of its pixels is missing. Copy it again from the source.")
+    if not _is_whole(page):
+        raise UserError(f"{path}: is cut short: part of it is missing. Copy it again from the source.")
+
+
+def _is_whole(page: tifffile.TiffPage) -> bool:
+    """Tell whether all that a page states lies in the file; tifffile passes over tags and strips that do not."""
+    file, form = page.parent.filehandle, page.parent.tiff
+    file.seek(page.offset)
+    (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    strips = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    return (
+        len(page.tags) >= tags
+        and bool(strips)
+        and all(count > 0 and offset + count <= file.size for offset, count in strips)
+        and (page.compression != tifffile.COMPRESSION.NONE or page.nbytes <= 8 * file.size)
+    )
 
 
 def _palette(page: tifffile.TiffPage) -> np.ndarray | None:
