@@ -259,6 +259,13 @@ def test_lies_in_a_header_are_found_before_anything_is_read(
     assert peak < 2**23
 
 
+@pytest.mark.parametrize("value", [0, -5, 1e30, -1e30])
+def test_a_volume_of_one_value_has_a_window(value: float, tmp_path: Path) -> None:
+    """Red where black and white are the same number, also where adding 1 to it changes nothing."""
+    window = nifti.volume_window(save(np.full(SHAPE, value, np.float32), tmp_path / "a.nii"))
+    assert window.low < window.high
+
+
 @given(changes=st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=8))
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(changes=[(76 + k, 255) for k in range(32)])  # NaN for every size of a voxel

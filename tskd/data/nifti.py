@@ -438,7 +438,7 @@ def _volume_window(path: Path, modified_ns: int, length: int) -> IntensityWindow
     if finite.size == 0:
         raise UserError(f"{path}: holds no finite value.")
     low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
-    return IntensityWindow(low, high if high > low else low + 1)
+    return IntensityWindow(low, high if high > low else low + max(1.0, abs(low) * 1e-6))
 
 
 def _slicing(head: _Head, axis: int) -> tuple[int, int, np.ndarray]:
