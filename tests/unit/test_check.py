@@ -65,6 +65,11 @@ def write_bomb(root: Path) -> None:
     write_pair(root, "bomb").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
 
 
+def write_mask_of_another_type(root: Path, id_: str) -> None:
+    write_pair(root, id_)
+    (root / f"masks/{id_}.png").rename(root / f"masks/{id_}.npy")
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -80,7 +85,9 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "images/corrupt.png": (lambda root: overwrite_middle(write_pair(root, "corrupt")), "damaged"),
     "images/empty.png": (lambda root: write_pair(root, "empty").write_bytes(b""), "0 bytes"),
     "images/text.png": (lambda root: write_pair(root, "text").write_text("hello"), "not an image"),
-    "images/notes.docx": (lambda root: (root / "images/notes.docx").write_text("x"), "not an image file"),
+    "images/gone.png": (lambda root: (root / "images/gone.png").symlink_to(root / "nowhere.png"), "broken link"),
+    "images/pipe.png": (lambda root: os.mkfifo(root / "images/pipe.png"), "pipe"),
+    "masks/type.npy": (lambda root: write_mask_of_another_type(root, "type"), "type that is not read"),
     "images/nan.tif": (lambda root: write_tiff(root, "nan", np.full(SIZE, np.nan, np.float32)), "NaN"),
     "images/infinite.tif": (lambda root: write_tiff(root, "infinite", np.full(SIZE, np.inf, np.float32)), "infinite"),
     "images/pages.tif": (lambda root: write_tiff(root, "pages", np.ones((3, *SIZE), np.uint8)), "3 pages"),

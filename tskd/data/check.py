@@ -17,7 +17,7 @@ from PIL import Image
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image
 from tskd.data.images import IMAGE_SUFFIXES, read_mask_indices
 from tskd.data.labels import COLOUR, count_bytes, map_labels, values_in
-from tskd.data.layouts import Dataset, LayoutOptions, detect, folder, open_dataset
+from tskd.data.layouts import Dataset, LayoutOptions, folder, survey
 from tskd.data.layouts.base import require_mask, require_same_size
 from tskd.data.reading import reading
 from tskd.data.splits import make_split
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _Read = TypeVar("_Read")
-_MAX_LIKELY_CLASSES = 32
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Problem:
     message: str
     remedy: str
     """Empty where the message says it all."""
-    severity: Literal["error", "warning"] = "error"
+    severity: Severity = "error"
 
 
 @dataclass(frozen=True)
@@ -133,19 +133,22 @@ def inspect(
     calling thread. Raises UserError only where there is nothing to look at: no such folder, or an unknown layout.
     """
     root = Path(root)
-    dataset, structural = _open(root, layout, options or LayoutOptions())
+    dataset, faults = survey(root, layout, options)
     findings = dict(_examine_all(dataset, workers or min(os.cpu_count() or 1, 8), progress))
     fingerprints = {id_: one.fingerprint for id_, one in findings.items() if one.fingerprint is not None}
     pixels = {id_: one.class_pixels for id_, one in findings.items() if one.class_pixels is not None}
     presence = {id_: _classes_present(counts) for id_, counts in pixels.items()}
     duplicates = find_pairs(fingerprints, groups={record.id: record.case for record in dataset.records})
     values = Counter(value for one in findings.values() for value in one.mask_values)
+    structural = [_problem(root, path, message, severity) for path, message, severity in faults]
+    named = {(problem.path, problem.message) for problem in structural}
+    found = [problem for one in findings.values() for problem in one.problems]
     problems = [
         *structural,
-        *_one_a_file([problem for one in findings.values() for problem in one.problems]),
+        *_one_a_file([problem for problem in found if (problem.path, problem.message) not in named]),
         *_duplicate_problems(dataset, duplicates),
         *_volume_problems(dataset, {id_: one.size for id_, one in findings.items() if one.size is not None}),
-        *_split_problems(dataset.records, presence),
+        *_split_problems(dataset, presence),
     ]
     return CheckReport(
         name=dataset.name,
@@ -164,43 +167,6 @@ def inspect(
         presence=presence,
         fingerprints=fingerprints,
     )
-
-
-def _open(root: Path, layout: str, options: LayoutOptions) -> tuple[Dataset, list[Problem]]:
-    """Return the data set with the problems of its structure; a run would stop at the first of them."""
-    name = detect(root) if layout == "auto" else layout
-    if name != folder.FOLDER.name or not root.is_dir():
-        return open_dataset(root, name, options), []
-    records, found = folder.collect(root)
-    problems = [_problem(root, path, message) for path, message in found]
-    try:
-        described = folder.describe(root, options, records)
-    except UserError as error:
-        if not any(problem.path == Path("dataset.yaml") for problem in problems):
-            problems.append(_problem(root, root / "masks", str(error)))
-        classes = _likely_classes(records)
-        return Dataset(root.resolve().name, name, root, classes, tuple(records), options), problems
-    classes = described.options.classes or ()
-    return Dataset(described.name, name, root, classes, tuple(records), described.options, described.notes), problems
-
-
-def _likely_classes(records: Sequence[Record]) -> tuple[str, ...]:
-    """Return the classes that most masks agree on, so that the odd ones can be named; empty where none do."""
-    readable = [_values_of(record.mask) for record in records if record.mask is not None]
-    labelled = [values for values in readable if values - {0}]
-    binary = sum(values <= {0, 255} or values <= {0, 1} for values in labelled)
-    if 2 * binary > len(labelled):
-        return ("foreground",)
-    small = set().union(*(values for values in labelled if max(values) <= _MAX_LIKELY_CLASSES))
-    count = next(index for index in range(len(small) + 1) if index + 1 not in small)
-    return tuple(f"class{index}" for index in range(1, count + 1))
-
-
-def _values_of(path: Path) -> set[int]:
-    try:
-        return set(values_in(read_mask_indices(path)).tolist())
-    except UserError:  # named by the pass
-        return set()
 
 
 def _examine_all(
@@ -278,7 +244,7 @@ def _file_kind(path: Path) -> str:
         return path.suffix.lstrip(".").upper()
 
 
-def _problem(root: Path, path: Path, text: str) -> Problem:
+def _problem(root: Path, path: Path, text: str, severity: Severity = "error") -> Problem:
     """Build a problem from a reader's message.
 
     Absolute paths are cut: folder names above the root may tell who the patient is, and a report travels.
@@ -286,7 +252,7 @@ def _problem(root: Path, path: Path, text: str) -> Problem:
     for prefix in {f"{root.resolve()}{os.sep}", f"{root}{os.sep}"}:
         text = text.replace(prefix, "")
     relative = _relative(root, path)
-    return Problem(relative, *_message_and_remedy(text.removeprefix(f"{relative}: ")))
+    return Problem(relative, *_message_and_remedy(text.removeprefix(f"{relative}: ")), severity)
 
 
 def _message_and_remedy(text: str) -> tuple[str, str]:
@@ -382,9 +348,16 @@ def _volume_problems(dataset: Dataset, sizes: Mapping[str, tuple[int, int]]) -> 
         )
 
 
-def _split_problems(records: Sequence[Record], presence: Mapping[str, frozenset[int]]) -> Iterator[Problem]:
-    """Report what would stop the split of a run: a case in two parts, or too few labelled cases."""
+def _split_problems(dataset: Dataset, presence: Mapping[str, frozenset[int]]) -> Iterator[Problem]:
+    """Report what would stop the split of a run: a case in two parts, or too few labelled cases.
+
+    A mask that cannot be used counts as labelled: it is named itself, and is to be mended.
+    """
+    if dataset.incomplete:  # the cases that are left out are named, and may be enough
+        return
+    anything = frozenset(range(1, len(dataset.classes) + 1))
+    labelled = {record.id: presence.get(record.id, anything) for record in dataset.records if record.mask is not None}
     try:
-        make_split(records, presence=presence)
+        make_split(dataset.records, presence=labelled)
     except UserError as error:
         yield Problem(Path(), *_message_and_remedy(str(error)))

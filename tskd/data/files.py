@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,22 +40,14 @@ class Listing:
     """Data."""
     others: tuple[Path, ...] = ()
     """Files of a kind that is not read here."""
+    folders: tuple[Path, ...] = ()
+    """Sub-folders that were not entered; none where the search is deep."""
     hidden: tuple[Path, ...] = ()
     """Files and folders that systems and editors leave behind."""
     linked_again: tuple[Path, ...] = ()
     """Links to a folder that is read by another way, a link into itself among them."""
     problems: tuple[tuple[Path, str], ...] = ()
     """What could be data and cannot be looked at, with reason and remedy."""
-
-    @property
-    def tally(self) -> Counter[str]:
-        """How many were left out without being a problem, by reason."""
-        counts = {
-            "hidden files of systems and editors": len(self.hidden),
-            "files of other types": len(self.others),
-            "links to folders that are read already": len(self.linked_again),
-        }
-        return Counter({reason: count for reason, count in counts.items() if count})
 
 
 def is_hidden(name: str) -> bool:
@@ -110,6 +101,7 @@ class _Walk:
     deep: bool
     files: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
     hidden: list[Path] = field(default_factory=list)
     linked_again: list[Path] = field(default_factory=list)
     problems: dict[Path, str] = field(default_factory=dict)
@@ -135,6 +127,7 @@ class _Walk:
         return Listing(
             files=in_order(self.files),
             others=in_order(self.others),
+            folders=in_order(self.folders),
             hidden=in_order(self.hidden),
             linked_again=in_order(self.linked_again),
             problems=tuple(sorted(self.problems.items(), key=lambda problem: _order(problem[0]))),
@@ -176,9 +169,11 @@ class _Walk:
             self._take(path)
         elif not folder:
             self.problems[path] = "is no file but a pipe, socket or device, which cannot be read. Remove it."
-        elif self.deep and entry.is_symlink():
+        elif not self.deep:
+            self.folders.append(path)
+        elif entry.is_symlink():
             self._links.append(path)
-        elif self.deep and self._is_new(path):
+        elif self._is_new(path):
             folders.append(path)
 
     def _take(self, path: Path) -> None:
