@@ -16,9 +16,11 @@ from PIL import Image
 
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image
 from tskd.data.images import IMAGE_SUFFIXES, read_mask_indices
+from tskd.data.label_sense import doubts
 from tskd.data.labels import COLOUR, count_bytes, map_labels, values_in
 from tskd.data.layouts import Dataset, LayoutOptions, folder, survey
-from tskd.data.layouts.base import require_mask, require_same_size
+from tskd.data.layouts.base import require_mask
+from tskd.data.layouts.pairs import Oddity, notes_on, oddities, read_paired_mask, unclear_turn
 from tskd.data.reading import reading
 from tskd.data.splits import make_split
 from tskd.errors import UserError
@@ -116,6 +118,7 @@ class _Finding:
     class_pixels: np.ndarray | None = None
     """(256,) pixels of each class index."""
     mask_values: tuple[int, ...] = ()
+    oddities: tuple[Oddity, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
@@ -137,7 +140,7 @@ def inspect(
     findings = dict(_examine_all(dataset, workers or min(os.cpu_count() or 1, 8), progress))
     fingerprints = {id_: one.fingerprint for id_, one in findings.items() if one.fingerprint is not None}
     pixels = {id_: one.class_pixels for id_, one in findings.items() if one.class_pixels is not None}
-    presence = {id_: _classes_present(counts) for id_, counts in pixels.items()}
+    presence = {id_: _indices_present(counts) - {0} for id_, counts in pixels.items()}
     duplicates = find_pairs(fingerprints, groups={record.id: record.case for record in dataset.records})
     values = Counter(value for one in findings.values() for value in one.mask_values)
     structural = [_problem(root, path, message, severity) for path, message, severity in faults]
@@ -148,14 +151,14 @@ def inspect(
         *_one_a_file([problem for problem in found if (problem.path, problem.message) not in named]),
         *_duplicate_problems(dataset, duplicates),
         *_volume_problems(dataset, {id_: one.size for id_, one in findings.items() if one.size is not None}),
-        *_split_problems(dataset, presence),
+        *_split_problems(dataset, presence, {id_: _indices_present(counts) for id_, counts in pixels.items()}),
     ]
     return CheckReport(
         name=dataset.name,
         layout=dataset.layout,
         root=root,
         records=dataset.records,
-        notes=dataset.notes,
+        notes=(*dataset.notes, *notes_on(oddity for one in findings.values() for oddity in one.oddities)),
         classes=_class_statistics(dataset.classes, pixels),
         sizes=Counter(one.size for one in findings.values() if one.size is not None),
         file_kinds=Counter(one.file_kind for one in findings.values() if one.file_kind is not None),
@@ -197,12 +200,16 @@ def _examine(dataset: Dataset, record: Record) -> _Finding:
     if record.mask is not None:
         mask = _attempt(dataset, record.mask, lambda: _read_mask(dataset, record, size), problems)
     classes, values = mask if mask is not None else (None, ())
+    odd = () if mask is None else tuple(oddities(record))
+    if "perhaps turned" in odd and record.mask is not None:
+        problems.append(_problem(dataset.root, *unclear_turn(record.mask)))
     return _Finding(
         size=size,
         file_kind=None if image is None else _file_kind(record.image),
         fingerprint=fingerprint,
         class_pixels=None if classes is None else count_bytes(classes),
         mask_values=values,
+        oddities=odd,
         problems=tuple(problems),
     )
 
@@ -226,8 +233,7 @@ def _read_mask(
     if dataset.layout != folder.FOLDER.name:
         return dataset.read_mask(record), ()
     path = require_mask(record)
-    raw = read_mask_indices(path)
-    require_same_size(raw, record, size or (raw.shape[0], raw.shape[1]))  # an unreadable image is named already
+    raw = read_paired_mask(record, size) if size else read_mask_indices(path)  # an unreadable image is named already
     values = tuple(values_in(raw).tolist())
     if not dataset.classes:
         return None, values
@@ -275,8 +281,8 @@ def _relative(root: Path, path: Path) -> Path:
     return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
 
 
-def _classes_present(class_pixels: np.ndarray) -> frozenset[int]:
-    return frozenset((np.flatnonzero(class_pixels[1:UNLABELLED]) + 1).tolist())
+def _indices_present(class_pixels: np.ndarray) -> frozenset[int]:
+    return frozenset(np.flatnonzero(class_pixels[:UNLABELLED]).tolist())
 
 
 def _class_statistics(names: Sequence[str], pixels: Mapping[str, np.ndarray]) -> tuple[ClassStatistics, ...]:
@@ -348,16 +354,20 @@ def _volume_problems(dataset: Dataset, sizes: Mapping[str, tuple[int, int]]) -> 
         )
 
 
-def _split_problems(dataset: Dataset, presence: Mapping[str, frozenset[int]]) -> Iterator[Problem]:
-    """Report what would stop the split of a run: a case in two parts, or too few labelled cases.
+def _split_problems(
+    dataset: Dataset, presence: Mapping[str, frozenset[int]], found: Mapping[str, frozenset[int]]
+) -> Iterator[Problem]:
+    """Report what would stop a run or make it worthless: the split, and labels that say nothing.
 
     A mask that cannot be used counts as labelled: it is named itself, and is to be mended.
     """
-    if dataset.incomplete:  # the cases that are left out are named, and may be enough
-        return
     anything = frozenset(range(1, len(dataset.classes) + 1))
     labelled = {record.id: presence.get(record.id, anything) for record in dataset.records if record.mask is not None}
+    sides = None
     try:
-        make_split(dataset.records, presence=labelled)
+        split = make_split(dataset.records, presence=labelled)
+        sides = split.sides() if any(record.split for record in dataset.records) else None
     except UserError as error:
-        yield Problem(Path(), *_message_and_remedy(str(error)))
+        if not dataset.incomplete:  # else the cases that are left out are named, and may be enough
+            yield Problem(Path(), *_message_and_remedy(str(error)))
+    yield from (Problem(Path(), *doubt) for doubt in doubts(found, dataset.classes, sides))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tskd.data.images import map_labels, read_image, read_mask_indices
+from tskd.data.images import map_labels, read_image
 from tskd.data.layouts.base import (
     BLIND_TEST_NOTE,
     Description,
@@ -20,12 +20,12 @@ from tskd.data.layouts.base import (
     is_image,
     missing,
     require_mask,
-    require_same_size,
     single_subfolder,
     window_notes,
     with_classes,
     without_blind_test,
 )
+from tskd.data.layouts.pairs import read_paired_mask
 from tskd.types import Record
 
 CLASSES = ("ulcer",)
@@ -70,7 +70,7 @@ def read_autooral_image(record: Record, options: LayoutOptions) -> np.ndarray:
 def read_autooral_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read the ulcers, (H, W) uint8: 0 and 1."""
     path = require_mask(record)
-    return map_labels(require_same_size(read_mask_indices(path), record), None, classes=1, path=path)
+    return map_labels(read_paired_mask(record), None, classes=1, path=path)
 
 
 def fits(root: Path) -> bool:

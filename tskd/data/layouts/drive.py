@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from tskd.data.files import find_files, id_of, plain
-from tskd.data.images import map_labels, read_image, read_mask_indices
+from tskd.data.images import map_labels, read_image
 from tskd.data.layouts.base import (
     BLIND_TEST_NOTE,
     Description,
@@ -18,11 +19,11 @@ from tskd.data.layouts.base import (
     is_image,
     missing,
     require_mask,
-    require_same_size,
     window_notes,
     with_classes,
     without_blind_test,
 )
+from tskd.data.layouts.pairs import read_paired_mask
 from tskd.types import UNLABELLED, Record
 
 CLASSES = ("vessel",)
@@ -59,10 +60,10 @@ def read_drive_image(record: Record, options: LayoutOptions) -> np.ndarray:
 
 def read_drive_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read the vessels, (H, W) uint8: 0, 1, and ``UNLABELLED`` outside the field of view."""
-    mask = _binary(require_mask(record), record)
+    mask = _binary(record)
     field = _field_of_view(record.image)
     if field is not None:
-        mask[_binary(field, record) == 0] = UNLABELLED
+        mask[_binary(replace(record, mask=field)) == 0] = UNLABELLED
     return mask
 
 
@@ -100,8 +101,8 @@ def _field_of_view(image: Path) -> Path | None:
     return fields.get(f"{plain(image.stem)}_mask")
 
 
-def _binary(path: Path, record: Record) -> np.ndarray:
-    return map_labels(require_same_size(read_mask_indices(path), record), None, classes=1, path=path)
+def _binary(record: Record) -> np.ndarray:
+    return map_labels(read_paired_mask(record), None, classes=1, path=require_mask(record))
 
 
 DRIVE = Layout("drive", CLASSES, find, read_drive_image, read_drive_mask, fits, DESCRIPTION, describe)

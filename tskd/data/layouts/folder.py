@@ -29,10 +29,10 @@ from tskd.data.layouts.base import (
     is_image,
     missing,
     require_mask,
-    require_same_size,
     window_notes,
 )
 from tskd.data.layouts.dataset_yaml import DatasetFile, read_dataset_yaml, with_stated
+from tskd.data.layouts.pairs import read_paired_mask
 from tskd.data.reading import reading
 from tskd.errors import UserError
 from tskd.types import Record
@@ -104,7 +104,7 @@ def read_folder_image(record: Record, options: LayoutOptions) -> np.ndarray:
 def read_folder_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read one mask, (H, W) uint8 class index, at the image's size."""
     path = require_mask(record)
-    raw = require_same_size(read_mask_indices(path), record)
+    raw = read_paired_mask(record)
     return map_labels(raw, options.labels, classes=len(options.classes or ("foreground",)), path=path)
 
 

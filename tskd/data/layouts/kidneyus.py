@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tskd.data.files import plain, shown
-from tskd.data.images import image_size, map_labels, read_image, read_mask_indices
+from tskd.data.images import image_size, map_labels, read_image
 from tskd.data.layouts.base import (
     Description,
     Layout,
@@ -26,10 +26,10 @@ from tskd.data.layouts.base import (
     is_image,
     missing,
     require_mask,
-    require_same_size,
     window_notes,
     with_classes,
 )
+from tskd.data.layouts.pairs import read_paired_mask
 from tskd.data.reading import reading
 from tskd.errors import UserError
 from tskd.types import Record
@@ -94,7 +94,7 @@ def read_kidneyus_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     path = require_mask(record)
     if path.suffix == ".csv":
         return _draw(_polygons(path)[0][_csv_name(record.image)], image_size(record.image), options)
-    raw = require_same_size(read_mask_indices(path), record)
+    raw = read_paired_mask(record)
     return map_labels(raw, None, classes=len(CLASSES[options.structure]), path=path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tskd.data.files import plain
-from tskd.data.images import map_labels, read_image, read_mask_indices
+from tskd.data.images import map_labels, read_image
 from tskd.data.layouts.base import (
     Layout,
     LayoutOptions,
@@ -15,8 +15,8 @@ from tskd.data.layouts.base import (
     is_image,
     missing,
     require_mask,
-    require_same_size,
 )
+from tskd.data.layouts.pairs import read_paired_mask
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -42,7 +42,7 @@ def read_ph2_image(record: Record, options: LayoutOptions) -> np.ndarray:
 def read_ph2_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read the lesion, (H, W) uint8: 0 and 1."""
     path = require_mask(record)
-    return map_labels(require_same_size(read_mask_indices(path), record), None, classes=1, path=path)
+    return map_labels(read_paired_mask(record), None, classes=1, path=path)
 
 
 def fits(root: Path) -> bool:
