@@ -55,7 +55,8 @@ def unclear_turn(mask: Path) -> Fault:
     return Fault(
         mask,
         "its photograph is turned by EXIF, and sizes do not tell whether the mask was drawn on the turned photograph, "
-        "as is assumed. Look at both (tskd report draws them); if they differ, save the photograph turned, without EXIF.",
+        "as is assumed. Look at both, as the report of a run draws them; if they differ, save the photograph turned, "
+        "without EXIF.",
         "warning",
     )
 
