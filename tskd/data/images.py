@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from tskd.data import dicom, nifti
 from tskd.data.exif import ORIENTATION, exchanges_sides, stated_orientation, turned
 from tskd.data.intensity import IntensityWindow, to_rgb, to_uint8
-from tskd.data.labels import map_labels
+from tskd.data.labels import map_labels, whole
 from tskd.data.reading import reading
 from tskd.errors import UserError
 
@@ -67,7 +67,7 @@ def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
     with _opened(path, index) as image:
         values = _mask_values(image, path)
     if values.dtype.kind == "f":
-        return _whole_numbers(values, path)
+        return whole(values, path)
     return values.astype(np.uint8) if values.dtype == bool else values
 
 
@@ -242,12 +242,3 @@ def _label_of_alpha(alpha: np.ndarray, path: Path) -> np.ndarray:
             "are the label cannot be known. Save the mask as a grey PNG without alpha, 0 and 255."
         )
     return np.where(alpha == values[1], np.uint8(255), np.uint8(0))
-
-
-def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
-    rounded = np.rint(values)
-    if not np.array_equal(rounded, values):
-        raise UserError(
-            f"{path}: a mask holds whole label numbers, this file holds fractions. Save label indices as PNG."
-        )
-    return rounded.astype(np.int32)

@@ -14,6 +14,8 @@ from tskd.types import UNLABELLED
 COLOUR = 1 << 24
 """Bit that marks a label map's key as a colour: ``COLOUR | 0xRRGGBB``."""
 
+ROUNDING = 1e-3
+"""How far a label may be from a whole number: single precision and resampling leave 0.9999 for 1."""
 _SHOWN = 8
 
 
@@ -38,6 +40,23 @@ def values_in(raw: np.ndarray) -> np.ndarray:
 def count_bytes(values: np.ndarray) -> np.ndarray:
     """Return how often each of 0..255 occurs in (H, W) uint8; Pillow counts three times as fast as numpy."""
     return np.array(Image.fromarray(values).histogram())
+
+
+def whole(values: np.ndarray, path: Path) -> np.ndarray:
+    """Return label numbers that a file keeps as floating point as int32, rounded by less than :data:`ROUNDING`.
+
+    Raises :class:`UserError` naming the first value that is no whole number, or not finite, or beyond int32.
+    """
+    if not np.isfinite(values).all() or np.abs(values).max(initial=0) > np.iinfo(np.int32).max:
+        raise UserError(f"{path}: a mask holds whole label numbers, this file holds NaN or numbers beyond them.")
+    labels = np.rint(values)
+    off = np.abs(values - labels) >= ROUNDING
+    if off.any():
+        raise UserError(
+            f"{path}: a mask holds whole label numbers, this file holds fractions such as {float(values[off][0]):.6g}. "
+            "Round it, np.rint(mask).astype(np.uint8), if they come from resampling; else save label indices."
+        )
+    return labels.astype(np.int32)
 
 
 def map_labels(raw: np.ndarray, label_map: Mapping[int, int] | None, *, classes: int, path: Path) -> np.ndarray:
