@@ -164,6 +164,7 @@ def test_ids_are_compared_in_one_spelling() -> None:
     latin = os.fsdecode("Müller".encode("latin-1"))
     assert plain(latin) == "M\\xfcller"
     plain(latin).encode("utf-8")
+    assert plain("\ud83d") == "\\ud83d"  # what YAML may hold
 
 
 def test_what_a_terminal_would_obey_is_shown_as_text() -> None:

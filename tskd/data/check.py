@@ -23,7 +23,7 @@ from tskd.data.layouts.base import require_mask
 from tskd.data.layouts.pairs import Oddity, notes_on, oddities, read_paired_mask, unclear_turn
 from tskd.data.reading import reading
 from tskd.data.splits import make_split
-from tskd.errors import UserError
+from tskd.errors import UserError, not_allowed
 from tskd.types import UNLABELLED, Record
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def inspect(
     problems = [
         *structural,
         *_one_a_file([problem for problem in found if (problem.path, problem.message) not in named]),
+        *_unclear_turns(dataset, findings),
         *_duplicate_problems(dataset, duplicates),
         *_volume_problems(dataset, {id_: one.size for id_, one in findings.items() if one.size is not None}),
         *_split_problems(dataset, presence, {id_: _indices_present(counts) for id_, counts in pixels.items()}),
@@ -201,8 +202,6 @@ def _examine(dataset: Dataset, record: Record) -> _Finding:
         mask = _attempt(dataset, record.mask, lambda: _read_mask(dataset, record, size), problems)
     classes, values = mask if mask is not None else (None, ())
     odd = () if mask is None else tuple(oddities(record))
-    if "perhaps turned" in odd and record.mask is not None:
-        problems.append(_problem(dataset.root, *unclear_turn(record.mask)))
     return _Finding(
         size=size,
         file_kind=None if image is None else _file_kind(record.image),
@@ -217,9 +216,9 @@ def _examine(dataset: Dataset, record: Record) -> _Finding:
 def _attempt(dataset: Dataset, path: Path, read: Callable[[], _Read], problems: list[Problem]) -> _Read | None:
     """Return what ``read`` answers, or note why it cannot."""
     try:
-        if path.exists() and not os.access(path, os.R_OK):
-            raise UserError("the file may not be read (permission denied). Give yourself the right to read it.")
         with reading(path):
+            if path.exists() and not os.access(path, os.R_OK):
+                raise not_allowed(path)
             return read()
     except UserError as error:
         problems.append(_problem(dataset.root, path, str(error)))
@@ -334,6 +333,12 @@ def _near_problem(pairs: Sequence[DuplicatePair], paths: Mapping[str, Path]) -> 
         "case, else test scores are too good. Where no image has a case of its patient, a run joins them by itself.",
         "warning",
     )
+
+
+def _unclear_turns(dataset: Dataset, findings: Mapping[str, _Finding]) -> Iterator[Problem]:
+    for record in dataset.records:
+        if record.mask is not None and "perhaps turned" in findings[record.id].oddities:
+            yield _problem(dataset.root, *unclear_turn(record.mask))
 
 
 def _volume_problems(dataset: Dataset, sizes: Mapping[str, tuple[int, int]]) -> Iterator[Problem]:

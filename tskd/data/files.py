@@ -16,7 +16,7 @@ from pathlib import Path
 from tskd.data.reading import reading
 from tskd.errors import UserError
 
-__all__ = ["Listing", "find_files", "id_of", "is_hidden", "plain", "shown"]
+__all__ = ["Listing", "find_files", "id_of", "is_hidden", "plain", "readable", "shown"]
 
 _LEFT_BEHIND = frozenset(
     {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "recycler"}
@@ -76,11 +76,22 @@ def id_of(path: Path, folder: Path) -> str:
 
 
 def plain(name: str) -> str:
-    """Return a name as it is compared and kept: in NFC, bytes that are no UTF-8 written out as ``\\xfc``.
+    """Return a name as it is compared and kept: :func:`readable`, in NFC.
 
     macOS writes ``ü`` as two characters and most others as one, so image and mask from two machines differ otherwise.
     """
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
+    return unicodedata.normalize("NFC", readable(name))
+
+
+def readable(name: str) -> str:
+    """Return a name that can be written as UTF-8: bytes of the name that are none are written out as ``\\xfc``."""
+    return "".join(_written_out(character) if "\ud800" <= character <= "\udfff" else character for character in name)
+
+
+def _written_out(surrogate: str) -> str:
+    """Return what a surrogate stands for: a byte, as Python keeps those of a name, else itself."""
+    byte = ord(surrogate) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{ord(surrogate):04x}"
 
 
 def shown(name: str) -> str:

@@ -173,14 +173,11 @@ def dataset_digest(dataset: Dataset) -> str:
 
 
 def _content_sha256(path: Path) -> str:
-    if path.is_dir():  # a DICOM series
-        parts = [(file.name, file_sha256(file)) for file in sorted(path.rglob("*")) if file.is_file()]
-        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
     try:
         return file_sha256(path)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}. Check that it exists and that you may read it."
+            f"{path}: cannot be read ({error.strerror}). Check that it exists and that you may read it."
         ) from error
 
 
@@ -226,7 +223,7 @@ def _read_all(dataset: Dataset, staged: _Staging) -> list[_Read]:
         for done, answer in enumerate(pool.map(read, range(len(dataset.records))), start=1):
             reads.append(answer) if isinstance(answer, _Read) else problems.append(answer)
             advance(done)
-    if problems:
+    if problems := list(dict.fromkeys(problems)):  # a volume says the same in each of its slices
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         listed = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
         raise UserError(f"{len(problems)} files cannot be used:{listed}{more}\n`tskd check` shows the whole data set.")

@@ -156,7 +156,7 @@ def _counted(reason: str, paths: Iterable[Path]) -> str:
     if reason != "files of other types":
         return f"{len(paths)} {reason}"
     endings = Counter(path.suffix.lower() or "no ending" for path in paths)
-    named = [shown(ending) for ending, _ in endings.most_common(_SHOWN)]
+    named = [shown(ending) for ending in sorted(endings, key=lambda one: (-endings[one], one))[:_SHOWN]]
     return f"{len(paths)} {reason} ({', '.join(named)}{', …' if len(endings) > _SHOWN else ''})"
 
 
