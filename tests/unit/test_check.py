@@ -394,11 +394,10 @@ def test_odd_names_are_shown_and_kept_as_they_are_in_json(root: Path):
         (root / "masks" / f"{name}.png").write_bytes(b"")
     report = inspect(root)
     text = rendered(report, terminal=False)
-    folded = "".join(line.split("   ")[0].strip() for line in text.split("\n"))
     assert not set(text) & {"\x1b", "\u202e", "\udcfc"}
     for shown in (r"\x1b[31mred.png", r"new\nline.png", r"right\u202egnp.png", r"M\xfcller.png"):
         assert f"masks/{shown}" in text
-    assert "x" * 60 in folded
+    assert text.count("x") >= 240, "a long name is told whole"
     content = json.dumps(report.to_json())
     assert content.isascii()
     assert "\\udcfc" not in content
