@@ -36,16 +36,11 @@ def exchanges_sides(orientation: int) -> bool:
     return orientation in (5, 6, 7, 8)
 
 
-def stated_orientation(image: Image.Image) -> int:
-    """Return the orientation of an image whose pixels were not loaded yet; 1 (as stored) where it states none."""
-    stated = image.getexif().get(ORIENTATION, 1)
-    return stated if stated in _TURNS else 1
-
-
 def orientation_of(path: Path) -> int:
-    """Return the orientation that a file states, 1 where it states none or is no image of Pillow's."""
+    """Return the orientation that a file states, 1 (as stored) where it states none or is no image of Pillow's."""
     try:
         with reading(path), Image.open(path) as image:
-            return stated_orientation(image)
+            stated = image.getexif().get(ORIENTATION, 1)
+            return stated if stated in _TURNS else 1
     except UserError:  # its own reading says what is wrong with it
         return 1

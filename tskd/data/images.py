@@ -11,7 +11,8 @@ import tifffile
 from PIL import Image, ImageOps
 
 from tskd.data import dicom, nifti
-from tskd.data.exif import ORIENTATION, exchanges_sides, stated_orientation, turned
+from tskd.data.alpha import label_of_alpha
+from tskd.data.exif import ORIENTATION, exchanges_sides
 from tskd.data.intensity import IntensityWindow, to_rgb, to_uint8
 from tskd.data.labels import map_labels, whole
 from tskd.data.reading import reading
@@ -55,8 +56,8 @@ def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
     """Read one mask's raw values: (H, W) grey levels or palette indices, or (H, W, 3) for colours; nothing is mapped.
 
     1 bit gives 0 and 1; a palette of black and white alone, whichever comes first, gives 0 and 255; a colour file
-    whose channels agree everywhere is grey. Where there is one colour throughout and two values of alpha, the label is
-    in alpha: 0 and 255. Raises :class:`UserError` naming the file and the remedy.
+    whose channels agree everywhere is grey. A label that is in alpha alone gives 0 and 255. Raises
+    :class:`UserError` naming the file and the remedy.
     """
     path = Path(path)
     _require_content(path)
@@ -65,7 +66,8 @@ def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
     if dicom.is_dicom(path):
         return dicom.read_stored(path, index=index)
     with _opened(path, index) as image:
-        values = _mask_values(image, path)
+        label = label_of_alpha(image, path)
+        values = _mask_values(image) if label is None else label
     if values.dtype.kind == "f":
         return whole(values, path)
     return values.astype(np.uint8) if values.dtype == bool else values
@@ -80,9 +82,8 @@ def image_size(path: Path) -> tuple[int, int]:
         return height, width
     with reading(path, _explain), Image.open(path) as image:
         width, height = image.size
-        # Pillow states a TIFF's size as shown, that of other formats as stored
-        exchanged = image.format != "TIFF" and exchanges_sides(stated_orientation(image))
-    return (width, height) if exchanged else (height, width)
+        turned = exchanges_sides(image.getexif().get(ORIENTATION, 1))
+    return (width, height) if turned else (height, width)
 
 
 def _require_content(path: Path) -> None:
@@ -142,17 +143,15 @@ def _require_page(pages: int, path: Path, index: int | None) -> None:
 
 
 def _beyond_pillow(path: Path) -> bool:
-    """Tell whether Pillow cannot hold a TIFF: it would cut colours to 8 bit, refuse, or scramble what is turned."""
+    """Tell whether a TIFF's samples are wider than Pillow can hold: it would cut colours to 8 bit or refuse."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return False
     try:
         with Image.open(path) as image:
             bits = getattr(image, "tag_v2", {}).get(258, (1,))
-            # Pillow 12 and 13 scramble the pixels of a TIFF that is turned a quarter and not compressed
-            scrambled = image.info.get("compression") == "raw" and exchanges_sides(stated_orientation(image))
     except Image.UnidentifiedImageError:
         return _is_tiff(path)
-    return scrambled or (len(bits) > 1 and max(bits) > 8)
+    return len(bits) > 1 and max(bits) > 8
 
 
 def _is_tiff(path: Path) -> bool:
@@ -168,8 +167,7 @@ def _read_tiff(path: Path, index: int | None) -> np.ndarray:
             raise UserError(f"{path}: {_TOO_LARGE}")
         values = page.asarray()
         planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3
-        orientation = page.tags.valueof(ORIENTATION, 1)
-    return turned(np.moveaxis(values, 0, -1) if planar else values, orientation)
+    return np.moveaxis(values, 0, -1) if planar else values
 
 
 def _image_values(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -182,63 +180,29 @@ def _image_values(image: Image.Image | np.ndarray) -> np.ndarray:
     return np.asarray(image.convert("L" if image.mode in ("LA", "La") else "RGB"))
 
 
-def _mask_values(image: Image.Image | np.ndarray, path: Path) -> np.ndarray:
-    alpha = _varying_alpha(image)
-    if alpha is not None and _one_colour(image):
-        return _label_of_alpha(alpha, path)
+def _mask_values(image: Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, Image.Image) and image.mode == "P" and image.format != "GIF" and not _black_and_white(image):
         return np.asarray(image)  # an indexed mask: the index is the label; a GIF's palette order means nothing
     values = _image_values(image)
     if values.ndim == 2:
         return values
     values = values[..., :3]
-    grey = np.ascontiguousarray(values[..., 0])
-    if (values != grey[..., None]).any():
-        return values
-    if alpha is not None and grey.any() and not grey[alpha > 0].any():
-        raise UserError(
-            f"{path}: what is not black in it is transparent, so colour and alpha contradict each other. "
-            "Save the mask again as a grey PNG without alpha."
-        )
-    return grey
+    grey = values[..., 0]
+    return np.ascontiguousarray(grey) if (values == grey[..., None]).all() else values
 
 
 def _black_and_white(image: Image.Image) -> bool:
     used = image.convert("RGB").getcolors(maxcolors=2) or []
     indices = np.asarray(image)
-    told_by_index = len(used) == 1 and bool((indices != indices.flat[0]).any())
+    told_by_index = len(used) == 1 and bool((indices != indices.flat[0]).any())  # two entries of one colour
     return bool(used) and not told_by_index and {colour for _, colour in used} <= {(0, 0, 0), (255, 255, 255)}
 
 
 def label_is_in_alpha(path: Path) -> bool:
-    """Tell whether the label of a mask is in its alpha channel; raises :class:`UserError` where it cannot be read."""
-    with reading(path, _explain), Image.open(path) as image:
-        if not image.has_transparency_data and not _beyond_pillow(path):
-            return False
+    """Tell whether :func:`read_mask_indices` takes the label from alpha; raises :class:`UserError` as it does."""
+    if path.suffix.lower() not in (".tif", ".tiff"):  # of these Pillow does not know all
+        with reading(path, _explain), Image.open(path) as image:
+            if not image.has_transparency_data:
+                return False
     with _opened(path, None) as image:
-        return _varying_alpha(image) is not None and _one_colour(image)
-
-
-def _varying_alpha(image: Image.Image | np.ndarray) -> np.ndarray | None:
-    """Return the alpha channel, (H, W), where it has more than one value; None where it says nothing."""
-    if isinstance(image, np.ndarray):
-        alpha = image[..., -1] if image.ndim == 3 and image.shape[-1] in (2, 4) else None
-    else:
-        alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
-    return None if alpha is None or (alpha == alpha.flat[0]).all() else alpha
-
-
-def _one_colour(image: Image.Image | np.ndarray) -> bool:
-    """Tell whether colour, or the index into a palette of several colours, is the same everywhere."""
-    colours = image[..., :-1] if isinstance(image, np.ndarray) else np.asarray(image.convert("RGBA"))[..., :3]
-    return bool((colours == colours.reshape(-1, colours.shape[-1])[0]).all())
-
-
-def _label_of_alpha(alpha: np.ndarray, path: Path) -> np.ndarray:
-    values = np.unique(alpha)
-    if len(values) > 2:
-        raise UserError(
-            f"{path}: has one colour throughout, and {len(values)} levels of alpha (smooth edges): which of them "
-            "are the label cannot be known. Save the mask as a grey PNG without alpha, 0 and 255."
-        )
-    return np.where(alpha == values[1], np.uint8(255), np.uint8(0))
+        return label_of_alpha(image, path) is not None
