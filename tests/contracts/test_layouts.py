@@ -322,6 +322,44 @@ def test_rounding_of_affines_is_no_fault(tmp_path: Path) -> None:
     assert survey(tmp_path, "nifti")[1] == ()
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "1",
+        "[1]",
+        '{"a": 1.5}',
+        '{"a": 1e400}',
+        f'{{"a": 1{"0" * 400}}}',
+        '{"a": true}',
+        '{"a": [1, null]}',
+        '{"a": {"b": 1}}',
+        "[" * 9999,
+    ],
+)
+def test_labels_that_nnunet_does_not_write_are_refused_by_name(labels: str, tmp_path: Path) -> None:
+    """Red where a number is cut to a whole one, or where anything but a message comes of it."""
+    trees.nifti(tmp_path)
+    (tmp_path / "dataset.json").write_text(f'{{"labels": {labels}}}')
+    (fault,) = survey(tmp_path, "nifti")[1]
+    assert fault.path == tmp_path / "dataset.json"
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [("folder", "split.csv"), ("folder", "dataset.yaml"), ("nifti", "dataset.json"), ("nifti", "dataset.yaml"),
+     ("dicom", "dataset.yaml"), ("kidneyus", "labels/reviewed_labels_1.csv")],
+)  # fmt: skip
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("nowhere"), lambda path: path.mkdir()])
+def test_settings_that_are_no_file_are_named(layout: str, name: str, put: object, tmp_path: Path) -> None:
+    """A pipe held the check for ever; a broken link was as if it were not there."""
+    trees.TREES[layout](tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    put(tmp_path / name)  # type: ignore[operator]
+    (fault,) = survey(tmp_path, layout)[1]
+    assert fault.path == tmp_path / name
+    assert "not a file" in fault.message
+
+
 def test_unlabelled_record_has_no_mask_to_read(tmp_path: Path) -> None:
     trees.folder(tmp_path)
     with pytest.raises(UserError, match="unlabelled"):

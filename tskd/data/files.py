@@ -16,7 +16,7 @@ from pathlib import Path
 from tskd.data.reading import reading
 from tskd.errors import UserError
 
-__all__ = ["Listing", "find_files", "id_of", "is_hidden", "plain", "readable", "shown"]
+__all__ = ["Listing", "find_files", "id_of", "is_beside", "is_hidden", "plain", "readable", "shown"]
 
 _LEFT_BEHIND = frozenset(
     {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "recycler"}
@@ -68,6 +68,19 @@ def find_files(folder: Path, known: Callable[[Path], bool] = lambda path: True, 
     if os.path.lexists(folder):
         walk.enter(folder)
     return walk.listing()
+
+
+def is_beside(path: Path) -> bool:
+    """Tell whether a file that says something about the data (a table, settings) is there.
+
+    Raises :class:`UserError` where it is and cannot be read: a folder, a pipe, a broken link.
+    """
+    if not os.path.lexists(path):
+        return False
+    if not path.is_file():
+        what = "a broken link" if path.is_symlink() else "a folder, pipe or device"
+        raise UserError(f"{path}: is {what}, not a file. Put the file there, or remove it.")
+    return True
 
 
 def id_of(path: Path, folder: Path) -> str:

@@ -91,7 +91,7 @@ def open_dataset(root: Path, layout: str = "auto", options: LayoutOptions | None
     """
     dataset, faults = survey(root, layout, options)
     refuse_faults(faults, Path(root), LAYOUTS[dataset.layout].description)
-    return dataset
+    return replace(dataset, notes=(*dataset.notes, *(f"{fault.path.name}: {fault.message}" for fault in faults)))
 
 
 def survey(root: Path, layout: str = "auto", options: LayoutOptions | None = None) -> tuple[Dataset, tuple[Fault, ...]]:

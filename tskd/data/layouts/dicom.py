@@ -47,7 +47,7 @@ def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     for case in sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder}):
         inside = [path for path in files if path.relative_to(folder).parts[0] == case]
         records += _case_records(case, inside, masks, search)
-    search.name_unclaimed(masks, {record.mask for record in records}, [record.id for record in records])
+    search.name_unclaimed(masks, {record.mask for record in records}, {record.case for record in records})
     return sorted(records, key=lambda record: record.id)
 
 

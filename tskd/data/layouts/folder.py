@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tskd.data import nifti
-from tskd.data.files import find_files, plain
+from tskd.data.files import find_files, is_beside, plain
 from tskd.data.images import map_labels, read_image, read_mask_indices
 from tskd.data.labels import values_in
 from tskd.data.layouts.base import (
@@ -191,8 +191,6 @@ def _natural_order(text: str) -> tuple[tuple[int, int | str], ...]:
 def _split_rows(path: Path, images: dict[str, Path], search: Search) -> dict[str, _SplitRow]:
     """Read split.csv where there is one; rows that cannot be used are faults, named with their line."""
     rows: dict[str, _SplitRow] = {}
-    if not os.path.lexists(path):
-        return rows
     for line, row in _csv_lines(path, search):
         id, split = plain(row["id"].strip()), row["split"].strip()
         problem = _row_problem(id, split, row, images, rows)
@@ -227,6 +225,8 @@ def _row_problem(
 def _csv_lines(path: Path, search: Search) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, row) of a CSV with a header; a byte order mark is skipped."""
     try:
+        if not is_beside(path):
+            return
         with reading(path, _explain_csv), path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
             header = reader.fieldnames or []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tskd.data.files import plain, shown
+from tskd.data.files import is_beside, plain, shown
 from tskd.data.images import image_size, map_labels, read_image
 from tskd.data.layouts.base import (
     Description,
@@ -137,10 +136,8 @@ def _patient_order(image: Path) -> tuple[int, str]:
 
 def _named(polygons: Path, search: Search) -> set[str]:
     """Return the images that the polygons' file names; one that cannot be read is a fault."""
-    if not os.path.lexists(polygons):
-        return set()
     try:
-        return set(_polygons(polygons)[0])
+        return set(_polygons(polygons)[0]) if is_beside(polygons) else set()
     except UserError as error:
         search.drop(error, polygons)
         return set()

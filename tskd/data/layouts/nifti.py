@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 
 from tskd.data import nifti
-from tskd.data.files import find_files, plain, shown
+from tskd.data.files import find_files, is_beside, plain, shown
 from tskd.data.images import map_labels
 from tskd.data.intensity import to_rgb
 from tskd.data.layouts.base import (
@@ -100,6 +100,10 @@ def _index(record: Record) -> int:
     return record.index
 
 
+_Grid = tuple[tuple[int, ...], np.ndarray]
+"""Canonical shape, frames last, and the (4, 4) affine."""
+
+
 @dataclass(frozen=True)
 class _Pair:
     case: str
@@ -161,16 +165,16 @@ def _sound_slices(pair: _Pair, axis: int, search: Search) -> list[Record]:
         return []
     try:
         if pair.label is not None:
-            _require_same_grid(pair.image, pair.label)
+            _require_same_grid(pair.image, pair.label, *grids)
         return _slices(pair, axis=axis)
     except UserError as error:
         search.drop(error, pair.image)
         return []
 
 
-def _require_same_grid(image: Path, label: Path) -> None:
+def _require_same_grid(image: Path, label: Path, of_image: _Grid, of_label: _Grid) -> None:
     """Raise :class:`UserError` where a label volume does not lie voxel for voxel on its image, naming which and why."""
-    (image_shape, image_affine), (label_shape, label_affine) = _grid(image), _grid(label)
+    (image_shape, image_affine), (label_shape, label_affine) = of_image, of_label
     if image_shape != label_shape:
         axes = (
             f", {len(label_shape)} axes instead of {len(image_shape)}" if len(label_shape) != len(image_shape) else ""
@@ -233,7 +237,7 @@ def _slices(pair: _Pair, *, axis: int) -> list[Record]:
     ]
 
 
-def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+def _grid(path: Path) -> _Grid:
     """Return the canonical shape, with the number of frames where there are several, and the affine."""
     shape, affine = nifti.canonical_grid(path)
     frames = nifti.frame_count(path)
@@ -250,7 +254,7 @@ def _scaling(options: LayoutOptions) -> str:
 def _dataset_json(root: Path) -> dict[str, Any]:
     """Return what nnU-Net's dataset.json holds; empty where there is none."""
     path = root / "dataset.json"
-    if not os.path.lexists(path):
+    if not is_beside(path):
         return {}
     with reading(
         path, lambda error: "is not readable JSON. Mend or remove it." if isinstance(error, ValueError) else None
@@ -307,15 +311,23 @@ def _with_json(options: LayoutOptions, root: Path) -> LayoutOptions:
 def _values_by_name(labels: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
     try:
         if "0" in labels:
-            return {str(name): (int(value),) for value, name in labels.items()}
+            return {str(name): (_whole(value),) for value, name in labels.items()}
         return {
-            str(name): tuple(map(int, value)) if isinstance(value, list) else (int(value),)
+            str(name): tuple(map(_whole, value)) if isinstance(value, list) else (_whole(value),)
             for name, value in labels.items()
         }
-    except (ValueError, TypeError) as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(
             f"{path}: holds no `labels` as nnU-Net writes them ({{name: index}}). Mend or remove it."
         ) from error
+
+
+def _whole(value: object) -> int:
+    """Return a label's number, which the first version of nnU-Net writes as text; ValueError for what is none."""
+    number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    if not number.is_integer():
+        raise ValueError(value)
+    return int(number)
 
 
 def _channels_note(root: Path) -> list[str]:
