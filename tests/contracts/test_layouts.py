@@ -263,6 +263,20 @@ def test_labels_as_nnunet_states_them(
     assert set(np.unique(np.stack(masks)).tolist()) == meanings
 
 
+def test_slices_to_be_ignored_throughout_count_as_unlabelled(tmp_path: Path) -> None:
+    """A mask without a labelled pixel stops a run, and whole slices are what nnU-Net's sparse labels leave out."""
+    trees.nifti(tmp_path)
+    labels = np.full((trees.SIZE[1], trees.SIZE[0], 3), 2, np.uint8)
+    labels[..., 1] = 0
+    labels[3:9, 2:6, 1] = 1
+    trees.save_nifti(labels, tmp_path / "labelsTr/p1.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "organ": 1, "ignore": 2}}))
+    dataset = open_dataset(tmp_path)
+    assert [record(dataset, f"p1/00{place}").mask is None for place in range(3)] == [True, False, True]
+    assert set(np.unique(mask_of(dataset, "p1/001")).tolist()) == {0, 1}
+    assert any(note.startswith("2 slices are to be ignored") for note in dataset.notes)
+
+
 def test_regions_that_overlap_are_explained_and_dataset_yaml_settles_them(tmp_path: Path) -> None:
     trees.nifti(tmp_path)
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": REGIONS, "channel_names": {"0": "T1", "1": "T2"}}))
@@ -364,6 +378,22 @@ def test_unlabelled_record_has_no_mask_to_read(tmp_path: Path) -> None:
     trees.folder(tmp_path)
     with pytest.raises(UserError, match="unlabelled"):
         mask_of(open_dataset(tmp_path), "d")
+
+
+def test_a_folder_that_may_not_be_read_is_why_no_layout_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees.folder(tmp_path)
+    real = os.scandir
+
+    def refusing(folder: str | Path = ".") -> object:
+        if Path(folder).name == "images":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match="images: the folder may not be read"):
+        detect(tmp_path)
 
 
 def test_detection_refuses_no_and_several_layouts(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import tempfile
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from tskd.data import files
 from tskd.data.files import find_files, id_of, is_hidden, plain, shown
 
+NOBODY = 65534
 HIDDEN = (
     ".DS_Store", "._c00.nii.gz", ".ipynb_checkpoints", "Thumbs.db", "THUMBS.DB", "desktop.ini", "__MACOSX", "@eaDir",
     "$RECYCLE.BIN", "System Volume Information", "scan.png~", "~$notes.docx", ".~lock.list.csv#", "#scan.png#",
@@ -115,6 +119,36 @@ def test_a_folder_that_may_not_be_read_is_named_and_the_others_are_read(
     ((path, text),) = found.problems
     assert path == tmp_path / "shut"
     assert "permission denied" in text
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[Path]:
+    """A folder of somebody who is not root, whom nothing is refused."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    root = os.geteuid() == 0
+    if root:
+        os.chown(folder, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+    try:
+        yield folder
+    finally:
+        (folder / "shut").chmod(0o755)
+        if root:
+            os.seteuid(0)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
+def test_a_folder_without_permission_ends_nothing(ordinary_user: Path, mode: int) -> None:
+    """Without the right to enter, names are listed of which nothing can be known, not even whether they are links."""
+    write(ordinary_user / "open.png", ordinary_user / "shut/deep/a.png")
+    (ordinary_user / "shut/link").symlink_to(ordinary_user)
+    (ordinary_user / "shut").chmod(mode)
+    found = find_files(ordinary_user)
+    assert names(found.files, ordinary_user) == ["open.png"]
+    assert {path.relative_to(ordinary_user).parts[0] for path, _ in found.problems} == {"shut"}
+    assert all("permission denied" in text for _, text in found.problems)
 
 
 def test_what_the_question_raises_is_a_problem_of_that_file(tmp_path: Path) -> None:

@@ -189,26 +189,27 @@ def _examine_all(
 
 def _examine(dataset: Dataset, record: Record) -> _Finding:
     problems: list[Problem] = []
-    image = _attempt(dataset, record.image, lambda: dataset.read_image(record), problems)
-    fingerprint = None if image is None else fingerprint_image(image)
+    seen = _attempt(dataset, record.image, lambda: _see(dataset, record), problems)
+    size, fingerprint = seen if seen is not None else (None, None)
     if fingerprint is not None and fingerprint.phash is None:
         path = _relative(dataset.root, record.image)
         problems.append(
             Problem(path, "the image is one tone.", "Look at it; remove it if it shows nothing.", "warning")
         )
-    size = None if image is None else (image.shape[0], image.shape[1])
     mask = None
     if record.mask is not None:
         mask = _attempt(dataset, record.mask, lambda: _read_mask(dataset, record, size), problems)
     classes, values = mask if mask is not None else (None, ())
-    odd = () if mask is None else tuple(oddities(record))
+    odd = None
+    if mask is not None and record.mask is not None:
+        odd = _attempt(dataset, record.mask, lambda: tuple(oddities(record)), problems)
     return _Finding(
         size=size,
-        file_kind=None if image is None else _file_kind(record.image),
+        file_kind=None if seen is None else _file_kind(record.image),
         fingerprint=fingerprint,
         class_pixels=None if classes is None else count_bytes(classes),
         mask_values=values,
-        oddities=odd,
+        oddities=odd or (),
         problems=tuple(problems),
     )
 
@@ -239,13 +240,18 @@ def _read_mask(
     return map_labels(raw, dataset.options.labels, classes=len(dataset.classes), path=path), values
 
 
+def _see(dataset: Dataset, record: Record) -> tuple[tuple[int, int], ImageFingerprint]:
+    image = dataset.read_image(record)
+    return (image.shape[0], image.shape[1]), fingerprint_image(image)
+
+
 def _file_kind(path: Path) -> str:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return "NIfTI" if ".nii" in path.suffixes else "DICOM"
     try:
-        with Image.open(path) as image:
+        with reading(path), Image.open(path) as image:
             return f"{image.format} {image.mode}"
-    except OSError:  # a TIFF beyond Pillow, read by tifffile
+    except UserError:  # a TIFF beyond Pillow, read by tifffile
         return path.suffix.lstrip(".").upper()
 
 

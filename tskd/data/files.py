@@ -187,7 +187,7 @@ class _Walk:
             if not regular and not folder:
                 entry.stat()  # raises where the link is broken
         except OSError as error:
-            self._note_unreachable(error, path)
+            self._note_unreachable(error, path, link=entry.is_symlink())
             return
         if regular:
             self._take(path)
@@ -209,11 +209,13 @@ class _Walk:
             return
         (self.files if known else self.others).append(path)
 
-    def _note_unreachable(self, error: OSError, path: Path) -> None:
-        if isinstance(error, PermissionError) and not path.is_symlink():  # once for all files of the folder
+    def _note_unreachable(self, error: OSError, path: Path, *, link: bool) -> None:
+        if link:
+            self.problems[path] = _link_problem(error)
+        elif isinstance(error, PermissionError):  # nothing in the folder may be looked at: once for all of it
             self.problems[path.parent] = _folder_problem(error, path.parent)
-            return
-        self.problems[path] = _link_problem(error) if path.is_symlink() else _folder_problem(error, path)
+        else:
+            self.problems[path] = _folder_problem(error, path)
 
 
 def _order(path: Path) -> tuple[str, Path]:
@@ -221,10 +223,10 @@ def _order(path: Path) -> tuple[str, Path]:
 
 
 def _folder_problem(error: OSError, folder: Path) -> str:
-    if folder.is_symlink() and not folder.exists():
-        return _link_problem(error)
     if isinstance(error, PermissionError):
         return "the folder may not be read (permission denied). Allow it, or move the folder elsewhere."
+    if folder.is_symlink() and not folder.exists():
+        return _link_problem(error)
     if isinstance(error, FileNotFoundError):
         return "is not there any more; it was moved or removed meanwhile. Put it back, or start again."
     if isinstance(error, NotADirectoryError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tskd.data.files import plain
+from tskd.data.files import find_files, plain
 from tskd.data.layouts.autooral import AUTOORAL
 from tskd.data.layouts.base import (
     Description,
@@ -28,6 +28,7 @@ from tskd.data.layouts.folder import FOLDER
 from tskd.data.layouts.kidneyus import KIDNEYUS
 from tskd.data.layouts.nifti import NIFTI
 from tskd.data.layouts.ph2 import PH2
+from tskd.data.reading import reading
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
 
@@ -56,11 +57,13 @@ class Dataset:
 
     def read_image(self, record: Record) -> np.ndarray:
         """Read one image, (H, W, 3) uint8 RGB; raises :class:`UserError` naming file and remedy."""
-        return LAYOUTS[self.layout].read_image(record, self.options)
+        with reading(record.image):
+            return LAYOUTS[self.layout].read_image(record, self.options)
 
     def read_mask(self, record: Record) -> np.ndarray:
         """Read one mask, (H, W) uint8: 0 background, 1..K, ``UNLABELLED``; raises :class:`UserError`."""
-        mask = LAYOUTS[self.layout].read_mask(record, self.options)
+        with reading(record.mask or record.image):
+            mask = LAYOUTS[self.layout].read_mask(record, self.options)
         if (mask == UNLABELLED).all():
             raise UserError(f"{record.mask}: no pixel of this mask is labelled. Correct it, or take the file away.")
         return mask
@@ -76,6 +79,8 @@ def detect(root: Path) -> str:
         return fitting[0]
     if fitting:
         raise UserError(f"{root}: fits the layouts {', '.join(fitting)}. Say which one with --layout (data.layout).")
+    if problems := find_files(root).problems:  # which may be why
+        raise UserError("\n".join(f"{path}: {problem}" for path, problem in problems))
     names = ", ".join(layout.name for layout in LAYOUTS.values())
     raise UserError(
         f"{root}: no known layout was recognised. The simplest:\n{FOLDER.description}\nPut images and masks so, or say "

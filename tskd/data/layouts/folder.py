@@ -257,7 +257,8 @@ def _classes_from_masks(records: Sequence[Record]) -> tuple[tuple[str, ...], str
 
 def _values_of(path: Path) -> set[int]:
     try:
-        return set(values_in(read_mask_indices(path)).tolist())
+        with reading(path):
+            return set(values_in(read_mask_indices(path)).tolist())
     except UserError:  # an unreadable mask is reported when it is read; here it only cannot vote
         return set()
 

@@ -60,6 +60,7 @@ def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     if not pairs and not search.faults:
         raise missing(root, f"any volume such as images/<case>.nii.gz{_other_ending(root)}", DESCRIPTION)
     records = [record for pair in pairs for record in _sound_slices(pair, options.axis, search)]
+    records = _without_ignored(records, root, options, search)
     return without_blind_test(sorted(records, key=lambda record: record.id))
 
 
@@ -170,6 +171,30 @@ def _sound_slices(pair: _Pair, axis: int, search: Search) -> list[Record]:
     except UserError as error:
         search.drop(error, pair.image)
         return []
+
+
+def _without_ignored(records: list[Record], root: Path, options: LayoutOptions, search: Search) -> list[Record]:
+    """Return the records, those of which the labels say ``ignore`` (unlabelled) throughout without a mask."""
+    try:
+        labels = _with_json(with_stated(options, read_volumes_yaml(root)), root).labels or {}
+    except UserError:  # describing the data set says what is wrong
+        return records
+    ignored = [value for value, index in labels.items() if index == UNLABELLED]
+    if not ignored:
+        return records
+    left = [replace(one, mask=None) if _is_ignored(one, ignored, options.axis) else one for one in records]
+    if count := sum(one is not other for one, other in zip(left, records, strict=True)):
+        search.notes.append(f"{count} slices are to be ignored throughout: they count as unlabelled")
+    return left
+
+
+def _is_ignored(record: Record, ignored: Sequence[int], axis: int) -> bool:
+    if record.mask is None:
+        return False
+    try:
+        return bool(np.isin(nifti.read_label_slice(record.mask, _index(record), axis=axis), ignored).all())
+    except UserError:  # named when it is read
+        return False
 
 
 def _require_same_grid(image: Path, label: Path, of_image: _Grid, of_label: _Grid) -> None:
