@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -189,13 +190,16 @@ def _examine_all(
 
 def _examine(dataset: Dataset, record: Record) -> _Finding:
     problems: list[Problem] = []
-    seen = _attempt(dataset, record.image, lambda: _see(dataset, record), problems)
-    size, fingerprint = seen if seen is not None else (None, None)
+    image = _attempt(dataset, record.image, lambda: dataset.read_image(record), problems)
+    fingerprint = None
+    if image is not None:
+        fingerprint = _attempt(dataset, record.image, partial(fingerprint_image, image), problems)
     if fingerprint is not None and fingerprint.phash is None:
         path = _relative(dataset.root, record.image)
         problems.append(
             Problem(path, "the image is one tone.", "Look at it; remove it if it shows nothing.", "warning")
         )
+    size = None if image is None else (image.shape[0], image.shape[1])
     mask = None
     if record.mask is not None:
         mask = _attempt(dataset, record.mask, lambda: _read_mask(dataset, record, size), problems)
@@ -205,7 +209,7 @@ def _examine(dataset: Dataset, record: Record) -> _Finding:
         odd = _attempt(dataset, record.mask, lambda: tuple(oddities(record)), problems)
     return _Finding(
         size=size,
-        file_kind=None if seen is None else _file_kind(record.image),
+        file_kind=None if image is None else _file_kind(record.image),
         fingerprint=fingerprint,
         class_pixels=None if classes is None else count_bytes(classes),
         mask_values=values,
@@ -238,11 +242,6 @@ def _read_mask(
     if not dataset.classes:
         return None, values
     return map_labels(raw, dataset.options.labels, classes=len(dataset.classes), path=path), values
-
-
-def _see(dataset: Dataset, record: Record) -> tuple[tuple[int, int], ImageFingerprint]:
-    image = dataset.read_image(record)
-    return (image.shape[0], image.shape[1]), fingerprint_image(image)
 
 
 def _file_kind(path: Path) -> str:
