@@ -213,6 +213,6 @@ def test_labels_kept_as_floating_point_are_rounded_where_that_is_all_that_is_wro
     assert whole(values, Path("a.tif")).tolist() == [[0, 1], [1, 2]]
     with pytest.raises(UserError, match=r"a\.tif: .*fractions such as 0\.998\. Round it"):
         whole(np.array([[0.0, 0.998]]), Path("a.tif"))
-    for odd in (np.nan, np.inf, 3e10):
-        with pytest.raises(UserError, match="NaN or numbers beyond"):
-            whole(np.array([odd]), Path("a.tif"))
+    for odd, said in ((np.nan, "NaN"), (np.inf, "infinite"), (3e10, "too large")):
+        with pytest.raises(UserError, match=said):
+            whole(np.array([0.0, odd]), Path("a.tif"))

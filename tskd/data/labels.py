@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tskd.data.intensity import require_finite
 from tskd.errors import UserError
 from tskd.types import UNLABELLED
 
@@ -45,10 +46,11 @@ def count_bytes(values: np.ndarray) -> np.ndarray:
 def whole(values: np.ndarray, path: Path) -> np.ndarray:
     """Return label numbers that a file keeps as floating point as int32, rounded by less than :data:`ROUNDING`.
 
-    Raises :class:`UserError` naming the first value that is no whole number, or not finite, or beyond int32.
+    Raises :class:`UserError` naming a value that is no whole number, not finite or beyond int32.
     """
-    if not np.isfinite(values).all() or np.abs(values).max(initial=0) > np.iinfo(np.int32).max:
-        raise UserError(f"{path}: a mask holds whole label numbers, this file holds NaN or numbers beyond them.")
+    require_finite(values, path)
+    if np.abs(values).max(initial=0) > np.iinfo(np.int32).max:
+        raise UserError(f"{path}: holds the label {values.max():g}, which is too large. Number the labels from 0.")
     labels = np.rint(values)
     off = np.abs(values - labels) >= ROUNDING
     if off.any():
