@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from tskd.data import dicom, nifti
+from tskd.data.files import find_files
 from tskd.data.images import IMAGE_SUFFIXES
 from tskd.errors import UserError
 
@@ -96,14 +97,15 @@ def series_affine(frames: Sequence[Frame]) -> np.ndarray | None:
 def _in_folder(root: Path, results: Path, axis: int) -> Iterator[Item | Failure]:
     """Yield what is in a folder; files of one subfolder stay together, since a DICOM series lies in one."""
     by_folder: dict[Path, list[Path]] = {}
-    inside = results.resolve().is_relative_to(root.resolve()) and results.resolve() != root.resolve()
-    for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        own = inside and path.resolve().is_relative_to(results.resolve())
-        if path.is_file() and not hidden and not own:
+    own = results.resolve()
+    inside = own.is_relative_to(root.resolve()) and own != root.resolve()
+    found = find_files(root, _is_known)
+    for path in found.files:
+        if not (inside and path.resolve().is_relative_to(own)):
             by_folder.setdefault(path.parent, []).append(path)
     for files in by_folder.values():
-        yield from _in_files([path for path in files if _is_known(path)], root, axis)
+        yield from _in_files(files, root, axis)
+    yield from (Failure(path, f"{path}: {problem}") for path, problem in found.problems)
 
 
 def _is_known(path: Path) -> bool:

@@ -13,7 +13,7 @@ from rich.text import Text
 from tskd.console import duration
 from tskd.report import REPORT
 from tskd.report.run_folder import STUDENT, RunFolder, open_run
-from tskd.report.text import INTERVAL, capital, dice_of, interval, invented, missed, number, scored
+from tskd.report.text import INTERVAL, capital, dice_of, interval_of, invented, missed, number, scored
 from tskd.report.uses import uses_sentence
 from tskd.report.verdict import paired_tests, verdict
 
@@ -43,7 +43,7 @@ def _cells(run: RunFolder, name: str) -> Iterator[str]:
     scores = run.metrics[name]
     yield capital(run.title(name))
     yield number(scores["dice"])
-    yield interval(scores["dice_ci95"])
+    yield interval_of(scores, "dice")
     yield number(scores[f"hd95_{run.unit}"], 1)
     yield str(scores["n_cases"])
     yield missed(scores)

@@ -126,6 +126,18 @@ def test_run_refuses_broken_files_by_name_and_leaves_no_result(tskd: Command, tm
     assert not (tmp_path / "out/run.json").exists()
 
 
+def test_run_refuses_masks_that_say_nothing(tskd: Command, tmp_path: Path) -> None:
+    """Twelve black masks: Dice was 1.000."""
+    write_images(tmp_path / "data", count=12)
+    for path in (tmp_path / "data/masks").iterdir():
+        Image.fromarray(np.zeros((48, 48), np.uint8)).save(path)
+    for command in (["check"], ["run", "--out", tmp_path / "out", "--data"]):
+        answer = tskd(*command, tmp_path / "data")
+        assert answer.returncode == 2
+        assert "no mask of 12 holds any foreground" in " ".join((answer.stdout + answer.stderr).split())
+    assert not (tmp_path / "out/run.json").exists()
+
+
 def write_images(root: Path, *, count: int) -> None:
     """A folder of different images with a bright square each."""
     rng = np.random.default_rng(0)

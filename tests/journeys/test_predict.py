@@ -136,6 +136,15 @@ def test_card_tells_scores_of_rivals_and_the_verdict_on_int8(bundle: Bundle) -> 
     assert (bundle.folder / "model.int8.onnx").exists() == shipped
 
 
+def test_the_card_tells_no_score_where_there_was_nothing_to_find(bundle: Bundle) -> None:
+    nothing = dict.fromkeys(("dice", "dice_ci95", "hd95_px")) | {"n_cases": 3, "missed": 0, "false_positive": 1}
+    own = {**nothing, "classes": {"1": {"dice": None, "dice_ci95": None, "hd95_px": None}}}
+    told = model_card({**bundle.description, "scores": {"student": own, "control": nothing}})
+    assert "| **this model** |  | nothing to find in the test images |  | 3 | 0 | 1 |" in told
+    assert "| 1 | cyst |  | nothing to find in the test images |  |" in told
+    assert "Better than this model" not in told
+
+
 def test_a_file_that_differs_from_the_network_fails_and_names_the_worst_case(run: FinishedRun, bundle: Bundle) -> None:
     segmenter, cases = load_model(run.student), parity_cases(Prepared(run.prepared), 2)
     assert [case.image.shape[:2] for case in cases] == [(32, 52), (34, 54)], "native size, first and last of the test"

@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 def write_pair(
     root: Path, id_: str, *, value: int = 255, mask_size: tuple[int, int] = SIZE, suffix: str = "png"
 ) -> Path:
-    generator = np.random.default_rng(sum(id_.encode()))
+    generator = np.random.default_rng(sum(os.fsencode(id_)))
     path = root / "images" / f"{id_}.{suffix}"
     Image.fromarray(generator.integers(0, 255, (*SIZE, 3), dtype=np.uint8)).save(path)
     mask = np.zeros(mask_size, np.uint8)
@@ -65,6 +65,11 @@ def write_bomb(root: Path) -> None:
     write_pair(root, "bomb").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
 
 
+def write_mask_of_another_type(root: Path, id_: str) -> None:
+    write_pair(root, id_)
+    (root / f"masks/{id_}.png").rename(root / f"masks/{id_}.npy")
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -80,7 +85,9 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "images/corrupt.png": (lambda root: overwrite_middle(write_pair(root, "corrupt")), "damaged"),
     "images/empty.png": (lambda root: write_pair(root, "empty").write_bytes(b""), "0 bytes"),
     "images/text.png": (lambda root: write_pair(root, "text").write_text("hello"), "not an image"),
-    "images/notes.docx": (lambda root: (root / "images/notes.docx").write_text("x"), "not an image file"),
+    "images/gone.png": (lambda root: (root / "images/gone.png").symlink_to(root / "nowhere.png"), "broken link"),
+    "images/pipe.png": (lambda root: os.mkfifo(root / "images/pipe.png"), "pipe"),
+    "masks/type.npy": (lambda root: write_mask_of_another_type(root, "type"), "type that is not read"),
     "images/nan.tif": (lambda root: write_tiff(root, "nan", np.full(SIZE, np.nan, np.float32)), "NaN"),
     "images/infinite.tif": (lambda root: write_tiff(root, "infinite", np.full(SIZE, np.inf, np.float32)), "infinite"),
     "images/pages.tif": (lambda root: write_tiff(root, "pages", np.ones((3, *SIZE), np.uint8)), "3 pages"),
@@ -309,3 +316,148 @@ def test_volumes_are_counted_and_slices_of_another_size_named(root: Path):
     (problem,) = (problem for problem in inspect(root).problems if "size" in problem.message)
     assert (problem.path.as_posix(), problem.severity) == ("images/good4.png", "warning")
     assert "than good3, a slice of the same volume (b)" in problem.message
+
+
+def write_masks(root: Path, values: dict[str, int], *, inside: slice = slice(5, 20)) -> None:
+    for id_, value in values.items():
+        mask = np.zeros(SIZE, np.uint8)
+        mask[inside, inside] = value
+        Image.fromarray(mask).save(root / "masks" / f"{id_}.png")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "no mask of 6 holds any foreground"), (255, "every labelled pixel of all 6 masks is foreground")],
+)
+def test_masks_that_say_nothing_are_an_error(root: Path, value: int, said: str):
+    """They were usable without a word, and a run on them had Dice 1.000."""
+    write_masks(root, {f"good{index}": value for index in range(6)}, inside=slice(None))
+    report = inspect(root)
+    (problem,) = report.problems
+    assert said in problem.message
+    assert not report.usable
+
+
+def test_a_class_that_one_part_lacks_is_a_warning(root: Path):
+    (root / "dataset.yaml").write_text("classes: [wall, core]")
+    write_masks(root, {"good0": 1, "good1": 1, "good2": 2, "good3": 1, "good4": 1, "good5": 1})
+    rows = [f"good{index},{'test' if index == 2 else 'val' if index == 1 else 'train'}" for index in range(6)]
+    (root / "split.csv").write_text("id,split\n" + "\n".join(rows))
+    report = inspect(root)
+    assert [problem.severity for problem in report.problems] == ["warning", "warning"]
+    assert "no training image holds the class core" in report.problems[0].message
+    assert "nothing to find of the class wall in the test images" in report.problems[1].message
+    assert report.usable
+
+
+def test_what_is_left_out_is_tallied_and_no_problem(root: Path):
+    for name in ("._good0.png", ".DS_Store", "Thumbs.db", "readme.TXT", "photo.heic"):
+        (root / "images" / name).write_bytes(b"x")
+    report = inspect(root)
+    assert report.problems == ()
+    said = "left out: 3 hidden files of systems and editors; 2 files of other types (.heic, .txt)"
+    assert said in report.notes
+    assert "Thumbs" not in rendered(report) + json.dumps(report.to_json())
+
+
+def test_labels_in_alpha_and_turned_masks_are_noted(root: Path):
+    for index in range(6):
+        alpha = np.zeros(SIZE, np.uint8)
+        alpha[5:20, 5:20] = 255
+        Image.fromarray(np.dstack([np.zeros_like(alpha)] * 3 + [alpha])).save(root / f"masks/good{index}.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for id_ in ("good0", "good1"):
+        with Image.open(root / f"images/{id_}.png") as image:
+            image.load()
+        image.save(root / f"images/{id_}.png", exif=exif)
+    exif[0x0112] = 3
+    with Image.open(root / "images/good2.png") as image:
+        image.load()
+    image.save(root / "images/good2.png", exif=exif)
+    report = inspect(root)
+    assert [note.partition(" masks")[0] for note in report.notes if "masks have" in note or "EXIF" in note] == [
+        "EXIF: 2",
+        "alpha: 6",
+    ]
+    (problem,) = report.problems
+    assert (problem.path.as_posix(), problem.severity) == ("masks/good2.png", "warning")
+    assert "EXIF" in problem.message
+    assert "resize" not in problem.remedy
+    assert report.presence == {f"good{index}": frozenset({1}) for index in range(6)}
+
+
+def test_odd_names_are_shown_and_kept_as_they_are_in_json(root: Path):
+    """An escape sequence in a name changed the terminal, bytes that are no UTF-8 ended the table with a traceback."""
+    names = ("\x1b[31mred", "new\nline", "right\u202egnp", os.fsdecode("M\xfcller".encode("latin-1")), "x" * 240)
+    for name in names:
+        write_pair(root, name)
+        (root / "masks" / f"{name}.png").write_bytes(b"")
+    report = inspect(root)
+    text = rendered(report, terminal=False)
+    assert not set(text) & {"\x1b", "\u202e", "\udcfc"}
+    for shown in (r"\x1b[31mred.png", r"new\nline.png", r"right\u202egnp.png", r"M\xfcller.png"):
+        assert f"masks/{shown}" in text
+    assert text.count("x") >= 240, "a long name is told whole"
+    content = json.dumps(report.to_json())
+    assert content.isascii()
+    assert "\\udcfc" not in content
+    paths = {problem["path"] for problem in json.loads(content)["problems"]}
+    assert {f"masks/{name}.png" for name in names[:3]} <= paths
+    assert "masks/M\\xfcller.png" in paths
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch):
+    real = Image.open
+
+    def vanishing(path: Path, *args: object, **options: object) -> Image.Image:
+        if Path(path).name == "good3.png":
+            Path(path).unlink(missing_ok=True)
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(Image, "open", vanishing)
+    report = inspect(root, workers=1)
+    named = {problem.path.as_posix(): problem.message for problem in report.problems if problem.severity == "error"}
+    assert named.keys() == {"images/good3.png", "masks/good3.png"}
+    assert all("no such file" in message for message in named.values())
+    assert not report.usable
+
+
+def test_a_decoder_that_raises_anything_ends_nothing(root: Path, monkeypatch: pytest.MonkeyPatch):
+    real = Image.open
+
+    def failing(path: Path, *args: object, **options: object) -> Image.Image:
+        if Path(path).name == "good3.png":
+            raise RecursionError
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(Image, "open", failing)
+    named = {problem.path.as_posix() for problem in inspect(root).problems if problem.severity == "error"}
+    assert named == {"images/good3.png", "masks/good3.png"}
+
+
+def test_every_faulty_volume_is_listed_and_the_good_ones_are_counted(tmp_path: Path):
+    """The first structural fault was all that a check of volumes ever said."""
+    nibabel = pytest.importorskip("nibabel")
+    values = np.random.default_rng(0).integers(0, 99, (10, 8, 8, 3)).astype(np.int16)
+    mask = np.zeros((8, 8, 3), np.uint8)
+    mask[2:5, 2:5, 1] = 1
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for case in range(10):
+        shift = np.eye(4)
+        shift[0, 3] = 7 * (case in (1, 2))
+        nibabel.save(nibabel.Nifti1Image(values[case], np.eye(4)), tmp_path / f"images/p{case}.nii")
+        nibabel.save(nibabel.Nifti1Image(mask, shift), tmp_path / f"labels/p{case}.nii")
+    (tmp_path / "labels/p3.nii").write_bytes(b"cut")
+    (tmp_path / "labels/p4.nii").rename(tmp_path / "labels/nobody.nii")
+    report = inspect(tmp_path)
+    content = report.to_json()
+    assert sorted(problem["path"] for problem in content["problems"]) == [
+        "labels/nobody.nii", "labels/p1.nii", "labels/p2.nii", "labels/p3.nii",
+    ]  # fmt: skip
+    assert all(problem["remedy"] for problem in content["problems"])
+    assert (content["images"], content["labelled"], content["usable"]) == (21, 18, False)
+    text = " ".join(rendered(report).split())
+    assert "more:" not in text
+    assert "tskd check" not in text

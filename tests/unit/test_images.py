@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from tskd.data.images import IntensityWindow, image_size, map_labels, read_image, read_mask_indices
-from tskd.data.labels import colour_key
+from tskd.data.labels import colour_key, whole
 from tskd.errors import UserError
 
 COLOURS = np.array([[[10, 20, 30], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]], [[1, 2, 3], [9, 8, 7]]], np.uint8)
@@ -270,3 +270,13 @@ def test_a_jpeg_mask_is_recognised(tmp_path: Path) -> None:
     path = save(mask, tmp_path / "m.jpg", quality=75)
     with pytest.raises(UserError, match=r"smear around 0 and 255.*PNG"):
         map_labels(read_mask_indices(path), None, classes=1, path=path)
+
+
+def test_labels_kept_as_floating_point_are_rounded_where_that_is_all_that_is_wrong() -> None:
+    values = np.array([[0.0, 0.9999], [1.0009, 2.0]])
+    assert whole(values, Path("a.tif")).tolist() == [[0, 1], [1, 2]]
+    with pytest.raises(UserError, match=r"a\.tif: .*fractions such as 0\.998\. Round it"):
+        whole(np.array([[0.0, 0.998]]), Path("a.tif"))
+    for odd, said in ((np.nan, "NaN"), (np.inf, "infinite"), (3e10, "too large")):
+        with pytest.raises(UserError, match=said):
+            whole(np.array([0.0, odd]), Path("a.tif"))

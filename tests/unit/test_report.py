@@ -202,6 +202,26 @@ def test_volumes_are_the_headline_and_slices_come_second(tmp_path: Path, capsys:
     assert "3-D Dice" in said
 
 
+def test_where_there_is_nothing_to_find_no_score_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight test images without a lesion: a model that marks nothing had Dice 1.000 everywhere."""
+    root = draw_data(tmp_path / "data", empty=range(8))
+    folder = make_run(tmp_path / "run", root, ["student", "control"], transfer=False)
+    assert "nothing to find in the test images: none of their masks" in capsys.readouterr().err
+    stored = json.loads((folder / "run.json").read_text())["metrics"]["student"]
+    assert stored["remark"] == "nothing to find in the test images"
+    assert {stored[name] for name in ("dice", "dice_ci95", "iou", "hd95_px", "assd_px")} == {None}
+    assert stored["both_empty"] + stored["false_positive"] == 8
+    page = run_page(open_run(folder))
+    assert page.verdict.startswith("There is nothing to find in the test images (8 test cases)")
+    assert [cell for row in table_of(page.sections[0], "Dice").rows for cell in row[1:7]] == ["–"] * 12
+    html = write_report(folder).read_text(encoding="utf-8")
+    assert "1.000" not in re.sub("<svg.*?</svg>", "", html.split("Worst, median")[0], flags=re.DOTALL)
+    print_summary(folder)
+    said = capsys.readouterr().out
+    assert "nothing to find in the test images" in said
+    assert "1.000" not in said
+
+
 def test_a_run_from_before_volumes_is_one_of_images(damaged: Path) -> None:
     summary = json.loads((damaged / "run.json").read_text())
     for scores in summary["metrics"].values():

@@ -221,3 +221,24 @@ class TestWhatToLookAt:
 
     def test_where_no_image_shows_anything_all_are_taken(self) -> None:
         assert len(pick_overlays([row("a", 1.0, status="both_empty"), row("b", 0.0, status="false_positive")], 6)) == 2
+
+
+def test_what_is_in_no_mask_has_counts_and_no_score() -> None:
+    """Red where both being empty is told as Dice 1, of all classes together or of one of them."""
+    mask, marked = np.zeros((4, 4), np.uint8), np.ones((4, 4), np.uint8)
+    first = [
+        ScoreRow(f"p{number}", f"p{number}", label, "px", score)
+        for number, prediction in enumerate((mask, marked))
+        for label, score in enumerate(score_case(prediction, mask, classes=2, spacing=None), start=1)
+    ]
+    told = summarise(first, seed=0).as_dict()
+    assert [told[name] for name in ("dice", "iou", "hd95_px", "assd_px", "dice_ci95")] == [None] * 5
+    assert (told["both_empty"], told["false_positive"]) == (3, 1)
+    there = [
+        ScoreRow("p9", "p9", label, "px", score)
+        for label, score in enumerate(score_case(marked, marked, classes=2, spacing=None), start=1)
+    ]
+    told = summarise([*first, *there], seed=0).as_dict()
+    assert told["dice"] is not None
+    assert told["classes"]["1"]["dice"] == pytest.approx(2 / 3)
+    assert told["classes"]["2"]["dice"] is None

@@ -16,6 +16,7 @@ from tskd.artifacts import ARTIFACTS, MANIFEST, write_json
 from tskd.compare.grid import GridRun
 from tskd.config import build_recipe
 from tskd.errors import RunFailed, UserError
+from tskd.metrics.segmentation import NOTHING_TO_FIND
 
 RUNS = "runs"
 """Folder of the runs' states and logs in a comparison's folder."""
@@ -127,6 +128,8 @@ def _execute(job: Job) -> Outcome:
     model = method.model(run)
     costs = [cost for name, cost in run.costs.items() if name.rpartition("-")[0] not in DATA_STAGES]
     evaluation = run.evaluation(model, method.title)
+    if evaluation.metrics["dice"] is None:
+        raise UserError(f"{NOTHING_TO_FIND}: no mask of theirs holds any foreground, so nothing can be compared.")
     row = {
         "title": method.title,
         "dataset": run.prepared.dataset["name"],

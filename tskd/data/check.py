@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -18,19 +19,21 @@ from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fi
 from tskd.data.grey_levels import LevelUse, describe_losses, record_use
 from tskd.data.images import IMAGE_SUFFIXES, read_mask_indices
 from tskd.data.intensity import PLAIN_RULE
+from tskd.data.label_sense import doubts
 from tskd.data.labels import COLOUR, count_bytes, map_labels, values_in
-from tskd.data.layouts import Dataset, LayoutOptions, detect, folder, open_dataset
-from tskd.data.layouts.base import require_mask, require_same_size
+from tskd.data.layouts import Dataset, LayoutOptions, folder, survey
+from tskd.data.layouts.base import require_mask
+from tskd.data.layouts.pairs import Oddity, notes_on, oddities, read_paired_mask, unclear_turn
 from tskd.data.reading import reading
 from tskd.data.splits import make_split
-from tskd.errors import UserError
+from tskd.errors import UserError, not_allowed
 from tskd.types import UNLABELLED, Record
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _Read = TypeVar("_Read")
-_MAX_LIKELY_CLASSES = 32
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Problem:
     message: str
     remedy: str
     """Empty where the message says it all."""
-    severity: Literal["error", "warning"] = "error"
+    severity: Severity = "error"
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class _Finding:
     class_pixels: np.ndarray | None = None
     """(256,) pixels of each class index."""
     mask_values: tuple[int, ...] = ()
+    oddities: tuple[Oddity, ...] = ()
     problems: tuple[Problem, ...] = ()
     grey: LevelUse | None = None
 
@@ -136,19 +140,23 @@ def inspect(
     calling thread. Raises UserError only where there is nothing to look at: no such folder, or an unknown layout.
     """
     root = Path(root)
-    dataset, structural = _open(root, layout, options or LayoutOptions())
+    dataset, faults = survey(root, layout, options)
     findings = dict(_examine_all(dataset, workers or min(os.cpu_count() or 1, 8), progress))
     fingerprints = {id_: one.fingerprint for id_, one in findings.items() if one.fingerprint is not None}
     pixels = {id_: one.class_pixels for id_, one in findings.items() if one.class_pixels is not None}
-    presence = {id_: _classes_present(counts) for id_, counts in pixels.items()}
+    presence = {id_: _indices_present(counts) - {0} for id_, counts in pixels.items()}
     duplicates = find_pairs(fingerprints, groups={record.id: record.case for record in dataset.records})
     values = Counter(value for one in findings.values() for value in one.mask_values)
+    structural = [_problem(root, path, message, severity) for path, message, severity in faults]
+    named = {(problem.path, problem.message) for problem in structural}
+    found = [problem for one in findings.values() for problem in one.problems]
     problems = [
         *structural,
-        *_one_a_file([problem for one in findings.values() for problem in one.problems]),
+        *_one_a_file([problem for problem in found if (problem.path, problem.message) not in named]),
+        *_unclear_turns(dataset, findings),
         *_duplicate_problems(dataset, duplicates),
         *_volume_problems(dataset, {id_: one.size for id_, one in findings.items() if one.size is not None}),
-        *_split_problems(dataset.records, presence),
+        *_split_problems(dataset, presence, {id_: _indices_present(counts) for id_, counts in pixels.items()}),
         *_level_problems(dataset.records, findings),
     ]
     return CheckReport(
@@ -156,7 +164,11 @@ def inspect(
         layout=dataset.layout,
         root=root,
         records=dataset.records,
-        notes=(*dataset.notes, *_intensity_notes(dataset)),
+        notes=(
+            *dataset.notes,
+            *_intensity_notes(dataset),
+            *notes_on(oddity for one in findings.values() for oddity in one.oddities),
+        ),
         classes=_class_statistics(dataset.classes, pixels),
         sizes=Counter(one.size for one in findings.values() if one.size is not None),
         file_kinds=Counter(one.file_kind for one in findings.values() if one.file_kind is not None),
@@ -168,43 +180,6 @@ def inspect(
         presence=presence,
         fingerprints=fingerprints,
     )
-
-
-def _open(root: Path, layout: str, options: LayoutOptions) -> tuple[Dataset, list[Problem]]:
-    """Return the data set with the problems of its structure; a run would stop at the first of them."""
-    name = detect(root) if layout == "auto" else layout
-    if name != folder.FOLDER.name or not root.is_dir():
-        return open_dataset(root, name, options), []
-    records, found = folder.collect(root)
-    problems = [_problem(root, path, message) for path, message in found]
-    try:
-        described = folder.describe(root, options, records)
-    except UserError as error:
-        if not any(problem.path == Path("dataset.yaml") for problem in problems):
-            problems.append(_problem(root, root / "masks", str(error)))
-        classes = _likely_classes(records)
-        return Dataset(root.resolve().name, name, root, classes, tuple(records), options), problems
-    classes = described.options.classes or ()
-    return Dataset(described.name, name, root, classes, tuple(records), described.options, described.notes), problems
-
-
-def _likely_classes(records: Sequence[Record]) -> tuple[str, ...]:
-    """Return the classes that most masks agree on, so that the odd ones can be named; empty where none do."""
-    readable = [_values_of(record.mask) for record in records if record.mask is not None]
-    labelled = [values for values in readable if values - {0}]
-    binary = sum(values <= {0, 255} or values <= {0, 1} for values in labelled)
-    if 2 * binary > len(labelled):
-        return ("foreground",)
-    small = set().union(*(values for values in labelled if max(values) <= _MAX_LIKELY_CLASSES))
-    count = next(index for index in range(len(small) + 1) if index + 1 not in small)
-    return tuple(f"class{index}" for index in range(1, count + 1))
-
-
-def _values_of(path: Path) -> set[int]:
-    try:
-        return set(values_in(read_mask_indices(path)).tolist())
-    except UserError:  # named by the pass
-        return set()
 
 
 def _examine_all(
@@ -224,7 +199,9 @@ def _examine_all(
 def _examine(dataset: Dataset, record: Record) -> _Finding:
     problems: list[Problem] = []
     image = _attempt(dataset, record.image, lambda: dataset.read_image(record), problems)
-    fingerprint = None if image is None else fingerprint_image(image)
+    fingerprint = None
+    if image is not None:
+        fingerprint = _attempt(dataset, record.image, partial(fingerprint_image, image), problems)
     if fingerprint is not None and fingerprint.phash is None:
         path = _relative(dataset.root, record.image)
         problems.append(
@@ -238,12 +215,16 @@ def _examine(dataset: Dataset, record: Record) -> _Finding:
     if record.mask is not None:
         mask = _attempt(dataset, record.mask, lambda: _read_mask(dataset, record, size), problems)
     classes, values = mask if mask is not None else (None, ())
+    odd = None
+    if mask is not None and record.mask is not None:
+        odd = _attempt(dataset, record.mask, lambda: tuple(oddities(record)), problems)
     return _Finding(
         size=size,
         file_kind=None if image is None else _file_kind(record.image),
         fingerprint=fingerprint,
         class_pixels=None if classes is None else count_bytes(classes),
         mask_values=values,
+        oddities=odd or (),
         problems=tuple(problems),
         grey=grey,
     )
@@ -252,9 +233,9 @@ def _examine(dataset: Dataset, record: Record) -> _Finding:
 def _attempt(dataset: Dataset, path: Path, read: Callable[[], _Read], problems: list[Problem]) -> _Read | None:
     """Return what ``read`` answers, or note why it cannot."""
     try:
-        if path.exists() and not os.access(path, os.R_OK):
-            raise UserError("the file may not be read (permission denied). Give yourself the right to read it.")
         with reading(path):
+            if path.exists() and not os.access(path, os.R_OK):
+                raise not_allowed(path)
             return read()
     except UserError as error:
         problems.append(_problem(dataset.root, path, str(error)))
@@ -268,8 +249,7 @@ def _read_mask(
     if dataset.layout != folder.FOLDER.name:
         return dataset.read_mask(record), ()
     path = require_mask(record)
-    raw = read_mask_indices(path)
-    require_same_size(raw, record, size or (raw.shape[0], raw.shape[1]))  # an unreadable image is named already
+    raw = read_paired_mask(record, size) if size else read_mask_indices(path)  # an unreadable image is named already
     values = tuple(values_in(raw).tolist())
     if not dataset.classes:
         return None, values
@@ -280,13 +260,13 @@ def _file_kind(path: Path) -> str:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return "NIfTI" if ".nii" in path.suffixes else "DICOM"
     try:
-        with Image.open(path) as image:
+        with reading(path), Image.open(path) as image:
             return f"{image.format} {image.mode}"
-    except OSError:  # a TIFF beyond Pillow, read by tifffile
+    except UserError:  # a TIFF beyond Pillow, read by tifffile
         return path.suffix.lstrip(".").upper()
 
 
-def _problem(root: Path, path: Path, text: str) -> Problem:
+def _problem(root: Path, path: Path, text: str, severity: Severity = "error") -> Problem:
     """Build a problem from a reader's message.
 
     Absolute paths are cut: folder names above the root may tell who the patient is, and a report travels.
@@ -294,7 +274,7 @@ def _problem(root: Path, path: Path, text: str) -> Problem:
     for prefix in {f"{root.resolve()}{os.sep}", f"{root}{os.sep}"}:
         text = text.replace(prefix, "")
     relative = _relative(root, path)
-    return Problem(relative, *_message_and_remedy(text.removeprefix(f"{relative}: ")))
+    return Problem(relative, *_message_and_remedy(text.removeprefix(f"{relative}: ")), severity)
 
 
 def _message_and_remedy(text: str) -> tuple[str, str]:
@@ -317,8 +297,8 @@ def _relative(root: Path, path: Path) -> Path:
     return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
 
 
-def _classes_present(class_pixels: np.ndarray) -> frozenset[int]:
-    return frozenset((np.flatnonzero(class_pixels[1:UNLABELLED]) + 1).tolist())
+def _indices_present(class_pixels: np.ndarray) -> frozenset[int]:
+    return frozenset(np.flatnonzero(class_pixels[:UNLABELLED]).tolist())
 
 
 def _class_statistics(names: Sequence[str], pixels: Mapping[str, np.ndarray]) -> tuple[ClassStatistics, ...]:
@@ -372,6 +352,12 @@ def _near_problem(pairs: Sequence[DuplicatePair], paths: Mapping[str, Path]) -> 
     )
 
 
+def _unclear_turns(dataset: Dataset, findings: Mapping[str, _Finding]) -> Iterator[Problem]:
+    for record in dataset.records:
+        if record.mask is not None and "perhaps turned" in findings[record.id].oddities:
+            yield _problem(dataset.root, *unclear_turn(record.mask))
+
+
 def _volume_problems(dataset: Dataset, sizes: Mapping[str, tuple[int, int]]) -> Iterator[Problem]:
     """Name the volumes whose slices differ in size: they cannot be stacked."""
     first: dict[str, Record] = {}
@@ -402,9 +388,20 @@ def _level_problems(records: Sequence[Record], findings: Mapping[str, _Finding])
         yield Problem(Path(), *loss, "warning")
 
 
-def _split_problems(records: Sequence[Record], presence: Mapping[str, frozenset[int]]) -> Iterator[Problem]:
-    """Report what would stop the split of a run: a case in two parts, or too few labelled cases."""
+def _split_problems(
+    dataset: Dataset, presence: Mapping[str, frozenset[int]], found: Mapping[str, frozenset[int]]
+) -> Iterator[Problem]:
+    """Report what would stop a run or make it worthless: the split, and labels that say nothing.
+
+    A mask that cannot be used counts as labelled: it is named itself, and is to be mended.
+    """
+    anything = frozenset(range(1, len(dataset.classes) + 1))
+    labelled = {record.id: presence.get(record.id, anything) for record in dataset.records if record.mask is not None}
+    sides = None
     try:
-        make_split(records, presence=presence)
+        split = make_split(dataset.records, presence=labelled)
+        sides = split.sides() if any(record.split for record in dataset.records) else None
     except UserError as error:
-        yield Problem(Path(), *_message_and_remedy(str(error)))
+        if not dataset.incomplete:  # else the cases that are left out are named, and may be enough
+            yield Problem(Path(), *_message_and_remedy(str(error)))
+    yield from (Problem(Path(), *doubt) for doubt in doubts(found, dataset.classes, sides))

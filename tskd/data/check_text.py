@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tskd.data.duplicates import settle_duplicates
+from tskd.data.files import readable, shown
 from tskd.data.labels import COLOUR
 
 if TYPE_CHECKING:
@@ -41,9 +42,14 @@ def report_to_json(report: CheckReport) -> dict[str, Any]:
         "label_map": {show_value(value): index for value, index in report.label_map.items()},
         "splits": {split or "not stated": count for split, count in report.splits.items()},
         "duplicates": [asdict(pair) for pair in report.duplicates],
-        "problems": [asdict(problem) | {"path": problem.path.as_posix()} for problem in report.problems],
-        "notes": list(report.notes),
+        "problems": [_as_json(problem) for problem in report.problems],
+        "notes": [readable(note) for note in report.notes],
     }
+
+
+def _as_json(problem: Problem) -> dict[str, str]:
+    texts = asdict(problem) | {"path": problem.path.as_posix()}
+    return {name: readable(text) for name, text in texts.items()}
 
 
 def render_report(report: CheckReport, console: Console) -> None:
@@ -146,7 +152,12 @@ def _duplicate_table(pairs: Iterable[DuplicatePair]) -> Table:
     )
     table.columns[3].justify = "right"
     for pair in pairs[:_SHOWN]:
-        table.add_row("exact" if pair.exact else "near", _escape(pair.first), _escape(pair.second), str(pair.distance))
+        table.add_row(
+            "exact" if pair.exact else "near",
+            _escape(shown(pair.first)),
+            _escape(shown(pair.second)),
+            str(pair.distance),
+        )
     if len(pairs) > _SHOWN:
         table.add_row("", f"and {len(pairs) - _SHOWN} more: --json lists them all", "", "")
     return table
@@ -158,7 +169,7 @@ def _problem_table(problems: Iterable[Problem]) -> Table:
     styles = {"error": "bold red", "warning": "yellow"}
     for problem in sorted(problems, key=lambda one: (one.severity, one.path)):
         mark = f"[{styles[problem.severity]}]{problem.severity}[/]"
-        path = "all" if not problem.path.name else problem.path.as_posix()
+        path = "all" if not problem.path.name else shown(problem.path.as_posix())
         table.add_row(mark, _escape(path), f"{_escape(problem.message)} [dim]{_escape(problem.remedy)}[/dim]")
     return table
 
@@ -180,6 +191,7 @@ def _verdict(report: CheckReport) -> str:
 
 
 def _escape(text: str) -> str:
+    """Return text as it is: nothing in it is markup, and nothing in it is obeyed by the terminal."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape("\n".join(shown(line) for line in text.split("\n")))

@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tskd.data import dicom, nifti
+from tskd.data.alpha import label_of_alpha
+from tskd.data.exif import ORIENTATION, exchanges_sides, turned
 from tskd.data.intensity import IntensityWindow, to_rgb, to_uint8
-from tskd.data.labels import map_labels
+from tskd.data.labels import map_labels, whole
 from tskd.data.reading import MAX_PIXELS, reading, require_size
-from tskd.data.tiff import Tiff, is_tiff, read_tiff, require_page, tiff_size, turned
+from tskd.data.tiff import Tiff, is_tiff, read_tiff, require_page, tiff_size
 from tskd.errors import UserError
 
 __all__ = ["IMAGE_SUFFIXES", "IntensityWindow", "image_size", "map_labels", "read_image", "read_mask_indices"]
@@ -23,7 +25,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".we
 """What Pillow and tifffile read here, lower case."""
 
 _MAX_BYTES = 2**30  # of a file that its decoder reads as a whole
-_ORIENTATION = 0x0112  # in EXIF; 5 to 8 exchange rows and columns
 _DEEP_MODES = {"I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
 
 
@@ -66,7 +67,8 @@ def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
     """Read one mask's raw values: (H, W) grey levels or palette indices, or (H, W, 3) for colours; nothing is mapped.
 
     1 bit gives 0 and 1; a palette of black and white alone, whichever comes first, gives 0 and 255; a colour file
-    whose channels agree everywhere is grey. Raises :class:`UserError` naming the file and the remedy.
+    whose channels agree everywhere is grey. A label that is in alpha alone gives 0 and 255. Raises
+    :class:`UserError` naming the file and the remedy.
     """
     path = Path(path)
     _require_content(path)
@@ -75,9 +77,10 @@ def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
     if dicom.is_dicom(path):
         return dicom.read_stored(path, index=index)
     with _opened(path, index) as image:
-        values = _mask_values(image)
+        label = label_of_alpha(image.values if isinstance(image, Tiff) else image, path)
+        values = _mask_values(image) if label is None else label
     if values.dtype.kind == "f":
-        return _whole_numbers(values, path)
+        return whole(values, path)
     return values.astype(np.uint8) if values.dtype == bool else values
 
 
@@ -93,7 +96,7 @@ def image_size(path: Path) -> tuple[int, int]:
             return tiff_size(path)
         with Image.open(path) as image:
             width, height = image.size
-            swapped = image.getexif().get(_ORIENTATION, 1) >= 5
+            swapped = exchanges_sides(image.getexif().get(ORIENTATION, 1))
     return (width, height) if swapped else (height, width)
 
 
@@ -139,7 +142,7 @@ def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray 
             require_size(image.height, image.width, path)
             _seek(image, path, index)
             if deep:
-                yield turned(imagecodecs.png_decode(path.read_bytes()), image.getexif().get(_ORIENTATION, 1))
+                yield turned(imagecodecs.png_decode(path.read_bytes()), image.getexif().get(ORIENTATION, 1))
                 return
             image.load()
             yield ImageOps.exif_transpose(image)
@@ -189,13 +192,16 @@ def _mask_values(image: Image.Image | np.ndarray | Tiff) -> np.ndarray:
 
 def _black_and_white(image: Image.Image) -> bool:
     used = image.convert("RGB").getcolors(maxcolors=2) or []
-    return bool(used) and {colour for _, colour in used} <= {(0, 0, 0), (255, 255, 255)}
+    indices = np.asarray(image)
+    told_by_index = len(used) == 1 and bool((indices != indices.flat[0]).any())  # two entries of one colour
+    return bool(used) and not told_by_index and {colour for _, colour in used} <= {(0, 0, 0), (255, 255, 255)}
 
 
-def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
-    rounded = np.rint(values)
-    if not np.array_equal(rounded, values):
-        raise UserError(
-            f"{path}: a mask holds whole label numbers, this file holds fractions. Save label indices as PNG."
-        )
-    return rounded.astype(np.int32)
+def label_is_in_alpha(path: Path) -> bool:
+    """Tell whether :func:`read_mask_indices` takes the label from alpha; raises :class:`UserError` as it does."""
+    if path.suffix.lower() not in (".tif", ".tiff"):  # of these Pillow does not know all
+        with reading(path, _explain), Image.open(path) as image:
+            if not image.has_transparency_data:
+                return False
+    with _opened(path, None) as image:
+        return label_of_alpha(image.values if isinstance(image, Tiff) else image, path) is not None

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tskd.data.intensity import require_finite
 from tskd.errors import UserError
 from tskd.types import UNLABELLED
 
 COLOUR = 1 << 24
 """Bit that marks a label map's key as a colour: ``COLOUR | 0xRRGGBB``."""
 
+ROUNDING = 1e-3
+"""How far a label may be from a whole number: single precision and resampling leave 0.9999 for 1."""
 _SHOWN = 8
 
 
@@ -38,6 +41,24 @@ def values_in(raw: np.ndarray) -> np.ndarray:
 def count_bytes(values: np.ndarray) -> np.ndarray:
     """Return how often each of 0..255 occurs in (H, W) uint8; Pillow counts three times as fast as numpy."""
     return np.array(Image.fromarray(values).histogram())
+
+
+def whole(values: np.ndarray, path: Path) -> np.ndarray:
+    """Return label numbers that a file keeps as floating point as int32, rounded by less than :data:`ROUNDING`.
+
+    Raises :class:`UserError` naming a value that is no whole number, not finite or beyond int32.
+    """
+    require_finite(values, path)
+    if np.abs(values).max(initial=0) > np.iinfo(np.int32).max:
+        raise UserError(f"{path}: holds the label {values.max():g}, which is too large. Number the labels from 0.")
+    labels = np.rint(values)
+    off = np.abs(values - labels) >= ROUNDING
+    if off.any():
+        raise UserError(
+            f"{path}: a mask holds whole label numbers, this file holds fractions such as {float(values[off][0]):.6g}. "
+            "Round it, np.rint(mask).astype(np.uint8), if they come from resampling; else save label indices."
+        )
+    return labels.astype(np.int32)
 
 
 def map_labels(raw: np.ndarray, label_map: Mapping[int, int] | None, *, classes: int, path: Path) -> np.ndarray:

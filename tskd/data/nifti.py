@@ -32,6 +32,7 @@ from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from tskd.data.intensity import IntensityWindow, apply_window, require_finite
+from tskd.data.labels import whole
 from tskd.data.reading import MAX_PIXELS, reading
 from tskd.errors import UserError
 
@@ -47,7 +48,6 @@ _IN_MEMORY = 2**26  # bytes of an unpacked volume that are kept in memory rather
 _DEFLATE_RATIO = 1032  # zlib packs no more than so many bytes into one
 _TAIL = 2**24  # bytes behind the voxels that are still read, for the checksum that follows them
 _BLOCK = 2**20
-_ROUNDING = 1e-3  # how far a label stored as a float may be from a whole number
 _FLAT = 1e-4  # volume of a voxel whose edges have length 1, below which its axes lie in one plane
 _MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # by the spatial part of xyzt_units; unknown units are read as mm
 _UNSIZED = np.diag([-1.0, 1.0, 1.0, 1.0])  # as nibabel lays voxels of which nothing is stated
@@ -153,19 +153,7 @@ def whole_labels(values: np.ndarray, path: Path) -> np.ndarray:
     """Return ``values`` as int32; raises :class:`UserError` where they are not whole numbers, rounding set aside."""
     if values.dtype.names is not None:
         raise UserError(f"{path}: a label volume holds whole numbers, this one holds colours. Save label numbers.")
-    require_finite(values, path)
-    rounded = np.rint(values) if values.dtype.kind == "f" else values
-    wrong = np.abs(rounded - values) >= _ROUNDING if values.dtype.kind == "f" else np.False_
-    if wrong.any():
-        raise UserError(
-            f"{path}: a label volume holds whole numbers, this one holds fractions such as {values[wrong][0]:g}. "
-            "Round them, and save the file with integer labels."
-        )
-    with np.errstate(invalid="ignore"):  # of a number beyond int32, refused below
-        labels = rounded.astype(np.int32)
-    if not np.array_equal(labels, rounded):
-        raise UserError(f"{path}: holds the label {rounded.max():g}, which is too large. Number the labels from 0.")
-    return labels
+    return whole(values, path)
 
 
 def labels_like(path: Path, planes: Iterable[np.ndarray], *, axis: int = 2) -> bytes:

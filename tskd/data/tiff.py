@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from tskd.data.exif import ORIENTATION, exchanges_sides, turned
 from tskd.data.intensity import IntensityWindow, to_uint8
 from tskd.data.reading import MAX_PIXELS, require_size
 from tskd.errors import UserError
 
 _PILLOWS = (2, 3, 4, 6, 7)  # fax and JPEG
 _DEFLATED = (8, 32946)
-_TURNS = {2: (0, True), 3: (2, False), 4: (2, True), 5: (-1, True), 6: (-1, False), 7: (1, True), 8: (1, False)}
 _MAX_SAMPLES = 4
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it remarks on a file would reach the terminal
@@ -86,7 +86,9 @@ def read_tiff(path: Path, index: int | None) -> Tiff | None:
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1:
             values = np.moveaxis(values, 0, -1)
         return Tiff(
-            turned(values.reshape(page.imagelength, page.imagewidth, *values.shape[2:]), page.tags.valueof(274, 1)),
+            turned(
+                values.reshape(page.imagelength, page.imagewidth, *values.shape[2:]), page.tags.valueof(ORIENTATION, 1)
+            ),
             page.bitspersample,
             page.photometric == tifffile.PHOTOMETRIC.MINISWHITE,
             _palette(page),
@@ -98,7 +100,7 @@ def tiff_size(path: Path) -> tuple[int, int]:
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         height, width = page.imagelength, page.imagewidth
-        return (width, height) if page.tags.valueof(274, 1) >= 5 else (height, width)
+        return (width, height) if exchanges_sides(page.tags.valueof(ORIENTATION, 1)) else (height, width)
 
 
 def require_page(pages: int, path: Path, index: int | None) -> None:
@@ -110,13 +112,6 @@ def require_page(pages: int, path: Path, index: int | None) -> None:
         )
     if index is not None and not 0 <= index < pages:
         raise UserError(f"{path}: page {index} asked for, the file holds {pages} (0 to {pages - 1}).")
-
-
-def turned(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an image as it is shown, by its EXIF (or TIFF) orientation, 1 to 8; others mean nothing."""
-    quarter_turns, mirrored = _TURNS.get(orientation, (0, False))
-    values = np.rot90(values, quarter_turns)
-    return np.ascontiguousarray(values[:, ::-1] if mirrored else values)
 
 
 def _require_picture(page: tifffile.TiffPage, path: Path) -> None:

@@ -28,6 +28,9 @@ Level = Literal["image", "volume"]
 Spacing = tuple[float, ...]
 """Millimetres along each axis: (row, column) of an image, (row, column, slice) of a volume."""
 
+NOTHING_TO_FIND = "nothing to find in the test images"
+"""Said instead of a score where no mask holds what is scored: a model that marks nothing would have Dice 1."""
+
 _AT_ONCE = 2**20
 MEASURES = ("dice", "iou", "hd95", "assd")
 _MM3_PER_ML = 1000.0
@@ -220,16 +223,26 @@ class Summary:
     volume_error_ml: Interval | None = None
     """Mean absolute error of the volume; None for images and without a spacing."""
 
+    @property
+    def nothing_to_find(self) -> bool:
+        """Whether no mask holds what is scored, so that no score can be told (:data:`NOTHING_TO_FIND`)."""
+        return self.scored + self.missed == 0
+
     def as_dict(self) -> dict[str, object]:
-        """Return what run.json and summary.json hold: plain JSON values, the unit in the names."""
+        """Return what run.json and summary.json hold: plain JSON values, the unit in the names.
+
+        Scores are None where there is nothing to find; counts and the error in millilitres are told all the same.
+        """
         fields: dict[str, object] = {"level": self.level} if self.by_class else {}
-        intervals = {name: getattr(self, name) for name in MEASURES}
+        intervals: dict[str, Interval | None] = {
+            name: None if self.nothing_to_find else getattr(self, name) for name in MEASURES
+        }
         if self.volume_error_ml is not None:
             intervals["volume_error_ml"] = self.volume_error_ml
         for measure, interval in intervals.items():
             name = f"{measure}_{self.unit}" if measure in ("hd95", "assd") else measure
-            fields[name] = interval.mean
-            fields[f"{name}_ci95"] = list(interval.ci95) if interval.ci95 else None
+            fields[name] = interval.mean if interval else None
+            fields[f"{name}_ci95"] = list(interval.ci95) if interval and interval.ci95 else None
         fields |= {"n_cases": self.n_cases, f"n_{self.level}s": self.n_images}
         fields.update({name: getattr(self, name) for name in get_args(Status)})
         if self.by_class:

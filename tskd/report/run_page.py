@@ -22,6 +22,7 @@ from tskd.report.text import (
     counted,
     dice_of,
     interval,
+    interval_of,
     invented,
     missed,
     number,
@@ -146,10 +147,10 @@ def _score_table(run: RunFolder) -> Table:
             (
                 capital(run.title(name)),
                 number(one["dice"]),
-                interval(one["dice_ci95"]),
+                interval_of(one, "dice"),
                 number(one["iou"]),
                 number(one[distance], 1),
-                interval(one[f"{distance}_ci95"], 1),
+                interval_of(one, distance, 1),
                 number(_distance_where_found(run.predictions[name].scores), 1),
                 *(number(one[_VOLUME_ERROR], 1) for _ in errors_ml),
                 missed(one),
@@ -183,7 +184,7 @@ def _slice_table(run: RunFolder) -> Table | None:
         (
             capital(run.title(name)),
             number(one["dice"]),
-            interval(one["dice_ci95"]),
+            interval_of(one, "dice"),
             number(one[f"hd95_{unit}"], 1),
             missed(one),
             invented(one),
@@ -210,7 +211,9 @@ def _distance_where_found(rows: Sequence[ScoreRow]) -> float | None:
     return fmean(means.values()) if means else None
 
 
-def _forest(run: RunFolder) -> Charts:
+def _forest(run: RunFolder) -> Charts | None:
+    if run.metrics[STUDENT]["dice"] is None:
+        return None
     rows = [
         Estimate(
             run.look(name),

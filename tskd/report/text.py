@@ -32,6 +32,11 @@ def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
     return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}" if bounds else "too few cases"
 
 
+def interval_of(scores: Mapping[str, Any], measure: str, digits: int = 3) -> str:
+    """Return the 95 % interval of a measure in words; nothing where there was nothing to score."""
+    return NOTHING if scores[measure] is None else interval(scores[f"{measure}_ci95"], digits)
+
+
 def thousands(value: float | None) -> str:
     """Return a large count with thin spaces."""
     return NOTHING if value is None else f"{value:,.0f}".replace(",", "\u202f")

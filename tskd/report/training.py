@@ -60,8 +60,9 @@ def resources_section(run: RunFolder) -> Section | None:
     """Dice against size and speed, and the exported file's figures."""
     networks = run.summary.get("networks", {})
     measured = [name for name in run.models if name in networks and name != BEFORE_FINETUNE]  # the student's network
-    blocks: list[Block | None] = [_cost_charts(run, measured), _cost_table(run, measured)] if measured else []
-    blocks.append(_export_facts(run))
+    scored = run.metrics[STUDENT]["dice"] is not None
+    blocks: list[Block | None] = [_cost_charts(run, measured)] if measured and scored else []
+    blocks += [_cost_table(run, measured) if measured else None, _export_facts(run)]
     lead = "Time: median of one image at the size the networks see, in PyTorch on one thread of the training machine."
     return section("resources", "Size and speed", lead, blocks)
 

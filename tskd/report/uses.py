@@ -24,10 +24,10 @@ _LEAD = (
 )
 
 
-def uses_sentence(dice: float, ablation: Mapping[str, float | None]) -> str | None:
+def uses_sentence(dice: float | None, ablation: Mapping[str, float | None]) -> str | None:
     """Return in a sentence whether a student uses its encoder; None where it has none that could be switched off."""
     without = ablation.get("features_zeroed")
-    if without is None:
+    if without is None or dice is None:
         return None
     said = f"Without its encoder's features the student scores {number(without)} ({signed(without - dice)})"
     return f"{said}: it does without its encoder." if dice - without <= IDLE else f"{said}."

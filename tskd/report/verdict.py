@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tskd.metrics.comparison import DICE, PairTest, compare_methods
-from tskd.metrics.segmentation import case_means
+from tskd.metrics.segmentation import NOTHING_TO_FIND, case_means
 from tskd.report.pictures import Predictions
 from tskd.report.run_folder import BEFORE_FINETUNE, STUDENT, RunFolder
 from tskd.report.text import INTERVAL, counted, dice_of, interval, number, signed
@@ -23,7 +23,7 @@ CAVEAT = (
 def paired_tests(run: RunFolder) -> tuple[PairTest, ...]:
     """Return the test of every other model against the student on the same cases: differences are model - student."""
     scores = {name: _by_case(one) for name, one in run.predictions.items()}
-    if len(scores) < 2:
+    if len(scores) < 2 or run.metrics[STUDENT]["dice"] is None:
         return ()
     return compare_methods(scores, DICE, seed=0, baseline=STUDENT)
 
@@ -31,8 +31,12 @@ def paired_tests(run: RunFolder) -> tuple[PairTest, ...]:
 def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
     """Return one sentence on the student against the control and the best of the other rivals."""
     own = run.metrics[STUDENT]
-    bounds = f" ({INTERVAL} {interval(own['dice_ci95'])})" if own["dice_ci95"] else ""
     labels, cases = counted(run.summary["labels"], "labelled image"), counted(own["n_cases"], "test case")
+    if own["dice"] is None:
+        return (
+            f"There is {NOTHING_TO_FIND} ({cases}): how good the {run.title(STUDENT)} is, with {labels}, is not known."
+        )
+    bounds = f" ({INTERVAL} {interval(own['dice_ci95'])})" if own["dice_ci95"] else ""
     head = (
         f"With {labels} the {run.title(STUDENT)} scores {dice_of(run.level)} {number(own['dice'])}{bounds} on {cases}"
     )

@@ -24,7 +24,7 @@ from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.stages.scoring import Scoring, Tally
 
-VERSION = 2
+VERSION = 3
 Features = Sequence[Tensor]
 Ablated = Callable[[Any, Tensor, Features, Features], Tensor]
 """(network, image (1, 3, H, W), its features, those of another case's image) to logits (1, K, H, W)."""
@@ -68,7 +68,8 @@ def ablate(model: nn.Module, prepared: Prepared, *, device: torch.device) -> dic
                     prediction = hard_prediction(ABLATIONS[name](model, image, own, other))[0].cpu().numpy()
                 tallies[name].add(int(row), prediction)
             advance(done)
-    dice = {name: summarise(tally.headline, seed=0).dice.mean for name, tally in tallies.items()}
+    found = {name: summarise(tally.headline, seed=0) for name, tally in tallies.items()}
+    dice = {name: one.dice.mean for name, one in found.items() if not one.nothing_to_find}
     return {name: dice.get(name) for name in ABLATIONS}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
-from tskd.metrics.segmentation import ScoreRow, agreement
+from tskd.metrics.segmentation import NOTHING_TO_FIND, ScoreRow, agreement
 from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel
 from tskd.stages.evaluated import CASES, PREDICTIONS, pick_overlays, prediction_path, read_prediction, write_cases
 from tskd.stages.scoring import Scoring, Tally, summarise_levels
 
-VERSION = 3
+VERSION = 4
 SUMMARY, OVERLAYS = "summary.json", "overlays"
 
 
@@ -69,13 +69,24 @@ def evaluate(
             tally.add(row, prediction)
             advance(done)
     write_cases(tally.scores, folder / CASES)
-    remarks = tally.scoring.remarks
+    scores = summarise_levels(tally.scores)
+    remarks = (*tally.scoring.remarks, *_empty_truths(scores, prepared.classes))
     named = {"model": title, "dataset": prepared.dataset["name"]}
-    summary = {**named, **summarise_levels(tally.scores), **({"remark": "; ".join(remarks)} if remarks else {})}
+    summary = {**named, **scores, **({"remark": "; ".join(remarks)} if remarks else {})}
     write_json(folder / SUMMARY, summary)
     images = [score for score in tally.scores if score.level == "image"]
     draw_overlays(prepared, folder, images, count=config.overlays, title=title)
     return summary
+
+
+def _empty_truths(scores: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, ...]:
+    """Return what a reader should know where masks hold nothing: no class at all, or some classes never."""
+    if scores["dice"] is None:
+        return (NOTHING_TO_FIND,)
+    absent = [name for label, name in enumerate(classes, 1) if scores["classes"][str(label)]["dice"] is None]
+    if not absent:
+        return ()
+    return (f"{NOTHING_TO_FIND} of {', '.join(absent)}, which count as Dice 1 where nothing is marked",)
 
 
 def predict_image(model: nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tskd.metrics.segmentation import NOTHING_TO_FIND
+
 _TITLES = {
     "student": "**this model**",
     "student_before_finetune": "this model before fine-tuning on labels",
@@ -102,9 +104,8 @@ def _tested_on(description: Mapping[str, Any]) -> str:
 
 
 def _rivals(scores: Mapping[str, Any]) -> str:
-    better = [
-        name for name in scores if "student" in scores and scores[name].get("dice", 0) > scores["student"]["dice"]
-    ]
+    own = scores.get("student", {}).get("dice")
+    better = [] if own is None else [name for name in scores if (scores[name].get("dice") or 0) > own]
     if not better:
         return ""
     return "\n\nBetter than this model by Dice: " + ", ".join(_TITLES.get(name, name) for name in better) + "."
@@ -184,13 +185,15 @@ def _score_row(title: str, scores: Mapping[str, Any], unit: str) -> str:
 
 
 def _number(scores: Mapping[str, Any], key: str) -> str:
-    return f"{scores[key]:.3f}" if key in scores else ""
+    return f"{scores[key]:.3f}" if scores.get(key) is not None else ""
 
 
 def _distance(scores: Mapping[str, Any], unit: str) -> str:
-    return f"{scores[f'hd95_{unit}']:.1f}" if f"hd95_{unit}" in scores else ""
+    return f"{scores[f'hd95_{unit}']:.1f}" if scores.get(f"hd95_{unit}") is not None else ""
 
 
 def _interval(scores: Mapping[str, Any]) -> str:
+    if "dice" in scores and scores["dice"] is None:
+        return NOTHING_TO_FIND
     bounds = scores.get("dice_ci95")
     return f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "too few cases"

@@ -15,10 +15,12 @@ from PIL import Image
 
 from tskd.artifacts import Artifact, Builder, canonical_json, file_sha256, write_json
 from tskd.config import PHANTOMS, DataConfig, SourceConfig
-from tskd.console import progress, warn
+from tskd.console import progress, say, warn
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
 from tskd.data.grey_levels import LevelUse, describe_losses, record_use
+from tskd.data.label_sense import doubts
 from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
+from tskd.data.layouts.pairs import Oddity, notes_on, oddities, unclear_turn
 from tskd.data.phantoms import write_phantoms
 from tskd.data.prepared import (
     DATASET,
@@ -48,8 +50,9 @@ class _Read:
 
     shape: tuple[int, ...]
     fingerprint: ImageFingerprint
-    presence: frozenset[int] | None
-    """Classes in its mask; None: unlabelled."""
+    indices: frozenset[int] | None
+    """Class indices in its mask, background (0) included; None: unlabelled."""
+    oddities: tuple[Oddity, ...]
     grey: LevelUse
 
 
@@ -134,12 +137,10 @@ def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any
     if loss := describe_losses(dataset.records, uses):
         warn(" ".join(loss))
     records, pairs = _settle_duplicates(dataset.records, reads)
-    presence = {
-        record.id: read.presence for record, read in zip(records, reads, strict=True) if read.presence is not None
-    }
+    found = {record.id: read.indices for record, read in zip(records, reads, strict=True) if read.indices is not None}
     split = make_split(
         records,
-        presence=presence,
+        presence={id_: indices - {0} for id_, indices in found.items()},
         labels=config.labels,
         label_cases=config.label_cases,
         seed=config.split_seed,
@@ -148,12 +149,14 @@ def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any
         test_share=config.test_share,
     )
     _refuse_leaks(pairs, split, config)
+    _refuse_senseless(found, dataset.classes, split, config)
     save_split(split, folder / "split.json")
     order = _row_order(records, split)
     staged.reorder([index for index, _ in order], labelled=len(split.train) + len(split.val))
     write_prepared_records(folder, [prepared_record(records[index], part, reads[index].shape) for index, part in order])
     _keep_native(dataset, [(row, index) for row, (index, part) in enumerate(order) if part == "test"], folder)
-    write_json(folder / DATASET, _describe(dataset, config))
+    notes = _notes_on(dataset.records, reads)
+    write_json(folder / DATASET, _describe(dataset, config, notes))
     return {"cases": len({record.case for record in records}), **{part: len(getattr(split, part)) for part in PARTS}}
 
 
@@ -175,14 +178,11 @@ def dataset_digest(dataset: Dataset) -> str:
 
 
 def _content_sha256(path: Path) -> str:
-    if path.is_dir():  # a DICOM series
-        parts = [(file.name, file_sha256(file)) for file in sorted(path.rglob("*")) if file.is_file()]
-        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
     try:
         return file_sha256(path)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}. Check that it exists and that you may read it."
+            f"{path}: cannot be read ({error.strerror}). Check that it exists and that you may read it."
         ) from error
 
 
@@ -228,7 +228,7 @@ def _read_all(dataset: Dataset, staged: _Staging) -> list[_Read]:
         for done, answer in enumerate(pool.map(read, range(len(dataset.records))), start=1):
             reads.append(answer) if isinstance(answer, _Read) else problems.append(answer)
             advance(done)
-    if problems:
+    if problems := list(dict.fromkeys(problems)):  # a volume says the same in each of its slices
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         listed = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
         raise UserError(f"{len(problems)} files cannot be used:{listed}{more}\n`tskd check` shows the whole data set.")
@@ -239,8 +239,9 @@ def _read_one(dataset: Dataset, record: Record, index: int, staged: _Staging) ->
     image = dataset.read_image(record)
     mask = None if record.mask is None else dataset.read_mask(record)
     staged.put(index, image, mask)
-    presence = None if mask is None else frozenset(np.unique(mask).tolist()) - {0, UNLABELLED}
-    return _Read(image.shape, fingerprint_image(image), presence, record_use(dataset, record, image))
+    indices = None if mask is None else frozenset(np.unique(mask).tolist()) - {UNLABELLED}
+    grey = record_use(dataset, record, image)
+    return _Read(image.shape, fingerprint_image(image), indices, tuple(oddities(record)), grey)
 
 
 def _settle_duplicates(
@@ -267,6 +268,30 @@ def _refuse_leaks(pairs: Sequence[DuplicatePair], split: Split, config: DataConf
         warn(f"{near} pairs of nearly identical images lie across training and test; `tskd check` names them")
 
 
+def _refuse_senseless(
+    found: Mapping[str, frozenset[int]], classes: Sequence[str], split: Split, config: DataConfig
+) -> None:
+    """Warn of labels that say nothing; raise UserError where nothing can be learned, other than by a small budget."""
+    budget = config.labels is not None or config.label_cases is not None
+    for doubt in doubts(found, classes, split.sides()):
+        if doubt.severity == "error" and not (budget and "training" in doubt.message):
+            raise UserError(f"{config.root}: {doubt}")
+        warn(str(doubt))
+
+
+def _notes_on(records: Sequence[Record], reads: Sequence[_Read]) -> tuple[str, ...]:
+    """Return what was done about odd pairs; what could not be told is warned of, file by file."""
+    notes = notes_on(oddity for read in reads for oddity in read.oddities)
+    unclear = [r.mask for r, read in zip(records, reads, strict=True) if r.mask and "perhaps turned" in read.oddities]
+    for fault in map(unclear_turn, unclear[:_SHOWN]):
+        warn(f"{fault.path}: {fault.message}")
+    if len(unclear) > _SHOWN:
+        warn(f"and {len(unclear) - _SHOWN} more masks of which EXIF does not tell; `tskd check` names them all")
+    for note in notes:
+        say(note)
+    return notes
+
+
 def _row_order(records: Sequence[Record], split: Split) -> list[tuple[int, Any]]:
     index_of = {record.id: index for index, record in enumerate(records)}
     return [(index_of[name], part) for part in PARTS for name in getattr(split, part)]
@@ -289,12 +314,12 @@ def _readers(dataset: Dataset) -> tuple[tuple[Any, Callable[[Record], np.ndarray
     return (("image", dataset.read_image), ("mask", dataset.read_mask))
 
 
-def _describe(dataset: Dataset, config: DataConfig) -> dict[str, Any]:
+def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "layout": dataset.layout,
         "classes": list(dataset.classes),
         "image_size": config.image_size,
         "window": dataset.options.window,
-        "notes": list(dataset.notes),
+        "notes": [*dataset.notes, *notes],
     }

@@ -5,27 +5,27 @@ Its exact tree is not documented in public, so the usual names of the three part
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tskd.data.images import IMAGE_SUFFIXES, map_labels, read_image, read_mask_indices
+from tskd.data.images import map_labels, read_image
 from tskd.data.layouts.base import (
     BLIND_TEST_NOTE,
     Description,
     Layout,
     LayoutOptions,
+    Search,
+    is_image,
     missing,
-    refuse_problems,
     require_mask,
-    require_same_size,
     single_subfolder,
-    visible,
     window_notes,
     with_classes,
     without_blind_test,
 )
+from tskd.data.layouts.pairs import read_paired_mask
 from tskd.types import Record
 
 CLASSES = ("ulcer",)
@@ -44,16 +44,14 @@ _MASK_FOLDERS = ("masks", "mask", "labels", "label", "gt")
 _MASK_ENDINGS = ("", "_segmentation", "_mask")
 
 
-def find(root: Path, options: LayoutOptions) -> list[Record]:
+def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     """Return the records of the three parts; ids carry the part, since numbers may repeat."""
     records: list[Record] = []
-    problems: list[tuple[Path, str]] = []
     for split, names in _PARTS.items():
         part = single_subfolder(root, names)
         if part is not None:
-            records += _part(part, split, problems)
-    refuse_problems(problems, root, DESCRIPTION)
-    if not records:
+            records += _part(part, split, search)
+    if not records and not search.faults:
         raise missing(root, "any image such as train/images/1.jpg", DESCRIPTION)
     return without_blind_test(sorted(records, key=lambda record: record.id))
 
@@ -72,7 +70,7 @@ def read_autooral_image(record: Record, options: LayoutOptions) -> np.ndarray:
 def read_autooral_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read the ulcers, (H, W) uint8: 0 and 1."""
     path = require_mask(record)
-    return map_labels(require_same_size(read_mask_indices(path), record), None, classes=1, path=path)
+    return map_labels(read_paired_mask(record), None, classes=1, path=path)
 
 
 def fits(root: Path) -> bool:
@@ -81,23 +79,21 @@ def fits(root: Path) -> bool:
     return all(part is not None and single_subfolder(part, _IMAGE_FOLDERS) is not None for part in parts)
 
 
-def _part(part: Path, split: str, problems: list[tuple[Path, str]]) -> list[Record]:
-    images = _files(single_subfolder(part, _IMAGE_FOLDERS))
-    masks = _files(single_subfolder(part, _MASK_FOLDERS))
-    records = [_record(path, split, masks) for path in images.values()]
-    used = {record.mask for record in records}
-    problems += [(path, "a mask without an image.") for path in masks.values() if path not in used]
+def _part(part: Path, split: str, search: Search) -> list[Record]:
+    images = _files(single_subfolder(part, _IMAGE_FOLDERS), search)
+    masks = _files(single_subfolder(part, _MASK_FOLDERS), search, claims=images)
+    records = [_record(id, path, split, masks) for id, path in images.items()]
+    search.name_unclaimed(masks, {record.mask for record in records}, images)
     return records
 
 
-def _files(folder: Path | None) -> dict[str, Path]:
-    files = visible(list(folder.iterdir())) if folder is not None else []
-    return {path.stem: path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+def _files(folder: Path | None, search: Search, claims: Collection[str] = ()) -> dict[str, Path]:
+    return {} if folder is None else search.by_id(folder, is_image, deep=False, claims=claims)
 
 
-def _record(image: Path, split: str, masks: dict[str, Path]) -> Record:
-    found = [masks[image.stem + ending] for ending in _MASK_ENDINGS if image.stem + ending in masks]
-    id = f"{split}/{image.stem}"
+def _record(name: str, image: Path, split: str, masks: dict[str, Path]) -> Record:
+    found = [masks[name + ending] for ending in _MASK_ENDINGS if name + ending in masks]
+    id = f"{split}/{name}"
     return Record(id, id, image, found[0] if found else None, split=split)
 
 

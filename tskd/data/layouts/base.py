@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from tskd.data.images import IntensityWindow, image_size
+from tskd.data.files import Listing, find_files, id_of, shown
+from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, image_size
 from tskd.data.labels import listed
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
@@ -59,6 +63,126 @@ class Description:
     """What the user should know, such as the intensity scaling in use."""
 
 
+class Fault(NamedTuple):
+    """One thing that is wrong with one file or folder."""
+
+    path: Path
+    message: str
+    """Whole sentences; the first says what is wrong, the rest what to do."""
+    severity: Literal["error", "warning"] = "error"
+
+
+def fault_of(error: UserError, path: Path) -> Fault:
+    """Return a reader's message as a fault of the file that it begins with, or of ``path``."""
+    head, _, rest = str(error).partition(": ")
+    return Fault(Path(head), rest) if os.path.lexists(head) else Fault(path, str(error))
+
+
+@dataclass
+class Search:
+    """What a layout sees on its way through a data folder besides its records: faults, and what it leaves out."""
+
+    faults: list[Fault] = field(default_factory=list)
+    incomplete: bool = False
+    """Whether cases are left out because of their faults, so that the records are not all there is."""
+    notes: list[str] = field(default_factory=list)
+    _left_out: dict[str, set[Path]] = field(default_factory=dict)
+
+    def listing(self, folder: Path, known: Callable[[Path], bool] = lambda path: True, *, deep: bool = True) -> Listing:
+        """Return what is in a folder (:func:`find_files`); what cannot be looked at becomes a fault."""
+        found = find_files(folder, known, deep=deep)
+        self.faults += [fault for path, text in found.problems if (fault := Fault(path, text)) not in self.faults]
+        for reason, paths in (
+            ("hidden files of systems and editors", found.hidden),
+            ("files of other types", found.others),
+            ("links to folders that are read already", found.linked_again),
+        ):
+            self._left_out.setdefault(reason, set()).update(paths)
+        return found
+
+    def by_id(
+        self,
+        folder: Path,
+        known: Callable[[Path], bool],
+        name: Callable[[Path, Path], str] = id_of,
+        *,
+        deep: bool = True,
+        claims: Collection[str] = (),
+    ) -> dict[str, Path]:
+        """Return the known files of a folder by their ids, in the order of these; a second file of an id is a fault.
+
+        So is, in a folder of labels, a file of another type whose id is one of ``claims``, the ids of the images.
+        """
+        listing = self.listing(folder, known, deep=deep)
+        files: dict[str, Path] = {}
+        for path in listing.files:
+            other = files.setdefault(name(path, folder), path)
+            if other is not path:
+                self.fault(path, f"has the same id as {shown(other.name)}: keep one of the two.")
+        for path in listing.others:
+            if id_of(path, folder) in claims and id_of(path, folder) not in files:
+                self.fault(
+                    path, "has the name of an image, and a type that is not read. Save the label in one that is."
+                )
+        return dict(sorted(files.items()))
+
+    def fault(self, path: Path, message: str, severity: Literal["error", "warning"] = "error") -> None:
+        """Note a fault of a file."""
+        self.faults.append(Fault(path, message, severity))
+
+    def drop(self, error: UserError, path: Path) -> None:
+        """Note why a case is left out: the file that the message begins with is at fault, else ``path``."""
+        self.incomplete = True
+        if (fault := fault_of(error, path)) not in self.faults:
+            self.faults.append(fault)
+
+    def name_unclaimed(
+        self, labels: Mapping[str, Path], claimed: Collection[Path | None], ids: Collection[str]
+    ) -> None:
+        """Name every label (by id) that is none of ``claimed``; ``ids`` are the images' own."""
+        for id, path in labels.items():
+            if path not in claimed:
+                self.fault(path, _unclaimed(id, path, ids))
+
+    @property
+    def left_out(self) -> str | None:
+        """How much is no data, and why, in words; None where everything is."""
+        counts = [_counted(reason, paths) for reason, paths in self._left_out.items() if paths]
+        return f"left out: {'; '.join(counts)}" if counts else None
+
+
+def _counted(reason: str, paths: Iterable[Path]) -> str:
+    paths = list(paths)
+    if reason != "files of other types":
+        return f"{len(paths)} {reason}"
+    endings = Counter(path.suffix.lower() or "no ending" for path in paths)
+    named = [shown(ending) for ending in sorted(endings, key=lambda one: (-endings[one], one))[:_SHOWN]]
+    return f"{len(paths)} {reason} ({', '.join(named)}{', …' if len(endings) > _SHOWN else ''})"
+
+
+_CHANNEL = re.compile(r"_\d{4}$")
+
+
+def _unclaimed(id: str, path: Path, ids: Collection[str]) -> str:
+    """Return what is wrong with a label that no image claims, with its right name where a channel number is the cause.
+
+    nnU-Net's images end in ``_0000``, their labels do not.
+    """
+    channel = _CHANNEL.search(id)
+    if channel and _CHANNEL.sub("", id) in ids:
+        ending = path.name[len(Path(id).name) :]
+        right = shown(_CHANNEL.sub("", Path(id).name) + ending)
+        return f"a label without an image: it ends in the channel number {channel[0]}. Rename it to {right}."
+    if any(_CHANNEL.sub("", one) == id for one in ids):
+        return "a label without an image: the image's name ends in _0000. Give both the same name."
+    return "a mask without an image: it has its image's name and sub-folder. Rename it, or remove it."
+
+
+def is_image(path: Path) -> bool:
+    """Tell by the ending, in any case, whether a file is an image that is read."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way of keeping a data set on disk."""
@@ -66,8 +190,10 @@ class Layout:
     name: str
     classes: tuple[str, ...]
     """Default names of the foreground classes; empty where only the data set can say."""
-    find: Callable[[Path, LayoutOptions], list[Record]]
-    """All records below a root, sorted by id; raises UserError naming what is missing and the expected tree."""
+    find: Callable[[Path, LayoutOptions, Search], list[Record]]
+    """All sound records below a root, sorted by id; every structural fault goes to the search.
+
+    Raises UserError naming the expected tree where there is nothing of it."""
     read_image: Callable[[Record, LayoutOptions], np.ndarray]
     """(H, W, 3) uint8 RGB."""
     read_mask: Callable[[Record, LayoutOptions], np.ndarray]
@@ -98,25 +224,19 @@ def require_same_size(mask: np.ndarray, record: Record, size: tuple[int, int] | 
     return mask
 
 
-def refuse_problems(problems: Sequence[tuple[Path, str]], root: Path, description: str) -> None:
-    """Raise one :class:`UserError` naming the first problems, if there are any."""
-    if not problems:
+def refuse_faults(faults: Sequence[Fault], root: Path, description: str) -> None:
+    """Raise one :class:`UserError` naming the first errors, if there are any."""
+    errors = [fault for fault in faults if fault.severity == "error"]
+    if not errors:
         return
-    shown = "\n".join(f"  {path}: {message}" for path, message in problems[:_SHOWN])
-    more = f"\n  and {len(problems) - _SHOWN} more: `tskd check` lists them all" if len(problems) > _SHOWN else ""
-    raise UserError(f"{root}: {len(problems)} problem(s) in the data folder:\n{shown}{more}\nExpected:\n{description}")
+    listed_ = "\n".join(f"  {shown(str(fault.path))}: {fault.message}" for fault in errors[:_SHOWN])
+    more = f"\n  and {len(errors) - _SHOWN} more: `tskd check` lists them all" if len(errors) > _SHOWN else ""
+    raise UserError(f"{root}: {len(errors)} problem(s) in the data folder:\n{listed_}{more}\nExpected:\n{description}")
 
 
 def missing(root: Path, what: str, description: str) -> UserError:
     """Return the error for a root in which ``what`` was not found."""
     return UserError(f"{root}: {what} not found. Expected:\n{description}")
-
-
-def visible(paths: Sequence[Path]) -> list[Path]:
-    """Return the paths that a user put there, sorted: without hidden files and what file managers leave behind."""
-    return sorted(
-        path for path in paths if not path.name.startswith(".") and path.name not in ("Thumbs.db", "desktop.ini")
-    )
 
 
 BLIND_TEST_NOTE = "the official test part has no labels here: no official split is used, its images count as unlabelled"
@@ -162,21 +282,42 @@ def classes_by_map(labels: Mapping[int, int]) -> tuple[tuple[str, ...], str]:
     return class_names(count), f"classes not named: {count} by the label map of dataset.yaml"
 
 
-def classes_by_values(found: Sequence[int], source: Path, count: int) -> tuple[tuple[str, ...], str]:
-    """Return class names and a note from the values (sorted) that all ``count`` masks together hold.
+class UnclearClasses(UserError):
+    """The masks' values do not say which classes there are; ``likely`` is what most masks agree on."""
+
+    def __init__(self, message: str, likely: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.likely = likely
+
+
+def classes_by_values(masks: Sequence[Collection[int]], source: Path) -> tuple[tuple[str, ...], str]:
+    """Return class names and a note from the values that each mask holds.
 
     0/1 and 0/255 (one mask this, another that) are one class, 0..K without a gap are K classes.
-    Raises :class:`UserError` for anything else.
+    Raises :class:`UnclearClasses` for anything else.
     """
+    found = sorted({value for values in masks for value in values})
     if set(found) <= {0, 1, 255}:
-        return class_names(1), f"classes not named: one, by the values of {count} masks"
+        return class_names(1), f"classes not named: one, by the values of {len(masks)} masks"
     if found[-1] <= _MAX_COUNTED_CLASSES and set(range(1, found[-1] + 1)) <= set(found):
-        return class_names(found[-1]), f"classes not named: {found[-1]}, by the values of {count} masks"
-    raise UserError(
+        return class_names(found[-1]), f"classes not named: {found[-1]}, by the values of {len(masks)} masks"
+    raise UnclearClasses(
         f"{source}: the masks hold the values {listed(found)}, which do not say how many classes there are. "
         "Write dataset.yaml with `classes: [name, ...]` and, where the values are not 0 to K (or 0 and 255 for one "
-        "class), `labels: {value: class}`. Values smeared around 0 and 255 come from JPEG: save masks as PNG."
+        "class), `labels: {value: class}`. Values smeared around 0 and 255 come from JPEG: save masks as PNG.",
+        _likely_classes(masks),
     )
+
+
+def _likely_classes(masks: Sequence[Collection[int]]) -> tuple[str, ...]:
+    """Return the classes that most masks agree on, so that the odd ones can be named; empty where none do."""
+    labelled = [values for found in masks if (values := set(found)) - {0}]
+    binary = sum(values <= {0, 255} or values <= {0, 1} for values in labelled)
+    if 2 * binary > len(labelled):
+        return ("foreground",)
+    small = set().union(*(values for values in labelled if max(values) <= _MAX_COUNTED_CLASSES))
+    count = next(index for index in range(len(small) + 1) if index + 1 not in small)
+    return tuple(f"class{index}" for index in range(1, count + 1))
 
 
 def single_subfolder(root: Path, names: Sequence[str]) -> Path | None:

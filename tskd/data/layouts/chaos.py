@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from tskd.data import dicom
+from tskd.data.files import plain
 from tskd.data.images import map_labels, read_image, read_mask_indices
 from tskd.data.layouts.base import (
     BLIND_TEST_NOTE,
     Description,
     Layout,
     LayoutOptions,
+    Search,
     missing,
     require_mask,
     require_same_size,
-    visible,
     with_classes,
     without_blind_test,
 )
@@ -45,32 +46,34 @@ _SEQUENCES = {
 _TEST_NAMES = ("test_sets", "chaos_test_sets")
 
 
-def find_ct(root: Path, options: LayoutOptions) -> list[Record]:
+def find_ct(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     """Return every CT slice; a case is a volume."""
-    cases = _cases(root, "CT", "DICOM_anon")
-    if not cases:
+    cases = _cases(root, "CT", "DICOM_anon", search)
+    if not cases and not search.faults:
         raise missing(root, "any folder <case>/DICOM_anon with CT slices", CT_DESCRIPTION)
     records = [
         record
         for case in cases
-        for record in _slices(case / "DICOM_anon", case / "Ground", case, root=root, sequence="")
+        for record in _slices(case / "DICOM_anon", case / "Ground", case, root=root, sequence="", search=search)
     ]
     return without_blind_test(sorted(records, key=lambda record: record.id))
 
 
-def find_mr(root: Path, options: LayoutOptions) -> list[Record]:
+def find_mr(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     """Return every MR slice of the chosen sequences; a case is a patient with all sequences."""
     if options.sequence not in (*_SEQUENCES, "all"):
         raise UserError(f"sequence {options.sequence!r} is unknown. Allowed: all, {', '.join(_SEQUENCES)}.")
-    cases = sorted({*_cases(root, "MR", "T1DUAL"), *_cases(root, "MR", "T2SPIR")})
+    cases = sorted({*_cases(root, "MR", "T1DUAL", search), *_cases(root, "MR", "T2SPIR", search)})
     chosen = _SEQUENCES if options.sequence == "all" else {options.sequence: _SEQUENCES[options.sequence]}
     records = [
         record
         for case in cases
         for sequence, (folder, images) in chosen.items()
-        for record in _slices(case / folder / images, case / folder / "Ground", case, root=root, sequence=sequence)
+        for record in _slices(
+            case / folder / images, case / folder / "Ground", case, root=root, sequence=sequence, search=search
+        )
     ]
-    if not records:
+    if not records and not search.faults:
         raise missing(root, "any MR slice such as <case>/T2SPIR/DICOM_anon/*.dcm", MR_DESCRIPTION)
     return without_blind_test(sorted(records, key=lambda record: record.id))
 
@@ -102,37 +105,40 @@ def read_mr_mask(record: Record, options: LayoutOptions) -> np.ndarray:
 
 def fits_ct(root: Path) -> bool:
     """Tell by folders <case>/DICOM_anon that hold DICOM files."""
-    return bool(_cases(root, "CT", "DICOM_anon"))
+    return bool(_cases(root, "CT", "DICOM_anon", Search()))
 
 
 def fits_mr(root: Path) -> bool:
     """Tell by folders <case>/T1DUAL or <case>/T2SPIR."""
-    return bool(_cases(root, "MR", "T1DUAL") or _cases(root, "MR", "T2SPIR"))
+    return any(_cases(root, "MR", inside, Search()) for inside in ("T1DUAL", "T2SPIR"))
 
 
-def _cases(root: Path, modality: str, inside: str) -> list[Path]:
+def _cases(root: Path, modality: str, inside: str, search: Search) -> list[Path]:
     """Return the case folders, whichever outer folders of the two archives are kept."""
     outer = ("", "Train_Sets", "CHAOS_Train_Sets", "CHAOS_Train_Sets/Train_Sets")
     both = (*outer, *(name.replace("Train", "Test") for name in outer[1:]))
-    parents = {root / name / inner for name in both for inner in ("", modality)}
-    return sorted(path.parent for parent in parents for path in parent.glob(f"*/{inside}") if path.is_dir())
+    parents = sorted({root / name / inner for name in both for inner in ("", modality)})
+    folders = [case for parent in parents for case in search.listing(parent, deep=False).folders]
+    return sorted(case for case in folders if case / inside in search.listing(case, deep=False).folders)
 
 
-def _slices(images: Path, ground: Path, case: Path, *, root: Path, sequence: str) -> list[Record]:
+def _slices(images: Path, ground: Path, case: Path, *, root: Path, sequence: str, search: Search) -> list[Record]:
     """Pair the slices of one volume; T1 out-phase slices take the in-phase mask, which lies on the same grid.
 
     The masks have other names than CT and out-phase slices: both run in the order of their names [CHAOS data page].
     """
-    files = visible(list(images.glob("*.dcm")))
-    masks: list[Path | None] = [*visible(list(ground.glob("*.png")))]
+    files = search.listing(images, lambda path: path.suffix.lower() == ".dcm", deep=False).files
+    masks: list[Path | None] = [*search.listing(ground, lambda path: path.suffix.lower() == ".png", deep=False).files]
     if masks and len(masks) != len(files):
-        raise UserError(
+        error = UserError(
             f"{ground}: {len(masks)} masks for {len(files)} slices in {images.name}; they are paired by order, so the "
             "numbers must be equal. Unpack the archive again."
         )
+        search.drop(error, ground)
+        return []
     split = _split(case, root)
-    prefix = "/".join(part for part in ("test" if split == "test" else "", case.name, sequence) if part)
-    case_name = f"test/{case.name}" if split == "test" else case.name
+    prefix = "/".join(part for part in ("test" if split == "test" else "", plain(case.name), sequence) if part)
+    case_name = f"test/{plain(case.name)}" if split == "test" else plain(case.name)
     placed = _placed(files)
     return [
         Record(

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from tskd.data.files import is_beside
 from tskd.data.labels import COLOUR, colour_key
 from tskd.data.layouts.base import LayoutOptions
 from tskd.errors import UserError
@@ -38,7 +39,7 @@ class DatasetFile:
 def read_dataset_yaml(root: Path) -> DatasetFile:
     """Read root/dataset.yaml, all None where it is absent; raises :class:`UserError` for unknown keys or values."""
     path = root / DATASET_YAML
-    if not path.exists():
+    if not is_beside(path):
         return DatasetFile()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

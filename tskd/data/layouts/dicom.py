@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from tskd.data import dicom, nifti
+from tskd.data.files import find_files, plain
 from tskd.data.images import map_labels, read_image, read_mask_indices
 from tskd.data.layouts.base import (
     Description,
     Layout,
     LayoutOptions,
+    Search,
     classes_by_map,
     missing,
-    refuse_problems,
     require_mask,
     require_same_size,
-    visible,
 )
 from tskd.data.layouts.dataset_yaml import DATASET_YAML, read_volumes_yaml, with_stated
 from tskd.errors import UserError
@@ -36,19 +36,18 @@ DESCRIPTION = """\
 _GRID_TOLERANCE = 0.1  # voxels; a label volume further off the slices' grid belongs to another series
 
 
-def find(root: Path, options: LayoutOptions) -> list[Record]:
+def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     """Return one record per frame, each series in the order of its positions."""
     folder = root / "images" if (root / "images").is_dir() else root
-    files = _dicom_files(folder)
-    if not files:
+    files = _readable(search.listing(folder, _is_dicom).files, search)
+    if not files and not search.faults:
         raise missing(root, "any DICOM file", DESCRIPTION)
-    records = _loose_records(folder, [path for path in files if path.parent == folder], root)
+    masks = _mask_files(root, search)
+    records = _loose_records([path for path in files if path.parent == folder], masks, search)
     for case in sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder}):
         inside = [path for path in files if path.relative_to(folder).parts[0] == case]
-        records += _case_records(case, inside, root)
-    masks = {record.mask for record in records}
-    stray = [(path, "a mask without an image.") for path in _mask_files(root) if path not in masks]
-    refuse_problems(stray, root, DESCRIPTION)
+        records += _case_records(case, inside, masks, search)
+    search.name_unclaimed(masks, {record.mask for record in records}, {record.case for record in records})
     return sorted(records, key=lambda record: record.id)
 
 
@@ -64,7 +63,7 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
         classes, note = one if options.labels is None else classes_by_map(options.labels)
         options = replace(options, classes=classes)
         notes.append(note)
-    return Description(stated.name or root.resolve().name, options, tuple(notes))
+    return Description(stated.name or plain(root.resolve().name), options, tuple(notes))
 
 
 def read_dicom_image(record: Record, options: LayoutOptions) -> np.ndarray:
@@ -95,9 +94,9 @@ def _first_files(folder: Path) -> list[Path]:
 
     A dataset.yaml is no evidence either way.
     """
-    folders = [folder, *(path for path in visible(list(folder.iterdir())) if path.is_dir())]
-    listed = [[path for path in visible(list(each.iterdir())) if path.name != DATASET_YAML] for each in folders]
-    files = [next((path for path in found if path.is_file()), None) for found in listed]
+    found = find_files(folder, deep=False)
+    listed = [found.files, *(find_files(each, deep=False).files for each in found.folders)]
+    files = [next((path for path in each if path.name != DATASET_YAML), None) for each in listed]
     return [path for path in files if path is not None]
 
 
@@ -105,22 +104,36 @@ def _is_dicom(path: Path) -> bool:
     return path.name != "DICOMDIR" and dicom.is_dicom(path)
 
 
-def _dicom_files(folder: Path) -> list[Path]:
-    return [path for path in visible(list(folder.rglob("*"))) if path.is_file() and _is_dicom(path)]
+def _readable(files: Sequence[Path], search: Search) -> list[Path]:
+    """Return the files whose header can be read; the others are faults."""
+    sound = []
+    for path in files:
+        try:
+            dicom.list_slices([path])
+            sound.append(path)
+        except UserError as error:
+            search.drop(error, path)
+    return sound
 
 
-def _mask_files(root: Path) -> list[Path]:
-    return visible([path for path in (root / "masks").rglob("*") if path.is_file()])
+def _mask_files(root: Path, search: Search) -> dict[str, Path]:
+    """Return all files in masks/ by their path there without the ending, as names are compared."""
+    return search.by_id(root / "masks", lambda path: True, _mask_id)
 
 
-def _loose_records(folder: Path, files: Sequence[Path], root: Path) -> list[Record]:
+def _mask_id(path: Path, folder: Path) -> str:
+    name = nifti.volume_id(path) if nifti.is_nifti(path) else path.stem
+    return plain(path.relative_to(folder).with_name(name).as_posix())
+
+
+def _loose_records(files: Sequence[Path], masks: Mapping[str, Path], search: Search) -> list[Record]:
     """Return the records of files that lie in no case folder: named by pseudonyms of patient and series."""
-    slices = dicom.list_slices(files)
+    slices = _in_order(files, search)
     counts: dict[str, int] = {}
     records = []
     for item in slices:
         number = counts[item.series] = counts.get(item.series, -1) + 1
-        mask = _png(root / "masks", item)
+        mask = _png("", item, masks)
         records.append(
             _record(
                 f"{item.patient}/{item.series}/{number:04d}", f"{item.patient}/{item.series}", item.patient, item, mask
@@ -129,18 +142,16 @@ def _loose_records(folder: Path, files: Sequence[Path], root: Path) -> list[Reco
     return records
 
 
-def _case_records(case: str, files: Sequence[Path], root: Path) -> list[Record]:
-    slices = dicom.list_slices(files)
+def _case_records(folder: str, files: Sequence[Path], masks: Mapping[str, Path], search: Search) -> list[Record]:
+    case, slices = plain(folder), _in_order(files, search)
     several = len({item.series for item in slices}) > 1
-    volume = next(
-        (path for path in (root / "masks" / f"{case}{end}" for end in (".nii.gz", ".nii")) if path.is_file()), None
-    )
+    volume = masks[case] if case in masks and nifti.is_nifti(masks[case]) else None
     counts: dict[str, int] = {}
     records = []
     for item in slices:
         number = counts[item.series] = counts.get(item.series, -1) + 1
         name = f"{case}/{item.series}" if several else case
-        mask = volume or _png(root / "masks" / case, item)
+        mask = volume or _png(f"{case}/", item, masks)
         records.append(_record(f"{name}/{number:04d}", name, case, item, mask))
     return records
 
@@ -150,11 +161,19 @@ def _record(id: str, series: str, case: str, item: dicom.Slice, mask: Path | Non
     return Record(id, case, item.path, mask, item.spacing, item.index, volume=volume, place=item.place)
 
 
-def _png(folder: Path, item: dicom.Slice) -> Path | None:
+def _in_order(files: Sequence[Path], search: Search) -> list[dicom.Slice]:
+    try:
+        return dicom.list_slices(files)
+    except UserError as error:
+        search.drop(error, files[0].parent)
+        return []
+
+
+def _png(folder: str, item: dicom.Slice, masks: Mapping[str, Path]) -> Path | None:
     frame = "" if item.index is None else f"_{item.index:04d}"
     names = [item.path.stem, item.path.name]  # names without an extension may hold dots
-    paths = [folder / f"{name}{frame}.png" for name in names]
-    return next((path for path in paths if path.is_file()), None)
+    found = (masks.get(plain(f"{folder}{name}{frame}")) for name in names)
+    return next((path for path in found if path is not None and not nifti.is_nifti(path)), None)
 
 
 def _overlaid(path: Path, record: Record, size: tuple[int, int]) -> np.ndarray:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from tskd.data.images import map_labels, read_image, read_mask_indices
+from tskd.data.files import find_files, id_of, plain
+from tskd.data.images import map_labels, read_image
 from tskd.data.layouts.base import (
     BLIND_TEST_NOTE,
     Description,
     Layout,
     LayoutOptions,
+    Search,
+    is_image,
     missing,
     require_mask,
-    require_same_size,
-    visible,
     window_notes,
     with_classes,
     without_blind_test,
 )
-from tskd.errors import UserError
+from tskd.data.layouts.pairs import read_paired_mask
 from tskd.types import UNLABELLED, Record
 
 CLASSES = ("vessel",)
@@ -34,12 +36,12 @@ DESCRIPTION = """\
 _FIELD_OF_VIEW_NOTE = "pixels outside the field of view (mask/) count as unlabelled: neither trained on nor scored"
 
 
-def find(root: Path, options: LayoutOptions) -> list[Record]:
+def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     """Return the records of both parts, the case being the image number."""
     if not (root / "training" / "images").is_dir():
         raise missing(root, "the folder training/images/", DESCRIPTION)
-    records = [*_part(root / "training", "train", 1), *_part(root / "test", "test", options.annotator)]
-    if not records:
+    records = [*_part(root / "training", "train", 1, search), *_part(root / "test", "test", options.annotator, search)]
+    if not records and not search.faults:
         raise missing(root, "any image such as training/images/21_training.tif", DESCRIPTION)
     return without_blind_test(sorted(records, key=lambda record: record.id))
 
@@ -58,10 +60,10 @@ def read_drive_image(record: Record, options: LayoutOptions) -> np.ndarray:
 
 def read_drive_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read the vessels, (H, W) uint8: 0, 1, and ``UNLABELLED`` outside the field of view."""
-    mask = _binary(require_mask(record), record)
+    mask = _binary(record)
     field = _field_of_view(record.image)
     if field is not None:
-        mask[_binary(field, record) == 0] = UNLABELLED
+        mask[_binary(replace(record, mask=field)) == 0] = UNLABELLED
     return mask
 
 
@@ -74,29 +76,33 @@ def _notes(*notes: str | None) -> tuple[str, ...]:
     return tuple(note for note in notes if note is not None)
 
 
-def _part(folder: Path, split: str, annotator: int) -> list[Record]:
+def _part(folder: Path, split: str, annotator: int, search: Search) -> list[Record]:
     manual = folder / ("1st_manual" if annotator == 1 else "2nd_manual")
-    labels = {_number(path): path for path in visible(list(manual.glob("*_manual*.*")))}
-    images = visible(list((folder / "images").glob("*.tif")))
-    numbers = [_number(path) for path in images]
-    if split == "train" and images and not labels:
-        raise UserError(f"{folder}: holds no labels in {manual.name}/. Expected:\n{DESCRIPTION}")
-    return [
-        Record(image.stem, number, image, labels.get(number), split=split) for image, number in zip(images, numbers)
+    images = search.by_id(folder / "images", is_image, _number_of, deep=False)
+    labels = search.by_id(manual, is_image, _number_of, deep=False, claims=images)
+    if split == "train" and images and not labels and not search.faults:
+        search.fault(manual, f"holds no labels. Expected:\n{DESCRIPTION}")
+    records = [
+        Record(plain(image.stem), number, image, labels.get(number), split=split) for number, image in images.items()
     ]
+    search.name_unclaimed(labels, {record.mask for record in records}, images)
+    fields = search.by_id(folder / "mask", is_image, deep=False)
+    search.name_unclaimed(fields, {fields.get(f"{record.id}_mask") for record in records}, images)
+    return records
 
 
-def _number(path: Path) -> str:
-    return path.name.split("_")[0]
+def _number_of(path: Path, folder: Path) -> str:
+    return id_of(path, folder).split("_")[0]
 
 
 def _field_of_view(image: Path) -> Path | None:
-    path = image.parent.parent / "mask" / f"{image.stem}_mask.gif"
-    return path if path.is_file() else None
+    folder = image.parent.parent / "mask"
+    fields = {id_of(path, folder): path for path in find_files(folder, is_image, deep=False).files}
+    return fields.get(f"{plain(image.stem)}_mask")
 
 
-def _binary(path: Path, record: Record) -> np.ndarray:
-    return map_labels(require_same_size(read_mask_indices(path), record), None, classes=1, path=path)
+def _binary(record: Record) -> np.ndarray:
+    return map_labels(read_paired_mask(record), None, classes=1, path=require_mask(record))
 
 
 DRIVE = Layout("drive", CLASSES, find, read_drive_image, read_drive_mask, fits, DESCRIPTION, describe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,23 +13,27 @@ from pathlib import Path
 
 import numpy as np
 
-from tskd.data.images import IMAGE_SUFFIXES, map_labels, read_image, read_mask_indices
+from tskd.data import nifti
+from tskd.data.files import find_files, is_beside, plain
+from tskd.data.images import map_labels, read_image, read_mask_indices
 from tskd.data.labels import values_in
 from tskd.data.layouts.base import (
     Description,
     Layout,
     LayoutOptions,
+    Search,
     class_names,
     classes_by_map,
     classes_by_values,
+    fault_of,
+    is_image,
     missing,
-    refuse_problems,
     require_mask,
-    require_same_size,
-    visible,
     window_notes,
 )
 from tskd.data.layouts.dataset_yaml import DatasetFile, read_dataset_yaml, with_stated
+from tskd.data.layouts.pairs import read_paired_mask
+from tskd.data.reading import reading
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -41,14 +46,12 @@ DESCRIPTION = """\
 SPLITS = ("train", "val", "test")
 
 MOST_SLICES = 10_000
-_IMAGE_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm")
 _LIKE_A_SLICE = re.compile(r"sl(ice)?[-_ ]?\d+$", re.IGNORECASE)
 _SLICE_COLUMNS = (("case", "subject"), ("volume",), ("frame",), ("slice",))
 _SLICES_NOTE = (
     "the ids look like slices, and split.csv has no column volume (patient and frame) or slice: each is scored as an "
     "image of its own. Add them to have volumes scored as volumes"
 )
-_Problems = list[tuple[Path, str]]
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,22 @@ class _SplitRow:
     place: int | None
 
 
-def find(root: Path, options: LayoutOptions) -> list[Record]:
-    """Return all records, sorted by id; raises :class:`UserError` naming every structural problem (the first five)."""
-    records, found = collect(root)
-    refuse_problems(found, root, DESCRIPTION)
-    return records
-
-
-def problems(root: Path, options: LayoutOptions) -> list[tuple[Path, str]]:
-    """Return every structural problem as (file, message) instead of raising; unreadable pixels are not looked for."""
-    try:
-        return collect(root)[1]
-    except UserError as error:
-        return [(root, str(error))]
+def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
+    """Return all records, sorted by id; raises :class:`UserError` where there is no image."""
+    if not os.path.lexists(root / "images"):
+        raise missing(root, "the folder images/", DESCRIPTION)
+    images = search.by_id(root / "images", _is_single_image)
+    masks = search.by_id(root / "masks", is_image, claims=images)
+    if not images and not search.faults:
+        raise missing(root, "any image in images/", DESCRIPTION)
+    rows = _split_rows(root / "split.csv", images, search)
+    stated = _stated(root, search)
+    records = [
+        _record(id, path, masks.get(id), row=rows.get(id), stated=stated, search=search) for id, path in images.items()
+    ]
+    search.name_unclaimed(masks, {record.mask for record in records}, images)
+    _name_volumes(search, root)
+    return _with_places(records, root / "split.csv", search)
 
 
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
@@ -87,7 +93,7 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
         notes.append(note)
     if records and all(r.volume is None for r in records) and all(_LIKE_A_SLICE.search(r.id) for r in records):
         notes.append(_SLICES_NOTE)
-    return Description(stated.name or root.resolve().name, options, tuple(notes))
+    return Description(stated.name or plain(root.resolve().name), options, tuple(notes))
 
 
 def read_folder_image(record: Record, options: LayoutOptions) -> np.ndarray:
@@ -98,53 +104,41 @@ def read_folder_image(record: Record, options: LayoutOptions) -> np.ndarray:
 def read_folder_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read one mask, (H, W) uint8 class index, at the image's size."""
     path = require_mask(record)
-    raw = require_same_size(read_mask_indices(path), record)
+    raw = read_paired_mask(record)
     return map_labels(raw, options.labels, classes=len(options.classes or ("foreground",)), path=path)
 
 
 def fits(root: Path) -> bool:
     """Tell whether images/ holds image files."""
-    images = root / "images"
-    return images.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in images.rglob("*"))
+    return bool(find_files(root / "images", is_image).files)
 
 
-def collect(root: Path) -> tuple[list[Record], _Problems]:
-    if not (root / "images").is_dir():
-        raise missing(root, "the folder images/", DESCRIPTION)
-    found: _Problems = []
-    images = _by_id(root / "images", _IMAGE_SUFFIXES, found)
-    masks = _by_id(root / "masks", IMAGE_SUFFIXES, found)
-    if not images and not found:
-        raise missing(root, "any image in images/", DESCRIPTION)
-    found += [
-        (path, "a mask without an image: a mask has its image's name and sub-folder. Rename it or remove it.")
-        for id, path in masks.items()
-        if id not in images
-    ]
-    rows = _split_rows(root / "split.csv", images, found)
-    stated = _stated(root, found)
-    records = [
-        _record(id, path, masks.get(id), row=rows.get(id), stated=stated, found=found) for id, path in images.items()
-    ]
-    return _with_places(records, root / "split.csv", found), found
+def _is_single_image(path: Path) -> bool:
+    return is_image(path) or path.suffix.lower() == ".dcm"
 
 
-def _stated(root: Path, found: _Problems) -> DatasetFile:
+def _name_volumes(search: Search, root: Path) -> None:
+    for name in ("images", "masks"):
+        for path in find_files(root / name, nifti.is_nifti).files:
+            search.fault(path, "a volume: use the `nifti` layout, which reads it as slices.")
+
+
+def _stated(root: Path, search: Search) -> DatasetFile:
     try:
         return read_dataset_yaml(root)
     except UserError as error:
-        found.append((root / "dataset.yaml", str(error)))
+        search.faults.append(fault_of(error, root / "dataset.yaml"))
         return DatasetFile()
 
 
 def _record(
-    id: str, image: Path, mask: Path | None, *, row: _SplitRow | None, stated: DatasetFile, found: _Problems
+    id: str, image: Path, mask: Path | None, *, row: _SplitRow | None, stated: DatasetFile, search: Search
 ) -> Record:
     case = row.case if row is not None and row.case else None
     if case is None and stated.case_pattern is not None:
         match = re.search(stated.case_pattern, id)
         if match is None:
-            found.append((image, f"the id {id!r} does not match case_pattern {stated.case_pattern!r} of dataset.yaml."))
+            search.fault(image, f"the id {id!r} does not match case_pattern {stated.case_pattern!r} of dataset.yaml.")
         else:
             case = match.group(1)
     if row is None:
@@ -157,18 +151,18 @@ def _record(
     )
 
 
-def _with_places(records: Sequence[Record], path: Path, found: _Problems) -> list[Record]:
+def _with_places(records: Sequence[Record], path: Path, search: Search) -> list[Record]:
     """Return the records with the place of every slice: as stated, else by the numbers in the ids."""
     volumes: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.volume is not None:
             volumes[record.volume].append(record)
         elif record.place is not None:
-            found.append((path, f"{record.id!r} has a slice, and neither a volume nor a case to be a slice of."))
+            search.fault(path, f"{record.id!r} has a slice, and neither a volume nor a case to be a slice of.")
     places: dict[str, int] = {}
     for volume, slices in volumes.items():
         if problem := _volume_problem(slices):
-            found.append((path, f"the volume {volume!r} {problem}"))
+            search.fault(path, f"the volume {volume!r} {problem}")
         ordered = sorted(slices, key=lambda record: _natural_order(record.id))
         places |= {record.id: number for number, record in enumerate(ordered)}
     return [
@@ -194,37 +188,14 @@ def _natural_order(text: str) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts)
 
 
-def _by_id(folder: Path, suffixes: Sequence[str], found: _Problems) -> dict[str, Path]:
-    """Map id to file, sorted; files of another type and second files of one id go to ``found``."""
-    files: dict[str, Path] = {}
-    for path in visible([path for path in folder.rglob("*") if path.is_file()]):
-        if path.suffix.lower() not in suffixes:
-            found.append((path, f"{_type_hint(path)} Allowed here: {', '.join(suffixes)}."))
-            continue
-        id = path.relative_to(folder).with_suffix("").as_posix()
-        if id in files:
-            found.append((path, f"has the same id as {files[id].name}: keep one of the two."))
-            continue
-        files[id] = path
-    return dict(sorted(files.items()))
-
-
-def _type_hint(path: Path) -> str:
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        return "a volume: use the `nifti` layout, which reads it as slices."
-    return "not an image file: move it elsewhere."
-
-
-def _split_rows(path: Path, images: dict[str, Path], found: _Problems) -> dict[str, _SplitRow]:
-    """Read split.csv where there is one; rows that cannot be used go to ``found`` with their line."""
+def _split_rows(path: Path, images: dict[str, Path], search: Search) -> dict[str, _SplitRow]:
+    """Read split.csv where there is one; rows that cannot be used are faults, named with their line."""
     rows: dict[str, _SplitRow] = {}
-    if not path.exists():
-        return rows
-    for line, row in _csv_lines(path, found):
-        id, split = row["id"].strip(), row["split"].strip()
+    for line, row in _csv_lines(path, search):
+        id, split = plain(row["id"].strip()), row["split"].strip()
         problem = _row_problem(id, split, row, images, rows)
         if problem is not None:
-            found.append((path, f"line {line}: {problem}"))
+            search.fault(path, f"line {line}: {problem}")
             continue
         case, volume, frame, place = (_cell(row, *names) for names in _SLICE_COLUMNS)
         rows[id] = _SplitRow(line, split or None, case or None, volume or None, frame, int(place) if place else None)
@@ -251,21 +222,27 @@ def _row_problem(
     return None
 
 
-def _csv_lines(path: Path, found: _Problems) -> Iterator[tuple[int, dict[str, str]]]:
+def _csv_lines(path: Path, search: Search) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, row) of a CSV with a header; a byte order mark is skipped."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        if not is_beside(path):
+            return
+        with reading(path, _explain_csv), path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
             header = reader.fieldnames or []
             if not {"id", "split"} <= set(header):
-                found.append(
-                    (path, f"line 1 is {','.join(header)!r}; the columns id and split, set off by commas, are needed.")
-                )
+                named = ",".join(header)
+                search.fault(path, f"line 1 is {named!r}; the columns id and split, set off by commas, are needed.")
                 return
             for row in reader:
                 yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        found.append((path, f"is not a readable CSV file in UTF-8 ({error})."))
+    except UserError as error:
+        search.faults.append(fault_of(error, path))
+
+
+def _explain_csv(error: BaseException) -> str | None:
+    known = isinstance(error, UnicodeDecodeError | csv.Error)
+    return f"is not a readable CSV file in UTF-8 ({error}). Save it as CSV in UTF-8." if known else None
 
 
 def _classes_from_masks(records: Sequence[Record]) -> tuple[tuple[str, ...], str]:
@@ -274,15 +251,16 @@ def _classes_from_masks(records: Sequence[Record]) -> tuple[tuple[str, ...], str
     if not paths:
         return class_names(1), "no masks and no class names: one class is assumed"
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
-        found = sorted(set().union(*pool.map(_values_of, paths)))
-    return classes_by_values(found, paths[0].parent, len(paths))
+        values = list(pool.map(_values_of, paths))
+    return classes_by_values([one for one in values if one], paths[0].parent)
 
 
 def _values_of(path: Path) -> set[int]:
     try:
-        return set(values_in(read_mask_indices(path)).tolist())
+        with reading(path):
+            return set(values_in(read_mask_indices(path)).tolist())
     except UserError:  # an unreadable mask is reported when it is read; here it only cannot vote
-        return {0}
+        return set()
 
 
 FOLDER = Layout(

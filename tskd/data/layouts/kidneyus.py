@@ -15,18 +15,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tskd.data.images import IMAGE_SUFFIXES, image_size, map_labels, read_image, read_mask_indices
+from tskd.data.files import is_beside, plain, shown
+from tskd.data.images import image_size, map_labels, read_image
 from tskd.data.layouts.base import (
     Description,
     Layout,
     LayoutOptions,
+    Search,
+    is_image,
     missing,
     require_mask,
-    require_same_size,
-    visible,
     window_notes,
     with_classes,
 )
+from tskd.data.layouts.pairs import read_paired_mask
+from tskd.data.reading import reading
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -44,25 +47,31 @@ _ANATOMY = {
 _Polygons = dict[str, list[tuple[str, list[tuple[float, float]]]]]
 
 
-def find(root: Path, options: LayoutOptions) -> list[Record]:
+def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     """Return one record per image without its repeats; images that the annotator's files do not name are unlabelled."""
     _require_options(options)
-    images, _ = _unique(_images(root))
-    polygons = _csv(root, options)
-    named = _polygons(polygons)[0] if polygons.is_file() else {}
-    if not named and not _mask_folder(root, options).is_dir():
-        raise missing(root, f"labels/{polygons.name} or labels/reviewed_masks_{options.annotator}/", DESCRIPTION)
+    found = _images(root, search)
+    images, repeats = _unique(found)
+    named = _named(_csv(root, options), search)
+    masks = search.by_id(_mask_folder(root, options), is_image, deep=False, claims=[plain(one.stem) for one in found])
+    if not named and not masks and not search.faults:
+        labels = f"labels/reviewed_labels_{options.annotator}.csv or labels/reviewed_masks_{options.annotator}/"
+        raise missing(root, labels, DESCRIPTION)
     records = []
     for image in images:
-        mask = _mask_folder(root, options) / f"{image.stem}.png"
-        source = mask if mask.is_file() else polygons if _csv_name(image) in named else None
-        records.append(Record(image.stem, image.stem.split("_")[0], image, source))
+        source = masks.get(plain(image.stem), _csv(root, options) if _csv_name(image) in named else None)
+        records.append(Record(plain(image.stem), plain(image.stem.split("_")[0]), image, source))
+    of_repeats = {masks.get(plain(image.stem)) for image in repeats}
+    search.name_unclaimed(masks, {record.mask for record in records} | of_repeats, [record.id for record in records])
+    if nowhere := sorted(named - {_csv_name(image) for image in found}):
+        text = f"{len(nowhere)} of its rows name images that are not there (first: {shown(nowhere[0])})."
+        search.fault(_csv(root, options), f"{text} Put them into images/, or take the rows out.", "warning")
     return records
 
 
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
     """Tell of repeats left out, rows without a polygon and other shapes than polygons."""
-    repeats = len(_unique(_images(root))[1])
+    repeats = len(_unique(_images(root, Search()))[1])
     notes = [f"annotator {options.annotator}, {options.structure}", f"{repeats} repeated files left out"]
     polygons = _csv(root, options)
     if polygons.is_file():
@@ -84,7 +93,7 @@ def read_kidneyus_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     path = require_mask(record)
     if path.suffix == ".csv":
         return _draw(_polygons(path)[0][_csv_name(record.image)], image_size(record.image), options)
-    raw = require_same_size(read_mask_indices(path), record)
+    raw = read_paired_mask(record)
     return map_labels(raw, None, classes=len(CLASSES[options.structure]), path=path)
 
 
@@ -100,12 +109,12 @@ def _require_options(options: LayoutOptions) -> None:
         raise UserError(f"annotator {options.annotator!r} is unknown. Allowed: 1, 2.")
 
 
-def _images(root: Path) -> list[Path]:
+def _images(root: Path, search: Search) -> list[Path]:
     folder = root / "images"
     if not folder.is_dir():
         raise missing(root, "the folder images/ (its content is given out on registration)", DESCRIPTION)
-    images = [path for path in visible(list(folder.iterdir())) if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
+    images = list(search.by_id(folder, is_image, deep=False).values())
+    if not images and not search.faults:
         raise missing(root, "any image in images/", DESCRIPTION)
     return images
 
@@ -125,8 +134,17 @@ def _patient_order(image: Path) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 0, image.stem)
 
 
+def _named(polygons: Path, search: Search) -> set[str]:
+    """Return the images that the polygons' file names; one that cannot be read is a fault."""
+    try:
+        return set(_polygons(polygons)[0]) if is_beside(polygons) else set()
+    except UserError as error:
+        search.drop(error, polygons)
+        return set()
+
+
 def _csv_name(image: Path) -> str:
-    return f"{image.stem}.png"
+    return f"{plain(image.stem)}.png"
 
 
 def _csv(root: Path, options: LayoutOptions) -> Path:
@@ -139,7 +157,8 @@ def _mask_folder(root: Path, options: LayoutOptions) -> Path:
 
 def _polygons(path: Path) -> tuple[_Polygons, int]:
     """Return the polygons (anatomy, points) of every file in a VIA CSV, and how many other shapes were ignored."""
-    return _read_polygons(path, path.stat().st_mtime_ns)
+    with reading(path, what="CSV file"):
+        return _read_polygons(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)  # every mask without a PNG asks for the whole file again
@@ -149,7 +168,7 @@ def _read_polygons(path: Path, modified_ns: int) -> tuple[_Polygons, int]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
-                shapes = polygons.setdefault(row["filename"], [])
+                shapes = polygons.setdefault(plain(row["filename"]), [])
                 shape = json.loads(row["region_shape_attributes"])
                 if shape.get("name") == "polygon":
                     anatomy = json.loads(row["region_attributes"]).get("Anatomy", "")

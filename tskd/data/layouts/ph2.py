@@ -6,8 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tskd.data.images import map_labels, read_image, read_mask_indices
-from tskd.data.layouts.base import Layout, LayoutOptions, missing, require_mask, require_same_size
+from tskd.data.files import plain
+from tskd.data.images import map_labels, read_image
+from tskd.data.layouts.base import (
+    Layout,
+    LayoutOptions,
+    Search,
+    is_image,
+    missing,
+    require_mask,
+)
+from tskd.data.layouts.pairs import read_paired_mask
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -17,12 +26,12 @@ DESCRIPTION = """\
   [PH2 Dataset images/]IMD003/IMD003_lesion/IMD003_lesion.bmp     (1 or 24 bit, black and white)"""
 
 
-def find(root: Path, options: LayoutOptions) -> list[Record]:
+def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     """Return one record per image folder; each image is a case of its own, and there is no official split."""
-    folders = _case_folders(root)
-    if not folders:
+    folders = _case_folders(root, search)
+    if not folders and not search.faults:
         raise missing(root, "any folder IMD*/IMD*_Dermoscopic_Image", DESCRIPTION)
-    return [_record(folder) for folder in folders]
+    return [record for folder in folders if (record := _record(folder, search)) is not None]
 
 
 def read_ph2_image(record: Record, options: LayoutOptions) -> np.ndarray:
@@ -33,27 +42,34 @@ def read_ph2_image(record: Record, options: LayoutOptions) -> np.ndarray:
 def read_ph2_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read the lesion, (H, W) uint8: 0 and 1."""
     path = require_mask(record)
-    return map_labels(require_same_size(read_mask_indices(path), record), None, classes=1, path=path)
+    return map_labels(read_paired_mask(record), None, classes=1, path=path)
 
 
 def fits(root: Path) -> bool:
     """Tell by folders IMD*/IMD*_Dermoscopic_Image."""
-    return bool(_case_folders(root))
+    return bool(_case_folders(root, Search()))
 
 
-def _case_folders(root: Path) -> list[Path]:
+def _case_folders(root: Path, search: Search) -> list[Path]:
     inner = root / "PH2 Dataset images"
-    folders = (inner if inner.is_dir() else root).glob("IMD*")
-    return sorted(folder for folder in folders if (folder / f"{folder.name}_Dermoscopic_Image").is_dir())
+    folders = search.listing(inner if inner.is_dir() else root, is_image, deep=False).folders
+    named = [folder for folder in folders if folder.name.startswith("IMD")]
+    return [folder for folder in named if _images_of(folder) in search.listing(folder, deep=False).folders]
 
 
-def _record(folder: Path) -> Record:
-    name = folder.name
-    image = folder / f"{name}_Dermoscopic_Image" / f"{name}.bmp"
-    if not image.is_file():
-        raise UserError(f"{image}: there is no such file. Expected:\n{DESCRIPTION}")
-    mask = folder / f"{name}_lesion" / f"{name}_lesion.bmp"
-    return Record(name, name, image, mask if mask.is_file() else None)
+def _images_of(folder: Path) -> Path:
+    return folder / f"{folder.name}_Dermoscopic_Image"
+
+
+def _record(folder: Path, search: Search) -> Record | None:
+    name = plain(folder.name)
+    images = search.by_id(_images_of(folder), is_image, deep=False)
+    masks = search.by_id(folder / f"{folder.name}_lesion", is_image, deep=False, claims=[f"{name}_lesion"])
+    search.name_unclaimed(masks, {masks.get(f"{name}_lesion")}, [f"{name}_lesion"])
+    if name not in images:
+        search.drop(UserError(f"{folder}: holds no image {name}.bmp. Expected:\n{DESCRIPTION}"), folder)
+        return None
+    return Record(name, name, images[name], masks.get(f"{name}_lesion"))
 
 
 PH2 = Layout("ph2", CLASSES, find, read_ph2_image, read_ph2_mask, fits, DESCRIPTION)

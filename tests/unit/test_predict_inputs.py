@@ -1,0 +1,81 @@
+"""What of a folder is predicted: the one rule of what counts as data, and nothing passed over that could be a scan."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tskd.predict_inputs import Failure, Item, _in_folder
+
+
+def write(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(path, format="PNG")
+
+
+def items(root: Path, results: Path) -> list[str]:
+    return [one.source.relative_to(root).as_posix() for one in _in_folder(root, results, 2) if isinstance(one, Item)]
+
+
+def failures(root: Path, results: Path) -> dict[str, str]:
+    found = (one for one in _in_folder(root, results, 2) if isinstance(one, Failure))
+    return {one.source.relative_to(root).as_posix(): one.problem for one in found}
+
+
+def test_hidden_files_and_the_results_are_no_inputs(tmp_path: Path) -> None:
+    """Red where a copy of Jupyter's is predicted, or where ``._scan.nii.gz`` counts as a damaged volume."""
+    root = tmp_path / ".study" / "in"
+    write(
+        root / "a.PNG", root / "b/c.png", root / ".ipynb_checkpoints/a.png", root / "out/a.png", root / "@eaDir/t.png"
+    )
+    (root / "._v.nii.gz").write_bytes(b"\0\5\26\7")
+    (root / "Thumbs.db").write_bytes(b"x")
+    (root / "notes.txt").write_text("x")
+    assert items(root, root / "out") == ["a.PNG", "b/c.png"]
+    assert failures(root, root / "out") == {}
+
+
+def test_linked_folders_are_predicted_once(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    write(root / "a.png", elsewhere / "b.png")
+    (root / "link").symlink_to(elsewhere)
+    (root / "again").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(root)
+    assert items(root, tmp_path / "out") == ["a.png", "again/b.png"]
+
+
+def test_what_cannot_be_looked_at_is_a_failure_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe held predict for ever; a broken link and a folder without permission were passed over."""
+    root = tmp_path / "in"
+    write(root / "a.png", root / "shut/b.png")
+    os.mkfifo(root / "pipe.dcm")
+    (root / "gone.nii.gz").symlink_to(tmp_path / "nowhere")
+    real = os.scandir
+
+    def refusing(folder: str | Path = ".") -> object:
+        if Path(folder).name == "shut":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # the tests may run as root, whom nothing is refused
+    said = failures(root, tmp_path / "out")
+    assert said.keys() == {"gone.nii.gz", "pipe.dcm", "shut"}
+    assert all(problem.startswith(str(root / name)) for name, problem in said.items())
+    assert items(root, tmp_path / "out") == ["a.png"]
+
+
+def test_names_stay_as_they_are(tmp_path: Path) -> None:
+    """Ids are compared in NFC; a mask is named as its scan is, byte for byte."""
+    name = unicodedata.normalize("NFD", "Müller.png")
+    write(tmp_path / "in" / name)
+    (item,) = _in_folder(tmp_path / "in", tmp_path / "out", 2)
+    assert isinstance(item, Item)
+    assert item.output == Path(name)

@@ -1,0 +1,93 @@
+"""Preparing a data set: what stops it, what is warned of, and that a mask is kept as it belongs to its image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tskd.config import DataConfig
+from tskd.data.exif import ORIENTATION
+from tskd.data.prepared import Prepared
+from tskd.errors import UserError
+from tskd.stages.prepare import open_data, prepare
+
+STORED = (16, 24)
+
+
+def write(root: Path, values: list[int], *, orientation: int = 1) -> Path:
+    """Write an image a value, with a rectangle of it in its mask; the last two are the test."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+    for number, value in enumerate(values):
+        mask = np.zeros(STORED, np.uint8)
+        mask[2:6, 3:20] = value
+        pixels = rng.integers(0, 256, (*STORED, 3), np.uint8)
+        Image.fromarray(pixels).save(root / f"images/{number}.png", exif=exif)
+        Image.fromarray(mask).save(root / f"masks/{number}.png")
+    split = [f"{number},{'test' if number >= len(values) - 2 else 'train'}" for number in range(len(values))]
+    (root / "split.csv").write_text("id,split\n" + "\n".join(split))
+    return root
+
+
+def prepared(root: Path, folder: Path, **settings: object) -> Prepared:
+    folder.mkdir()
+    config = DataConfig(root=str(root), image_size=32, **settings)
+    prepare(config, open_data(config, root), folder)
+    return Prepared(folder)
+
+
+@pytest.mark.parametrize("values", [[0] * 8, [0] * 6 + [1, 1]])
+def test_nothing_to_learn_stops_a_run(values: list[int], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is nothing to learn"):
+        prepared(write(tmp_path / "data", values), tmp_path / "out", classes=["cyst"])
+
+
+def test_a_small_budget_without_foreground_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A comparison over budgets goes on: the label that was drawn happens to show nothing."""
+    prepared(write(tmp_path / "data", [0] * 6 + [1, 1]), tmp_path / "out", classes=["cyst"], labels=2)
+    assert "warning: no training image holds any foreground" in capsys.readouterr().err
+
+
+def test_a_test_with_nothing_to_find_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(write(tmp_path / "data", [1] * 6 + [0, 0]), tmp_path / "out", classes=["cyst"])
+    assert "warning: nothing to find in the test images" in capsys.readouterr().err
+
+
+def test_masks_are_turned_with_their_photographs_and_that_is_kept(tmp_path: Path) -> None:
+    """Red where training sees masks as stored and photographs as shown."""
+    data = prepared(write(tmp_path / "data", [1] * 8, orientation=6), tmp_path / "out", classes=["cyst"])
+    row = int(data.rows("test")[0])
+    expected = np.zeros(STORED, np.uint8)
+    expected[2:6, 3:20] = 1
+    np.testing.assert_array_equal(data.native_mask(row), np.rot90(expected, -1))
+    assert data.native_image(row).shape[:2] == STORED[::-1]
+    assert any(note.startswith("EXIF: 8 masks") for note in data.dataset["notes"])
+
+
+def test_masks_of_which_exif_does_not_tell_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(write(tmp_path / "data", [1] * 8, orientation=3), tmp_path / "out", classes=["cyst"])
+    said = [line for line in capsys.readouterr().err.splitlines() if "EXIF" in line]
+    assert len(said) == 8
+    assert all(line.startswith("warning: ") and "/masks/" in line for line in said)
+
+
+def test_a_broken_volume_is_named_once_not_once_a_slice(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    for name in ("images", "labels"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for case in range(4):
+        values = np.full((8, 8, 5), 9.0 + case, np.float32)
+        mask = np.zeros((8, 8, 5), np.uint8)
+        values[case, case, :] = np.nan if case == 3 else 0
+        mask[2:4, 2:4] = 1
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / f"data/images/p{case}.nii")
+        nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), tmp_path / f"data/labels/p{case}.nii")
+    with pytest.raises(UserError, match=r"^1 files cannot be used") as caught:
+        prepared(tmp_path / "data", tmp_path / "out", window=(0, 10))
+    assert str(caught.value).count("p3.nii") == 1
