@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from tskd.data import dicom, nifti
-from tskd.data.images import map_labels, read_image, read_mask_indices
+from tskd.data.images import IntensityWindow, map_labels, read_image, read_mask_indices
 from tskd.data.layouts.base import (
     Description,
     Layout,
@@ -27,12 +30,13 @@ from tskd.types import Record
 
 DESCRIPTION = """\
   images/<case>/**/*.dcm            one folder a case (one or more series, single or multi-frame, with or without .dcm)
-  images/*.dcm                      files without a folder: the case is a pseudonym of the patient
+  images/*.dcm                      files without a folder: cases patient001, ... in the order of files
   masks/<case>/<dicom name>.png     label index, 0/255 for one class; multi-frame: <dicom name>_<frame, 4 digits>.png
   masks/<case>.nii[.gz]             or one label volume a case, laid over the slices by its coordinates
   dataset.yaml                      optional: name, classes, labels, window
   (without masks/: unlabelled; a folder of DICOM files alone will do too)"""
 
+_SHOWN = 20  # remarks on series
 _GRID_TOLERANCE = 0.1  # voxels; a label volume further off the slices' grid belongs to another series
 
 
@@ -42,10 +46,9 @@ def find(root: Path, options: LayoutOptions) -> list[Record]:
     files = _dicom_files(folder)
     if not files:
         raise missing(root, "any DICOM file", DESCRIPTION)
-    records = _loose_records(folder, [path for path in files if path.parent == folder], root)
-    for case in sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder}):
-        inside = [path for path in files if path.relative_to(folder).parts[0] == case]
-        records += _case_records(case, inside, root)
+    records = [record for part in _parts(folder, files) for record in part.records(root)]
+    if not records:
+        raise missing(root, "any DICOM file that is an image", DESCRIPTION)
     masks = {record.mask for record in records}
     stray = [(path, "a mask without an image.") for path in _mask_files(root) if path not in masks]
     refuse_problems(stray, root, DESCRIPTION)
@@ -53,18 +56,64 @@ def find(root: Path, options: LayoutOptions) -> list[Record]:
 
 
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
-    """Name the classes by options or dataset.yaml, and tell the rule that makes grey levels, by a file of each case."""
+    """Name the classes by options or dataset.yaml; tell the rule and range of grey levels, and what is odd of series."""
     stated = read_volumes_yaml(root)
     options = with_stated(options, stated)
-    firsts = {record.case: record.image for record in reversed(records)}
-    rules = {dicom.grey_window(dicom.read_header(path), options.intensity)[1] for path in firsts.values()}
-    notes = [f"intensities: {rule}" for rule in sorted(rules)]
+    notes = [*grey_notes(records, options), *_series_notes(root)]
     if options.classes is None:
         one = (("foreground",), "classes not named: one is assumed")
         classes, note = one if options.labels is None else classes_by_map(options.labels)
         options = replace(options, classes=classes)
         notes.append(note)
     return Description(stated.name or root.resolve().name, options, tuple(notes))
+
+
+def grey_notes(records: Sequence[Record], options: LayoutOptions) -> list[str]:
+    """Return what is told of the grey levels of DICOM images, by the middle image of each volume (or case)."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.volume or record.case, []).append(record)
+    ranges: dict[str, list[IntensityWindow]] = {}
+    lost: list[str] = []
+    for members in groups.values():
+        middle = members[len(members) // 2]
+        try:
+            head = dicom.read_head(middle.image)
+            rule = dicom.grey_rule(head, options.intensity, middle.index)
+            ranges.setdefault(rule.told, []).append(rule.window)
+            lost += [said] if (said := dicom.lost_levels(head, middle.index, options.intensity)) else []
+        except UserError:  # its own reading names the file
+            continue
+    notes = [f"intensities: {told}, {_range(windows)}" for told, windows in sorted(ranges.items())]
+    return notes + [f"window: {_without_folders(said, records)}" for said in lost[:_SHOWN]]
+
+
+def _range(windows: Sequence[IntensityWindow]) -> str:
+    """Return the limits in words, of several windows the span of each limit."""
+    ends = [sorted({getattr(window, end) for window in windows}) for end in ("low", "high")]
+    low, high = (f"{each[0]:g}" if len(each) == 1 else f"({each[0]:g} to {each[-1]:g})" for each in ends)
+    return f"{low} becomes black, {high} white"
+
+
+def _without_folders(text: str, records: Sequence[Record]) -> str:
+    """Cut what lies above the data set: folder names may tell who the patient is, and notes travel."""
+    shared = os.path.commonpath([record.image.parent for record in records])
+    return text.replace(f"{shared}{os.sep}", "").replace(shared, Path(shared).name)
+
+
+def _series_notes(root: Path) -> list[str]:
+    """Return why series are no regular grids, and which files are no scans."""
+    folder = root / "images" if (root / "images").is_dir() else root
+    listings = [part.listing for part in _parts(folder, _dicom_files(folder))]
+    remarks = [remark for listing in listings for remark in listing.remarks]
+    notes = [
+        f"series: {remark.replace(f'{folder}{os.sep}', '').replace(str(folder), folder.name)}" for remark in remarks
+    ]
+    if len(notes) > _SHOWN:
+        notes = [*notes[:_SHOWN], f"series: {len(notes) - _SHOWN} more remarks of this kind"]
+    others = Counter(kind for listing in listings for _, kind in listing.others)
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    return [*notes, f"passed over, since they are no scans: {told}"] if others else notes
 
 
 def read_dicom_image(record: Record, options: LayoutOptions) -> np.ndarray:
@@ -75,8 +124,7 @@ def read_dicom_image(record: Record, options: LayoutOptions) -> np.ndarray:
 def read_dicom_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read one mask, (H, W) uint8 class index, from its PNG file or from the case's label volume."""
     path = require_mask(record)
-    header = dicom.read_header(record.image)
-    size = (int(header.Rows), int(header.Columns))
+    size = dicom.read_head(record.image).size
     raw = _overlaid(path, record, size) if nifti.is_nifti(path) else read_mask_indices(path)
     raw = require_same_size(raw, record, size)
     return map_labels(raw, options.labels, classes=len(options.classes or ("foreground",)), path=path)
@@ -113,36 +161,54 @@ def _mask_files(root: Path) -> list[Path]:
     return visible([path for path in (root / "masks").rglob("*") if path.is_file()])
 
 
-def _loose_records(folder: Path, files: Sequence[Path], root: Path) -> list[Record]:
-    """Return the records of files that lie in no case folder: named by pseudonyms of patient and series."""
-    slices = dicom.list_slices(files)
-    counts: dict[str, int] = {}
-    records = []
-    for item in slices:
-        number = counts[item.series] = counts.get(item.series, -1) + 1
-        mask = _png(root / "masks", item)
-        records.append(
-            _record(
-                f"{item.patient}/{item.series}/{number:04d}", f"{item.patient}/{item.series}", item.patient, item, mask
-            )
-        )
-    return records
+@dataclass(frozen=True)
+class _Part:
+    """The files of one case folder, or those that lie in none."""
+
+    case: str | None
+    """None: the files lie in no case folder, and each patient is a case."""
+    listing: dicom.Listing
+
+    def records(self, root: Path) -> list[Record]:
+        several = len({item.series for item in self.listing.slices}) > 1
+        counts: Counter[int] = Counter()
+        records = []
+        for item in self.listing.slices:
+            case = self.case or f"patient{item.patient:03d}"
+            series = f"{case}/series{item.series:02d}" if several or self.case is None else case
+            records.append(_record(f"{series}/{counts[item.series]:04d}", series, case, item, self._mask(root, item)))
+            counts[item.series] += 1
+        return records + [self._unreadable(path, root) for path, _ in self.listing.failures]
+
+    def _mask(self, root: Path, item: dicom.Slice) -> Path | None:
+        if self.case is None:
+            return _png(root / "masks", item)
+        volumes = (root / "masks" / f"{self.case}{end}" for end in (".nii.gz", ".nii"))
+        return next((path for path in volumes if path.is_file()), None) or _png(root / "masks" / self.case, item)
+
+    def _unreadable(self, path: Path, root: Path) -> Record:
+        """Return the record of a file that reading then names, so that it neither is lost nor stops the others."""
+        case = self.case or f"unreadable {path.name}"
+        mask = _png_named(root / "masks" / (self.case or ""), path, None)
+        return Record(f"{case}/unreadable/{path.name}", case, path, mask)
 
 
-def _case_records(case: str, files: Sequence[Path], root: Path) -> list[Record]:
-    slices = dicom.list_slices(files)
-    several = len({item.series for item in slices}) > 1
-    volume = next(
-        (path for path in (root / "masks" / f"{case}{end}" for end in (".nii.gz", ".nii")) if path.is_file()), None
-    )
-    counts: dict[str, int] = {}
-    records = []
-    for item in slices:
-        number = counts[item.series] = counts.get(item.series, -1) + 1
-        name = f"{case}/{item.series}" if several else case
-        mask = volume or _png(root / "masks" / case, item)
-        records.append(_record(f"{name}/{number:04d}", name, case, item, mask))
-    return records
+def _parts(folder: Path, files: Sequence[Path]) -> list[_Part]:
+    """Return the files by case, their heads read once for finding and describing."""
+    cases: dict[str | None, list[Path]] = {}
+    for path in files:
+        inside = path.relative_to(folder).parts
+        cases.setdefault(inside[0] if len(inside) > 1 else None, []).append(path)
+    return [_Part(case, _listed(tuple(paths), _stamps(paths))) for case, paths in cases.items()]
+
+
+def _stamps(paths: Sequence[Path]) -> tuple[tuple[int, int], ...]:
+    return tuple((status.st_mtime_ns, status.st_size) for status in (path.stat() for path in paths))
+
+
+@lru_cache(maxsize=4096)
+def _listed(paths: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> dicom.Listing:
+    return dicom.list_series(paths)
 
 
 def _record(id: str, series: str, case: str, item: dicom.Slice, mask: Path | None) -> Record:
@@ -151,8 +217,12 @@ def _record(id: str, series: str, case: str, item: dicom.Slice, mask: Path | Non
 
 
 def _png(folder: Path, item: dicom.Slice) -> Path | None:
-    frame = "" if item.index is None else f"_{item.index:04d}"
-    names = [item.path.stem, item.path.name]  # names without an extension may hold dots
+    return _png_named(folder, item.path, item.index)
+
+
+def _png_named(folder: Path, image: Path, index: int | None) -> Path | None:
+    frame = "" if index is None else f"_{index:04d}"
+    names = [image.stem, image.name]  # names without an extension may hold dots
     paths = [folder / f"{name}{frame}.png" for name in names]
     return next((path for path in paths if path.is_file()), None)
 
@@ -163,7 +233,7 @@ def _overlaid(path: Path, record: Record, size: tuple[int, int]) -> np.ndarray:
     if volume.ndim > 3:
         raise UserError(f"{path}: holds several frames; a DICOM series is labelled by a volume. Save one frame.")
     rows, columns = np.indices(size)
-    pixels = np.stack([rows.ravel(), columns.ravel(), np.ones(rows.size)])
+    pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)])
     voxels = (np.linalg.inv(affine) @ dicom.plane_affine(record.image, index=record.index) @ pixels)[:3]
     nearest = np.rint(voxels).astype(np.intp)
     outside = (nearest < 0).any() or (nearest >= np.array(volume.shape)[:, None]).any()
