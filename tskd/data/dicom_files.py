@@ -21,8 +21,16 @@ from typing import Any, BinaryIO
 import pydicom
 from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian, UID_dictionary
+from pydicom.filereader import read_file_meta_info, read_partial
+from pydicom.misc import size_in_bytes
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    UID_dictionary,
+)
 
 from tskd.data.reading import reading
 from tskd.errors import UserError
@@ -33,11 +41,13 @@ MAX_FRAMES = 100_000
 """Of one file."""
 MAX_VOXELS = 2**30
 """Of all frames of a file together; labels of a volume are held in memory until they are written."""
-MAX_INFLATED = 512 * 2**20
+MAX_INFLATED = 256 * 2**20
 """Bytes of a deflated file when inflated: it cannot be read in parts."""
 
 _DEFERRED = "1 MB"  # longer elements are left in the file until they are asked for
+_MAX_ELEMENTS = 100_000  # outside of sequences
 _MAGIC_OFFSET = 128
+_PART = 2**20  # bytes inflated at once
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 _STANDARD = "1.2.840.10008."
@@ -98,17 +108,8 @@ class Head:
     data: pydicom.Dataset
     pixels: PixelElement | None
     frames: int
-
-    @property
-    def syntax(self) -> pydicom.uid.UID:
-        """The transfer syntax of the pixels; of a file that states none, the one it was read by."""
-        stated = self.data.file_meta.get("TransferSyntaxUID") if hasattr(self.data, "file_meta") else None
-        if stated:
-            return stated
-        implicit, little = self.data.original_encoding
-        if implicit:
-            return pydicom.uid.ImplicitVRLittleEndian
-        return pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+    syntax: UID
+    """The transfer syntax of the pixels; of a file that states none, the one it was read by."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -226,7 +227,9 @@ def _begins_with_an_element(start: bytes) -> bool:
 def _head(path: Path, modified_ns: int, size: int) -> Head:
     with open_dicom(path) as file:
         in_memory = isinstance(file, io.BytesIO)
-        data = pydicom.dcmread(file, stop_before_pixels=True, force=True, defer_size=None if in_memory else _DEFERRED)
+        data = read_partial(
+            file, stop_when=_Until(), defer_size=None if in_memory else size_in_bytes(_DEFERRED), force=True
+        )
         _require_plausible(data)
         element = _pixel_element(file, data)
         total = file.seek(0, io.SEEK_END)
@@ -234,7 +237,21 @@ def _head(path: Path, modified_ns: int, size: int) -> Head:
         if element is not None and "Rows" in data and "Columns" in data:
             _require_sizes(path, data, frames)
             _require_content(path, data, element, frames, file, total)
-    return Head(path, data, element, frames)
+    return Head(path, data, element, frames, _syntax(data))
+
+
+class _Until:
+    """Tells pydicom where to stop: at the pixels, at a group that no file holds, or after more elements than any has.
+
+    Zeros are read as elements of group 0 without end, 8 bytes each.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, tag: int, vr: str | None, length: int) -> bool:
+        self.count += 1
+        return tag in _PIXEL_KEYWORDS or tag >> 16 == 0 or self.count > _MAX_ELEMENTS
 
 
 def _require_plausible(data: pydicom.Dataset) -> None:
@@ -260,6 +277,16 @@ def _pixel_element(file: BinaryIO, data: pydicom.Dataset) -> PixelElement | None
     else:
         vr, length = start[4:6].decode("ascii", "replace"), struct.unpack(f"{order}L", file.read(4))[0]
     return PixelElement(keyword, vr, file.tell(), None if length == _UNDEFINED_LENGTH else length)
+
+
+def _syntax(data: pydicom.Dataset) -> UID:
+    stated = data.file_meta.get("TransferSyntaxUID")
+    if stated:
+        return UID(str(stated))
+    implicit, little = data.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
 def _frames(data: pydicom.Dataset) -> int:
@@ -327,17 +354,19 @@ def _is_deflated(path: Path) -> bool:
 def _inflated(path: Path, modified_ns: int, size: int) -> bytes:
     """Return a deflated file as one in plain explicit little endian, PS3.5 A.5."""
     group_length: Any = read_file_meta_info(path).FileMetaInformationGroupLength
+    syntax = ExplicitVRLittleEndian.encode() + b"\0"
+    plain = io.BytesIO()
+    plain.write(bytes(_MAGIC_OFFSET) + b"DICM" + struct.pack("<HH2sH", 2, 0x10, b"UI", len(syntax)) + syntax)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     with path.open("rb") as file:
         file.seek(_MAGIC_OFFSET + 4 + 12 + int(group_length))
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        content = inflater.decompress(file.read(MAX_INFLATED), MAX_INFLATED + 1)
-    if size > MAX_INFLATED or len(content) > MAX_INFLATED:
-        raise UserError(
-            f"{path}: is deflated and holds more than {MAX_INFLATED // 2**20} MiB when inflated. "
-            "Save it without compression, or with one for images such as JPEG 2000."
-        )
+        while not inflater.eof and (part := inflater.unconsumed_tail or file.read(_PART)):
+            plain.write(inflater.decompress(part, _PART))
+            if plain.tell() > MAX_INFLATED:
+                raise UserError(
+                    f"{path}: is deflated and holds more than {MAX_INFLATED // 2**20} MiB when inflated. "
+                    "Save it without compression, or with one for images such as JPEG 2000."
+                )
     if not inflater.eof:
         raise EOFError("the compressed data end too early")
-    syntax = b"1.2.840.10008.1.2.1\0"
-    plain = bytes(_MAGIC_OFFSET) + b"DICM" + struct.pack("<HH2sH", 2, 0x10, b"UI", len(syntax)) + syntax
-    return plain + content
+    return plain.getvalue()

@@ -30,6 +30,7 @@ FEWEST_LEVELS = 64
 """Grey levels below which a window is said to lose too much."""
 
 _REMEMBERED = 256  # folders
+_SAMPLED_FRAMES = 2048
 _SAMPLED = 2**22  # values of a series that its percentiles are taken from: all of them up to 16 slices of 512 x 512
 
 
@@ -62,13 +63,19 @@ def grey_rule(head: Head, window: IntensityWindow | None, index: int | None = No
     if window is not None:
         return GreyRule(window, "the given window")
     with reading_dicom(head.path):
-        own = _own_window(head.data, index)
-        table = None if own is not None else _own_table(head.data)
-        slope, intercept = _rescale(head, index)
+        return _stated_rule(head, index) or _usual_rule(head, index)
+
+
+def _stated_rule(head: Head, index: int | None) -> GreyRule | None:
+    own = _own_window(head.data, index)
     if own is not None:
         return GreyRule(_agreed(head, own, index), "the window that the files state (WindowCenter, WindowWidth)")
-    if table is not None:
-        return GreyRule(table, "the table that the files state (VOI LUT)", table=True)
+    table = _own_table(head.data)
+    return None if table is None else GreyRule(table, "the table that the files state (VOI LUT)", table=True)
+
+
+def _usual_rule(head: Head, index: int | None) -> GreyRule:
+    slope, intercept = _rescale(head, index)
     plain = (slope, intercept) == (1, 0) and "ModalityLUTSequence" not in head.data
     if plain and (full := _full_range(head)) is not None:
         return GreyRule(full, "at most 8 bits: their full range")
@@ -276,8 +283,10 @@ def _windows(paths: list[Path]) -> Iterator[IntensityWindow]:
 def _statistics(head: Head, paths: list[Path]) -> _Statistics:
     """Return the percentiles of a series, of evenly drawn pixels where it is large; unreadable files do not count."""
     heads = [one for path in paths if (one := _readable(path)) is not None]
-    each = max(_SAMPLED // max(sum(one.frames for one in heads), 1), 1024)
-    parts = [part for one in heads for index in _indices(one) if (part := _sample(one, index, each)) is not None]
+    frames = [(one, index) for one in heads for index in _indices(one)]
+    frames = frames[:: len(frames) // _SAMPLED_FRAMES + 1]
+    each = max(_SAMPLED // max(len(frames), 1), 1024)
+    parts = [part for one, index in frames if (part := _sample(one, index, each)) is not None]
     values = np.concatenate(parts) if parts else np.empty(0)
     if values.size == 0:
         raise UserError(

@@ -34,11 +34,11 @@ def read_values(head: Head, index: int | None) -> np.ndarray:
 
     ``index`` None is the only frame. Raises :class:`UserError` naming the file, and the codec where one is missing.
     """
-    require_image(head, index)
-    _require_decoder(head)
-    if head.syntax.is_encapsulated:
-        return _decode_elsewhere(head.path, index or 0, _name(head.syntax))
     with reading_dicom(head.path):
+        require_image(head, index)
+        _require_decoder(head)
+        if head.syntax.is_encapsulated:
+            return _decode_elsewhere(head.path, index or 0, _name(head.syntax))
         return decode(head, index or 0)
 
 

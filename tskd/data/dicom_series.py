@@ -25,6 +25,7 @@ _TURNED = 1e-3  # of a direction cosine
 _TILT_DEGREES = 0.1
 _OFF_GRID_MM = 0.1
 _OFF_GRID = 0.1  # of the slice distance, where that is less than a millimetre
+_FAR_MM = 1e7  # beyond it a number is damaged; not a number is not below it
 _SECTIONAL = ("CT", "MR", "PT")
 _NAMED = 3
 
@@ -133,7 +134,7 @@ def plane_affine(path: Path, *, index: int | None = None) -> np.ndarray:
             f"{path}: has no ImagePositionPatient, ImageOrientationPatient or PixelSpacing, so a label volume cannot "
             "be laid over it. Give its masks as PNG files named like the DICOM files."
         )
-    return _in_ras(_plane(found))[:, :]
+    return _in_ras(_plane(found))
 
 
 def functional_group(data: pydicom.Dataset, index: int | None, sequence: str) -> pydicom.Dataset:
@@ -210,13 +211,13 @@ def _spacing(data: pydicom.Dataset, index: int | None) -> tuple[float, float] | 
 
 
 def _vector(source: pydicom.Dataset, keyword: str, length: int) -> np.ndarray | None:
-    """Return an element of several numbers; None where it is absent, of another length or not finite."""
+    """Return an element of several numbers; None where it is absent, of another length or no place on Earth."""
     try:
         value = source.get(keyword)
         found = np.array([float(one) for one in value or ()])
     except (ValueError, TypeError, ArithmeticError):
         return None
-    return found if found.size == length and np.isfinite(found).all() else None
+    return found if found.size == length and (np.abs(found) < _FAR_MM).all() else None
 
 
 def _plane(one: Slice) -> np.ndarray:
@@ -231,7 +232,7 @@ def _plane(one: Slice) -> np.ndarray:
 def _in_ras(lps: np.ndarray) -> np.ndarray:
     homogeneous = np.zeros((1, lps.shape[1]))
     homogeneous[0, -1] = 1
-    return np.vstack([lps * np.array([[-1.0], [-1.0], [1.0]]), homogeneous])
+    return np.vstack([lps * np.array([[-1.0], [-1.0], [1.0]]), homogeneous]) + 0.0  # no -0.0
 
 
 def _normal(one: Slice) -> np.ndarray:

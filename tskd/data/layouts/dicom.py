@@ -69,10 +69,10 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
 
 
 def grey_notes(records: Sequence[Record], options: LayoutOptions) -> list[str]:
-    """Return what is told of the grey levels of DICOM images, by the middle image of each volume (or case)."""
+    """Return what is told of the grey levels of DICOM images, by the middle image of each series."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(record.volume or record.case, []).append(record)
+        groups.setdefault(record.volume or record.id.rpartition("/")[0], []).append(record)
     ranges: dict[str, list[IntensityWindow]] = {}
     lost: list[str] = []
     for members in groups.values():
