@@ -323,11 +323,11 @@ def _label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
     if item.kind == "nifti":
         volume = volume_like(item.source, np.stack(planes), axis=axis)
     else:
-        volume = _series_volume(item, planes)
+        volume = series_volume(item, planes)
     return gzip.compress(volume.to_bytes(), compresslevel=6, mtime=0)
 
 
-def _series_volume(item: Item, planes: Sequence[np.ndarray]) -> nibabel.Nifti1Image:
+def series_volume(item: Item, planes: Sequence[np.ndarray]) -> nibabel.Nifti1Image:
     """Return the labels of a series as (column, row, slice), placed as ITK and dcm2niix place it."""
     assert item.affines is not None
     sform, qform = item.affines

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import pydicom
 from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info, read_partial
+from pydicom.filereader import _read_file_meta_info, read_file_meta_info, read_partial, read_preamble
 from pydicom.misc import size_in_bytes
 from pydicom.uid import (
     UID,
@@ -226,6 +226,7 @@ def _begins_with_an_element(start: bytes) -> bool:
 @lru_cache(maxsize=8)  # frames of one file are read one after another
 def _head(path: Path, modified_ns: int, size: int) -> Head:
     with open_dicom(path) as file:
+        _require_elements(file)
         in_memory = isinstance(file, io.BytesIO)
         data = read_partial(
             file, stop_when=_Until(), defer_size=None if in_memory else size_in_bytes(_DEFERRED), force=True
@@ -238,6 +239,15 @@ def _head(path: Path, modified_ns: int, size: int) -> Head:
             _require_sizes(path, data, frames)
             _require_content(path, data, element, frames, file, total)
     return Head(path, data, element, frames, _syntax(data))
+
+
+def _require_elements(file: BinaryIO) -> None:
+    """Refuse what is all zeros behind the preamble and group 2: pydicom reads it to its end, 8 bytes at a time."""
+    read_preamble(file, force=True)
+    _read_file_meta_info(file)
+    if file.read(8) == bytes(8):
+        raise InvalidDicomError
+    file.seek(0)
 
 
 class _Until:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import filecmp
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -427,7 +428,7 @@ def _places(positions: np.ndarray) -> tuple[list[int], float | None]:
     steps = np.maximum(np.rint(gaps / np.median(gaps)), 1).astype(int)
     distance = float(gaps.sum() / steps.sum())
     places = np.concatenate([[0], np.cumsum(steps)])
-    if np.abs(positions - positions[0] - places * distance).max() > _tolerance(distance):
+    if np.ptp(positions - places * distance) / 2 > _tolerance(distance):
         return list(range(len(positions))), None
     return places.tolist(), distance
 
@@ -468,7 +469,7 @@ def _runs(slices: Sequence[Slice]) -> list[list[Slice]]:
 
 
 def _gap_remark(slices: Sequence[Slice]) -> str | None:
-    gaps = [(a, b) for a, b in zip(slices, slices[1:]) if (b.place or 0) - (a.place or 0) > 1]
+    gaps = [(a, b) for a, b in pairwise(slices) if (b.place or 0) - (a.place or 0) > 1]
     if not gaps:
         return None
     first, second = gaps[0]
