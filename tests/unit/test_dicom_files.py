@@ -34,11 +34,14 @@ def problem(path: Path) -> str:
 @pytest.mark.parametrize(
     ("uid", "pixels", "kind"),
     [
-        (f"{STORAGE}.481.3", False, "RTSTRUCT"), (f"{STORAGE}.481.5", False, "RTPLAN"), (f"{STORAGE}.481.2", True, "RTDOSE"),
-        (f"{STORAGE}.88.33", False, "SR"), (f"{STORAGE}.88.59", False, "KOS"), (f"{STORAGE}.11.1", False, "presentation state"),
+        (f"{STORAGE}.481.3", False, "RTSTRUCT"),
+        (f"{STORAGE}.481.5", False, "RTPLAN"), (f"{STORAGE}.481.2", True, "RTDOSE"),
+        (f"{STORAGE}.88.33", False, "SR"), (f"{STORAGE}.88.59", False, "KOS"),
+        (f"{STORAGE}.11.1", False, "presentation state"),
         (f"{STORAGE}.66.4", True, "SEG"), (f"{STORAGE}.66", False, "raw data"), (f"{STORAGE}.9.1.1", False, "waveform"),
         (f"{STORAGE}.104.1", False, "encapsulated document"), ("1.3.12.2.1107.5.9.1", False, "private object"),
-        ("1.2.840.10008.5.1.4.34.7", False, "RT Beams Delivery Instruction"), ("1.2.840.10008.1.3.10", False, "DICOMDIR"),
+        ("1.2.840.10008.5.1.4.34.7", False, "RT Beams Delivery Instruction"),
+        ("1.2.840.10008.1.3.10", False, "DICOMDIR"),
         (f"{STORAGE}.481.1", True, None), (f"{STORAGE}.2", True, None), ("1.3.12.2.1107.5.9.1", True, None),
     ],
 )  # fmt: skip
@@ -128,7 +131,7 @@ def test_a_sparse_file_of_zeros_ends_at_once(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(UserError, match="states no image"):
         read_image(path)
-    for start in (b"", bytes(128) + b"DICM", content[:132] + content[132:][:12 + 8]):
+    for start in (b"", bytes(128) + b"DICM", content[:132] + content[132:][: 12 + 8]):
         path.write_bytes(start)
         os.truncate(path, 8 * 2**30)
         assert dicom.list_series([path]).failures
@@ -140,8 +143,9 @@ def test_a_sparse_file_of_zeros_ends_at_once(tmp_path: Path) -> None:
 
 def test_reading_damaged_tags_writes_nothing_of_them(tmp_path: Path) -> None:
     """In a process of its own: pydicom warns by ``warnings`` and by ``logging``, and pytest changes both."""
-    path = save(np.arange(64, dtype=np.uint16).reshape(8, 8), tmp_path / "a.dcm", SeriesInstanceUID="1.2.3.4", Modality="MR",
-                InstanceNumber=1, PatientBirthDate="19700101", SpecificCharacterSet="ISO_IR 100")  # fmt: skip
+    path = save(np.arange(64, dtype=np.uint16).reshape(8, 8), tmp_path / "a.dcm",
+                SeriesInstanceUID="1.2.3.4",
+                Modality="MR", InstanceNumber=1, PatientBirthDate="19700101", SpecificCharacterSet="ISO_IR 100")  # fmt: skip
     content = path.read_bytes().replace(b"1.2.3.4\0", b"SECRET-7").replace(b"19700101", b"Doe^Jane")
     path.write_bytes(content.replace(b"ISO_IR 100", b"SECRET-7  "))
     code = "import sys; from pathlib import Path; from tskd.data import dicom; p = Path(sys.argv[1]); "

@@ -90,3 +90,11 @@ def test_what_the_child_answers_holds_no_text_of_the_file(tmp_path: Path) -> Non
     head, values = dicom_worker.answer(f'["{path}", 0]'.encode())
     assert values is None
     assert "Doe" not in str(head)
+
+
+def test_jpeg_extended_of_12_bits_is_read(tmp_path: Path) -> None:
+    """A file of pydicom's, with the values that its own tests state at these places."""
+    path = Path(pydicom.data.get_testdata_file("JPGExtended.dcm", download=False))
+    values = dicom.read_stored(path)
+    assert (values.shape, values.dtype.itemsize) == ((1024, 256), 2)
+    assert [values[420, 140], values[230, 120]] == [244, 95]

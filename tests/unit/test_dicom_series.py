@@ -44,7 +44,8 @@ def placed(folder: Path, *positions: float, **tags: object) -> list[tuple[object
     uid = f"1.5.{len(list(folder.glob('*')))}"
     tags = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.5, 0.8], **tags}
     paths = [
-        save(np.full((2, 2), number, np.uint16), folder / f"{uid}-{number}.dcm", SeriesInstanceUID=uid, InstanceNumber=number,
+        save(np.full((2, 2), number, np.uint16), folder / f"{uid}-{number}.dcm", SeriesInstanceUID=uid,
+             InstanceNumber=number,
              ImagePositionPatient=[0, 0, z], **tags)
         for number, z in enumerate(positions)
     ]  # fmt: skip
@@ -165,7 +166,8 @@ def test_what_does_not_fit_is_kept_apart_and_named(odd: dict[str, object], tmp_p
     folder = tmp_path / "s"
     save_series(folder, axial(0, 5, 10))
     stranger = save(np.zeros((6, 4), np.int16), folder / "XX.dcm", SeriesInstanceUID="1.2.2", **{
-        "ImageOrientationPatient": list(AXIAL), "PixelSpacing": [0.5, 0.8], "ImagePositionPatient": [-20, -20, 5], **odd})  # fmt: skip
+        "ImageOrientationPatient": list(AXIAL), "PixelSpacing": [0.5, 0.8],
+        "ImagePositionPatient": [-20, -20, 5], **odd})  # fmt: skip
     listing = dicom.list_series(sorted(folder.iterdir()))
     assert grids(listing) == [["IM0000.dcm", "IM0001.dcm", "IM0002.dcm"]]
     assert [item.path for item in listing.slices if item.grid is None] == [stranger]

@@ -17,8 +17,8 @@ from tskd.data.dicom_series import Listing, Slice, grid_affines, list_series, pl
 from tskd.data.intensity import IntensityWindow
 
 __all__ = [
-    "FEWEST_LEVELS", "GreyRule", "Head", "Listing", "Slice", "grey_rule", "grid_affines", "is_dicom", "kind_of", "list_series",
-    "lost_levels", "plane_affine", "read_frame", "read_head", "read_stored",
+    "FEWEST_LEVELS", "GreyRule", "Head", "Listing", "Slice", "grey_rule", "grid_affines", "is_dicom", "kind_of",
+    "list_series", "lost_levels", "plane_affine", "read_frame", "read_head", "read_stored",
 ]  # fmt: skip
 
 

@@ -335,8 +335,8 @@ def _require_content(
     held = min(element.length, total - element.start)
     if held < needed:
         raise UserError(
-            f"{path}: states {frames} frame(s) of {int(data.Rows)} x {int(data.Columns)}, which need {needed} bytes, and "
-            f"holds {held}: it is cut short or damaged. Copy it again from the source, or remove it."
+            f"{path}: states {frames} frame(s) of {int(data.Rows)} x {int(data.Columns)}, which need {needed} bytes, "
+            f"and holds {held}: it is cut short or damaged. Copy it again from the source, or remove it."
         )
 
 

@@ -85,7 +85,7 @@ def _usual_rule(head: Head, index: int | None) -> GreyRule:
 
 
 def lost_levels(head: Head, index: int | None, window: IntensityWindow | None) -> str | None:
-    """Return a message where fewer than :data:`FEWEST_LEVELS` grey levels are left of a frame that holds more values."""
+    """Return a message where fewer than :data:`FEWEST_LEVELS` grey levels are left of a frame that had more."""
     values = read_values(head, index)
     if values.ndim == 3 or head.data.get("PhotometricInterpretation") == "PALETTE COLOR":
         return None
@@ -130,7 +130,7 @@ def _rescale(head: Head, index: int | None) -> tuple[float, float]:
     for keyword, found in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
         if (found is None and source.get(keyword) not in (None, "")) or (keyword == "RescaleSlope" and found == 0):
             raise UserError(
-                f"{head.path}: {keyword} is no number that values can be rescaled by. Copy the file again, or remove it."
+                f"{head.path}: {keyword} is no number to rescale values by. Copy the file again, or remove it."
             )
     return 1.0 if slope is None else slope, intercept or 0.0
 
@@ -305,7 +305,7 @@ def _readable(path: Path) -> Head | None:
 
 
 def _sample(head: Head, index: int | None, count: int) -> np.ndarray | None:
-    """Return at most ``count`` of a frame's rescaled values, those of its padding left out; None where it is unreadable."""
+    """Return at most ``count`` rescaled values of a frame, without its padding; None where it is unreadable."""
     try:
         values = read_values(head, index)
         if values.ndim == 3:

@@ -19,11 +19,14 @@ import numpy as np
 from pydicom.pixels import as_pixel_options, get_decoder
 from pydicom.uid import UID, UID_dictionary
 
+from tskd.data import dicom_jpeg12
 from tskd.data.dicom_files import Head, open_dicom, read_head, reading_dicom, require_image
 from tskd.errors import UserError
 
 SECONDS = 60.0
 """What one compressed frame may take."""
+
+dicom_jpeg12.register()
 
 _DAMAGED = "Copy it again from the source, or remove it."
 _SAVE_PLAIN = "Save it uncompressed (`gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT` do it)."
@@ -77,7 +80,8 @@ def _require_decoder(head: Head) -> None:
         decoder = get_decoder(head.syntax)
     except NotImplementedError:
         raise UserError(
-            f"{head.path}: its pixels are stored as {_name(head.syntax)}, for which there is no decoder here. {_SAVE_PLAIN}"
+            f"{head.path}: its pixels are stored as {_name(head.syntax)}, for which there is no decoder here. "
+            f"{_SAVE_PLAIN}"
         ) from None
     if not decoder.is_available:
         raise UserError(
@@ -169,7 +173,8 @@ def _decode_elsewhere(path: Path, index: int, syntax: str) -> np.ndarray:
         raise UserError(f"{path}: it does not fit into the memory that is free. Cut it into parts.")
     if answer == "NotImplementedError":
         raise UserError(
-            f"{path}: this form of {syntax} (its number of bits, for example) is not read by the decoders installed. {_SAVE_PLAIN}"
+            f"{path}: this form of {syntax} (its number of bits, for example) is not read by the decoders "
+            f"installed. {_SAVE_PLAIN}"
         )
     why = "ended without an answer" if answer is None else f"gave up ({answer})"
     raise UserError(f"{path}: its compressed pixels ({syntax}) are damaged: the decoder {why}. {_DAMAGED}")

@@ -118,8 +118,9 @@ def grid_affines(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
     step = (np.array(last.origin) - np.array(first.origin)) / (len(slices) - 1)
     normal = _normal(first)
     straight = normal * np.linalg.norm(step)
-    planes = _plane(first)
-    return tuple(_in_ras(np.column_stack([planes[:, :2], third, planes[:, 2]])) for third in (step, straight))  # type: ignore[return-value]
+    plane = _plane(first)
+    sheared, upright = (np.column_stack([plane[:, :2], third, plane[:, 2]]) for third in (step, straight))
+    return _in_ras(sheared), _in_ras(upright)
 
 
 def plane_affine(path: Path, *, index: int | None = None) -> np.ndarray:
@@ -298,7 +299,8 @@ def _without_positions(loose: list[Slice], names: dict[Path, _Names], listing: L
         unknown = any(item.instance is None for item in loose)
         more = " nor instance numbers, so their order is unknown" if unknown else ""
         listing.remarks.append(
-            f"{loose[0].path.parent}: {len(loose)} slices of a series state no positions{more}. Each is taken as a single image."
+            f"{loose[0].path.parent}: {len(loose)} slices of a series state no positions{more}. "
+            "Each is taken as a single image."
         )
     return sorted(loose, key=lambda item: (item.instance or 0, item.path, item.index or 0))
 
@@ -328,12 +330,14 @@ def _remark_on_groups(groups: list[list[Slice]], listing: Listing) -> None:
     if len(groups) < 2:
         return
     main, *others = groups
+    folder = main[0].path.parent
+    odd = f"{folder}: the slices of a series differ in orientation, size or pixel spacing, as a localizer does"
+    if len(main) == 1:
+        listing.remarks.append(f"{odd}, so each of the {len(groups)} is an image of its own.")
+        return
     apart = sorted({item.path.name for group in others for item in group})
     named = ", ".join(apart[:_NAMED]) + (f" and {len(apart) - _NAMED} more" if len(apart) > _NAMED else "")
-    listing.remarks.append(
-        f"{main[0].path.parent}: the slices of a series differ in orientation, size or pixel spacing, as a localizer does; "
-        f"{len(main)} belong together, apart from them are kept: {named}."
-    )
+    listing.remarks.append(f"{odd}; {len(main)} belong together, apart from them are kept: {named}.")
 
 
 def _volumes(group: list[Slice], listing: Listing, before: list[Slice]) -> list[Slice]:
@@ -352,8 +356,8 @@ def _volumes(group: list[Slice], listing: Listing, before: list[Slice]) -> list[
     folder = slices[0].path.parent
     if len(set(counts.tolist())) > 1:
         listing.remarks.append(
-            f"{folder}: positions in a series come {counts.min()} to {counts.max()} times, so which slices are one volume is "
-            "not known. Each is taken as a single slice."
+            f"{folder}: positions in a series come {counts.min()} to {counts.max()} times, so which slices are one "
+            "volume is not known. Each is taken as a single slice."
         )
         return slices
     volumes = 1 + max((item.volume for item in before if item.volume is not None), default=-1)
@@ -445,8 +449,9 @@ def _irregularity(slices: Sequence[Slice], distance: float | None) -> str | None
         if gaps.size == 0:
             return None
         return (
-            f"{folder}: the distance between the slices of a series varies from {gaps.min():.4g} to {gaps.max():.4g} mm, so they "
-            "are no regular grid."
+            f"{folder}: the distance between the slices of a series varies from {gaps.min():.4g} to "
+            f"{gaps.max():.4g} mm, "
+            "so they are no regular grid."
         )
     places, origins = np.array([item.place for item in slices]), np.array([item.origin for item in slices])
     step = (origins[-1] - origins[0]) / places[-1]
@@ -478,8 +483,9 @@ def _gap_remark(slices: Sequence[Slice]) -> str | None:
     assert spacing is not None
     more = f", and at {len(gaps) - 1} more places" if len(gaps) > 1 else ""
     return (
-        f"{first.path.parent}: slices of a series are missing: the distance is {spacing[2]:.4g} mm, but {width:.4g} mm between "
-        f"{_told(first)} and {_told(second)}{more}. What lies on either side are grids of their own; add the missing slices for one."
+        f"{first.path.parent}: slices of a series are missing: the distance is {spacing[2]:.4g} mm, but {width:.4g} mm "
+        f"between {_told(first)} and {_told(second)}{more}. What lies on either side are grids of their own; add the "
+        "missing slices for one."
     )
 
 
@@ -493,6 +499,7 @@ def _tilt_remark(slices: Sequence[Slice]) -> str | None:
     if angle <= _TILT_DEGREES:
         return None
     return (
-        f"{slices[0].path.parent}: the gantry was tilted by {angle:.1f} degrees: the slices of a series are shifted against each "
-        "other evenly, a sheared grid. Its NIfTI says so in the sform; the qform is the grid without shear, as ITK reads the series."
+        f"{slices[0].path.parent}: the gantry was tilted by {angle:.1f} degrees: the slices of a series are "
+        "shifted against each other evenly, a sheared grid. Its NIfTI says so in the sform; the qform is the grid "
+        "without shear, as ITK reads the series."
     )

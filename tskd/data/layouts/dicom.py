@@ -56,7 +56,7 @@ def find(root: Path, options: LayoutOptions) -> list[Record]:
 
 
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
-    """Name the classes by options or dataset.yaml; tell the rule and range of grey levels, and what is odd of series."""
+    """Name the classes by options or dataset.yaml; tell the rule and range of grey levels, and odd series."""
     stated = read_volumes_yaml(root)
     options = with_stated(options, stated)
     notes = [*grey_notes(records, options), *_series_notes(root)]
