@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -358,7 +358,8 @@ def write_file(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
     except OSError as error:
-        path.with_name(f".{path.name}.{os.getpid()}").unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may not be one
+            path.with_name(f".{path.name}.{os.getpid()}").unlink()
         raise CannotWrite(f"{path}: cannot be written ({error.strerror}). What is finished is kept.") from error
 
 

@@ -564,3 +564,9 @@ def test_the_files_that_pydicom_and_nibabel_are_tested_with(run: FinishedRun, ts
     assert not read & failed
     for kind in ("RTDOSE", "RTPLAN", "RTSTRUCT", "SEG", "SR", "waveform"):
         assert kind in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(bundle: Bundle, tmp_path: Path) -> None:
+    Image.fromarray(pixels(20, 30)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png/out/a\.png: cannot be written \(Not a directory\)"):
+        predict_paths(bundle, [tmp_path / "a.png"], tmp_path / "a.png" / "out")

@@ -145,7 +145,8 @@ def test_reading_damaged_tags_writes_nothing_of_them(tmp_path: Path) -> None:
     """In a process of its own: pydicom warns by ``warnings`` and by ``logging``, and pytest changes both."""
     path = save(np.arange(64, dtype=np.uint16).reshape(8, 8), tmp_path / "a.dcm",
                 SeriesInstanceUID="1.2.3.4",
-                Modality="MR", InstanceNumber=1, PatientBirthDate="19700101", SpecificCharacterSet="ISO_IR 100")  # fmt: skip
+                Modality="MR", InstanceNumber=1, PatientBirthDate="19700101",
+                SpecificCharacterSet="ISO_IR 100")  # fmt: skip
     content = path.read_bytes().replace(b"1.2.3.4\0", b"SECRET-7").replace(b"19700101", b"Doe^Jane")
     path.write_bytes(content.replace(b"ISO_IR 100", b"SECRET-7  "))
     code = "import sys; from pathlib import Path; from tskd.data import dicom; p = Path(sys.argv[1]); "

@@ -36,7 +36,7 @@ from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
 
-VERSION = 3
+VERSION = 4
 PHANTOM_DATA = "data"
 _SHOWN = 10
 
