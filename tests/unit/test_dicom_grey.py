@@ -165,3 +165,10 @@ def test_too_few_levels_are_told_with_the_window_in_use(tmp_path: Path) -> None:
     assert dicom.lost_levels(dicom.read_head(path), None, IntensityWindow(0, 600)) is None
     two = save(np.tile(np.array([[0, 1]], np.uint16), (20, 15)), tmp_path / "b.dcm", Modality="MR")
     assert dicom.lost_levels(dicom.read_head(two), None, IntensityWindow(0, 60000)) is None, "there were only two"
+
+
+def test_large_images_are_windowed_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(RNG.integers(0, 4000, (20, 30)).astype(np.uint16), tmp_path / "a.dcm", Modality="MR")
+    whole = grey(path)
+    monkeypatch.setattr("tskd.data.dicom_grey._BLOCK", 70)
+    np.testing.assert_array_equal(grey(path), whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -98,3 +99,10 @@ def test_jpeg_extended_of_12_bits_is_read(tmp_path: Path) -> None:
     values = dicom.read_stored(path)
     assert (values.shape, values.dtype.itemsize) == ((1024, 256), 2)
     assert [values[420, 140], values[230, 120]] == [244, 95]
+
+
+def test_a_child_that_does_not_start_calls_no_file_damaged(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicom_pixels, "_POOL", dicom_pixels._Pool())
+    monkeypatch.setattr(dicom_pixels.sys, "executable", shutil.which("true"))
+    with pytest.raises(UserError, match=r"a\.dcm: the process that decodes compressed pixels does not start"):
+        dicom.read_stored(packed, index=0)

@@ -30,6 +30,7 @@ FEWEST_LEVELS = 64
 """Grey levels below which a window is said to lose too much."""
 
 _REMEMBERED = 256  # folders
+_BLOCK = 2**22  # pixels that are windowed at once: the largest image is 22 times as many
 _SAMPLED_FRAMES = 2048
 _SAMPLED = 2**22  # values of a series that its percentiles are taken from: all of them up to 16 slices of 512 x 512
 
@@ -49,13 +50,23 @@ class GreyRule:
 def to_grey(head: Head, values: np.ndarray, index: int | None, window: IntensityWindow | None) -> np.ndarray:
     """Return stored values (H, W) as uint8, high always bright; raises :class:`UserError` naming the file."""
     rule = grey_rule(head, window, index)
+    shown = np.empty(values.shape, np.uint8)
+    rows = max(_BLOCK // values.shape[1], 1)
     with reading_dicom(head.path):
-        rescaled = _rescaled(head, values, index)
-        if rule.table:
-            rescaled = apply_voi(np.rint(rescaled).astype(np.int32), head.data)
-        # low is taken off here: 32-bit values would lose their last digits in single precision
-        shown = apply_window(rescaled.astype(np.float64) - rule.window.low, _from_zero(rule.window))
-        return 255 - shown if head.data.get("PhotometricInterpretation") == "MONOCHROME1" else shown
+        for start in range(0, len(values), rows):
+            part = slice(start, start + rows)
+            shown[part] = _windowed(head, values[part], index, rule)
+    return shown
+
+
+def _windowed(head: Head, values: np.ndarray, index: int | None, rule: GreyRule) -> np.ndarray:
+    rescaled = _rescaled(head, values, index)
+    if rule.table:
+        rescaled = apply_voi(np.rint(rescaled).astype(np.int32), head.data)
+    # low is taken off here: 32-bit values would lose their last digits in single precision
+    window = IntensityWindow(0, rule.window.high - rule.window.low)
+    shown = apply_window(rescaled.astype(np.float64) - rule.window.low, window)
+    return 255 - shown if head.data.get("PhotometricInterpretation") == "MONOCHROME1" else shown
 
 
 def grey_rule(head: Head, window: IntensityWindow | None, index: int | None = None) -> GreyRule:
@@ -89,7 +100,8 @@ def lost_levels(head: Head, index: int | None, window: IntensityWindow | None) -
     values = read_values(head, index)
     if values.ndim == 3 or head.data.get("PhotometricInterpretation") == "PALETTE COLOR":
         return None
-    stored, left = np.unique(values).size, np.unique(to_grey(head, values, index, window)).size
+    drawn = values.ravel()[:: values.size // _BLOCK + 1][None]
+    stored, left = np.unique(drawn).size, np.unique(to_grey(head, drawn, index, window)).size
     if left >= FEWEST_LEVELS or stored < FEWEST_LEVELS:
         return None
     rule = grey_rule(head, window, index)
@@ -108,10 +120,6 @@ def _by_series(head: Head) -> GreyRule:
         low, high = found.least, found.most
     told = f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g} of each series"
     return GreyRule(IntensityWindow(low, high if high > low else low + 1), told)
-
-
-def _from_zero(window: IntensityWindow) -> IntensityWindow:
-    return IntensityWindow(0, window.high - window.low)
 
 
 def _rescaled(head: Head, values: np.ndarray, index: int | None) -> np.ndarray:

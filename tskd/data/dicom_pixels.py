@@ -13,6 +13,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ from tskd.data import dicom_jpeg12
 from tskd.data.dicom_files import Head, open_dicom, read_head, reading_dicom, require_image
 from tskd.errors import UserError
 
+READY = b"ready\n"
+"""First line of the child."""
 SECONDS = 60.0
 """What one compressed frame may take."""
 
@@ -104,29 +108,42 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is for us; it ends when our end of the pipe is closed
         )
+        with self._limited():
+            assert self.process.stdout is not None
+            self.ready = self.process.stdout.readline() == READY
 
-    def ask(self, path: Path, index: int) -> np.ndarray | str | None:
-        """Return the values, the name of the exception, or None where the process died or took too long."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """End the process where the block takes too long: what is read from it then comes to an end."""
         killer = threading.Timer(SECONDS, self.process.kill)
         killer.start()
         try:
-            self.process.stdin.write(json.dumps([str(path.absolute()), index]).encode() + b"\n")
-            self.process.stdin.flush()
-            head = self.process.stdout.readline()
-            if not head.endswith(b"\n"):
-                return None
-            answer = json.loads(head)
-            if "error" in answer:
-                return str(answer["error"])
-            kind = np.dtype(answer["dtype"])
-            content = self.process.stdout.read(int(np.prod(answer["shape"])) * kind.itemsize)
-            return np.frombuffer(bytearray(content), kind).reshape(answer["shape"])
-        except (BrokenPipeError, ValueError):  # it died before, or in the middle of an answer
-            return None
+            yield
         finally:
             killer.cancel()
+
+    def ask(self, path: Path, index: int) -> np.ndarray | str | None:
+        """Return the values, the name of the exception, or None where the process died or took too long."""
+        try:
+            with self._limited():
+                return self._answer(json.dumps([str(path.absolute()), index]).encode() + b"\n")
+        except (BrokenPipeError, ValueError):  # it died before, or in the middle of an answer
+            return None
+
+    def _answer(self, question: bytes) -> np.ndarray | str | None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(question)
+        self.process.stdin.flush()
+        head = self.process.stdout.readline()
+        if not head.endswith(b"\n"):
+            return None
+        answer = json.loads(head)
+        if "error" in answer:
+            return str(answer["error"])
+        kind = np.dtype(answer["dtype"])
+        content = self.process.stdout.read(int(np.prod(answer["shape"])) * kind.itemsize)
+        return np.frombuffer(bytearray(content), kind).reshape(answer["shape"])
 
     def close(self) -> None:
         self.process.kill()
@@ -144,6 +161,12 @@ class _Pool:
         with self.lock:
             worker = self.idle.pop() if self.idle else None
         worker = worker or _Worker()
+        if not worker.ready:
+            worker.close()
+            raise UserError(
+                f"{path}: the process that decodes compressed pixels does not start. "
+                "`python -m tskd.data.dicom_worker` shows why."
+            )
         try:
             answer = worker.ask(path, index)
         except BaseException:  # stopped by hand between question and answer: what comes next would be the old answer
@@ -176,8 +199,12 @@ def _decode_elsewhere(path: Path, index: int, syntax: str) -> np.ndarray:
             f"{path}: this form of {syntax} (its number of bits, for example) is not read by the decoders "
             f"installed. {_SAVE_PLAIN}"
         )
-    why = "ended without an answer" if answer is None else f"gave up ({answer})"
-    raise UserError(f"{path}: its compressed pixels ({syntax}) are damaged: the decoder {why}. {_DAMAGED}")
+    if answer is None:
+        raise UserError(
+            f"{path}: its compressed pixels ({syntax}) are damaged or too many: the decoder ended without an "
+            f"answer. {_DAMAGED}"
+        )
+    raise UserError(f"{path}: its compressed pixels ({syntax}) are damaged: the decoder gave up ({answer}). {_DAMAGED}")
 
 
 def decode_file(path: Path, index: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Decode frames for another process: ``python -m tskd.data.dicom_worker``.
 
-Each line of stdin is JSON, ``[path, frame]``. The answer on stdout is a line of JSON, ``{"shape": ..., "dtype": ...}``
-followed by the values in C order, or ``{"error": NAME}`` with the exception's type alone: its text may quote the file.
+It says :data:`READY` when it is. Each line of stdin is JSON, ``[path, frame]``. The answer on stdout is a line of JSON,
+``{"shape": ..., "dtype": ...}`` followed by the values in C order, or ``{"error": NAME}`` with the exception's type
+alone: its text may quote the file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tskd.data.dicom_pixels import decode_file
+from tskd.data.dicom_pixels import READY, decode_file
 
 _MEMORY = 8 * 2**30  # bytes of address space: damaged data ask for any amount
 
@@ -41,6 +42,8 @@ def main() -> None:
     _limit()
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a decoder that prints would break the answers
+    channel.write(READY)
+    channel.flush()
     _serve(sys.stdin.buffer, channel)
 
 
