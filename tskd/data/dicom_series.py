@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pydicom
 
-from tskd.data.dicom_files import MAX_VOXELS, Head, kind_of, read_head, reading_dicom
+from tskd.data.dicom_files import MAX_VOXELS, Head, kind_of, read_head, reading_dicom, require_image
 from tskd.data.dicom_pixels import read_values
 from tskd.errors import UserError
 
@@ -96,6 +96,7 @@ def list_series(paths: Iterable[Path]) -> Listing:
             if (kind := kind_of(head)) is not None:
                 listing.others.append((path, kind))
                 continue
+            require_image(head, None if head.frames == 1 else 0)
             names[path] = _names_of(head)
             number, members = series.setdefault(names[path].series, (len(series) + 1, []))
             patient = patients.setdefault(names[path].patient, len(patients) + 1)
@@ -165,11 +166,10 @@ def _names_of(head: Head) -> _Names:
 def _slices_of(head: Head, series: int, patient: int) -> list[Slice]:
     with reading_dicom(head.path):
         indices = [None] if head.frames == 1 else range(head.frames)
-        size = head.size if "Rows" in head.data and "Columns" in head.data else (0, 0)
-        return [_slice(head, index, series, patient, size) for index in indices]
+        return [_slice(head, index, series, patient) for index in indices]
 
 
-def _slice(head: Head, index: int | None, series: int, patient: int, size: tuple[int, int]) -> Slice:
+def _slice(head: Head, index: int | None, series: int, patient: int) -> Slice:
     data = head.data
     orientation, origin = _orientation(data, index), _origin(data, index)
     position = None
@@ -181,7 +181,7 @@ def _slice(head: Head, index: int | None, series: int, patient: int, size: tuple
         index,
         series,
         patient,
-        size,
+        head.size,
         position,
         None if instance is None else int(instance),
         _spacing(data, index),
@@ -429,7 +429,8 @@ def _places(positions: np.ndarray) -> tuple[list[int], float | None]:
     if len(positions) < 2:
         return [0], None
     gaps = np.diff(positions)
-    steps = np.maximum(np.rint(gaps / np.median(gaps)), 1).astype(int)
+    usual = np.sort(gaps)[(len(gaps) - 1) // 2]  # of two gaps the smaller: a mean of both would be neither
+    steps = np.maximum(np.rint(gaps / usual), 1).astype(int)
     distance = float(gaps.sum() / steps.sum())
     places = np.concatenate([[0], np.cumsum(steps)])
     if np.ptp(positions - places * distance) / 2 > _tolerance(distance):
