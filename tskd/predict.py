@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +30,17 @@ from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
 from tskd.data.labels import count_bytes
 from tskd.errors import UserError
 from tskd.overlays import draw_overlay, enlargement
-from tskd.predict_inputs import Failure, Frame, Item, find_items, series_affine
+from tskd.predict_inputs import Failure, Frame, Item, dicom_name, find_items, image_item
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 TABLE = "predictions.csv"
 _COLUMNS = ("file", "slice", "output", "height", "width", "class", "name", "pixels", "mm2")
+
+
+class CannotWrite(UserError):
+    """The disk takes no more: the only error of one file that ends the whole."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,11 @@ class Outcome:
     seconds: float = 0.0
     """From the first file read to the last one written."""
 
+    def fail(self, source: Path, problem: str) -> None:
+        """Note and tell what could not be predicted."""
+        self.failures.append(Failure(source, problem))
+        warn(problem)
+
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of ``predictions.csv``."""
         return [line for prediction in self.predictions for line in prediction.lines(self.classes)]
@@ -124,23 +137,54 @@ def predict_paths(
     options = options or PredictOptions()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file. Give a folder for the results with --out.")
-    items, failures = find_items(inputs, results=out, axis=bundle.axis)
+    items, failures, remarks = find_items(inputs, results=out, axis=bundle.axis)
+    for remark in [*remarks, *(failure.problem for failure in failures)]:
+        warn(remark)
     if not items and not failures:
         raise UserError(
             f"{', '.join(map(str, inputs))}: no image found. Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI."
         )
     _refuse_conflicts(items, out, options)
     outcome = Outcome(bundle.classes, failures=failures)
-    for failure in failures:
-        warn(failure.problem)
     work = _Work(bundle.session(options.threads), bundle.window, bundle.axis, len(bundle.classes), out, options)
+    with _until_terminated():
+        _predict_and_list(items, work, outcome)
+    return outcome
+
+
+@contextmanager
+def _until_terminated() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that what is finished is listed."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _predict_and_list(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
     began = time.monotonic()
     try:
         _predict_all(items, work, outcome)
-    finally:  # stopped by hand or by a full disk: what was written is in the table all the same
+    except (
+        BaseException
+    ):  # stopped by hand, by SIGTERM or by a full disk: what was written is in the table all the same
         outcome.seconds = time.monotonic() - began
+        _list_unfinished(work.out, outcome)
+        raise
+    outcome.seconds = time.monotonic() - began
+    _write_table(outcome, work.out)
+
+
+def _list_unfinished(out: Path, outcome: Outcome) -> None:
+    try:
         _write_table(outcome, out)
-    return outcome
+    except CannotWrite as error:
+        warn(str(error))
+    warn(f"stopped before the end: {outcome.summary(out)}")
 
 
 def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
@@ -148,12 +192,28 @@ def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
     with progress("predict", sum(len(item.frames) for item in items)) as advance:
         for item in items:
             try:
-                outcome.predictions += work.predict(item, partial(_advance, advance, done))
+                with _one_of_many(item):
+                    work.predict(item, outcome, partial(_advance, advance, done))
+            except CannotWrite:
+                raise
             except UserError as error:
-                outcome.failures.append(Failure(item.source, str(error)))
-                warn(str(error))
+                outcome.fail(item.source, str(error))
             done += len(item.frames)
             advance(done)
+
+
+@contextmanager
+def _one_of_many(item: Item) -> Iterator[None]:
+    """Turn whatever goes wrong with one item into a UserError that names it, but for a disk that takes no more."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of the network, of memory, a defect of ours
+        raise UserError(
+            f"{item.source}: could not be predicted ({type(error).__name__}). The others are done; "
+            "`tskd check` on its folder says whether the file can be read."
+        ) from error
 
 
 def _advance(advance: Advance, before: int, frames: int) -> None:
@@ -172,24 +232,53 @@ class _Work:
     out: Path
     options: PredictOptions
 
-    def predict(self, item: Item, advance: Callable[[int], None]) -> list[Prediction]:
-        """Predict the frames of an item one by one, then write its labels: a volume appears whole or not at all."""
-        planes: list[np.ndarray] = []
-        predictions = []
+    def predict(self, item: Item, outcome: Outcome, advance: Callable[[int], None]) -> None:
+        """Predict the frames of an item one by one, then write its labels: a volume appears whole or not at all.
+
+        Where a slice of a DICOM series is damaged, its volume is none: the others become images of their own.
+        """
+        planes: dict[int, np.ndarray] = {}
+        predictions: list[Prediction] = []
         grey = LevelUse()
         for number, frame in enumerate(item.frames):
-            image = read_image(frame.path, index=frame.index, intensity=self.window, axis=self.axis)
+            place = None if item.kind == "image" else number
+            try:
+                image = read_image(frame.path, index=frame.index, intensity=self.window, axis=self.axis)
+            except UserError as error:
+                if item.kind != "series":
+                    raise
+                outcome.fail(frame.path, str(error))
+                continue
+            finally:
+                advance(number + 1)
             grey |= level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
             answer = ask(self.session, image)
-            place = None if item.kind == "image" else number
             predictions.append(self._found(item, frame, place, answer.classes))
             self._write_extras(item, place, image, answer)
-            planes.append(answer.classes)
-            advance(number + 1)
-        write_file(self.out / item.output, _label_file(item, planes, self.axis))
+            planes[number] = answer.classes
+        if len(planes) == len(item.frames):
+            write_file(self.out / item.output, _label_file(item, list(planes.values()), self.axis))
+            outcome.predictions += predictions
+        else:
+            self._write_apart(item, planes, predictions, outcome)
         if grey.is_lossy:
             warn(f"{item.source}: {grey.describe()}. A model for such images is trained with {grey.advise()}.")
-        return predictions
+
+    def _write_apart(
+        self, item: Item, planes: dict[int, np.ndarray], predictions: Sequence[Prediction], outcome: Outcome
+    ) -> None:
+        """Write the slices of a series that lacks some as images, each beside its place in the folders read."""
+        warn(
+            f"{item.source}: a slice of a series cannot be read; its {len(planes)} others are written as single images."
+        )
+        for (number, plane), prediction in zip(planes.items(), predictions, strict=True):
+            frame = item.frames[number]
+            folder = item.name if item.source.is_dir() else item.name.parent
+            single = image_item(frame, folder / dicom_name(frame.path, frame.path.parent))
+            if (self.out / single.output).exists() and not self.options.overwrite:
+                raise UserError(f"{self.out / single.output} exists already. Replace it with --overwrite.")
+            write_file(self.out / single.output, _label_file(single, [plane], self.axis))
+            outcome.predictions.append(replace(prediction, slice=None, output=single.output))
 
     def _found(self, item: Item, frame: Frame, place: int | None, labels: np.ndarray) -> Prediction:
         counts = count_bytes(labels)[1 : self.classes + 1]
@@ -214,8 +303,21 @@ def _label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
         raise UserError(f"{item.source}: the slices differ in size. Give them as single files.")
     if item.kind == "nifti":
         return nifti.labels_like(item.source, planes, axis=axis)
-    volume = _labels(np.stack(planes, axis=2), series_affine(item.frames))
+    volume = series_volume(item, planes)
     return gzip.compress(volume.to_bytes(), compresslevel=6, mtime=0)
+
+
+def series_volume(item: Item, planes: Sequence[np.ndarray]) -> nibabel.Nifti1Image:
+    """Return the labels of a series as (column, row, slice), placed as ITK and dcm2niix place it."""
+    assert item.affines is not None
+    sform, qform = item.affines
+    voxels = np.empty((*planes[0].shape[::-1], len(planes)), np.uint8)
+    for number, plane in enumerate(planes):
+        voxels[..., number] = plane.T
+    volume = _labels(voxels, sform)
+    volume.set_qform(qform, code="scanner")
+    volume.set_sform(sform, code="scanner")
+    return volume
 
 
 def _labels(voxels: np.ndarray, affine: np.ndarray | None) -> nibabel.Nifti1Image:
@@ -231,9 +333,14 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file in one step, its folder made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, content)
+    """Write a file in one step, its folder made where it is missing; raises :class:`CannotWrite`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        with suppress(OSError):  # the folder may not be one
+            path.with_name(f".{path.name}.{os.getpid()}").unlink()
+        raise CannotWrite(f"{path}: cannot be written ({error.strerror}). What is finished is kept.") from error
 
 
 def _extra(item: Item, place: int | None, ending: str) -> Path:

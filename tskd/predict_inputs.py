@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,6 @@ from tskd.data.images import IMAGE_SUFFIXES
 from tskd.errors import UserError
 
 Kind = Literal["image", "nifti", "series"]
-_GRID_TOLERANCE_MM = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Item:
     """Relative path of its results, without an extension."""
     source: Path
     """The file or folder, as messages and tables name it."""
+    affines: tuple[np.ndarray, np.ndarray] | None = field(default=None, compare=False)
+    """Of a series: (4, 4) from (column, row, slice) to millimetres in RAS, with a tilted gantry's shear and without."""
 
     @property
     def output(self) -> Path:
@@ -54,47 +56,50 @@ class Failure:
     problem: str
 
 
-def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> tuple[list[Item], list[Failure]]:
-    """Return everything that can be predicted, folders searched to the bottom, and what cannot be read.
+@dataclass(frozen=True)
+class NoScan:
+    """A DICOM file that is no image, such as a report: it belongs to the study and is passed over."""
+
+    source: Path
+    kind: str
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What the person should know of files that are predicted all the same, or that are copies of others."""
+
+    text: str
+
+
+Found = Item | Failure | NoScan | Remark
+
+
+def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> tuple[list[Item], list[Failure], list[str]]:
+    """Return everything that can be predicted, folders searched to the bottom, what cannot be read, and remarks.
 
     NIfTI volumes are sliced along the canonical ``axis``. Other files in folders are passed over, as is the folder of
     the ``results`` where it lies in an input. Raises UserError for an input that does not exist.
     """
-    items: list[Item] = []
-    failures: list[Failure] = []
+    all_found: list[Found] = []
     for given in inputs:
         if not given.exists():
             raise UserError(f"{given}: there is no such file or folder.")
-        found = _in_folder(given, results, axis) if given.is_dir() else _in_files([given], given.parent, axis)
-        for one in found:
-            items.append(one) if isinstance(one, Item) else failures.append(one)
-    return items, failures
+        all_found += _in_folder(given, results, axis) if given.is_dir() else _in_files([given], given.parent, axis)
+    items = [one for one in all_found if isinstance(one, Item)]
+    failures = [one for one in all_found if isinstance(one, Failure)]
+    remarks = [one.text for one in all_found if isinstance(one, Remark)]
+    others = Counter(one.kind for one in all_found if isinstance(one, NoScan))
+    if others:
+        remarks.append(f"passed over, since they are no scans: {counted(others)}.")
+    return items, failures, remarks
 
 
-def series_affine(frames: Sequence[Frame]) -> np.ndarray | None:
-    """Return the (4, 4) affine, (row, column, slice) to millimetres in RAS, of a DICOM series in order of position.
-
-    None where the slices do not form a grid: no geometry stated, another orientation or size, uneven distances.
-    """
-    try:
-        planes = np.stack([dicom.plane_affine(frame.path, index=frame.index) for frame in frames])
-    except UserError:
-        return None
-    if len(planes) < 2:
-        return None
-    origins = planes[:, :3, 2]
-    step = (origins[-1] - origins[0]) / (len(planes) - 1)
-    expected = origins[0] + np.arange(len(planes))[:, None] * step
-    uneven = np.abs(origins - expected).max() > _GRID_TOLERANCE_MM
-    turned = not np.allclose(planes[:, :3, :2], planes[0, :3, :2], atol=1e-4)
-    if uneven or turned or not np.linalg.norm(step) > 0:
-        return None
-    affine = np.eye(4)
-    affine[:3] = np.column_stack([planes[0, :3, :2], step, origins[0]])
-    return affine
+def counted(kinds: Counter[str]) -> str:
+    """Return counts in words: ``2 presentation state (PR), 1 RT plan (RTPLAN)``."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
-def _in_folder(root: Path, results: Path, axis: int) -> Iterator[Item | Failure]:
+def _in_folder(root: Path, results: Path, axis: int) -> Iterator[Found]:
     """Yield what is in a folder; files of one subfolder stay together, since a DICOM series lies in one."""
     by_folder: dict[Path, list[Path]] = {}
     own = results.resolve()
@@ -114,7 +119,7 @@ def _is_known(path: Path) -> bool:
     return path.name != "DICOMDIR" and dicom.is_dicom(path)
 
 
-def _in_files(paths: Sequence[Path], root: Path, axis: int) -> Iterator[Item | Failure]:
+def _in_files(paths: Sequence[Path], root: Path, axis: int) -> Iterator[Found]:
     """Yield the items of files in one folder; their results keep the path relative to ``root``."""
     dicoms = []
     for path in paths:
@@ -137,55 +142,54 @@ def _nifti_item(path: Path, root: Path, axis: int) -> Item | Failure:
     return Item("nifti", frames, path.relative_to(root).with_name(nifti.volume_id(path)), path)
 
 
-def _dicom_items(paths: Sequence[Path], root: Path) -> Iterator[Item | Failure]:
-    """Yield a volume for each series that is a regular grid, else an image for each frame."""
-    readable: dict[Path, list[dicom.Slice]] = {}
-    for path in paths:
-        try:
-            readable[path] = dicom.list_slices([path])
-        except UserError as error:
-            yield Failure(path, str(error))
-    series: dict[str, list[dicom.Slice]] = {}
-    for item in _in_order(readable):
-        series.setdefault(item.series, []).append(item)
-    for name, slices in series.items():
-        frames = tuple(Frame(item.path, item.index, item.spacing) for item in slices)
-        if series_affine(frames) is None:
-            yield from (_frame_item(frame, root) for frame in frames)
+def _dicom_items(paths: Sequence[Path], root: Path) -> Iterator[Found]:
+    """Yield a volume for each regular grid of a series, an image for every other frame, and what is to be said."""
+    listing = dicom.list_series(paths)
+    yield from (Failure(path, problem) for path, problem in listing.failures)
+    yield from (NoScan(path, kind) for path, kind in listing.others)
+    yield from (Remark(text) for text in listing.remarks)
+    several = len({item.series for item in listing.slices}) > 1
+    grids: dict[int, dict[int, list[dicom.Slice]]] = {}
+    for item in listing.slices:
+        if item.grid is None:
+            yield image_item(_frame(item), dicom_name(item.path, root))
         else:
-            yield Item("series", frames, _series_name(frames, name, root, alone=len(series) == 1), _source(frames))
+            grids.setdefault(item.series, {}).setdefault(item.grid, []).append(item)
+    for volumes in grids.values():
+        for number, slices in enumerate(volumes.values(), start=1):
+            name = _series_name(slices, root, alone=not several)
+            if len(volumes) > 1:
+                name = name.with_name(f"{name.name}_{number}")
+            yield Item("series", tuple(map(_frame, slices)), name, _source(slices), dicom.grid_affines(slices))
 
 
-def _in_order(readable: dict[Path, list[dicom.Slice]]) -> list[dicom.Slice]:
-    try:
-        return dicom.list_slices(list(readable))
-    except UserError:  # a series of unknown order is no volume: each of its slices is an image
-        return [item for slices in readable.values() for item in slices]
+def _frame(item: dicom.Slice) -> Frame:
+    return Frame(item.path, item.index, item.spacing)
 
 
-def _series_name(frames: Sequence[Frame], pseudonym: str, root: Path, *, alone: bool) -> Path:
-    """Return the file's name for a multi-frame file, else the folder's, with a pseudonym where it holds several."""
-    path = frames[0].path
-    if len({frame.path for frame in frames}) == 1:
-        return _dicom_name(path, root)
+def _series_name(slices: Sequence[dicom.Slice], root: Path, *, alone: bool) -> Path:
+    """Return the file's name for a multi-frame file, else the folder's, with a number where it holds several."""
+    path = slices[0].path
+    if len({item.path for item in slices}) == 1:
+        return dicom_name(path, root)
     folder = path.parent.relative_to(root)
     name = folder if folder.name else Path(path.parent.resolve().name)
-    return name if alone else name / f"series_{pseudonym}"
+    return name if alone else name / f"series_{slices[0].series}"
 
 
-def _source(frames: Sequence[Frame]) -> Path:
-    paths = {frame.path for frame in frames}
-    return frames[0].path if len(paths) == 1 else frames[0].path.parent
+def _source(slices: Sequence[dicom.Slice]) -> Path:
+    paths = {item.path for item in slices}
+    return slices[0].path if len(paths) == 1 else slices[0].path.parent
 
 
-def _frame_item(frame: Frame, root: Path) -> Item:
-    name = _dicom_name(frame.path, root)
+def image_item(frame: Frame, name: Path) -> Item:
+    """Return one DICOM frame as an image of its own; ``name`` is its file's, relative and without an extension."""
     if frame.index is not None:
         name = name.with_name(f"{name.name}_{frame.index:04d}")
     return Item("image", (frame,), name, frame.path)
 
 
-def _dicom_name(path: Path, root: Path) -> Path:
+def dicom_name(path: Path, root: Path) -> Path:
     """Return the relative path without an extension; a name such as 1.2.840.7 has none."""
     name = path.relative_to(root)
     return name.with_suffix("") if name.suffix.lower() in (".dcm", ".dicom") else name

@@ -634,7 +634,7 @@ def test_volumes_take_name_classes_labels_and_window_from_dataset_yaml(layout: s
         open_dataset(tmp_path, layout)
 
 
-def test_dicom_files_alone_are_named_by_pseudonym(tmp_path: Path) -> None:
+def test_dicom_files_alone_are_numbered(tmp_path: Path) -> None:
     (tmp_path / "dataset.yaml").write_text("name: mine\n")  # sorts before them and is no evidence
     for number in range(2):
         trees.save_dicom(np.zeros(trees.SIZE, np.uint16), tmp_path / f"slice{number}.dcm", InstanceNumber=number)
@@ -644,6 +644,26 @@ def test_dicom_files_alone_are_named_by_pseudonym(tmp_path: Path) -> None:
     assert len({each.case for each in dataset.records}) == 1
     assert "SECRET" not in text
     assert "1.2.3" not in text
+
+
+def test_dicom_notes_tell_rule_range_odd_series_and_what_is_no_scan(tmp_path: Path) -> None:
+    trees.dicom(tmp_path)
+    for number, height in enumerate((0, 3, 9)):
+        trees.save_dicom(np.full(trees.SIZE, 100 * number, np.int16), tmp_path / f"images/d/{number}.dcm",
+                         SeriesInstanceUID="1.4", ImagePositionPatient=[0, 0, height])  # fmt: skip
+    trees.save_dicom(np.zeros(trees.SIZE, np.int16), tmp_path / "images/d/dose.dcm",
+                     SOPClassUID="1.2.840.10008.5.1.4.1.1.481.2")  # fmt: skip
+    (tmp_path / "images/d/broken.dcm").write_bytes(b"cut short")
+    dataset = open_dataset(tmp_path)
+    notes = "\n".join(dataset.notes)
+    assert "intensities: HU, the default for CT without a window of its own, -160 becomes black, 240 white" in notes
+    assert "series: d: slices of a series are missing: the distance is 3 mm, but 6 mm between 1.dcm and 2.dcm" in notes
+    assert "passed over, since they are no scans: 1 RT dose (RTDOSE)" in notes
+    assert str(tmp_path) not in notes, "folder names above the root may tell who the patient is"
+    assert [each.place for each in dataset.records if each.case == "d" and each.volume] == [0, 1, 3]
+    broken = record(dataset, "d/unreadable/broken.dcm")
+    with pytest.raises(UserError, match=r"broken\.dcm: is not a DICOM file"):
+        dataset.read_image(broken)
 
 
 @pytest.mark.parametrize(

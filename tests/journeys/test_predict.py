@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +20,14 @@ import pydicom
 import pytest
 import torch
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import JPEG2000Lossless, generate_uid
 
+from tests.dicoms import save
 from tests.journeys.conftest import Command
-from tskd.artifacts import Store, write_json
+from tskd.artifacts import Store, write_atomic, write_json
 from tskd.bundle import Bundle, ask, open_bundle, write_sums
 from tskd.config import ExportConfig
+from tskd.data.dicom import is_dicom
 from tskd.data.images import IntensityWindow, read_image
 from tskd.data.nifti import read_slice
 from tskd.data.prepared import Prepared
@@ -362,23 +366,13 @@ def test_nifti_frames_are_answered_frame_by_frame(bundle: Bundle, axis: int, tmp
         np.testing.assert_array_equal(np.asarray(answer.dataobj)[..., frame], np.asarray(expected.dataobj))
 
 
-def write_dicom(path: Path, number: int, *, series: str, z: float | None) -> Path:
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.SeriesInstanceUID = CTImageStorage, generate_uid(), series
-    dataset.PatientName, dataset.PatientID, dataset.InstanceNumber = SECRET, SECRET, number
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 20, 24, 1
-    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 0
-    dataset.BitsAllocated = dataset.BitsStored = 8
-    dataset.HighBit = 7
-    if z is not None:
-        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [-10.0, -20.0, z], [1, 0, 0, 0, 1, 0]
-        dataset.PixelSpacing = [0.5, 0.7]
-    dataset.PixelData = pixels(20, 24, number)[..., 0].tobytes()
+def write_dicom(path: Path, number: int, *, series: str, z: float | None, **tags: object) -> Path:
+    """Write 20 rows and 24 columns of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
+    plane = {"ImagePositionPatient": [-10.0, -20.0, z], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    named = {"PatientName": SECRET, "PatientID": SECRET, "SeriesInstanceUID": series, "InstanceNumber": number}
+    placed = {} if z is None else {**plane, "PixelSpacing": [0.5, 0.7]}
+    return save(pixels(20, 24, number)[..., 0], path, **{**named, **placed, **tags})
 
 
 def test_a_dicom_series_becomes_one_volume_in_order_of_position(bundle: Bundle, tmp_path: Path) -> None:
@@ -388,15 +382,15 @@ def test_a_dicom_series_becomes_one_volume_in_order_of_position(bundle: Bundle, 
     outcome = predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
     volume = nibabel.load(tmp_path / "out" / "case7.nii.gz")
     expected = [labels(bundle, read_image(tmp_path / "in" / "case7" / name)) for name in heights]
-    np.testing.assert_array_equal(np.asarray(volume.dataobj), np.stack(expected, axis=2))
+    np.testing.assert_array_equal(np.asarray(volume.dataobj), np.stack([plane.T for plane in expected], axis=2))
     # row 0, column 0 of the first slice at (-10, -20, 0) in DICOM's LPS is (10, 20, 0) in NIfTI's RAS
-    np.testing.assert_allclose(volume.affine, [[0, -0.7, 0, 10], [-0.5, 0, 0, 20], [0, 0, 5, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(volume.affine, [[-0.7, 0, 0, 10], [0, -0.5, 0, 20], [0, 0, 5, 0], [0, 0, 0, 1]])
     assert [prediction.pixel_mm2 for prediction in outcome.predictions] == pytest.approx([0.35] * 3)
     everything = b"".join(file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
     assert SECRET.encode() not in everything
 
 
-@pytest.mark.parametrize("heights", [[None, None], [0.0, 5.0, 20.0]], ids=["no geometry", "a slice is missing"])
+@pytest.mark.parametrize("heights", [[None, None], [0.0, 5.0, 13.0]], ids=["no geometry", "uneven"])
 def test_dicom_files_that_form_no_grid_become_images(
     bundle: Bundle, heights: list[float | None], tmp_path: Path
 ) -> None:
@@ -409,22 +403,28 @@ def test_dicom_files_that_form_no_grid_become_images(
         np.testing.assert_array_equal(written, labels(bundle, read_image(path)))
 
 
+@pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])
 def test_a_table_lists_what_was_written_before_a_stop(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
     for number in range(3):
         Image.fromarray(pixels(20, 30, number)).save(scans / f"{number}.png")
+    before = signal.getsignal(signal.SIGTERM)
 
     def stopped(path: Path, **options: object) -> np.ndarray:
         if path.name == "2.png":
+            if by == "SIGTERM":
+                signal.raise_signal(signal.SIGTERM)
             raise KeyboardInterrupt
         return read_image(path, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("tskd.predict.read_image", stopped)
     with pytest.raises(KeyboardInterrupt):
         predict_paths(bundle, [scans], tmp_path / "out")
+    assert "stopped before the end: 2 images" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
     with (tmp_path / "out/predictions.csv").open(newline="") as file:
         assert {line["output"] for line in csv.DictReader(file)} == {"0.png", "1.png"}
 
@@ -449,3 +449,152 @@ def test_a_file_that_may_not_be_read_does_not_stop_the_others(
     assert [failure.source.name for failure in outcome.failures] == ["locked.png"]
     assert "locked.png: the file may not be read (permission denied)" in outcome.failures[0].problem
     assert [prediction.source.name for prediction in outcome.predictions] == ["open.png"]
+
+
+def test_a_gap_gives_two_volumes_and_other_objects_are_counted(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, series = tmp_path / "in" / "case", generate_uid()
+    for number, z in enumerate((0.0, 5.0, 15.0, 20.0)):
+        write_dicom(folder / f"{number}.dcm", number, series=series, z=z)
+    for number in range(2):
+        write_dicom(
+            folder / f"plan{number}.dcm", 9, series=generate_uid(), z=None, SOPClassUID="1.2.840.10008.5.1.4.1.1.481.5"
+        )
+    outcome = predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
+    assert not outcome.failures
+    assert {str(one.output) for one in outcome.predictions} == {"case_1.nii.gz", "case_2.nii.gz"}
+    assert nibabel.load(tmp_path / "out/case_2.nii.gz").affine[2].tolist() == [0, 0, 5, 15]
+    said = capsys.readouterr().err
+    assert "case: slices of a series are missing: the distance is 5 mm, but 10 mm" in said
+    assert said.count("passed over, since they are no scans: 2 RT plan (RTPLAN).") == 1
+
+
+def test_a_slice_with_damaged_pixels_leaves_the_others_as_images(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, series = tmp_path / "in" / "case", generate_uid()
+    noise = pixels(64, 64)[..., 0]
+    plane = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.5, 0.7], "SeriesInstanceUID": series}
+    folder.mkdir(parents=True)
+    paths = [
+        save(noise, folder / f"{number}.dcm", compress=JPEG2000Lossless, ImagePositionPatient=[0, 0, number], **plane)
+        for number in range(3)
+    ]
+    data = pydicom.dcmread(paths[1])
+    data.PixelData = data.PixelData[:60] + bytes(len(data.PixelData) - 60)
+    data.save_as(paths[1])
+    Image.fromarray(pixels(20, 30)).save(tmp_path / "in" / "z.png")
+    outcome = predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
+    assert [failure.source for failure in outcome.failures] == [paths[1]]
+    assert [str(one.output) for one in outcome.predictions] == ["case/0.png", "case/2.png", "z.png"]
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "out/case/2.png")), labels(bundle, read_image(paths[2]))
+    )
+    said = capsys.readouterr().err
+    assert "1.dcm: its compressed pixels" in said
+    assert "2 others are written as single images" in said
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of the network"), MemoryError(), IndexError(SECRET), RecursionError()])
+def test_whatever_goes_wrong_with_one_item_costs_that_item(
+    error: Exception,
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        Image.fromarray(pixels(20, 30 + number, number)).save(tmp_path / "in" / f"{number}.png")
+
+    def fails(session: object, image: np.ndarray) -> object:
+        if image.shape[1] == 31:
+            raise error
+        return ask(session, image)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("tskd.predict.ask", fails)
+    outcome = predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
+    assert [failure.source.name for failure in outcome.failures] == ["1.png"]
+    assert [str(one.output) for one in outcome.predictions] == ["0.png", "2.png"]
+    said = capsys.readouterr().err
+    assert f"1.png: could not be predicted ({type(error).__name__})" in said
+    assert SECRET not in said
+
+
+def test_a_full_disk_ends_it_with_what_is_finished_listed(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        Image.fromarray(pixels(20, 30, number)).save(tmp_path / "in" / f"{number}.png")
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "1.png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_atomic(path, content)
+
+    monkeypatch.setattr("tskd.predict.write_atomic", full)
+    with pytest.raises(UserError, match=r"out/1\.png: cannot be written \(No space left on device\)"):
+        predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "predictions.csv"]
+    with (tmp_path / "out/predictions.csv").open(newline="") as file:
+        assert {line["output"] for line in csv.DictReader(file)} == {"0.png"}
+    assert "stopped before the end: 1 image" in capsys.readouterr().err
+
+
+def test_lost_grey_levels_are_told(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    save(values, tmp_path / "wide.dcm", Modality="MR", WindowCenter=32768, WindowWidth=65536)
+    save(values, tmp_path / "fit.dcm", Modality="MR", WindowCenter=300, WindowWidth=600)
+    predict_paths(bundle, [tmp_path / "fit.dcm"], tmp_path / "out")
+    assert capsys.readouterr().err == ""
+    predict_paths(bundle, [tmp_path / "wide.dcm"], tmp_path / "out2")
+    assert "wide.dcm: only 3 grey levels reach the network: the values 0 to 599" in capsys.readouterr().err
+
+
+def test_the_files_that_pydicom_and_nibabel_are_tested_with(run: FinishedRun, tskd: Command, tmp_path: Path) -> None:
+    """Each is read as its library reads it or named; nothing ends the batch, nothing of a library's own is printed."""
+    shipped = Path(pydicom.data.__file__).parent / "test_files"
+    volumes = Path(nibabel.__file__).parent / "tests" / "data"
+    folder = tmp_path / "in"
+    shutil.copytree(shipped, folder / "dicom", ignore=shutil.ignore_patterns("TINY_ALPHA", "*.py"))
+    shutil.copytree(volumes, folder / "nifti", ignore=shutil.ignore_patterns("*.py"))
+    done = tskd("predict", run.out, folder, "--out", tmp_path / "out", "--json")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert all(line.startswith(("warning: ", "error: ", "  ", "predict: ")) for line in done.stderr.splitlines()), (
+        done.stderr
+    )
+    told = json.loads(done.stdout)
+    read = {Path(line["file"]).name for line in told["predictions"]}
+    failed = {Path(line["file"]).name for line in told["failures"]}
+    copies = set(re.findall(r"([^/]+): is a copy of", done.stderr))
+    (counts,) = re.findall(r"passed over, since they are no scans: (.*)\.", done.stderr)
+    given = {path.name for path in folder.rglob("*") if path.is_file() and path.name != "DICOMDIR" and is_dicom(path)}
+    assert len(given - read - failed - copies) == sum(map(int, re.findall(r"(?:^|, )(\d+) ", counts))), "none is lost"
+    assert {
+        "CT_small.dcm",
+        "MR_small.dcm",
+        "JPEG2000.dcm",
+        "693_J2KI.dcm",
+        "image_dfl.dcm",
+        "examples_palette.dcm",
+    } <= read
+    assert {
+        "SC_rgb_rle_32bit_2frame.dcm",
+        "examples_overlay.dcm",
+        "J2K_pixelrep_mismatch.dcm",
+        "anatomical.nii",
+    } <= read
+    assert {"MR_small_bigendian.dcm", "MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm"} <= copies, "of MR_small.dcm"
+    assert "MR_truncated.dcm" in failed
+    assert not read & failed
+    for kind in ("RTDOSE", "RTPLAN", "RTSTRUCT", "SEG", "SR", "waveform"):
+        assert kind in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(bundle: Bundle, tmp_path: Path) -> None:
+    Image.fromarray(pixels(20, 30)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png/out/a\.png: cannot be written \(Not a directory\)"):
+        predict_paths(bundle, [tmp_path / "a.png"], tmp_path / "a.png" / "out")

@@ -1,4 +1,4 @@
-"""DICOM grey levels by the standard's formulas, order by geometry, and no tag in any message."""
+"""DICOM frames as images and masks: grey levels by the standard's formulas, colours, and no tag in any message."""
 
 from __future__ import annotations
 
@@ -8,42 +8,16 @@ import gdcm
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
+from tests.dicoms import save
 from tskd.data import dicom
 from tskd.data.images import IntensityWindow, read_image, read_mask_indices
 from tskd.errors import UserError
 
 VALUES = np.array([[0, 100, 200], [300, 400, 1000]], np.uint16)
-
-
-def save(values: np.ndarray, path: Path, *, compress: str | None = None, **tags: object) -> Path:
-    """Write one file; the first axis of a 3-axis array is frames, unless the last is colour."""
-    colour = values.ndim > 2 and values.shape[-1] == 3
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, generate_uid()
-    dataset.PatientName, dataset.PatientID = "Doe^Jane", "SECRET-7"
-    dataset.Rows, dataset.Columns = values.shape[:2] if colour else values.shape[-2:]
-    dataset.SamplesPerPixel = 3 if colour else 1
-    dataset.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
-    dataset.BitsAllocated = dataset.BitsStored = values.dtype.itemsize * 8
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(values.dtype.kind == "i")
-    if colour:
-        dataset.PlanarConfiguration = 0
-    elif values.ndim == 3:
-        dataset.NumberOfFrames = len(values)
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = values.tobytes()
-    if compress is not None:
-        dataset.compress(compress)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 def grey(path: Path, **options: object) -> np.ndarray:
@@ -61,18 +35,16 @@ def test_own_window_follows_the_standard(tmp_path: Path) -> None:
     path = save(VALUES, tmp_path / "a.dcm", Modality="CT", WindowCenter=[250, 40], WindowWidth=[301, 400])
     expected = np.clip(((VALUES.astype(float) - 249.5) / 300 + 0.5) * 255, 0, 255)
     assert np.abs(grey(path).astype(float) - expected).max() <= 0.5
-    assert "own Window" in dicom.grey_window(dicom.read_header(path), None)[1]
+    assert "WindowCenter" in dicom.grey_rule(dicom.read_head(path), None).told
 
 
 def test_ct_without_a_window_gets_the_stated_default(tmp_path: Path) -> None:
     path = save(np.array([[-200, -160, 40, 240]], np.int16), tmp_path / "a.dcm", Modality="CT")
     assert grey(path).tolist() == [[0, 0, 128, 255]]
-    assert "-160 to 240 HU" in dicom.grey_window(dicom.read_header(path), None)[1]
+    assert "default for CT" in dicom.grey_rule(dicom.read_head(path), None).told
 
 
-def test_others_without_a_window_use_the_range_of_bits_stored(tmp_path: Path) -> None:
-    path = save(np.array([[0, 2048, 4095]], np.uint16), tmp_path / "a.dcm", Modality="MR", BitsStored=12, HighBit=11)
-    assert grey(path).tolist() == [[0, 128, 255]]
+def test_eight_bits_stay_as_they_are(tmp_path: Path) -> None:
     eight_bit = save(np.array([[0, 7, 90]], np.uint8), tmp_path / "b.dcm", Modality="US")
     assert grey(eight_bit).tolist() == [[0, 7, 90]]
 
@@ -126,74 +98,7 @@ def test_frames_need_an_index(tmp_path: Path) -> None:
     assert read_mask_indices(path, index=2).tolist() == [[2] * 4] * 2
     with pytest.raises(UserError, match="frame 3 asked for"):
         read_image(path, index=3)
-    assert [item.index for item in dicom.list_slices([path])] == [0, 1, 2]
-
-
-def test_order_follows_the_projected_position_against_names_and_numbers(tmp_path: Path) -> None:
-    """Sagittal slices: the normal is the x axis, z says nothing."""
-    paths = [
-        save(
-            np.zeros((2, 2), np.uint8), tmp_path / f"{name}.dcm", SeriesInstanceUID="1.2", InstanceNumber=number,
-            ImageOrientationPatient=[0, 1, 0, 0, 0, -1], ImagePositionPatient=[x, 0, z],
-        )
-        for name, number, x, z in (("a", 1, -5.0, 0), ("b", 2, 5.0, 1), ("c", 3, 0.0, 9))
-    ]  # fmt: skip
-    ordered = [item.path.stem for item in dicom.list_slices(paths)]
-    assert ordered == ["b", "c", "a"]  # the normal (0,1,0) x (0,0,-1) is (-1,0,0)
-
-
-def test_order_falls_back_to_instance_numbers_never_to_names(tmp_path: Path) -> None:
-    pixels = np.zeros((2, 2), np.uint8)
-    numbered = [
-        save(pixels, tmp_path / f"{name}.dcm", SeriesInstanceUID="1.2", InstanceNumber=number)
-        for name, number in (("a", 10), ("b", 9))
-    ]
-    assert [item.path.stem for item in dicom.list_slices(numbered)] == ["b", "a"]
-    nameless = [save(pixels, tmp_path / f"{name}.dcm", SeriesInstanceUID="1.3") for name in "cd"]
-    with pytest.raises(UserError, match="order is unknown"):
-        dicom.list_slices(nameless)
-
-
-def placed(folder: Path, *positions: float, **tags: object) -> list[tuple[object, ...]]:
-    """Write a series with a file at each position; return volume, place and spacing of each, in the order of files."""
-    uid = f"1.5.{len(list(folder.glob('*')))}"
-    tags = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [0.5, 0.8], **tags}
-    paths = [
-        save(np.zeros((2, 2), np.uint16), folder / f"{uid}-{number}.dcm", SeriesInstanceUID=uid, InstanceNumber=number,
-             ImagePositionPatient=[0, 0, z], **tags)
-        for number, z in enumerate(positions)
-    ]  # fmt: skip
-    found = {item.path: item for item in dicom.list_slices(paths)}
-    return [(found[path].volume, found[path].place, found[path].spacing) for path in paths]
-
-
-def test_a_series_is_a_volume_by_its_positions(tmp_path: Path) -> None:
-    plane, whole = (0.5, 0.8), (0.5, 0.8, 2.5)
-    assert placed(tmp_path, 5.0, 0.0, 2.5) == [(0, 2, whole), (0, 0, whole), (0, 1, whole)]
-    assert placed(tmp_path, 0.0, 2.5, 7.5, 10.0) == [(0, place, whole) for place in (0, 1, 3, 4)]  # one is lost
-    assert placed(tmp_path, 0.0, 2.5, 5.9) == [(0, place, plane) for place in (0, 1, 2)]  # uneven: order, no distance
-    assert placed(tmp_path, 0.0, 2.5, PixelSpacing=None) == [(0, 0, None), (0, 1, None)]
-    assert placed(tmp_path, 0.0) == [(None, None, plane)]
-
-
-def test_positions_that_come_again_are_further_volumes_and_uneven_repeats_are_none(tmp_path: Path) -> None:
-    volumes = placed(tmp_path, 0.0, 2.5, 0.0, 2.5)
-    assert [(volume, place) for volume, place, _ in volumes] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert {spacing for *_, spacing in volumes} == {(0.5, 0.8, 2.5)}
-    jittered = placed(tmp_path, 0.001, 10.0, 0.0, 10.001)  # the second time point is a little lower, then higher
-    assert [(volume, place) for volume, place, _ in jittered] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert {found[0] for found in placed(tmp_path, 0.0, 2.5, 0.0)} == {None}
-
-
-def test_slices_that_are_not_parallel_are_no_volume(tmp_path: Path) -> None:
-    """A localiser: three planes in one series."""
-    turns = ([1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1])
-    paths = [
-        save(np.zeros((2, 2), np.uint16), tmp_path / f"{number}.dcm", ImageOrientationPatient=turn,
-             ImagePositionPatient=[number, number, number])
-        for number, turn in enumerate(turns)
-    ]  # fmt: skip
-    assert {item.volume for item in dicom.list_slices(paths)} == {None}
+    assert [item.index for item in dicom.list_series([path]).slices] == [0, 1, 2]
 
 
 def test_enhanced_frames_carry_their_own_position_spacing_and_rescaling(tmp_path: Path) -> None:
@@ -212,7 +117,7 @@ def test_enhanced_frames_carry_their_own_position_spacing_and_rescaling(tmp_path
         np.zeros((2, 2, 2), np.uint16), tmp_path / "a.dcm",
         SharedFunctionalGroupsSequence=Sequence([shared]), PerFrameFunctionalGroupsSequence=Sequence(frames),
     )  # fmt: skip
-    slices = dicom.list_slices([path])
+    slices = dicom.list_series([path]).slices
     assert [(item.index, item.position, item.spacing) for item in slices] == [
         (1, 0.0, (0.5, 0.8, 3.0)),
         (0, 3.0, (0.5, 0.8, 3.0)),
@@ -222,9 +127,47 @@ def test_enhanced_frames_carry_their_own_position_spacing_and_rescaling(tmp_path
 
 def test_errors_and_slices_show_no_tag(tmp_path: Path) -> None:
     path = save(VALUES, tmp_path / "a.dcm", SeriesInstanceUID="1.2.3.4")
-    assert not {"Doe", "SECRET", "1.2.3.4"} & set(str(dicom.list_slices([path])).replace("'", " ").split())
+    assert not {"Doe", "SECRET", "1.2.3.4"} & set(str(dicom.list_series([path]).slices).replace("'", " ").split())
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(UserError, match=r"a\.dcm.*cut short") as caught:
         read_image(path)
     assert caught.value.__cause__ is None  # pydicom's own text may quote values
     assert not any(secret in str(caught.value) for secret in ("Doe", "SECRET", "1.2.3.4"))
+
+
+def test_colours_of_palettes_at_both_depths(tmp_path: Path) -> None:
+    """Tables of 16 bits hold 16, or, against the standard and in common use, 8: neither may come out black."""
+    for name, kind, scale in (("8", np.uint8, 1), ("16", np.uint16, 256), ("8 in 16", np.uint16, 1)):
+        table = (np.array([0, 60, 120, 255]) * scale).astype(kind)
+        tags: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"}
+        for colour, entries in (("Red", table), ("Green", table[::-1]), ("Blue", table * 0)):
+            tags[f"{colour}PaletteColorLookupTableDescriptor"] = [4, 0, table.itemsize * 8]
+            tags[f"{colour}PaletteColorLookupTableData"] = entries.tobytes()
+        path = save(np.array([[0, 1], [2, 3]], np.uint8), tmp_path / f"{name}.dcm", **tags)
+        assert read_image(path)[..., 0].tolist() == [[0, 60], [120, 255]], name
+        assert read_image(path)[..., 1].tolist() == [[255, 120], [60, 0]], name
+
+
+def test_bits_above_and_below_those_stored_are_no_values(tmp_path: Path) -> None:
+    values = np.array([[5, 4095]], np.uint16)
+    overlaid = save(values | 0xF000, tmp_path / "a.dcm", BitsStored=12, HighBit=11)
+    assert read_mask_indices(overlaid).tolist() == values.tolist()
+    shifted = save(values << 4 | 0xF, tmp_path / "b.dcm", BitsStored=12, HighBit=15)
+    assert read_mask_indices(shifted).tolist() == values.tolist()
+    signed = save(np.array([[0x0FFF, 0x07FF]], np.int16), tmp_path / "c.dcm", BitsStored=12, HighBit=11)
+    assert read_mask_indices(signed).tolist() == [[-1, 2047]]
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "IM000001"])
+@pytest.mark.parametrize("meta", [True, False], ids=["with group 2", "data set alone"])
+def test_a_file_without_preamble_is_read(meta: bool, name: str, tmp_path: Path) -> None:
+    whole = save(VALUES, tmp_path / "whole.dcm")
+    group_2 = pydicom.filereader.read_file_meta_info(whole).FileMetaInformationGroupLength + 12
+    content = whole.read_bytes()[132:]
+    (tmp_path / "bare").mkdir()
+    path = tmp_path / "bare" / name
+    path.write_bytes(content if meta else content[group_2:])
+    assert dicom.is_dicom(path)
+    np.testing.assert_array_equal(read_mask_indices(path), VALUES)
+    path.write_bytes(b"not DICOM at all, whatever it is called " * 9)
+    assert [message for _, message in dicom.list_series([path]).failures if "is not a DICOM file" in message]

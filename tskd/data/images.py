@@ -58,7 +58,7 @@ def read_stored(path: Path, *, index: int | None = None, axis: int = 2) -> np.nd
     if nifti.is_nifti(path):
         return nifti.read_values(path, _required(index, path, "slice of a volume"), axis=axis)
     if dicom.is_dicom(path):
-        return dicom.read_stored(path, index=index)
+        return dicom.read_rescaled(path, index=index)
     with _opened(path, index) as image:
         return image.values if isinstance(image, Tiff) else _image_values(image)
 

@@ -22,6 +22,7 @@ from tskd.data.layouts.base import (
     with_classes,
     without_blind_test,
 )
+from tskd.data.layouts.dicom import grey_notes
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -157,14 +158,11 @@ def _slices(images: Path, ground: Path, case: Path, *, root: Path, sequence: str
 
 def _placed(files: Sequence[Path]) -> list[tuple[int, tuple[float, ...] | None]]:
     """Return place in the volume and spacing of each file: by its position, else in the order of their names."""
-    try:
-        found = {item.path: item for item in dicom.list_slices(files)}
-    except UserError:  # no positions, or a file is broken, which its own reading will say
-        found = {}
+    found = {item.path: item for item in dicom.list_series(files).slices}
     places = [found[file].place if file in found else None for file in files]
-    if None in places or len(set(places)) < len(places):  # several series in one folder
-        spacing = [item.spacing for item in dicom.list_slices(files[:1])]
-        return [(number, spacing[0]) for number in range(len(files))]
+    if None in places or len(set(places)) < len(places):  # several series in one folder, or a file is broken
+        spacing = next((item.spacing[:2] for item in found.values() if item.spacing is not None), None)
+        return [(number, spacing) for number in range(len(files))]
     return [(place, found[file].spacing) for file, place in zip(files, places) if place is not None]
 
 
@@ -175,15 +173,13 @@ def _split(case: Path, root: Path) -> str:
 
 def _read_mask(record: Record, labels: dict[int, int] | None, classes: int) -> np.ndarray:
     path = require_mask(record)
-    header = dicom.read_header(record.image)
-    raw = require_same_size(read_mask_indices(path), record, (int(header.Rows), int(header.Columns)))
+    raw = require_same_size(read_mask_indices(path), record, dicom.read_head(record.image).size)
     return map_labels(raw, labels, classes=classes, path=path)
 
 
 def _described(name: str, classes: tuple[str, ...], options: LayoutOptions, records: Sequence[Record]) -> Description:
-    _, rule = dicom.grey_window(dicom.read_header(records[0].image), options.intensity)
     blind = (BLIND_TEST_NOTE,) if all(record.split is None for record in records) else ()
-    return Description(name, with_classes(options, classes), (f"intensities: {rule}", *blind))
+    return Description(name, with_classes(options, classes), (*grey_notes(records, options), *blind))
 
 
 CHAOS_CT = Layout("chaos_ct", CT_CLASSES, find_ct, read_chaos_image, read_ct_mask, fits_ct, CT_DESCRIPTION, describe_ct)

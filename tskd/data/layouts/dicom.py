@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from tskd.data import dicom, nifti
 from tskd.data.files import find_files, plain
-from tskd.data.images import map_labels, read_image, read_mask_indices
+from tskd.data.images import IntensityWindow, map_labels, read_image, read_mask_indices
 from tskd.data.layouts.base import (
     Description,
     Layout,
@@ -27,43 +30,80 @@ from tskd.types import Record
 
 DESCRIPTION = """\
   images/<case>/**/*.dcm            one folder a case (one or more series, single or multi-frame, with or without .dcm)
-  images/*.dcm                      files without a folder: the case is a pseudonym of the patient
+  images/*.dcm                      files without a folder: cases patient001, ... in the order of files
   masks/<case>/<dicom name>.png     label index, 0/255 for one class; multi-frame: <dicom name>_<frame, 4 digits>.png
   masks/<case>.nii[.gz]             or one label volume a case, laid over the slices by its coordinates
   dataset.yaml                      optional: name, classes, labels, window
   (without masks/: unlabelled; a folder of DICOM files alone will do too)"""
 
+_SHOWN = 20  # remarks on series
 _GRID_TOLERANCE = 0.1  # voxels; a label volume further off the slices' grid belongs to another series
 
 
 def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     """Return one record per frame, each series in the order of its positions."""
     folder = root / "images" if (root / "images").is_dir() else root
-    files = _readable(search.listing(folder, _is_dicom).files, search)
+    files = search.listing(folder, _is_dicom).files
     if not files and not search.faults:
         raise missing(root, "any DICOM file", DESCRIPTION)
-    masks = _mask_files(root, search)
-    records = _loose_records([path for path in files if path.parent == folder], masks, search)
-    for case in sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder}):
-        inside = [path for path in files if path.relative_to(folder).parts[0] == case]
-        records += _case_records(case, inside, masks, search)
+    masks = search.by_id(root / "masks", lambda path: True, _mask_id)
+    records = [record for part in _parts(folder, files) for record in part.records(masks)]
+    if not records and not search.faults:
+        raise missing(root, "any DICOM file that is an image", DESCRIPTION)
     search.name_unclaimed(masks, {record.mask for record in records}, {record.case for record in records})
     return sorted(records, key=lambda record: record.id)
 
 
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
-    """Name the classes by options or dataset.yaml, and tell the rule that makes grey levels, by a file of each case."""
+    """Name the classes by options or dataset.yaml; tell the rule and range of grey levels, and odd series."""
     stated = read_volumes_yaml(root)
     options = with_stated(options, stated)
-    firsts = {record.case: record.image for record in reversed(records)}
-    rules = {dicom.grey_window(dicom.read_header(path), options.intensity)[1] for path in firsts.values()}
-    notes = [f"intensities: {rule}" for rule in sorted(rules)]
+    notes = [*grey_notes(records, options), *_series_notes(root)]
     if options.classes is None:
         one = (("foreground",), "classes not named: one is assumed")
         classes, note = one if options.labels is None else classes_by_map(options.labels)
         options = replace(options, classes=classes)
         notes.append(note)
     return Description(stated.name or plain(root.resolve().name), options, tuple(notes))
+
+
+def grey_notes(records: Sequence[Record], options: LayoutOptions) -> list[str]:
+    """Return what is told of the grey levels of DICOM images, by the middle image of each series."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.volume or record.id.rpartition("/")[0], []).append(record)
+    ranges: dict[str, list[IntensityWindow]] = {}
+    for members in groups.values():
+        middle = members[len(members) // 2]
+        try:
+            head = dicom.read_head(middle.image)
+            rule = dicom.grey_rule(head, options.intensity, middle.index)
+            ranges.setdefault(rule.told, []).append(rule.window)
+        except UserError:  # its own reading names the file
+            continue
+    return [f"intensities: {told}, {_range(windows)}" for told, windows in sorted(ranges.items())]
+
+
+def _range(windows: Sequence[IntensityWindow]) -> str:
+    """Return the limits in words, of several windows the span of each limit."""
+    ends = [sorted({getattr(window, end) for window in windows}) for end in ("low", "high")]
+    low, high = (f"{each[0]:g}" if len(each) == 1 else f"({each[0]:g} to {each[-1]:g})" for each in ends)
+    return f"{low} becomes black, {high} white"
+
+
+def _series_notes(root: Path) -> list[str]:
+    """Return why series are no regular grids, and which files are no scans."""
+    folder = root / "images" if (root / "images").is_dir() else root
+    listings = [part.listing for part in _parts(folder, find_files(folder, _is_dicom).files)]
+    remarks = [remark for listing in listings for remark in listing.remarks]
+    notes = [
+        f"series: {remark.replace(f'{folder}{os.sep}', '').replace(str(folder), folder.name)}" for remark in remarks
+    ]
+    if len(notes) > _SHOWN:
+        notes = [*notes[:_SHOWN], f"series: {len(notes) - _SHOWN} more remarks of this kind"]
+    others = Counter(kind for listing in listings for _, kind in listing.others)
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    return [*notes, f"passed over, since they are no scans: {told}"] if others else notes
 
 
 def read_dicom_image(record: Record, options: LayoutOptions) -> np.ndarray:
@@ -74,8 +114,7 @@ def read_dicom_image(record: Record, options: LayoutOptions) -> np.ndarray:
 def read_dicom_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read one mask, (H, W) uint8 class index, from its PNG file or from the case's label volume."""
     path = require_mask(record)
-    header = dicom.read_header(record.image)
-    size = (int(header.Rows), int(header.Columns))
+    size = dicom.read_head(record.image).size
     raw = _overlaid(path, record, size) if nifti.is_nifti(path) else read_mask_indices(path)
     raw = require_same_size(raw, record, size)
     return map_labels(raw, options.labels, classes=len(options.classes or ("foreground",)), path=path)
@@ -104,76 +143,69 @@ def _is_dicom(path: Path) -> bool:
     return path.name != "DICOMDIR" and dicom.is_dicom(path)
 
 
-def _readable(files: Sequence[Path], search: Search) -> list[Path]:
-    """Return the files whose header can be read; the others are faults."""
-    sound = []
-    for path in files:
-        try:
-            dicom.list_slices([path])
-            sound.append(path)
-        except UserError as error:
-            search.drop(error, path)
-    return sound
-
-
-def _mask_files(root: Path, search: Search) -> dict[str, Path]:
-    """Return all files in masks/ by their path there without the ending, as names are compared."""
-    return search.by_id(root / "masks", lambda path: True, _mask_id)
-
-
 def _mask_id(path: Path, folder: Path) -> str:
+    """Return the path below masks/ without the ending, as names are compared; names of series may hold dots."""
     name = nifti.volume_id(path) if nifti.is_nifti(path) else path.stem
     return plain(path.relative_to(folder).with_name(name).as_posix())
 
 
-def _loose_records(files: Sequence[Path], masks: Mapping[str, Path], search: Search) -> list[Record]:
-    """Return the records of files that lie in no case folder: named by pseudonyms of patient and series."""
-    slices = _in_order(files, search)
-    counts: dict[str, int] = {}
-    records = []
-    for item in slices:
-        number = counts[item.series] = counts.get(item.series, -1) + 1
-        mask = _png("", item, masks)
-        records.append(
-            _record(
-                f"{item.patient}/{item.series}/{number:04d}", f"{item.patient}/{item.series}", item.patient, item, mask
-            )
-        )
-    return records
+@dataclass(frozen=True)
+class _Part:
+    """The files of one case folder, or those that lie in none."""
+
+    case: str | None
+    """None: the files lie in no case folder, and each patient is a case."""
+    listing: dicom.Listing
+
+    def records(self, masks: Mapping[str, Path]) -> list[Record]:
+        several = len({item.series for item in self.listing.slices}) > 1
+        counts: Counter[int] = Counter()
+        records = []
+        for item in self.listing.slices:
+            case = self.case or f"patient{item.patient:03d}"
+            series = f"{case}/series{item.series:02d}" if several or self.case is None else case
+            records.append(_record(f"{series}/{counts[item.series]:04d}", series, case, item, self._mask(masks, item)))
+            counts[item.series] += 1
+        return records + [self._unreadable(path, masks) for path, _ in self.listing.failures]
+
+    def _mask(self, masks: Mapping[str, Path], item: dicom.Slice) -> Path | None:
+        volume = masks.get(self.case or "")
+        return volume if volume is not None and nifti.is_nifti(volume) else self._png(masks, item.path, item.index)
+
+    def _png(self, masks: Mapping[str, Path], image: Path, index: int | None) -> Path | None:
+        frame = "" if index is None else f"_{index:04d}"
+        folder = "" if self.case is None else f"{self.case}/"
+        names = (image.stem, image.name)  # names without an extension may hold dots
+        found = (masks.get(plain(f"{folder}{name}{frame}")) for name in names)
+        return next((path for path in found if path is not None and not nifti.is_nifti(path)), None)
+
+    def _unreadable(self, path: Path, masks: Mapping[str, Path]) -> Record:
+        """Return the record of a file that reading then names, so that it neither is lost nor stops the others."""
+        case = self.case or f"unreadable {path.name}"
+        return Record(f"{case}/unreadable/{plain(path.name)}", case, path, self._png(masks, path, None))
 
 
-def _case_records(folder: str, files: Sequence[Path], masks: Mapping[str, Path], search: Search) -> list[Record]:
-    case, slices = plain(folder), _in_order(files, search)
-    several = len({item.series for item in slices}) > 1
-    volume = masks[case] if case in masks and nifti.is_nifti(masks[case]) else None
-    counts: dict[str, int] = {}
-    records = []
-    for item in slices:
-        number = counts[item.series] = counts.get(item.series, -1) + 1
-        name = f"{case}/{item.series}" if several else case
-        mask = volume or _png(f"{case}/", item, masks)
-        records.append(_record(f"{name}/{number:04d}", name, case, item, mask))
-    return records
+def _parts(folder: Path, files: Sequence[Path]) -> list[_Part]:
+    """Return the files by case, their heads read once for finding and describing."""
+    cases: dict[str | None, list[Path]] = {}
+    for path in files:
+        inside = path.relative_to(folder).parts
+        cases.setdefault(plain(inside[0]) if len(inside) > 1 else None, []).append(path)
+    return [_Part(case, _listed(tuple(paths), _stamps(paths))) for case, paths in cases.items()]
+
+
+def _stamps(paths: Sequence[Path]) -> tuple[tuple[int, int], ...]:
+    return tuple((status.st_mtime_ns, status.st_size) for status in (path.stat() for path in paths))
+
+
+@lru_cache(maxsize=4096)
+def _listed(paths: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> dicom.Listing:
+    return dicom.list_series(paths)
 
 
 def _record(id: str, series: str, case: str, item: dicom.Slice, mask: Path | None) -> Record:
     volume = None if item.volume is None else f"{series}/{item.volume}"
     return Record(id, case, item.path, mask, item.spacing, item.index, volume=volume, place=item.place)
-
-
-def _in_order(files: Sequence[Path], search: Search) -> list[dicom.Slice]:
-    try:
-        return dicom.list_slices(files)
-    except UserError as error:
-        search.drop(error, files[0].parent)
-        return []
-
-
-def _png(folder: str, item: dicom.Slice, masks: Mapping[str, Path]) -> Path | None:
-    frame = "" if item.index is None else f"_{item.index:04d}"
-    names = [item.path.stem, item.path.name]  # names without an extension may hold dots
-    found = (masks.get(plain(f"{folder}{name}{frame}")) for name in names)
-    return next((path for path in found if path is not None and not nifti.is_nifti(path)), None)
 
 
 def _overlaid(path: Path, record: Record, size: tuple[int, int]) -> np.ndarray:
@@ -182,7 +214,7 @@ def _overlaid(path: Path, record: Record, size: tuple[int, int]) -> np.ndarray:
     if volume.ndim > 3:
         raise UserError(f"{path}: holds several frames; a DICOM series is labelled by a volume. Save one frame.")
     rows, columns = np.indices(size)
-    pixels = np.stack([rows.ravel(), columns.ravel(), np.ones(rows.size)])
+    pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)])
     voxels = (np.linalg.inv(affine) @ dicom.plane_affine(record.image, index=record.index) @ pixels)[:3]
     nearest = np.rint(voxels).astype(np.intp)
     outside = (nearest < 0).any() or (nearest >= np.array(volume.shape)[:, None]).any()

@@ -1,0 +1,212 @@
+"""The pixels of one DICOM frame as stored values; those of compressed files are decoded by a process that may die.
+
+The decoders of JPEG, JPEG-LS, JPEG 2000 and RLE are foreign code in C, C++ and Rust: on damaged data some of them end
+the process, hang or take all memory. So they run in a child (:mod:`tskd.data.dicom_worker`) which is started once,
+asked frame by frame and replaced when it dies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from pydicom.pixels import as_pixel_options, get_decoder
+from pydicom.uid import UID, UID_dictionary
+
+from tskd.data import dicom_jpeg12
+from tskd.data.dicom_files import Head, open_dicom, read_head, reading_dicom, require_image
+from tskd.errors import UserError
+
+READY = b"ready\n"
+"""First line of the child."""
+SECONDS = 60.0
+"""What one compressed frame may take."""
+
+dicom_jpeg12.register()
+
+_DAMAGED = "Copy it again from the source, or remove it."
+_SAVE_PLAIN = "Save it uncompressed (`gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT` do it)."
+
+
+def read_values(head: Head, index: int | None) -> np.ndarray:
+    """Return the stored values of one frame, (H, W) or (H, W, 3), bits beyond those stored cleared, colours as RGB.
+
+    ``index`` None is the only frame. Raises :class:`UserError` naming the file, and the codec where one is missing.
+    """
+    with reading_dicom(head.path):
+        require_image(head, index)
+        _require_decoder(head)
+        if head.syntax.is_encapsulated:
+            return _decode_elsewhere(head.path, index or 0, _name(head.syntax))
+        return decode(head, index or 0)
+
+
+def decode(head: Head, index: int) -> np.ndarray:
+    """Decode one frame in this process; raises whatever the decoder does."""
+    assert head.pixels is not None
+    options = as_pixel_options(head.data, pixel_keyword=head.pixels.keyword, pixel_vr=head.pixels.vr)
+    options["number_of_frames"] = head.frames
+    shifted = _is_shifted(head)
+    if shifted:
+        options["correct_unused_bits"] = False
+    with open_dicom(head.path) as file:
+        file.seek(head.pixels.start)
+        values = get_decoder(head.syntax).as_array(file, index=index, **options)[0]
+    return _aligned(values, head) if shifted else values
+
+
+def _is_shifted(head: Head) -> bool:
+    """Tell whether the stored bits end above the lowest, as in old files; pydicom takes it that they do not."""
+    stored, high = head.number("BitsStored"), head.number("HighBit")
+    return not head.syntax.is_encapsulated and stored is not None and high is not None and high + 1 > stored
+
+
+def _aligned(values: np.ndarray, head: Head) -> np.ndarray:
+    """Return what lies in the bits from HighBit downwards, PS3.5 8.1.1."""
+    allocated, stored, high = (int(head.data[name].value) for name in ("BitsAllocated", "BitsStored", "HighBit"))
+    return (values << (allocated - 1 - high)) >> (allocated - stored)
+
+
+def _name(syntax: UID) -> str:
+    return UID_dictionary[syntax][0] if syntax in UID_dictionary else "an unknown transfer syntax"
+
+
+def _require_decoder(head: Head) -> None:
+    try:
+        decoder = get_decoder(head.syntax)
+    except NotImplementedError:
+        raise UserError(
+            f"{head.path}: its pixels are stored as {_name(head.syntax)}, for which there is no decoder here. "
+            f"{_SAVE_PLAIN}"
+        ) from None
+    if not decoder.is_available:
+        raise UserError(
+            f"{head.path}: its pixels are stored as {_name(head.syntax)}, whose decoder is not installed "
+            f"({'; '.join(decoder.missing_dependencies)}). Install it (`tskd doctor` names the packages). {_SAVE_PLAIN}"
+        )
+
+
+class _Worker:
+    """One child process that decodes frames on request."""
+
+    def __init__(self) -> None:
+        package = Path(__file__).parents[2]
+        path = os.pathsep.join(part for part in (str(package), os.environ.get("PYTHONPATH")) if part)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tskd.data.dicom_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # decoders write what they think there, values of the file among it
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is for us; it ends when our end of the pipe is closed
+        )
+        with self._limited():
+            assert self.process.stdout is not None
+            self.ready = self.process.stdout.readline() == READY
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """End the process where the block takes too long: what is read from it then comes to an end."""
+        killer = threading.Timer(SECONDS, self.process.kill)
+        killer.start()
+        try:
+            yield
+        finally:
+            killer.cancel()
+
+    def ask(self, path: Path, index: int) -> np.ndarray | str | None:
+        """Return the values, the name of the exception, or None where the process died or took too long."""
+        try:
+            with self._limited():
+                return self._answer(json.dumps([str(path.absolute()), index]).encode() + b"\n")
+        except (BrokenPipeError, ValueError):  # it died before, or in the middle of an answer
+            return None
+
+    def _answer(self, question: bytes) -> np.ndarray | str | None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(question)
+        self.process.stdin.flush()
+        head = self.process.stdout.readline()
+        if not head.endswith(b"\n"):
+            return None
+        answer = json.loads(head)
+        if "error" in answer:
+            return str(answer["error"])
+        kind = np.dtype(answer["dtype"])
+        content = self.process.stdout.read(int(np.prod(answer["shape"])) * kind.itemsize)
+        return np.frombuffer(bytearray(content), kind).reshape(answer["shape"])
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class _Pool:
+    """The workers that are idle: as many are started as frames are decoded at once."""
+
+    def __init__(self) -> None:
+        self.idle: list[_Worker] = []
+        self.lock = threading.Lock()
+
+    def ask(self, path: Path, index: int) -> np.ndarray | str | None:
+        with self.lock:
+            worker = self.idle.pop() if self.idle else None
+        worker = worker or _Worker()
+        if not worker.ready:
+            worker.close()
+            raise UserError(
+                f"{path}: the process that decodes compressed pixels does not start. "
+                "`python -m tskd.data.dicom_worker` shows why."
+            )
+        try:
+            answer = worker.ask(path, index)
+        except BaseException:  # stopped by hand between question and answer: what comes next would be the old answer
+            worker.close()
+            raise
+        if answer is None:
+            worker.close()
+        else:
+            with self.lock:
+                self.idle.append(worker)
+        return answer
+
+    def close(self) -> None:
+        while self.idle:
+            self.idle.pop().close()
+
+
+_POOL = _Pool()
+atexit.register(_POOL.close)
+
+
+def _decode_elsewhere(path: Path, index: int, syntax: str) -> np.ndarray:
+    answer = _POOL.ask(path, index)
+    if isinstance(answer, np.ndarray):
+        return answer
+    if answer == "MemoryError":
+        raise UserError(f"{path}: it does not fit into the memory that is free. Cut it into parts.")
+    if answer == "NotImplementedError":
+        raise UserError(
+            f"{path}: this form of {syntax} (its number of bits, for example) is not read by the decoders "
+            f"installed. {_SAVE_PLAIN}"
+        )
+    if answer is None:
+        raise UserError(
+            f"{path}: its compressed pixels ({syntax}) are damaged or too many: the decoder ended without an "
+            f"answer. {_DAMAGED}"
+        )
+    raise UserError(f"{path}: its compressed pixels ({syntax}) are damaged: the decoder gave up ({answer}). {_DAMAGED}")
+
+
+def decode_file(path: Path, index: int) -> np.ndarray:
+    """Read and decode one frame in this process: what the child does."""
+    return decode(read_head(path), index)
