@@ -8,7 +8,7 @@ from dataclasses import asdict
 from itertools import count
 from typing import Any
 
-from tskd.artifacts import RUN_FILE, Artifact, write_json
+from tskd.artifacts import Artifact
 from tskd.budget import BUDGET_RULE, compute_of
 from tskd.bundle import FOLDER, publish
 from tskd.config import Recipe
@@ -18,6 +18,7 @@ from tskd.errors import UserError
 from tskd.methods import METHODS, Make
 from tskd.report import write_report
 from tskd.run import Run
+from tskd.run_file import write_run
 from tskd.stages import evaluate
 from tskd.stages.export import build_export
 from tskd.stages.networks import measure_networks
@@ -153,7 +154,7 @@ def execute(run: Run) -> dict[str, Any]:
     }
     if run.runtime.fabric.is_global_zero:
         publish(bundle.path, run.out / FOLDER)
-        write_json(run.out / RUN_FILE, summary)
+        write_run(run.out, summary)
         write_report(run.out)
     return summary
 

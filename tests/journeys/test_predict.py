@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,8 +89,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     prepared = store.build("prepare", write_prepared, config={}, inputs={}, seed=0, version=1)
     inputs = {"data": prepared.digest}
     student = store.build("finetune", write_student, config={}, inputs=inputs, seed=0, version=1)
-    recipe = {"export": ExportConfig().model_dump()}
-    summary = {"artifacts": {"student": student.path.name}, "metrics": SCORES, "recipe": recipe, "method": "scratch"}
+    scored = {
+        name: store.build(
+            "evaluate", lambda _, found=found: found, config={}, inputs={"model": name}, seed=0, version=1
+        )
+        for name, found in SCORES.items()
+    }
+    summary = {
+        "artifacts": {"student": student.path.name},
+        "evaluations": {name: artifact.path.name for name, artifact in scored.items()},
+        "metrics": SCORES,
+        "recipe": {"export": ExportConfig().model_dump()},
+        "method": "scratch",
+    }
     write_json(out / "run.json", summary)
     assert export_again(out, int8=True) == out / "model"
     return FinishedRun(out, prepared.path, student.path)
@@ -174,6 +185,46 @@ def test_an_export_needs_the_run_it_belongs_to(run: FinishedRun, tmp_path: Path)
     shutil.copytree(run.student, tmp_path / "artifacts" / run.student.name)
     with pytest.raises(UserError, match="data the student was trained on is gone"):
         export_again(tmp_path / "model", int8=True)
+
+
+def damage_weights(run: FinishedRun, out: Path) -> None:
+    path = out / "artifacts" / run.student.name / "student.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-40:] = bytes(40)
+    path.write_bytes(content)
+
+
+def damage_data(run: FinishedRun, out: Path) -> None:
+    shutil.copyfile(
+        run.prepared / "native" / "000003_mask.png",
+        out / "artifacts" / run.prepared.name / "native" / "000002_mask.png",
+    )
+
+
+def raise_a_score(run: FinishedRun, out: Path) -> None:
+    summary = json.loads((out / "run.json").read_text())
+    summary["metrics"]["student"]["dice"] = 0.987
+    write_json(out / "run.json", summary)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damage_weights, r"finetune-\w+ is damaged \(student.safetensors has changed\)"),
+        (damage_data, r"prepare-\w+ is damaged \(native/000002_mask.png has changed\)"),
+        (raise_a_score, r"dice of student in run.json is not that of artifacts/evaluate-\w+"),
+    ],
+)
+def test_what_was_changed_since_the_run_is_not_exported(
+    run: FinishedRun, tmp_path: Path, damage: Callable[[FinishedRun, Path], None], said: str
+) -> None:
+    """Parity would compare the damaged network with itself, and the card tell the scores of the whole one."""
+    out = Path(shutil.copytree(run.out, tmp_path / "out"))
+    before = (out / "model" / "SHA256SUMS").read_bytes()
+    damage(run, out)
+    with pytest.raises(UserError, match=said):
+        export_again(out)
+    assert (out / "model" / "SHA256SUMS").read_bytes() == before
 
 
 # --- prediction ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -287,7 +287,19 @@ def open_comparison(path: Path) -> ComparisonFolder:
         raise _damaged(path, f"{COMPARISON} lacks {', '.join(missing)}")
     if missing := [name for name in _COLUMNS if not lines or name not in lines[0]]:
         raise _damaged(path, f"{TABLE} has no rows, or lacks {', '.join(missing)}")
+    if doubt := next(_doubts(path, lines), None):
+        raise _damaged(path, doubt)
     return ComparisonFolder(path, description, tuple(lines))
+
+
+def _doubts(path: Path, lines: Iterable[Line]) -> Iterator[str]:
+    """Yield where a line of the table says another score than the evaluation it names, if that is there."""
+    for line in lines:
+        evaluation = finished(path / ARTIFACTS / line["evaluation"]) if line["evaluation"] else None
+        measured = evaluation.metrics if evaluation else {}
+        for name in measured.keys() & line.keys():
+            if line[name] and isinstance(measured[name], int | float) and as_number(line[name]) != measured[name]:
+                yield f"{name} of {line['run']} in {TABLE} is not that of {ARTIFACTS}/{line['evaluation']}"
 
 
 def as_number(value: str) -> float | None:
