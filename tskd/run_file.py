@@ -69,8 +69,8 @@ def _doubts(out: Path, summary: Mapping[str, Any]) -> Iterator[str]:
             yield f"artifacts/{name} is gone"
         elif damage := manifest_damage(artifact):
             yield f"artifacts/{name} is damaged ({damage})"
-        elif key := next(misquoted(summary["metrics"][model], artifact), None):
-            yield f"{key} of {model} in {RUN_FILE} is not that of artifacts/{name}"
+        elif wrong := next(misquoted(summary["metrics"][model], artifact), None):
+            yield f"{wrong} of {model} in {RUN_FILE} is not that of artifacts/{name}"
 
 
 def misquoted(scores: Mapping[str, Any], evaluation: Artifact) -> Iterator[str]:
