@@ -180,6 +180,8 @@ def test_an_export_needs_the_run_it_belongs_to(run: FinishedRun, tmp_path: Path)
     with pytest.raises(UserError, match=r"there is no run\.json"):
         export_again(tmp_path / "model", int8=True)
     shutil.copyfile(run.out / "run.json", tmp_path / "run.json")
+    for evaluation in run.out.glob("artifacts/evaluate-*"):
+        shutil.copytree(evaluation, tmp_path / "artifacts" / evaluation.name)
     with pytest.raises(UserError, match=r"the student that run\.json names is gone"):
         export_again(tmp_path / "model", int8=True)
     shutil.copytree(run.student, tmp_path / "artifacts" / run.student.name)
@@ -195,10 +197,8 @@ def damage_weights(run: FinishedRun, out: Path) -> None:
 
 
 def damage_data(run: FinishedRun, out: Path) -> None:
-    shutil.copyfile(
-        run.prepared / "native" / "000003_mask.png",
-        out / "artifacts" / run.prepared.name / "native" / "000002_mask.png",
-    )
+    native = out / "artifacts" / run.prepared.name / "native"
+    shutil.copyfile(native / "000003_mask.png", native / "000002_mask.png")
 
 
 def raise_a_score(run: FinishedRun, out: Path) -> None:
