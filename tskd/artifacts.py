@@ -418,9 +418,11 @@ def measured() -> Iterator[dict[str, float]]:
 def _make(path: Path, make: Make, identity: dict[str, Any], making: _Making) -> None:
     partial = partial_path(path)
     (partial / MANIFEST).unlink(missing_ok=True)  # of an attempt that was killed just before the rename
-    with naming(partial), _clock(partial, making), measured() as usage:
-        metrics = dict(make(partial))
-    _drop_hidden(partial)
+    try:
+        with naming(partial), _clock(partial, making), measured() as usage:
+            metrics = dict(make(partial))
+    finally:
+        _drop_hidden(partial)
     names = (file.relative_to(partial) for file in partial.rglob("*") if file.is_file())
     kept = sorted(name for name in names if name.parts[0] not in (CHECKPOINTS, _CLOCK))
     files = {name.as_posix(): file_sha256(partial / name) for name in kept}

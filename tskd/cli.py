@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tskd.errors import Paused, RunFailed, UserError
+from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder
 
 if TYPE_CHECKING:
     from tskd.config import Recipe
@@ -131,7 +131,7 @@ def compare(
     from tskd.compare.summary import plan_as_json, print_comparison, print_plan
 
     out = out or Path("out/compare") / found.name
-    _require_folder(out)
+    require_folder(out)
     machines = command.Machines(executor, workers, address, cpus, gpus, retries)
     if executor == "local" and machines != command.Machines(workers=workers):
         raise UserError("--address, --cpus, --gpus and --retries are for --executor ray: add it, or leave them out.")
@@ -296,7 +296,7 @@ def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, downlo
     from tskd.methods import check_names
 
     check_names(recipe)  # before the heavy imports: a mistake is answered at once
-    _require_folder(out)
+    require_folder(out)
     from tskd.buildable import check_networks
     from tskd.engine import open_runtime
     from tskd.run import Run
@@ -314,11 +314,6 @@ def _refuse_idle(overrides: list[str]) -> None:
         raise UserError(f"check does not use {', '.join(idle)}. It takes {', '.join(known)}.")
 
 
-def _require_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file. Give a folder for the results with --out.")
-
-
 def main(arguments: list[str] | None = None) -> Any:
     """Run a command; exit 0 done (or paused as asked), 1 failed, 2 wrong input or settings, 130 stopped by Ctrl-C."""
     try:
@@ -327,6 +322,8 @@ def main(arguments: list[str] | None = None) -> Any:
         _stop(f"error: {error}", code=2)
     except RunFailed as error:
         _stop(f"failed: {error}", code=1)
+    except OSError as error:
+        _stop(f"error: {refused_by_system(error)}", code=1)
     except Paused as pause:
         _stop(f"{pause}; the state is saved, the same command goes on from here", code=0)
     except SystemExit as end:

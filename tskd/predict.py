@@ -23,7 +23,7 @@ from tskd.bundle import Answer, Bundle, ask
 from tskd.console import Advance, duration, progress, warn
 from tskd.data import nifti
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
-from tskd.errors import UserError
+from tskd.errors import UserError, require_folder
 from tskd.overlays import draw_overlay, enlargement
 from tskd.predict_inputs import Failure, Frame, Item, find_items, series_affine
 
@@ -119,8 +119,7 @@ def predict_paths(
     there is nothing to predict, two results would have one name, or results exist and ``overwrite`` is not set.
     """
     options = options or PredictOptions()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file. Give a folder for the results with --out.")
+    require_folder(out)
     items, failures = find_items(inputs, results=out, axis=bundle.axis)
     if not items and not failures:
         raise UserError(
