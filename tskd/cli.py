@@ -289,7 +289,9 @@ def _load(recipe: Path | None, data: str | None, overrides: list[str] | None) ->
 
 
 def _changes(data: str | None, overrides: list[str] | None) -> list[str]:
-    return [*(overrides or []), *([] if data is None else [f"data.root={json.dumps(data)}"])]
+    from tskd.settings import quoted
+
+    return [*(overrides or []), *([] if data is None else [f"data.root={quoted(data)}"])]
 
 
 def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, download: bool = False) -> Run:

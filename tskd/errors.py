@@ -49,7 +49,7 @@ _REMEDIES = {
 
 
 def require_folder(out: Path) -> None:
-    """Raise UserError where results cannot be put into ``out``, OSError where the system says why; it may be missing."""
+    """Raise UserError where ``out`` cannot take results, OSError where the system says why; it may be missing."""
     try:
         if not stat.S_ISDIR(out.stat().st_mode):
             raise UserError(f"{out} is a file. Give a folder for the results with --out.")

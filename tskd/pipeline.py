@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import count
 from typing import Any
@@ -18,7 +19,7 @@ from tskd.errors import UserError
 from tskd.methods import METHODS, Make
 from tskd.report import write_report
 from tskd.run import Run
-from tskd.run_file import write_run
+from tskd.run_file import alone_in, write_run
 from tskd.stages import evaluate
 from tskd.stages.export import build_export
 from tskd.stages.networks import measure_networks
@@ -114,8 +115,17 @@ def transferred(run: Run) -> Artifact:
 
 
 def execute(run: Run) -> dict[str, Any]:
-    """Run the recipe's method to the end and return what ``run.json`` holds."""
+    """Run the recipe's method to the end and return what ``run.json`` holds.
+
+    Raises UserError where another run is at work in the output folder: the last to end would take the other's place.
+    """
     _require_small(run.recipe)
+    first = run.runtime.fabric.is_global_zero
+    with alone_in(run.out, run.recipe.model_dump(mode="json")) if first else nullcontext():
+        return _execute(run)
+
+
+def _execute(run: Run) -> dict[str, Any]:
     if any(METHODS[name].start or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)):
         count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     _say_what_for(run)

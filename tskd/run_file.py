@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tskd.artifacts import (
     ARTIFACTS,
@@ -17,9 +20,11 @@ from tskd.artifacts import (
     sealed,
     write_json,
 )
+from tskd.console import warn
 from tskd.errors import UserError
 
 REMEDY = "Run `tskd run` with the same settings again: it makes what is missing."
+_SHOWN = 5
 _NEEDED = frozenset({"metrics", "artifacts", "evaluations", "recipe", "method"})
 
 
@@ -46,6 +51,51 @@ def read_run(out: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     if said := next(_doubts(out, summary), None):
         raise damaged_run(out, said)
     return dict(summary)
+
+
+@contextmanager
+def alone_in(out: Path, recipe: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the output folder of a run, and say what of an earlier run with another recipe will be replaced.
+
+    Raises UserError where another run is at work there: the last to end would take the other's place without a word.
+    """
+    locks = out / ARTIFACTS / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(locks / "run").acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"{out}: another `tskd run` is at work in this folder. Wait until it is done, or give another --out."
+        ) from error
+    with held:
+        if changed := changed_settings(out, recipe):
+            warn(
+                f"{out} holds a run with other settings ({', '.join(changed)}): its {RUN_FILE}, bundle and report will "
+                "be replaced; its artifacts stay, so its own command writes them again soon. Another --out keeps both"
+            )
+        yield
+
+
+def changed_settings(out: Path, recipe: Mapping[str, Any]) -> list[str]:
+    """Return the settings in which a recipe differs from that of the run that lies in a folder, first five.
+
+    Where and how the work is done does not count; no run there, or one that cannot be read, differs in nothing.
+    """
+    try:
+        before = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["recipe"]
+        old, new = (dict(_leaves({**one, "engine": {}})) for one in (before, recipe))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    changed = [key for key in new if old.get(key) != new[key]]
+    return [*changed[:_SHOWN], *(["and more"] if len(changed) > _SHOWN else [])]
+
+
+def _leaves(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield before + key, value
 
 
 def damaged_run(out: Path, what: str) -> UserError:
