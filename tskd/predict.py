@@ -19,11 +19,12 @@ from nibabel.orientations import io_orientation, ornt_transform
 from PIL import Image
 
 from tskd.artifacts import write_atomic
-from tskd.bundle import Answer, Bundle, ask
+from tskd.bundle import Bundle
 from tskd.console import Advance, duration, progress, warn
 from tskd.data import nifti
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
 from tskd.errors import UserError, require_folder
+from tskd.network_file import Answer, ask
 from tskd.overlays import draw_overlay, enlargement
 from tskd.predict_inputs import Failure, Frame, Item, find_items, series_affine
 

@@ -22,13 +22,14 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from tests.journeys.conftest import Command
 from tskd.artifacts import Store, write_json
-from tskd.bundle import Bundle, ask, open_bundle, write_sums
+from tskd.bundle import Bundle, open_bundle, write_sums
 from tskd.config import ExportConfig
 from tskd.data.images import IntensityWindow, read_image
 from tskd.data.nifti import read_slice
 from tskd.data.prepared import Prepared
 from tskd.errors import RunFailed, UserError
 from tskd.models.registry import build_model, load_model, save_model
+from tskd.network_file import ask
 from tskd.predict import Outcome, Prediction, PredictOptions, predict_paths
 from tskd.stages.export import check_parity, export_again, judge_int8, parity_cases
 from tskd.stages.model_card import model_card

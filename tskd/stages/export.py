@@ -31,7 +31,7 @@ from tskd.artifacts import (
     whole,
     write_atomic,
 )
-from tskd.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, Answer, ask, open_session, publish, write_sums
+from tskd.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, write_sums
 from tskd.config import ExportConfig
 from tskd.console import say, warn
 from tskd.data.prepared import PARTS, Prepared
@@ -41,6 +41,7 @@ from tskd.losses.classes import class_probabilities
 from tskd.metrics.segmentation import agreement
 from tskd.models.deployed import Deployable, silenced, write_onnx
 from tskd.models.registry import load_model, read_description, save_model
+from tskd.network_file import Answer, ask, open_session
 from tskd.run_file import REMEDY, read_run
 from tskd.stages.model_card import model_card
 
