@@ -72,21 +72,27 @@ class Bundle:
     @cached_property
     def description(self) -> dict[str, Any]:
         """What ``model.json`` holds."""
-        description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
+        path = self.folder / DESCRIPTION
+        try:
+            if path.stat().st_size > _LARGEST_DESCRIPTION:
+                raise ValueError("it is too large")
+            description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise self._no_description(str(error)) from error
         return description
 
-    @cached_property
+    @property
     def _described(self) -> _Described:
-        path = self.folder / DESCRIPTION
-        if path.stat().st_size > _LARGEST_DESCRIPTION:
-            raise UserError(f"{path} is not the description of a bundle: it is too large. Export the model again.")
+        """What prediction takes of the description, checked."""
         try:
-            return _Described.model_validate_json(path.read_bytes())
+            return _Described.model_validate_json(json.dumps(self.description))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            what = f"{where}: {first['msg']}" if where else first["msg"]
-            raise UserError(f"{path} is not the description of a bundle ({what}). Export the model again.") from error
+            raise self._no_description(": ".join([*map(str, first["loc"]), first["msg"]])) from error
+
+    def _no_description(self, why: str) -> UserError:
+        path = self.folder / DESCRIPTION
+        return UserError(f"{path} is not the description of a bundle ({why}). Export the model again.")
 
     @property
     def classes(self) -> tuple[str, ...]:
