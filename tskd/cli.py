@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tskd.console import printable
 from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder
 
 if TYPE_CHECKING:
@@ -169,9 +171,7 @@ def check(
     overrides = [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]
     config = _load(None, None, overrides).data
     _refuse_idle(overrides)
-    from rich.console import Console
-
-    from tskd.console import counting
+    from tskd.console import counting, screen
     from tskd.data.check import inspect
     from tskd.data.layouts import LayoutOptions
 
@@ -180,7 +180,7 @@ def check(
     if json_:
         print(json.dumps(report.to_json()))
     else:
-        report.render(Console())
+        report.render(screen())
     raise SystemExit(0 if report.usable else 2)
 
 
@@ -237,7 +237,7 @@ def predict(
     if json_:
         print(json.dumps(outcome.as_dict()))
     else:
-        print(outcome.summary(out))
+        _tell(outcome.summary(out))
     outcome.require_complete()
 
 
@@ -253,7 +253,7 @@ def weights(
     from tskd.weight_report import as_text, describe
 
     report = describe(file)
-    print(json.dumps(report) if json_ else as_text(report))
+    _tell(json.dumps(report) if json_ else as_text(report))
 
 
 @app.command()
@@ -265,7 +265,7 @@ def doctor() -> None:
     from tskd.doctor import as_text, examine, is_broken
 
     checks = examine()
-    print(as_text(checks))
+    _tell(as_text(checks))
     raise SystemExit(1 if is_broken(checks) else 0)
 
 
@@ -318,6 +318,9 @@ def _refuse_idle(overrides: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run a command; exit 0 done (or paused as asked), 1 failed, 2 wrong input or settings, 130 stopped by Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no work
     try:
         return app(arguments)
     except UserError as error:
@@ -335,8 +338,12 @@ def main(arguments: list[str] | None = None) -> Any:
         raise
 
 
+def _tell(text: str) -> None:
+    print(printable(text))
+
+
 def _stop(message: str, *, code: int) -> None:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     raise SystemExit(code)
 
 

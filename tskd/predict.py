@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
 import time
@@ -20,6 +21,7 @@ from PIL import Image
 
 from tskd.artifacts import write_atomic
 from tskd.bundle import Bundle
+from tskd.cells import ENCODING_ERRORS, harmless
 from tskd.console import Advance, duration, progress, warn
 from tskd.data import nifti
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
@@ -240,9 +242,16 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file in one step, its folder made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, content)
+    """Write a file in one step, its folder made where it is missing; UserError where the disk takes no such name."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(
+                f"{path}: the name of this result is too long for the disk. Shorten the input's."
+            ) from error
+        raise
 
 
 def _extra(item: Item, place: int | None, ending: str) -> Path:
@@ -273,7 +282,7 @@ def _refuse_conflicts(items: Sequence[Item], out: Path, options: PredictOptions)
     sources = {frame.path.resolve() for item in items for frame in item.frames}
     if hit := next((path for path in origin if (out / path).resolve() in sources), None):
         raise UserError(f"{out / hit} is one of the inputs; results never replace them. Choose another --out.")
-    existing = [path for path in (*origin, Path(TABLE)) if (out / path).exists()]
+    existing = [path for path in (*origin, Path(TABLE)) if _exists(out / path)]
     if existing and not options.overwrite:
         raise UserError(
             f"{out}: {len(existing)} of the results exist already, first {existing[0]}. "
@@ -281,9 +290,16 @@ def _refuse_conflicts(items: Sequence[Item], out: Path, options: PredictOptions)
         )
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the disk is on no disk
+        return False
+
+
 def _write_table(outcome: Outcome, out: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _COLUMNS)
     writer.writeheader()
-    writer.writerows(outcome.lines())
-    write_file(out / TABLE, text.getvalue().encode())
+    writer.writerows(map(harmless, outcome.lines()))
+    write_file(out / TABLE, text.getvalue().encode(errors=ENCODING_ERRORS))

@@ -5,9 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,6 +151,15 @@ def test_card_tells_scores_of_rivals_and_the_verdict_on_int8(bundle: Bundle) -> 
     assert "Slice by slice this model has Dice 0.750" in told
     shipped = bundle.description["export"]["int8"]["shipped"]
     assert (bundle.folder / "model.int8.onnx").exists() == shipped
+
+
+def test_names_of_others_are_text_in_the_card(bundle: Bundle) -> None:
+    names = ["<script>alert(1)</script>", "a | b", "[x](javascript:alert(1))", "two\n# lines", "\u202ecod.exe"]
+    card = model_card({**bundle.description, "classes": names, "dataset": "<img src=x>"})
+    raw = ("<script", "<img", "](javascript", "\n# lines", "\u202e")
+    assert [text for text in raw if text in card] == []
+    assert "| 1 | &lt;script&gt;alert(1)&lt;/script&gt; |" in card
+    assert "| 2 | a \\| b |" in card
 
 
 def test_a_file_that_differs_from_the_network_fails_and_names_the_worst_case(run: FinishedRun, bundle: Bundle) -> None:
@@ -473,3 +487,67 @@ def test_a_file_that_may_not_be_read_does_not_stop_the_others(
     assert [failure.source.name for failure in outcome.failures] == ["locked.png"]
     assert "locked.png: the file may not be read (permission denied)" in outcome.failures[0].problem
     assert [prediction.source.name for prediction in outcome.predictions] == ["open.png"]
+
+
+# --- names and disks ---
+
+
+def write_image(path: Path) -> None:
+    Image.fromarray(pixels(12, 10)).save(path, "PNG")
+
+
+def test_names_that_are_no_text_or_too_long_or_formulas_cost_no_result(
+    bundle: Bundle, tskd: Command, tmp_path: Path
+) -> None:
+    """A name in Latin-1 lost the whole table, one of 245 letters the rest of the folder."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    long = "x" * 245 + ".png"
+    names = [os.fsdecode(b"\xe4rzte.png"), "=HYPERLINK(1).png", "good.png", long]
+    for name in names:
+        write_image(images / name)
+    answer = tskd("predict", bundle.folder, *(images / name for name in names), "--out", out, "--overlays")
+    assert (answer.returncode, "Traceback" in answer.stderr) == (2, False)
+    assert f"{long[:-4]}.overlay.png: the name of this result is too long" in answer.stderr
+    made = {path.name for path in out.iterdir()}
+    assert made >= {name for name in names if name != long}
+    rows = list(csv.DictReader((out / "predictions.csv").open(newline="", encoding="utf-8")))
+    assert [row["output"] for row in rows[::2]] == ["\\udce4rzte.png", "'=HYPERLINK(1).png", "good.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are Unix's")
+def test_a_limit_of_the_disk_is_one_line_and_leaves_whole_files_only(bundle: Bundle, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for number in range(3):
+        Image.fromarray(pixels(90, 90, number)).save(images / f"{number}.png")
+    line = [sys.executable, "-m", "tskd.cli", "predict", bundle.folder, images, "--probabilities", "--out", out]
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (8192, 8192))
+    answer = subprocess.run(line, capture_output=True, text=True, check=False, preexec_fn=limit)
+    assert answer.returncode == 1
+    assert re.fullmatch(rf"error: {out}/0.probabilities.npz: File too large\..*\n", answer.stderr)
+    assert [path.name for path in out.iterdir()] == ["predictions.csv"]
+    again = subprocess.run([*line, "--overwrite"], capture_output=True, text=True, check=False)
+    assert (again.returncode, len(list(out.glob("*.npz")))) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda place: place.symlink_to(place), "Too many levels of symbolic links"),
+        (lambda place: place.symlink_to("nowhere"), "is a link that leads nowhere"),
+        (lambda place: place.write_text("mine"), "is a file"),
+        (lambda place: os.mkfifo(place), "is a file"),
+    ],
+    ids=["loop", "broken link", "file", "pipe"],
+)
+def test_a_place_that_takes_no_results_is_one_line(
+    bundle: Bundle, tskd: Command, tmp_path: Path, make: Callable[[Path], object], said: str
+) -> None:
+    write_image(tmp_path / "one.png")
+    make(tmp_path / "out")
+    answer = tskd("predict", bundle.folder, tmp_path / "one.png", "--out", tmp_path / "out")
+    assert answer.returncode in (1, 2)
+    assert answer.stderr.startswith(f"error: {tmp_path / 'out'}")
+    assert said in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_damage, finished, finished_in
+from tskd.cells import original
 from tskd.comparison_files import COMPARISON, DATASET, METHOD, TABLE
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
@@ -318,7 +319,7 @@ def _in_order(setting: Setting) -> tuple[tuple[bool, float, str], ...]:
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [original(line) for line in csv.DictReader(file)]
 
 
 def _damaged(path: Path, what: str) -> UserError:
