@@ -21,7 +21,7 @@ def original(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_formula(value: Any) -> bool:
-    if not isinstance(value, str) or not value.startswith(_FORMULA):
+    if not isinstance(value, str) or not value.lstrip("'").startswith(_FORMULA):
         return False
     try:
         float(value)

@@ -8,7 +8,9 @@ import pytest
 from tskd.cells import harmless, original
 
 
-@pytest.mark.parametrize("text", ['=HYPERLINK("http://x.example","open")', "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize(
+    "text", ['=HYPERLINK("http://x.example","open")', "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=1"]
+)
 def test_a_formula_becomes_a_text_and_comes_back(text: str) -> None:
     file = io.StringIO(newline="")
     csv.writer(file).writerow(harmless({"name": text}).values())
