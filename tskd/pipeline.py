@@ -120,6 +120,7 @@ def execute(run: Run) -> dict[str, Any]:
     Raises UserError where another run is at work in the output folder: the last to end would take the other's place.
     """
     _require_small(run.recipe)
+    _ = run.prepared_artifact  # data that cannot be used are told before the folder is touched
     first = run.runtime.fabric.is_global_zero
     with alone_in(run.out, run.recipe.model_dump(mode="json")) if first else nullcontext():
         return _execute(run)
