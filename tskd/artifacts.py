@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,9 +21,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from tskd.console import warn
-from tskd.errors import RunFailed
+from tskd.errors import RunFailed, UserError
 from tskd.memory import give_back_freed_memory, gpu_in_use, peak_gpu_memory_mb, peak_memory_mb, reset_peaks
 
 ARTIFACTS, RUN_FILE = "artifacts", "run.json"
@@ -33,7 +36,7 @@ TRAINING_LOG = "metrics.jsonl"
 """Log of a training; it holds times, so it is no part of the digest."""
 MADE_FROM = ("start", "teacher", "masks")
 """Inputs that a model's training went through; the data and the transfer set are the same for every method."""
-_CLOCK = "clock.json"
+_CLOCK, _PART = "clock.json", ".part"
 _LIBRARIES = ("torch", "timm", "transformers", "peft", "diffusers", "monai", "numpy", "onnxruntime")
 
 Make = Callable[[Path], Mapping[str, Any]]
@@ -41,6 +44,9 @@ Make = Callable[[Path], Mapping[str, Any]]
 Costs = Mapping[str, Mapping[str, float]]
 """Artifact's name -> each of ``COSTS``."""
 COSTS = ("seconds", "peak_memory_mb", "peak_gpu_memory_mb")
+SEAL = "seal"
+"""Key of a JSON file whose value is the sha256 of all the others: what was changed by hand, or on the disk, shows."""
+_IDENTITY = ("stage", "config", "inputs", "seed", "version")
 ENVIRONMENT = ("python", "system", "device", "libraries", "git_commit")
 """What every manifest says of the versions and machine that made it."""
 
@@ -197,7 +203,17 @@ def identify(
 ) -> dict[str, Any]:
     """Return all that an artifact depends on, with the fingerprint of it."""
     identity = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "seed": seed, "version": version}
-    return identity | {"fingerprint": hashlib.sha256(canonical_json(identity).encode()).hexdigest()}
+    return identity | {"fingerprint": _fingerprint(identity)}
+
+
+def _fingerprint(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    """Return the digest of an artifact's content; its log holds times and does not count."""
+    content = {name: sha256 for name, sha256 in files.items() if name != TRAINING_LOG}
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def artifact_path(root: Path, identity: Mapping[str, Any]) -> Path:
@@ -221,7 +237,7 @@ def finished(path: Path) -> Artifact | None:
     artifact = Artifact(path)
     try:
         readable = isinstance(artifact.manifest["files"], dict) and bool(artifact.digest)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return artifact if readable else None
 
@@ -232,12 +248,11 @@ def partial_path(path: Path) -> Path:
 
 
 def find_damage(artifact: Artifact) -> Iterator[str]:
-    """Yield a line for every file of the artifact that is missing or differs from the manifest."""
-    whole = finished(artifact.path)
-    if whole is None:
-        yield f"{MANIFEST} is missing or cannot be read"
+    """Yield a line for every file of the artifact that is missing or differs from the manifest, first the manifest."""
+    if said := manifest_damage(artifact):
+        yield said
         return
-    for name, digest in whole.manifest["files"].items():
+    for name, digest in artifact.manifest["files"].items():
         path = artifact.path / name
         if not path.is_file():
             yield f"{name} is missing"
@@ -245,13 +260,65 @@ def find_damage(artifact: Artifact) -> Iterator[str]:
             yield f"{name} has changed"
 
 
+def manifest_damage(artifact: Artifact) -> str | None:
+    """Return what is wrong with an artifact's manifest, its other files not looked at; None where nothing is.
+
+    Its fingerprint has to follow from what it says it was made from, its folder's name from the fingerprint, its digest
+    from its list of files, and its seal from all of it. Manifests from before there were seals are taken without one:
+    a seal tells what was changed by accident or in passing, it is no signature.
+    """
+    whole = finished(artifact.path)
+    if whole is None:
+        return f"{MANIFEST} is missing or cannot be read"
+    manifest = whole.manifest
+    if not seal_holds(manifest):
+        return f"{MANIFEST} was changed after it was written: its seal does not fit"
+    identity = {name: manifest.get(name) for name in _IDENTITY}
+    if manifest.get("fingerprint") != _fingerprint(identity):
+        return f"{MANIFEST} was changed: its fingerprint is not that of what it was made from"
+    if artifact.path.name != artifact_path(artifact.path.parent, manifest).name:
+        return f"{MANIFEST} is that of another artifact"
+    if manifest["digest"] != _digest(manifest["files"]):
+        return f"{MANIFEST} was changed: its digest is not that of its list of files"
+    return None
+
+
+def whole(path: Path, remedy: str) -> Artifact:
+    """Return the artifact in a folder, every file of it verified; UserError names what is damaged, then the remedy."""
+    artifact = Artifact(path)
+    if damage := next(find_damage(artifact), None):
+        raise UserError(f"{path} is damaged ({damage}). {remedy}")
+    return artifact
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON's view of a mapping with its seal."""
+    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    return plain | {SEAL: hashlib.sha256(canonical_json(plain).encode()).hexdigest()}
+
+
+def seal_holds(value: Mapping[str, Any]) -> bool:
+    """Say whether what was read is what :func:`sealed` gave; true without a seal."""
+    rest = {name: one for name, one in value.items() if name != SEAL}
+    return value.get(SEAL) in (None, sealed(rest)[SEAL])
+
+
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of a training's log; a last line cut short by a kill is left out."""
+    """Return the lines of a training's log; what a kill or a power cut has torn or filled with NULs is left out."""
     path = folder / TRAINING_LOG
     if not path.is_file():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [line for text in lines if (line := _log_line(text))]
+
+
+def _log_line(text: str) -> dict[str, float] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    numbers = isinstance(line, dict) and "step" in line and all(isinstance(one, int | float) for one in line.values())
+    return line if numbers else None
 
 
 def canonical_json(value: Any) -> str:
@@ -271,13 +338,47 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file in one step; after a power cut it holds the old content or the new."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(content)
+    """Replace a file in one step; after a power cut it holds the old content or the new.
+
+    Raises OSError that names ``path`` where the disk refuses; nothing else is left behind.
+    """
+    partial = path.with_name(
+        f".{os.getpid()}-{threading.get_ident()}{_PART}"
+    )  # short: the name itself may be a long one
+    with naming(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file and wait until it is on the disk: a power cut tears at most what comes after it."""
+    with naming(path), path.open("ab") as file:
+        file.write(line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the disk refuses in the block be an OSError that says where: ``write`` and several libraries do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and not str(error.filename).endswith(_PART)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:
+        if refused := re.search(r"os error (\d+)", str(error)):
+            number = int(refused[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def require_room(folder: Path, needed: int, *, what: str, remedy: str) -> None:
@@ -317,31 +418,50 @@ def measured() -> Iterator[dict[str, float]]:
 def _make(path: Path, make: Make, identity: dict[str, Any], making: _Making) -> None:
     partial = partial_path(path)
     (partial / MANIFEST).unlink(missing_ok=True)  # of an attempt that was killed just before the rename
-    with _clock(partial, making), measured() as usage:
-        metrics = dict(make(partial))
-    seconds = json.loads((partial / _CLOCK).read_text())["seconds"]
-    names = {file.relative_to(partial) for file in partial.rglob("*") if file.is_file() and file.name[0] != "."}
+    try:
+        with naming(partial), _clock(partial, making), measured() as usage:
+            metrics = dict(make(partial))
+    finally:
+        _drop_hidden(partial)
+    names = (file.relative_to(partial) for file in partial.rglob("*") if file.is_file())
     kept = sorted(name for name in names if name.parts[0] not in (CHECKPOINTS, _CLOCK))
     files = {name.as_posix(): file_sha256(partial / name) for name in kept}
-    content = {name: sha256 for name, sha256 in files.items() if name != TRAINING_LOG}
-    digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
-    manifest = identity | {"digest": digest, "files": files, "metrics": metrics, "used": making.costs}
-    write_json(partial / MANIFEST, manifest | usage | {"seconds": seconds} | environment())
+    manifest = identity | {"digest": _digest(files), "files": files, "metrics": metrics, "used": making.costs}
+    write_json(
+        partial / MANIFEST, sealed(manifest | usage | {"seconds": _seconds_so_far(partial / _CLOCK)} | environment())
+    )
     (partial / _CLOCK).unlink()  # not before, and checkpoints neither: an attempt killed above goes on from them
     shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
     partial.rename(path)
+
+
+def _drop_hidden(folder: Path) -> None:
+    """Remove temporary files and folders, which are hidden: a killed attempt left them, and they are no result."""
+    for path in [path for path in folder.rglob("*") if path.name[0] == "."]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)  # gone with its folder
 
 
 @contextmanager
 def _clock(partial: Path, making: _Making) -> Iterator[None]:
     """Add up the artifact's own seconds over all attempts that ended by themselves; a killed attempt's are lost."""
     path = partial / _CLOCK
-    before = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+    before = _seconds_so_far(path)
     began = time.monotonic()
     try:
         yield
     finally:
         write_json(path, {"seconds": round(before + time.monotonic() - began - making.seconds, 2)})
+
+
+def _seconds_so_far(clock: Path) -> float:
+    """Return what earlier attempts took; 0 where there were none, or a power cut left nothing that can be read."""
+    try:
+        return float(json.loads(clock.read_text(encoding="utf-8"))["seconds"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def _device() -> str:

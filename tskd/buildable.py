@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from tskd.artifacts import canonical_json
 from tskd.config import OFFLINE, RANDOM, Recipe
+from tskd.errors import UserError
 from tskd.methods import asks_for_weights
 from tskd.models.lora import AdaptationName, set_adaptation
 from tskd.models.mae import require_transformer
@@ -41,8 +43,20 @@ def check_networks(recipe: Recipe) -> None:
         _try_to_adapt(backbone, size, teacher.adaptation, teacher.rank, checkpointing=teacher.gradient_checkpointing)
     if there or teacher.name.startswith("timm/"):  # its size comes first: it is told without the file
         describe_teacher(teacher, download=False)
+    if any(name.startswith("control") for name in (recipe.method, *recipe.rivals)) or recipe.control.enabled:
+        _check_control(recipe.control.channels, recipe.data.image_size)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)
+
+
+def _check_control(channels: Sequence[int], image_size: int) -> None:
+    """Raise UserError where the U-Net's lowest level would be smaller than 2 x 2 pixels, which no norm can work on."""
+    step = 2 ** (len(channels) - 1)
+    if image_size % step or image_size // step < 2:
+        raise UserError(
+            f"control.channels: {len(channels)} levels halve data.image_size {len(channels) - 1} times, and "
+            f"{image_size} does not allow that with 2 pixels left. Give fewer channels or a larger image size."
+        )
 
 
 @cache

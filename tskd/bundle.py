@@ -6,17 +6,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tskd.artifacts import file_sha256, write_atomic
 from tskd.data.intensity import IntensityWindow
 from tskd.errors import UserError
+from tskd.network_file import open_session
+from tskd.types import UNLABELLED
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -25,17 +26,39 @@ DESCRIPTION, WEIGHTS, ONNX, ONNX_INT8 = "model.json", "model.safetensors", "mode
 CARD, SUMS = "MODEL_CARD.md", "SHA256SUMS"
 FOLDER = "model"
 """Name of the bundle's folder in a run's output folder."""
+_LARGEST_DESCRIPTION = 16_000_000
 _REQUIRED = (DESCRIPTION, ONNX)
 _SUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
 
 
-class Answer(NamedTuple):
-    """What the exported network says about one image."""
+class _Input(BaseModel):
+    """How images were made 8 bit before the network saw them."""
 
-    classes: np.ndarray
-    """(H, W) uint8 class index, 0 background."""
-    probabilities: np.ndarray
-    """(K + 1, H, W) float32, background first."""
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+    window: tuple[float, float] | None
+    axis: Annotated[int, Field(ge=0, le=2)] = 2
+
+    @field_validator("window")
+    @classmethod
+    def _has_a_width(cls, window: tuple[float, float] | None) -> tuple[float, float] | None:
+        if window is not None and not window[0] < window[1]:
+            raise ValueError("black must be below white")
+        return window
+
+
+class _Described(BaseModel):
+    """What prediction takes of ``model.json``; the rest is for the card."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=UNLABELLED - 1)]
+    input: _Input
+
+    @field_validator("classes")
+    @classmethod
+    def _are_different(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("a name is there twice")
+        return names
 
 
 @dataclass(frozen=True)
@@ -49,43 +72,46 @@ class Bundle:
     @cached_property
     def description(self) -> dict[str, Any]:
         """What ``model.json`` holds."""
-        description: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
+        path = self.folder / DESCRIPTION
+        try:
+            if path.stat().st_size > _LARGEST_DESCRIPTION:
+                raise ValueError("it is too large")
+            description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise self._no_description(str(error)) from error
         return description
 
     @property
+    def _described(self) -> _Described:
+        """What prediction takes of the description, checked."""
+        try:
+            return _Described.model_validate_json(json.dumps(self.description))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            raise self._no_description(": ".join([*map(str, first["loc"]), first["msg"]])) from error
+
+    def _no_description(self, why: str) -> UserError:
+        path = self.folder / DESCRIPTION
+        return UserError(f"{path} is not the description of a bundle ({why}). Export the model again.")
+
+    @property
     def classes(self) -> tuple[str, ...]:
-        return tuple(self.description["classes"])
+        return self._described.classes
 
     @property
     def window(self) -> IntensityWindow | None:
         """The intensity window the network was trained with; None: each format's own rule."""
-        window = self.description["input"]["window"]
+        window = self._described.input.window
         return None if window is None else IntensityWindow(*window)
 
     @property
     def axis(self) -> int:
         """The canonical axis along which the network saw volumes sliced; 2 (foot-head) in bundles that do not say."""
-        return int(self.description["input"].get("axis", 2))
+        return self._described.input.axis
 
     def session(self, threads: int | None = None) -> InferenceSession:
         """Open the network in onnxruntime on the CPU; ``threads`` None: as many as onnxruntime chooses."""
-        return open_session(self.folder / self.network, threads)
-
-
-def open_session(path: Path, threads: int | None = None) -> InferenceSession:
-    """Open an ONNX file on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # it would double what a large image needs, and keep it
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def ask(session: InferenceSession, image: np.ndarray) -> Answer:
-    """Return the answer for one image (H, W, 3) uint8 RGB."""
-    return Answer(*session.run(["classes", "probabilities"], {"image": image}))
+        return open_session(self.folder / self.network, threads, classes=len(self.classes))
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -115,6 +141,8 @@ def read_sums(folder: Path) -> dict[str, str]:
     entries = {match[2]: match[1] for match in matches if match is not None}
     if None in matches or any(name not in entries for name in _REQUIRED):
         raise UserError(f"{path} is damaged: it must list at least {' and '.join(_REQUIRED)}. Copy the bundle again.")
+    if len(entries) < len(matches):
+        raise UserError(f"{path} is damaged: it lists a file twice. Copy the bundle again.")
     return entries
 
 
@@ -165,14 +193,4 @@ def _verify(bundle: Bundle) -> None:
             )
     if bundle.network not in sums:
         raise UserError(f"{bundle.folder / bundle.network} is not listed in {SUMS}: it is not part of the bundle.")
-    _check_description(bundle)
-
-
-def _check_description(bundle: Bundle) -> None:
-    try:
-        description: Mapping[str, Any] = bundle.description
-        complete = bool(description["classes"]) and "window" in description["input"]
-    except (ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise UserError(f"{bundle.folder / DESCRIPTION} is not the description of a bundle. Export the model again.")
+    _ = bundle.classes  # reads and checks the description

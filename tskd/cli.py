@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tskd.errors import Paused, RunFailed, UserError
+from tskd.console import printable
+from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder
 
 if TYPE_CHECKING:
     from tskd.config import Recipe
@@ -131,7 +133,7 @@ def compare(
     from tskd.compare.summary import plan_as_json, print_comparison, print_plan
 
     out = out or Path("out/compare") / found.name
-    _require_folder(out)
+    require_folder(out)
     machines = command.Machines(executor, workers, address, cpus, gpus, retries)
     if executor == "local" and machines != command.Machines(workers=workers):
         raise UserError("--address, --cpus, --gpus and --retries are for --executor ray: add it, or leave them out.")
@@ -169,9 +171,7 @@ def check(
     overrides = [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]
     config = _load(None, None, overrides).data
     _refuse_idle(overrides)
-    from rich.console import Console
-
-    from tskd.console import counting
+    from tskd.console import counting, screen
     from tskd.data.check import inspect
     from tskd.data.layouts import LayoutOptions
 
@@ -180,7 +180,7 @@ def check(
     if json_:
         print(json.dumps(report.to_json()))
     else:
-        report.render(Console())
+        report.render(screen())
     raise SystemExit(0 if report.usable else 2)
 
 
@@ -237,7 +237,7 @@ def predict(
     if json_:
         print(json.dumps(outcome.as_dict()))
     else:
-        print(outcome.summary(out))
+        _tell(outcome.summary(out))
     outcome.require_complete()
 
 
@@ -253,7 +253,7 @@ def weights(
     from tskd.weight_report import as_text, describe
 
     report = describe(file)
-    print(json.dumps(report) if json_ else as_text(report))
+    _tell(json.dumps(report) if json_ else as_text(report))
 
 
 @app.command()
@@ -265,7 +265,7 @@ def doctor() -> None:
     from tskd.doctor import as_text, examine, is_broken
 
     checks = examine()
-    print(as_text(checks))
+    _tell(as_text(checks))
     raise SystemExit(1 if is_broken(checks) else 0)
 
 
@@ -289,14 +289,16 @@ def _load(recipe: Path | None, data: str | None, overrides: list[str] | None) ->
 
 
 def _changes(data: str | None, overrides: list[str] | None) -> list[str]:
-    return [*(overrides or []), *([] if data is None else [f"data.root={json.dumps(data)}"])]
+    from tskd.settings import quoted
+
+    return [*(overrides or []), *([] if data is None else [f"data.root={quoted(data)}"])]
 
 
 def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, download: bool = False) -> Run:
     from tskd.methods import check_names
 
     check_names(recipe)  # before the heavy imports: a mistake is answered at once
-    _require_folder(out)
+    require_folder(out)
     from tskd.buildable import check_networks
     from tskd.engine import open_runtime
     from tskd.run import Run
@@ -314,19 +316,19 @@ def _refuse_idle(overrides: list[str]) -> None:
         raise UserError(f"check does not use {', '.join(idle)}. It takes {', '.join(known)}.")
 
 
-def _require_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file. Give a folder for the results with --out.")
-
-
 def main(arguments: list[str] | None = None) -> Any:
     """Run a command; exit 0 done (or paused as asked), 1 failed, 2 wrong input or settings, 130 stopped by Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no work
     try:
         return app(arguments)
     except UserError as error:
         _stop(f"error: {error}", code=2)
     except RunFailed as error:
         _stop(f"failed: {error}", code=1)
+    except OSError as error:
+        _stop(f"error: {refused_by_system(error)}", code=1)
     except Paused as pause:
         _stop(f"{pause}; the state is saved, the same command goes on from here", code=0)
     except SystemExit as end:
@@ -336,8 +338,12 @@ def main(arguments: list[str] | None = None) -> Any:
         raise
 
 
+def _tell(text: str) -> None:
+    print(printable(text))
+
+
 def _stop(message: str, *, code: int) -> None:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     raise SystemExit(code)
 
 

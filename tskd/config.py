@@ -40,10 +40,10 @@ class PhantomConfig(Section):
 
     family: str = "kidney_us"
     """``kidney_us``, ``oral_ulcer``, ``abdomen``, ``dermoscopy`` or ``fundus``."""
-    train: Positive = 400
+    train: Annotated[int, Field(ge=1, le=1_000_000)] = 400
     """Training images, labelled or not."""
-    test: Positive = 80
-    size: Positive = 128
+    test: Annotated[int, Field(ge=1, le=1_000_000)] = 80
+    size: Annotated[int, Field(ge=1, le=4096)] = 128
 
 
 class AugmentConfig(Section):
@@ -109,7 +109,7 @@ class TrainConfig(Section):
     """Settings every training shares."""
 
     steps: Positive
-    batch_size: Positive = 16
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 16
     accumulate: Positive = 1
     """Parts a batch is cut into to save memory; the result is the same but for batch norm and what is dropped at
     random (skips of the decoder ``detail``)."""
@@ -260,7 +260,7 @@ class MaeConfig(PretrainConfig):
     """Share of the patches that is hidden."""
     decoder_width: Annotated[int, Field(ge=4, multiple_of=4)] = 96
     decoder_depth: Positive = 4
-    batch_size: Positive = 32
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     lr: Annotated[float, Field(gt=0)] = 1e-3
 
 
@@ -276,7 +276,7 @@ class MocoConfig(PretrainConfig):
     """Of the vectors that are compared."""
     photometric: Annotated[float, Field(ge=0, le=2)] = 2.0
     """Strength of brightness, contrast, gamma, colour, blur and noise."""
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
 
@@ -327,7 +327,10 @@ class ControlConfig(TrainConfig):
     """A small U-Net trained on the same labels with the student's training compute: what the method has to beat."""
 
     enabled: bool = True
-    channels: tuple[Positive, ...] = (16, 32, 64, 128)
+    channels: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=3, max_length=8)] = (
+        16, 32, 64, 128,
+    )  # fmt: skip
+    """Of each level, at most as many as leave the lowest level 2 pixels of ``data.image_size``."""
     augment: AugmentConfig = AugmentConfig()
     steps: Positive = 10**9
     """Upper limit; the number that the compute allows is used where it is smaller."""

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain progress lines."""
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """Where launchers say which process this is: torchrun and ``fabric run``, Slurm, Fabric's own subprocesses."""
+
+
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Control characters but tab and line feed, marks of direction, and halves of characters."""
 
 
 class Advance(Protocol):
@@ -21,11 +29,29 @@ class Advance(Protocol):
     def __call__(self, done: int, note: str = "") -> None: ...
 
 
+def printable(text: str) -> str:
+    """Return a text with what could steer a terminal, or turn its direction, written as an escape; lines stay lines."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def screen(**options: Any) -> Console:
+    """Return rich's console, on which every text is :func:`printable`."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Screen(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else printable(text), style, control)
+
+    return Screen(**options)
+
+
 def say(message: str) -> None:
     """Print one line for the person who started the command; of several processes only the first speaks."""
     rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
     if rank == "0":
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
@@ -84,7 +110,6 @@ class _PlainProgress:
 
 @contextmanager
 def _rich_progress(label: str, total: int, start: int) -> Iterator[Advance]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -94,7 +119,7 @@ def _rich_progress(label: str, total: int, start: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+    with Progress(*columns, console=screen(stderr=True), transient=False) as bar:
         task = bar.add_task(label, total=total, completed=start, note="")
 
         def advance(done: int, note: str = "") -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from pathlib import Path
 
 
@@ -15,6 +18,50 @@ class RunFailed(RuntimeError):
 
 class Paused(Exception):
     """The time limit was reached; the state is saved and the same command goes on from it."""
+
+
+def refused_by_system(error: OSError) -> str:
+    """Return what the system refused and for which file, in one line with a remedy where there is one.
+
+    Errors without a number are no answer of the system's but a library's, and are raised again: they are defects.
+    """
+    if error.errno is None:
+        raise error
+    said = error.strerror or os.strerror(error.errno)
+    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{where}{said}.{_REMEDIES.get(error.errno, '')}"
+
+
+_ROOM = " Make room there, or choose another place; what is finished is kept."
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: " A limit on the size of files (`ulimit -f`) is set; raise it, or choose another place.",
+    errno.EACCES: " Allow it, or choose another place.",
+    errno.EPERM: " Allow it, or choose another place.",
+    errno.EROFS: " Choose another place.",
+    errno.ENOTDIR: " A part of the path is a file. Choose another place.",
+    errno.ELOOP: " Links lead in a circle there. Choose another place.",
+    errno.EMFILE: " Raise the limit on open files (`ulimit -n`).",
+    errno.ENFILE: " The system has too many files open.",
+    errno.ENAMETOOLONG: " Shorten it.",
+}
+
+
+def require_folder(out: Path) -> None:
+    """Raise UserError where ``out`` cannot take results, OSError where the system says why; it may be missing."""
+    try:
+        if not stat.S_ISDIR(out.stat().st_mode):
+            raise UserError(f"{out} is a file. Give a folder for the results with --out.")
+    except FileNotFoundError as error:
+        if out.is_symlink():
+            raise UserError(f"{out} is a link that leads nowhere. Give a folder for the results with --out.") from error
+
+
+def require_file(path: Path, what: str) -> None:
+    """Raise UserError where ``path`` is a pipe, a socket or a device: to read one may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is no file but a pipe, a socket or a device. Give {what}.")
 
 
 def not_allowed(path: Path) -> UserError:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 Kind = type[BaseModel]
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 
 
 def describe_mistake(kind: Kind, problem: Any) -> str:
@@ -19,7 +23,12 @@ def describe_mistake(kind: Kind, problem: Any) -> str:
         return f"{where}: unknown key. {_suggest(kind, where, allowed)}Allowed here: {', '.join(allowed)}"
     if problem["type"] == "missing":
         return f"{where}: is missing"
-    return f"{where}: {problem['msg']} (given: {problem['input']!r})" if where else str(problem["msg"])
+    return f"{where}: {problem['msg']} (given: {shown(problem['input'])})" if where else str(problem["msg"])
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message repeats it: cut short where it is long."""
+    return _SHORT.repr(value)
 
 
 def _suggest(kind: Kind, where: str, allowed: Sequence[str]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import count
 from typing import Any
 
-from tskd.artifacts import RUN_FILE, Artifact, write_json
+from tskd.artifacts import Artifact
 from tskd.budget import BUDGET_RULE, compute_of
 from tskd.bundle import FOLDER, publish
 from tskd.config import Recipe
@@ -18,6 +19,7 @@ from tskd.errors import UserError
 from tskd.methods import METHODS, Make
 from tskd.report import write_report
 from tskd.run import Run
+from tskd.run_file import alone_in, write_run
 from tskd.stages import evaluate
 from tskd.stages.export import build_export
 from tskd.stages.networks import measure_networks
@@ -113,8 +115,18 @@ def transferred(run: Run) -> Artifact:
 
 
 def execute(run: Run) -> dict[str, Any]:
-    """Run the recipe's method to the end and return what ``run.json`` holds."""
+    """Run the recipe's method to the end and return what ``run.json`` holds.
+
+    Raises UserError where another run is at work in the output folder: the last to end would take the other's place.
+    """
     _require_small(run.recipe)
+    _ = run.prepared_artifact  # data that cannot be used are told before the folder is touched
+    first = run.runtime.fabric.is_global_zero
+    with alone_in(run.out, run.recipe.model_dump(mode="json")) if first else nullcontext():
+        return _execute(run)
+
+
+def _execute(run: Run) -> dict[str, Any]:
     if any(METHODS[name].start or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)):
         count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     _say_what_for(run)
@@ -153,7 +165,7 @@ def execute(run: Run) -> dict[str, Any]:
     }
     if run.runtime.fabric.is_global_zero:
         publish(bundle.path, run.out / FOLDER)
-        write_json(run.out / RUN_FILE, summary)
+        write_run(run.out, summary)
         write_report(run.out)
     return summary
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
-import os
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,15 @@ import numpy as np
 from PIL import Image
 
 from tskd.artifacts import write_atomic
-from tskd.bundle import Answer, Bundle, ask
+from tskd.bundle import Bundle
+from tskd.cells import ENCODING_ERRORS, harmless
 from tskd.console import Advance, duration, progress, warn
 from tskd.data import nifti
 from tskd.data.grey_levels import LevelUse, level_use
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
 from tskd.data.labels import count_bytes
-from tskd.errors import UserError
+from tskd.errors import UserError, refused_by_system, require_folder
+from tskd.network_file import Answer, ask
 from tskd.overlays import draw_overlay, enlargement
 from tskd.predict_inputs import Failure, Frame, Item, dicom_name, find_items, image_item
 
@@ -37,10 +39,6 @@ if TYPE_CHECKING:
 
 TABLE = "predictions.csv"
 _COLUMNS = ("file", "slice", "output", "height", "width", "class", "name", "pixels", "mm2")
-
-
-class CannotWrite(UserError):
-    """The disk takes no more: the only error of one file that ends the whole."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,7 @@ def predict_paths(
     there is nothing to predict, two results would have one name, or results exist and ``overwrite`` is not set.
     """
     options = options or PredictOptions()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file. Give a folder for the results with --out.")
+    require_folder(out)
     items, failures, remarks = find_items(inputs, results=out, axis=bundle.axis)
     for remark in [*remarks, *(failure.problem for failure in failures)]:
         warn(remark)
@@ -166,25 +163,27 @@ def _until_terminated() -> Iterator[None]:
 
 
 def _predict_and_list(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
+    """Predict all items and write the table; stopped by hand, by SIGTERM or by a full disk it holds what is done."""
     began = time.monotonic()
     try:
         _predict_all(items, work, outcome)
-    except (
-        BaseException
-    ):  # stopped by hand, by SIGTERM or by a full disk: what was written is in the table all the same
+    except OSError:
+        _list_where_it_can_be_written(outcome, work.out)
+        raise
+    except BaseException:
         outcome.seconds = time.monotonic() - began
-        _list_unfinished(work.out, outcome)
+        _list_where_it_can_be_written(outcome, work.out)
+        warn(f"stopped before the end: {outcome.summary(work.out)}")
         raise
     outcome.seconds = time.monotonic() - began
     _write_table(outcome, work.out)
 
 
-def _list_unfinished(out: Path, outcome: Outcome) -> None:
+def _list_where_it_can_be_written(outcome: Outcome, out: Path) -> None:
     try:
         _write_table(outcome, out)
-    except CannotWrite as error:
-        warn(str(error))
-    warn(f"stopped before the end: {outcome.summary(out)}")
+    except OSError as error:
+        warn(f"the masks that are done are not listed: {refused_by_system(error)}")
 
 
 def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
@@ -194,8 +193,6 @@ def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
             try:
                 with _one_of_many(item):
                     work.predict(item, outcome, partial(_advance, advance, done))
-            except CannotWrite:
-                raise
             except UserError as error:
                 outcome.fail(item.source, str(error))
             done += len(item.frames)
@@ -204,10 +201,13 @@ def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
 
 @contextmanager
 def _one_of_many(item: Item) -> Iterator[None]:
-    """Turn whatever goes wrong with one item into a UserError that names it, but for a disk that takes no more."""
+    """Turn whatever goes wrong with one item into a UserError that names it.
+
+    What the system refuses passes: files are read behind a boundary of their own, so it is the disk that takes no more.
+    """
     try:
         yield
-    except UserError:
+    except (UserError, OSError):
         raise
     except Exception as error:  # of the network, of memory, a defect of ours
         raise UserError(
@@ -333,14 +333,19 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file in one step, its folder made where it is missing; raises :class:`CannotWrite`."""
+    """Write a file in one step, its folder made where it is missing.
+
+    UserError where the disk takes no such name, OSError where it takes no more.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
     except OSError as error:
-        with suppress(OSError):  # the folder may not be one
-            path.with_name(f".{path.name}.{os.getpid()}").unlink()
-        raise CannotWrite(f"{path}: cannot be written ({error.strerror}). What is finished is kept.") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(
+                f"{path}: the name of this result is too long for the disk. Shorten the input's."
+            ) from error
+        raise
 
 
 def _extra(item: Item, place: int | None, ending: str) -> Path:
@@ -371,7 +376,7 @@ def _refuse_conflicts(items: Sequence[Item], out: Path, options: PredictOptions)
     sources = {frame.path.resolve() for item in items for frame in item.frames}
     if hit := next((path for path in origin if (out / path).resolve() in sources), None):
         raise UserError(f"{out / hit} is one of the inputs; results never replace them. Choose another --out.")
-    existing = [path for path in (*origin, Path(TABLE)) if (out / path).exists()]
+    existing = [path for path in (*origin, Path(TABLE)) if _exists(out / path)]
     if existing and not options.overwrite:
         raise UserError(
             f"{out}: {len(existing)} of the results exist already, first {existing[0]}. "
@@ -379,9 +384,16 @@ def _refuse_conflicts(items: Sequence[Item], out: Path, options: PredictOptions)
         )
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the disk is on no disk
+        return False
+
+
 def _write_table(outcome: Outcome, out: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, _COLUMNS)
     writer.writeheader()
-    writer.writerows(outcome.lines())
-    write_file(out / TABLE, text.getvalue().encode())
+    writer.writerows(map(harmless, outcome.lines()))
+    write_file(out / TABLE, text.getvalue().encode(errors=ENCODING_ERRORS))

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tskd.errors import UserError
+from tskd.errors import UserError, require_file
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,19 +22,71 @@ _Loader.add_implicit_resolver(
 )
 
 
+MOST_VALUES, MOST_BYTES, LARGEST = 100_000, 4_000_000, 2**63 - 1
+"""Of a YAML text: values with every alias written out, bytes, and the largest whole number."""
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """Return the value of a YAML text; ``1e-3`` is a number.
 
-    Raises UserError naming ``source`` and the line of the mistake.
+    Raises UserError naming ``source`` and the line of the mistake, or what is too large, too many or too deep.
     """
+    loader = _Loader(text)
     try:
-        return yaml.load(text, _Loader)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > MOST_VALUES:
+            raise UserError(f"{source}: its aliases stand for more than {MOST_VALUES} values. Write out what is meant.")
+        value = loader.construct_document(node)
+        _refuse_huge(value, source)
+    except RecursionError as error:
+        raise UserError(f"{source}: values are nested too deeply, or an alias holds itself.") from error
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, IndexError) as error:  # what YAML takes for a number or a date and Python does not
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{source}: a value in it is neither a number nor a date, though it looks like one.") from error
+    return value
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node holds, those of an alias as often as it is named."""
+    if id(node) in known:
+        return known[id(node)]
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        inner = [one for pair in node.value for one in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    known[id(node)] = count = 1 + sum(_count(one, known) for one in inner)
+    return count
+
+
+def _refuse_huge(value: Any, source: str, where: str = "") -> None:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            _refuse_huge(key, source, where)
+            _refuse_huge(one, source, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple | set):
+        for one in value:
+            _refuse_huge(one, source, where)
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{source}: {f'{where}: ' if where else ''}a whole number is larger than 2**63 - 1.")
+
+
+def quoted(text: str) -> str:
+    """Return a YAML text that stands for any name of a file, also one with emoji or bytes that are no UTF-8."""
+    plain = (one if one.isascii() and one.isprintable() and one not in '"\\' else f"\\U{ord(one):08x}" for one in text)
+    return f'"{"".join(plain)}"'
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the value of a YAML file; raises UserError where it is no text or no YAML."""
+    """Return the value of a YAML file; raises UserError where it is no text or no YAML, or too large to be one."""
+    require_file(path, "a YAML file")
+    if path.stat().st_size > MOST_BYTES:
+        raise UserError(f"{path} has more than {MOST_BYTES // 1_000_000} MB. Give a YAML file.")
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tskd.console import duration
+from tskd.console import duration, screen
 from tskd.report import REPORT
 from tskd.report.run_folder import STUDENT, RunFolder, open_run
 from tskd.report.text import INTERVAL, capital, dice_of, interval_of, invented, missed, number, scored
@@ -23,7 +22,7 @@ PLAIN_WIDTH = 100
 
 def print_summary(out: Path) -> None:
     """Print the scores of the finished run in a folder and the verdict on stdout."""
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    console = screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)
     run = open_run(out)
     summary = run.summary
     tested = f"tested on {scored(run.metrics[STUDENT])}"

@@ -11,6 +11,7 @@ from tskd.models.backbones import has_one_scale
 from tskd.models.fitting import some
 from tskd.models.pixels import MINMAX, PIXELS
 from tskd.models.weight_files import WeightFile, identify
+from tskd.models.weights import read_weights
 
 _LARGEST_STUDENT_MB = 130
 """Weight files up to this size are offered as a student's start: ResNet50, ViT-Small, not ViT-Base."""
@@ -23,6 +24,7 @@ _PIXELS_IN_WORDS = {
 def describe(place: Path) -> dict[str, Any]:
     """Return all that is said of a weight file, ready for JSON; UserError where it is none or of no known kind."""
     known = identify(place)
+    read_weights(known.file)  # the numbers too, not the shapes alone
     megabytes = known.file.stat().st_size / 1e6
     return {
         "file": str(known.file),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -19,10 +20,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tskd.artifacts import (
     CHECKPOINTS,
     MANIFEST,
+    SEAL,
     TRAINING_LOG,
     Artifact,
     Store,
@@ -31,9 +34,14 @@ from tskd.artifacts import (
     find_by_digest,
     finished,
     finished_in,
+    identify,
     measured,
+    naming,
+    read_log,
+    whole,
     write_atomic,
 )
+from tskd.errors import UserError
 from tskd.memory import peak_memory_mb
 
 WORK: dict[str, Any] = {"config": {"steps": 3, "lr": 0.1}, "inputs": {"data": "abc"}, "seed": 1, "version": 1}
@@ -152,6 +160,46 @@ def test_a_kill_between_manifest_and_rename_is_no_damage(tmp_path: Path, monkeyp
     Store(tmp_path).build("teacher", refuse, **WORK)
 
 
+def test_what_a_killed_attempt_left_hidden_is_no_part_of_the_result(tmp_path: Path) -> None:
+    """A folder is drawn beside its name, ``.data.x7``, and renamed; SIGTERM runs no ``finally``."""
+    clean = Store(tmp_path / "clean").build("teacher", make, **WORK)
+    partial = tmp_path / "killed" / f"{clean.path.name}.partial"
+    (partial / ".data.x7" / "images").mkdir(parents=True)
+    (partial / ".data.x7" / "images" / "case0.png").write_bytes(b"half")
+    (partial / "sub").mkdir()
+    (partial / "sub" / ".weights.bin.17").write_bytes(b"half")
+    killed = Store(tmp_path / "killed").build("teacher", make, **WORK)
+    assert (killed.manifest["files"], killed.digest) == (clean.manifest["files"], clean.digest)
+    assert not list(killed.path.rglob(".*"))
+
+
+@pytest.mark.parametrize("content", [b"", bytes(64), b"{", b"[]", b"{}", b'{"seconds": null}', b"\xff"])
+def test_a_clock_that_a_power_cut_left_unreadable_starts_anew(tmp_path: Path, content: bytes) -> None:
+    name = Store(tmp_path / "first").build("teacher", make, **WORK).path.name
+    partial = tmp_path / f"{name}.partial"
+    partial.mkdir()
+    (partial / "clock.json").write_bytes(content)
+    assert Store(tmp_path).build("teacher", make, **WORK).manifest["seconds"] >= 0
+
+
+LINES = [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.25}, {"step": 20, "val_score": 0.75}]
+
+
+def test_a_log_cut_at_any_byte_keeps_its_whole_lines(tmp_path: Path) -> None:
+    whole_text = "".join(json.dumps(line) + "\n" for line in LINES).encode()
+    for length in range(len(whole_text) + 1):
+        (tmp_path / TRAINING_LOG).write_bytes(whole_text[:length])
+        assert read_log(tmp_path) == LINES[: whole_text[:length].count(b"\n")]
+
+
+@pytest.mark.parametrize(
+    "torn", [bytes(512), bytes(9) + b"\n", b"\xff\xfe\n", b"[1]\n", b'{"loss": 1}\n', b'{"step": {}}\n']
+)
+def test_a_log_with_lines_that_cannot_be_read_keeps_the_others(tmp_path: Path, torn: bytes) -> None:
+    (tmp_path / TRAINING_LOG).write_bytes(json.dumps(LINES[0]).encode() + b"\n" + torn)
+    assert read_log(tmp_path) == LINES[:1]
+
+
 def test_seconds_of_all_attempts_are_added(tmp_path: Path) -> None:
     def slow(folder: Path) -> Mapping[str, Any]:
         time.sleep(0.06)
@@ -198,7 +246,53 @@ def cut_manifest(path: Path) -> None:
     manifest.write_text(manifest.read_text()[:-5])
 
 
-@pytest.mark.parametrize("damage", [flip, Path.unlink, cut_manifest], ids=["flipped", "missing", "manifest"])
+def change_manifest(
+    change: Callable[[dict[str, Any]], object], *, sealed_before: bool = True
+) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        manifest = json.loads((path.parents[1] / MANIFEST).read_text())
+        if not sealed_before:  # as they were written before there were seals
+            del manifest[SEAL]
+        change(manifest)
+        (path.parents[1] / MANIFEST).write_text(json.dumps(manifest))
+
+    return damage
+
+
+DAMAGES = {
+    "flipped": flip,
+    "missing": Path.unlink,
+    "manifest": cut_manifest,
+    "NULs": lambda path: (path.parents[1] / MANIFEST).write_bytes(bytes(4096)),
+    "nested": lambda path: (path.parents[1] / MANIFEST).write_text("[" * 100_000),
+    "a score typed in": change_manifest(lambda manifest: manifest["metrics"].update(dice=0.987)),
+    "no files": change_manifest(lambda manifest: manifest["files"].clear(), sealed_before=False),
+    "another digest": change_manifest(lambda manifest: manifest.update(digest="0" * 64), sealed_before=False),
+    "another file": change_manifest(
+        lambda manifest: manifest["files"].update({"model.json": "0" * 64}), sealed_before=False
+    ),
+    "other inputs": change_manifest(lambda manifest: manifest["inputs"].update(data="abd"), sealed_before=False),
+    "another artifact's": change_manifest(
+        lambda manifest: manifest.update(identify("teacher", **{**WORK, "seed": 9})), sealed_before=False
+    ),
+}
+
+
+def test_manifests_from_before_there_were_seals_are_taken(tmp_path: Path) -> None:
+    first = Store(tmp_path).build("teacher", make, **WORK)
+    change_manifest(lambda manifest: None, sealed_before=False)(first.path / "sub" / "weights.bin")
+    assert Store(tmp_path).build("teacher", refuse, **WORK).metrics == {"dice": 0.5}
+
+
+def test_what_is_damaged_is_not_read(tmp_path: Path) -> None:
+    made = Store(tmp_path).build("teacher", make, **WORK)
+    assert whole(made.path, "Make it again.") == made
+    flip(made.path / "sub" / "weights.bin")
+    with pytest.raises(UserError, match=r"teacher-\w+ is damaged \(sub/weights.bin has changed\). Make it again."):
+        whole(made.path, "Make it again.")
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_found_moved_aside_and_mended(
     tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,6 +393,40 @@ def test_a_write_that_is_cut_short_leaves_the_old_content(tmp_path: Path, monkey
     with pytest.raises(OSError, match="No space"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def full_disk(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_write_that_the_disk_refuses_names_the_file_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_atomic(tmp_path / "run.json", b"new")
+    assert caught.value.filename == str(tmp_path / "run.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 251 + ".png")
+    write_atomic(path, b"mask")
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_stage_that_the_disk_refuses_says_where_it_worked(tmp_path: Path) -> None:
+    def full(folder: Path) -> Mapping[str, Any]:
+        with naming(folder / "weights.safetensors"):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def unnamed(folder: Path) -> Mapping[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as ``write`` says it
+
+    for number, (work, name) in enumerate(((full, "weights.safetensors"), (unnamed, ""))):
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            Store(tmp_path / str(number)).build("teacher", work, **WORK)
+        assert Path(caught.value.filename).relative_to(tmp_path / str(number)).parts[1:] == ((name,) if name else ())
 
 
 def test_canonical_json_is_one_text_a_value() -> None:

@@ -87,3 +87,13 @@ def test_the_diffusion_model_has_to_suit_the_images_where_it_is_asked_for() -> N
     check_networks(recipe("diffusion.preset=base"))
     with pytest.raises(UserError, match=r"diffusion\.image_size \(diffusion\.preset base\).* nearest that do"):
         check_networks(recipe("diffusion.preset=base", "diffusion.image_size=48", "transfer.synthetic=8"))
+
+
+@pytest.mark.parametrize("who", ["control.enabled=true", "method=control", "rivals=[control_pseudo]"])
+def test_a_u_net_needs_two_pixels_at_its_lowest_level(who: str) -> None:
+    """MONAI's instance norm refuses a single one, and that in the first step, after other models have trained."""
+    given = ("control.enabled=false", who)
+    check_networks(recipe(*given, "control.channels=[4, 4, 4, 4, 4]"))
+    with pytest.raises(UserError, match=r"control\.channels: 6 levels halve data\.image_size 5 times, and 32"):
+        check_networks(recipe(*given, "control.channels=[4, 4, 4, 4, 4, 4]"))
+    check_networks(recipe("control.enabled=false", "control.channels=[4, 4, 4, 4, 4, 4]"))

@@ -54,6 +54,52 @@ def test_a_list_that_proves_nothing_is_refused(lines: str, tmp_path: Path) -> No
         open_bundle(folder)
 
 
+def test_a_file_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    """``sha256sum`` takes both lines, and one of them may be of another file."""
+    folder = write_bundle(tmp_path / "model")
+    with (folder / SUMS).open("a") as file:
+        file.write(f"{'0' * 64}  model.onnx\n")
+    with pytest.raises(UserError, match="it lists a file twice"):
+        open_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"classes": ["a"]',
+        '{"a": ' * 100_000,
+        '{"classes": ["a"]}',
+        '{"classes": [], "input": {"window": null}}',
+        '{"classes": "cyst", "input": {"window": null}}',
+        '{"classes": ["a", "a"], "input": {"window": null}}',
+        '{"classes": ["a", 1], "input": {"window": null}}',
+        '{"classes": [""], "input": {"window": null}}',
+        json.dumps({"classes": [str(n) for n in range(300)], "input": {"window": None}}),
+        '{"classes": ["a"], "input": 3}',
+        '{"classes": ["a"], "input": {"window": 7}}',
+        '{"classes": ["a"], "input": {"window": [1]}}',
+        '{"classes": ["a"], "input": {"window": [5, 5]}}',
+        '{"classes": ["a"], "input": {"window": [NaN, 1]}}',
+        '{"classes": ["a"], "input": {"window": ["0", "1"]}}',
+        '{"classes": ["a"], "input": {"window": null, "axis": 3}}',
+        '{"classes": ["a"], "input": {"window": null, "axis": "2"}}',
+        '{"classes": ["a"], "input": {"window": null, "axis": true}}',
+        '{"classes": ["\\ud800"], "input": {"window": null}}',
+    ],
+    ids=range(21),
+)
+def test_a_description_that_is_none_is_refused_in_one_sentence(text: str, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "model")
+    (folder / "model.json").write_text(text)
+    write_sums(folder)
+    with pytest.raises(UserError, match="is not the description of a bundle") as caught:
+        open_bundle(folder)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
 def test_a_network_that_was_added_later_is_refused(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "model")
     (folder / "other.onnx").write_text("foreign")

@@ -47,7 +47,16 @@ def lose_checksum(path: Path) -> None:
     path.with_suffix(".sha256").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_content, cut_short, lose_checksum])
+def scramble_checksum(path: Path) -> None:
+    path.with_suffix(".sha256").write_bytes(b"\xff\xfe" * 32)
+
+
+def empty_both(path: Path) -> None:
+    path.write_bytes(b"")
+    path.with_suffix(".sha256").write_bytes(bytes(64))
+
+
+@pytest.mark.parametrize("damage", [damage_content, cut_short, lose_checksum, scramble_checksum, empty_both])
 def test_a_damaged_state_is_passed_over_and_named(
     tmp_path: Path, damage: object, capsys: pytest.CaptureFixture[str]
 ) -> None:

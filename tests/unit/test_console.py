@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
+from rich.table import Table
+from rich.text import Text
 
 from tskd import console
 
@@ -99,3 +102,31 @@ def test_of_several_processes_only_the_first_speaks(
         monkeypatch.setenv(launcher, str(rank))
         console.say(f"process {rank}")
     assert capsys.readouterr().err == "process 0\n"
+
+
+HOSTILE = {
+    "title\x1b]0;pwned\x07": "title\\x1b]0;pwned\\x07",
+    "back\rspace\x08": "back\\rspace\\x08",
+    "mask\u202egnp.exe": "mask\\u202egnp.exe",
+    "isolate\u2066\u2069": "isolate\\u2066\\u2069",
+    "latin-1 \udce4": "latin-1 \\udce4",
+    "\x9b31m": "\\x9b31m",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_steers_a_terminal_is_written_as_an_escape(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.say(name)
+    assert capsys.readouterr().err == HOSTILE[name] + "\n"
+    file = io.StringIO()
+    table = Table(name)
+    table.add_row(Text(name))
+    console.screen(file=file, width=200, force_terminal=True, color_system=None).print(table, Text(name))
+    told = re.sub(r"\\x07|\\x08|\\r", "", HOSTILE[name])  # rich itself drops those three
+    assert file.getvalue().splitlines()[-1] == told
+    assert not set(file.getvalue()) & set("\x07\x08\r\u202e\u2066\udce4\x9b")
+
+
+def test_names_in_any_script_stay_as_they_are() -> None:
+    text = "Ärzte 😀\tнога\nكبد"
+    assert console.printable(text) == text

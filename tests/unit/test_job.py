@@ -1,33 +1,41 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tskd.artifacts import write_json
+from tskd.artifacts import Store
 from tskd.compare.job import LONGEST_ERROR, Outcome, failed, read_outcome, state_path, write_outcome
 from tskd.errors import RunFailed, UserError
 
-DONE = Outcome("a", None, {"scores": {"dice": 0.5}}, {"model": "finetune-1", "evaluation": "evaluate-1"})
+SCORES = {"dice": 0.5, "dice_ci95": None}
 
 
-def finish(out: Path) -> None:
-    """Write a finished run with the manifests of its artifacts."""
-    write_outcome(out, DONE)
-    for folder in DONE.artifacts.values():
-        (out / "artifacts" / folder).mkdir(parents=True)
-        write_json(out / "artifacts" / folder / "manifest.json", {})
+def finish(out: Path) -> Outcome:
+    """Write a finished run with its artifacts."""
+    store, rest = Store(out / "artifacts"), {"config": {}, "inputs": {}, "seed": 0, "version": 1}
+    model = store.build("finetune", lambda _: {}, **rest)
+    evaluation = store.build("evaluate", lambda _: SCORES, **rest)
+    done = Outcome("a", None, {"scores": SCORES}, {"model": model.path.name, "evaluation": evaluation.path.name})
+    write_outcome(out, done)
+    return done
 
 
 def test_an_outcome_is_read_back(tmp_path: Path) -> None:
-    finish(tmp_path)
-    assert read_outcome(tmp_path, "a") == DONE
+    assert finish(tmp_path) == read_outcome(tmp_path, "a")
     assert read_outcome(tmp_path, "b") is None
 
 
 def test_a_result_whose_model_or_scores_are_gone_is_none(tmp_path: Path) -> None:
-    finish(tmp_path)
-    (tmp_path / "artifacts/evaluate-1/manifest.json").unlink()
+    evaluation = finish(tmp_path).artifacts["evaluation"]
+    (tmp_path / "artifacts" / evaluation / "manifest.json").unlink()
+    assert read_outcome(tmp_path, "a") is None
+
+
+def test_scores_that_are_not_those_of_the_evaluation_are_no_result(tmp_path: Path) -> None:
+    done = finish(tmp_path)
+    write_outcome(tmp_path, replace(done, row={"scores": {**SCORES, "dice": 0.987}}))
     assert read_outcome(tmp_path, "a") is None
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_folders import SECRET, draw_data, make_run
+from report_folders import SECRET, draw_data, make_run, train
 
-from tskd.artifacts import Artifact, write_json
+from tskd.artifacts import SEAL, Artifact, Store, sealed, write_json
 from tskd.errors import UserError
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT, write_report
@@ -302,19 +302,17 @@ def test_stages_that_a_run_has_several_of_say_for_which_model(root: Path, tmp_pa
 
 
 def add_start(run: RunFolder, name: str) -> Artifact:
-    """Add an artifact that a model of the run says it started from."""
-    folder = run.path / "artifacts" / f"distill-{name}"
-    folder.mkdir()
-    manifest = {"stage": "distill", "digest": f"digest of {name}", "inputs": {}, "files": {}}
-    write_json(folder / "manifest.json", manifest)
-    model = Artifact(run.path / "artifacts" / run.summary["artifacts"][name])
-    inputs = {**model.manifest["inputs"], "start": manifest["digest"]}
-    write_json(model.path / "manifest.json", {**model.manifest, "inputs": inputs})
+    """Let a model of the run be one that started from another artifact."""
+    store, prepared = Store(run.path / "artifacts"), run.made_by("prepare")[0]
+    start = train(store, prepared, "distill", name)
+    model = train(store, prepared, "finetune", name, start=start.digest)
     summary = json.loads((run.path / "run.json").read_text())
+    summary["artifacts"][name] = model.path.name
     if name == "student":  # a run scores the start of its own method too
-        summary["artifacts"]["student_before_finetune"] = folder.name
-    write_json(run.path / "run.json", {**summary, "stages": {folder.name: {}, **summary["stages"]}})
-    return Artifact(folder)
+        summary["artifacts"]["student_before_finetune"] = start.path.name
+    stages = {start.path.name: {}, **summary["stages"], model.path.name: {}}
+    write_json(run.path / "run.json", {**summary, "stages": stages})
+    return start
 
 
 # --- what it leaves out ---
@@ -420,9 +418,45 @@ def rename_evaluation(run: Path) -> None:
     (run / "run.json").write_text(json.dumps(summary))
 
 
+def flatter(run: Path, **more: str) -> None:
+    summary = json.loads((run / "run.json").read_text())
+    summary["metrics"]["student"]["dice"] = 0.987
+    (run / "run.json").write_text(json.dumps(summary | more))
+
+
+def flatter_a_sealed_one(run: Path) -> None:
+    """Here what was changed is a figure that no artifact repeats."""
+    sealed_one = sealed(json.loads((run / "run.json").read_text()))
+    (run / "run.json").write_text(json.dumps({**sealed_one, "seconds": 1e-3}))
+
+
+def flatter_everywhere(run: Path) -> None:
+    flatter(run)
+    name = json.loads((run / "run.json").read_text())["evaluations"]["student"]
+    path = run / "artifacts" / name / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert SEAL in manifest
+    path.write_text(json.dumps({**manifest, "metrics": {**manifest["metrics"], "dice": 0.987}}))
+
+
+def point_outside(run: Path) -> None:
+    summary = json.loads((run / "run.json").read_text())
+    summary["evaluations"]["student"] = "../../elsewhere"
+    (run / "run.json").write_text(json.dumps(summary))
+
+
+def nest(run: Path) -> None:
+    (run / "run.json").write_text("[" * 100_000)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
+        (flatter, r"dice of student in run.json is not that of artifacts/evaluate-\w+"),
+        (flatter_a_sealed_one, "run.json was changed after it was written"),
+        (flatter_everywhere, r"artifacts/evaluate-\w+ is damaged \(manifest.json was changed"),
+        (point_outside, "names an artifact that cannot be one"),
+        (nest, "run.json cannot be read"),
         (spoil_json, "run.json cannot be read"),
         (drop_key, "run.json lacks evaluations"),
         (remove_artifact, r"artifacts/finetune-\w+ is gone"),

@@ -15,7 +15,7 @@ from PIL import Image
 from report_folders import SECRET, draw_data, make_comparison, write_csv
 
 from tests.journeys.browser import console_of, look_at, needs_chromium, print_to_pdf
-from tskd.artifacts import Artifact, file_sha256, finished_in, write_json
+from tskd.artifacts import SEAL, Artifact, file_sha256, finished_in, sealed, write_json
 from tskd.compare.grid import load_grid
 from tskd.errors import UserError
 from tskd.metrics.comparison import difference_interval
@@ -356,7 +356,7 @@ def test_copies_are_told_where_no_synthetic_image_was_left(copied: Path) -> None
     for manifest in copied.glob("artifacts/transfer-*/manifest.json"):
         changed = json.loads(manifest.read_text())
         changed["metrics"] |= {"synthetic": 0}
-        write_json(manifest, changed)
+        write_json(manifest, sealed({name: value for name, value in changed.items() if name != SEAL}))
     sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
     titles = [one.title for one in sections["transfer"].blocks if isinstance(one, Pictures)]
     assert "cones, 4 labelled images: Dropped as copies: the nearest of 1" in titles
@@ -563,3 +563,15 @@ def test_axes_are_what_varies_beside_method_and_seed(folder: Path) -> None:
     comparison: ComparisonFolder = open_comparison(folder)
     assert comparison.axes == ("data.labels",)
     assert comparison.replicates == ("seed",)
+
+
+def test_a_table_that_says_other_scores_than_the_evaluations_is_refused(copied: Path) -> None:
+    table = copied / "table.csv"
+    lines = list(csv.DictReader(table.open(newline="", encoding="utf-8")))
+    lines[1]["dice"] = "0.987"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    with pytest.raises(UserError, match=rf"dice of {lines[1]['run']} in table\.csv is not that of artifacts/evaluate-"):
+        open_comparison(copied)

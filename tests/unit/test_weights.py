@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import sys
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -22,6 +26,7 @@ from tskd.models.weights import (
     efficientnet_lite0_path,
     find_sam,
     load_state,
+    read_weights,
     resolve_sam,
     translate_efficientnet_lite0,
 )
@@ -79,6 +84,70 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=name):
         load_state(path)
+
+
+def bomb(path: Path) -> None:
+    """Zeros that were deflated: torch stores, and real weights hardly shrink."""
+    content = io.BytesIO()
+    torch.save({"weight": torch.zeros(1_000_000)}, content)
+    with zipfile.ZipFile(content) as stored, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for member in stored.infolist():
+            packed.writestr(member.filename, stored.read(member))
+
+
+def endless(path: Path) -> None:
+    content: dict[str, object] = {}
+    content["model"] = content
+    torch.save(content, path)
+
+
+def float4(path: Path) -> None:
+    head = json.dumps({"weight": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + b"0")
+
+
+def saved(tensor: Callable[[], torch.Tensor]) -> Callable[[Path], None]:
+    return lambda path: torch.save({"weight": tensor()}, path)
+
+
+ODD: dict[str, tuple[Callable[[Path], object], str, bool]] = {
+    "bomb.pth": (bomb, "unpacks to 4 MB", True),
+    "bomb.npz": (lambda path: np.savez_compressed(path, w=np.zeros(10**6)), "unpacks to 8 MB", True),
+    "endless.pth": (endless, "does not map names to tensors", True),
+    "sparse.pth": (saved(lambda: torch.eye(3).to_sparse()), "sparse", True),
+    "rows.pth": (saved(lambda: torch.eye(3).to_sparse_csr()), "sparse", True),
+    "quantised.pth": (
+        saved(lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)), "quantised|of the kind", True,
+    ),
+    "complex.pth": (saved(lambda: torch.ones(3, dtype=torch.complex64)), "of the kind torch.complex64", True),
+    "float4.safetensors": (float4, "of the kind", False),
+    "expanded.pth": (saved(lambda: torch.zeros(1).expand(10**5, 10**5)), "repeats 4 bytes", True),
+    "meta.pth": (saved(lambda: torch.empty(3, device="meta")), "a shape and no numbers", False),
+    "nan.pth": (saved(lambda: torch.tensor([1.0, float("nan")])), "infinite or none at all", False),
+    "objects.npz": (lambda path: np.savez(path, w=np.array([{}], dtype=object)), "whole archive of arrays", True),
+    "texts.npz": (lambda path: np.savez(path, w=np.array(["a"])), "whole archive of arrays", True),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("write", "said", "by_shapes"), ODD.values(), ids=ODD)
+def test_what_is_no_plain_weights_is_refused_in_words(
+    write: Callable[[Path], object], said: str, by_shapes: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Also where shapes alone are read, if those tell: nothing large is allocated on the way."""
+    path = tmp_path / request.node.callspec.id
+    write(path)
+    for shapes_only in (False, True) if by_shapes else (False,):
+        with pytest.raises(UserError, match=said) as caught:
+            read_weights(path, shapes_only=shapes_only)
+        assert str(path) in str(caught.value)
+
+
+def test_a_mask_may_hold_infinities(tmp_path: Path) -> None:
+    """Attention masks of text encoders do."""
+    torch.save({"attn_mask": torch.full((2, 2), -float("inf"))}, tmp_path / "text.pth")
+    assert read_weights(tmp_path / "text.pth").tensors
 
 
 def test_an_altered_or_unknown_file_is_refused(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from tskd.compare.grid import GridRun
 from tskd.compare.job import Outcome
-from tskd.console import duration, say
+from tskd.console import duration, say, screen
 
 _SHOWN = 8
 """Finished runs that stay in sight."""
@@ -40,7 +40,7 @@ def open_board(total: int) -> Iterator[Board]:
     if not sys.stderr.isatty():
         yield PlainBoard(total)
         return
-    with Live(console=Console(stderr=True), refresh_per_second=2) as live:
+    with Live(console=screen(stderr=True), refresh_per_second=2) as live:
         yield TableBoard(total, live)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from tskd.artifacts import ARTIFACTS, Artifact, Store, canonical_json, environment, find_by_digest, write_json
+from tskd.artifacts import ARTIFACTS, Artifact, Store, canonical_json, environment, find_by_digest, whole, write_json
 from tskd.budget import BUDGET_RULE
 from tskd.compare.board import open_board
 from tskd.compare.decompose import decompose_groups, decomposition_columns
@@ -23,7 +23,7 @@ from tskd.compare.drive import Queue, drive
 from tskd.compare.estimate import Estimator
 from tskd.compare.executors import Executor, local_executor, ray_executor
 from tskd.compare.grid import Grid, GridRun
-from tskd.compare.job import RUNS, Job, build_job, read_outcome
+from tskd.compare.job import RECHECK, RUNS, Job, build_job, read_outcome
 from tskd.compare.plan import RunPlan, all_missing, plan_runs
 from tskd.compare.statistics import Scored, Statistics, as_rows, columns_of, columns_of_changes, compare_groups
 from tskd.compare.tables import table_columns, table_rows, write_table
@@ -207,10 +207,13 @@ def _collect(grid: Grid, out: Path, machines: Machines | None, *, timed: bool = 
     _say_if_replaced(grid, out)
     tested = cache(lambda name: digest_of_test(Artifact(store.root / name)))  # runs share few data sets
     scored = [
-        Scored(run, outcome, store.root / outcome.artifacts["evaluation"], tested(outcome.artifacts["data"]))
+        Scored(
+            run, outcome, whole(store.root / outcome.artifacts["evaluation"], RECHECK).path,
+            tested(outcome.artifacts["data"]),
+        )
         for run in grid.runs
         if (outcome := outcomes.get(run.name)) and outcome.error is None
-    ]
+    ]  # fmt: skip
     rows = table_rows(grid, outcomes, _networks(store, scored) if timed else {})
     statistics = compare_groups(grid, scored)
     write_table(out / TABLE, rows, table_columns(grid, rows))

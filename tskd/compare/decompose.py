@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from tskd.artifacts import Artifact, Store
+from tskd.artifacts import Store, whole
 from tskd.compare.grid import DATASET, METHOD, Grid
+from tskd.compare.job import RECHECK
 from tskd.compare.statistics import Scored
 from tskd.console import progress, warn
 from tskd.data.prepared import Prepared
@@ -47,8 +48,8 @@ def decomposition_columns(grid: Grid) -> list[str]:
 
 
 def _decompose(store: Store, members: Sequence[Scored], device: torch.device) -> Decomposition:
-    models = [Artifact(store.root / scored.outcome.artifacts["model"]) for scored in members]
-    data = Artifact(store.root / members[0].outcome.artifacts["data"])
+    models = [whole(store.root / scored.outcome.artifacts["model"], RECHECK) for scored in members]
+    data = whole(store.root / members[0].outcome.artifacts["data"], RECHECK)
     label = f"bias and variance of {members[0].run.recipe.method}"
     artifact = store.build(
         "bias_variance",

@@ -96,8 +96,7 @@ def ray_executor(
     ``slots`` None: as many runs at once as the cluster has room for. Raises UserError where Ray is not installed or the
     cluster cannot be reached.
     """
-    # before the import: nothing is reported to anyone, and a run gets as much of a busy machine as a local one
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ |= {"RAY_worker_niceness": "0"}  # before the import: a run gets as much of a busy machine as a local one
     try:
         import ray
     except ImportError as error:

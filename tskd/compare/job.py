@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import ARTIFACTS, MANIFEST, write_json
+from tskd.artifacts import ARTIFACTS, Artifact, manifest_damage, write_json
 from tskd.compare.grid import GridRun
 from tskd.config import build_recipe
 from tskd.errors import RunFailed, UserError
 from tskd.metrics.segmentation import NOTHING_TO_FIND
+from tskd.run_file import misquoted
 
 RUNS = "runs"
 """Folder of the runs' states and logs in a comparison's folder."""
+RECHECK = "Give --recheck: the same comparison then makes anew what is damaged."
 DATA_STAGES = frozenset({"phantoms", "prepare"})
 """Stages that are no part of a method."""
 LONGEST_ERROR = 300
@@ -73,13 +75,18 @@ def state_path(out: Path, name: str) -> Path:
 
 
 def read_outcome(out: Path, name: str) -> Outcome | None:
-    """Return how a run ended; None where it has not, or where its scores are gone."""
+    """Return how a run ended; None where it has not, or where its scores are gone or not those of its artifacts."""
     try:
         outcome = Outcome(**json.loads(state_path(out, name).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):  # not there, cut short by a full disk, or of another version
+        made = {name: Artifact(out / ARTIFACTS / folder) for name, folder in outcome.artifacts.items()}
+        if any(map(manifest_damage, made.values())):
+            return None
+        if "evaluation" in made and any(misquoted(outcome.row["scores"], made["evaluation"])):
+            return None
+    # not there, cut short by a full disk, changed, or of another version
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    folders = (out / ARTIFACTS / folder / MANIFEST for folder in outcome.artifacts.values())
-    return outcome if all(folder.is_file() for folder in folders) else None
+    return outcome
 
 
 def write_outcome(out: Path, outcome: Outcome) -> None:

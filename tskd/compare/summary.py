@@ -18,6 +18,7 @@ from tskd.compare.command import Comparison
 from tskd.compare.estimate import Estimator
 from tskd.compare.grid import METHOD, Grid
 from tskd.compare.plan import RunPlan, all_missing
+from tskd.console import screen
 from tskd.methods import METHODS
 from tskd.metrics.bias_variance import Decomposition
 from tskd.metrics.comparison import PairTest
@@ -172,4 +173,4 @@ def _values(values: Iterable[Any]) -> list[Text]:
 
 
 def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    return screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tskd.artifacts import COSTS, write_atomic
+from tskd.cells import ENCODING_ERRORS, harmless
 from tskd.compare.grid import DATASET, METHOD, Grid, GridRun
 from tskd.compare.job import Outcome
 from tskd.comparison_files import ABLATION_COLUMNS
@@ -64,5 +65,5 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue().encode())
+    writer.writerows(map(harmless, rows))
+    write_atomic(path, text.getvalue().encode(errors=ENCODING_ERRORS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from tskd.artifacts import Artifact, canonical_json
+from tskd.artifacts import Artifact, canonical_json, naming
 from tskd.types import Record
 
 IMAGES, MASKS, RECORDS, DATASET, NATIVE = "images.npy", "masks.npy", "records.jsonl", "dataset.json", "native"
@@ -125,7 +126,12 @@ def digest_of_source(artifact: Artifact) -> str:
 
 def open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """Return a new uint8 array on disk, to be filled and flushed."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with naming(path):
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk is said now: it would end the process at a later write
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def write_prepared_records(folder: Path, records: Iterable[PreparedRecord]) -> None:

@@ -102,7 +102,8 @@ def make_split(
 def save_split(split: Split, path: Path) -> None:
     """Write the split as JSON, whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(asdict(split), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(asdict(split), indent=1, ensure_ascii=False) + "\n"
+    partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # a name of a file need not be UTF-8
     partial.replace(path)
 
 
@@ -112,7 +113,7 @@ def load_split(path: Path) -> Split:
     Raises UserError if the file is missing, is no split, or names a record twice.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a split ({error}). Delete it to have a new one drawn.") from error
     names = [field.name for field in fields(Split)]

@@ -36,7 +36,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """Return the newest state whose checksum fits, or None; a damaged one is passed over with a warning."""
     for path in sorted((folder / CHECKPOINTS).glob("step-*.pt"), reverse=True):
         checksum = path.with_suffix(".sha256")
-        if checksum.is_file() and checksum.read_text() == file_sha256(path):
+        if checksum.is_file() and checksum.read_bytes() == file_sha256(path).encode():
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
             return state
         warn(f"checkpoint {path.name} is damaged or unfinished: it is passed over")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tskd.artifacts import TRAINING_LOG, read_log, write_atomic
+from tskd.artifacts import TRAINING_LOG, append_line, read_log, write_atomic
 
 
 class TrainingLog:
@@ -19,5 +19,4 @@ class TrainingLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **rounded}) + "\n")
+        append_line(self.path, json.dumps({"step": step, **rounded}))

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import pickle
-import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ import huggingface_hub
 import numpy as np
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -47,6 +47,12 @@ _TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_FILES = ("config.json", "model.safetensors")
 _WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "module")
 """Where training scripts put the weights, averaged ones first."""
+_MOST_WRAPPERS, _MOST_UNPACKED = 8, 20
+_NUMBERS = frozenset({
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+})  # fmt: skip
+"""Kinds of numbers that are copied into a network as they are; 8-bit floats and quantised ones are not."""
 _TRAINING_PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -147,15 +153,52 @@ def read_weights(path: Path, *, shapes_only: bool = False) -> Contents:
     """
     if not path.is_file():
         raise UserError(f"There is no weight file {path}: check the path.")
+    if path.suffix not in SUFFIXES:
+        raise UserError(
+            f"{path} is no known weight file: allowed are .safetensors, .npz, and .pth, .pt or .bin holding tensors "
+            "only."
+        )
+    _refuse_bomb(path)
     if path.suffix == ".safetensors":
-        return _unwrap(path, _read_safetensors(path, shapes_only=shapes_only))
-    if path.suffix == ".npz":
-        return Contents(_read_npz(path, shapes_only=shapes_only), "", ())
-    if path.suffix in SUFFIXES:
-        return _unwrap(path, _read_pickle(path, shapes_only=shapes_only))
-    raise UserError(
-        f"{path} is no known weight file: allowed are .safetensors, .npz, and .pth, .pt or .bin holding tensors only."
-    )
+        contents = _unwrap(path, _read_safetensors(path, shapes_only=shapes_only))
+    elif path.suffix == ".npz":
+        contents = Contents(_read_npz(path, shapes_only=shapes_only), "", ())
+    else:
+        contents = _unwrap(path, _read_pickle(path, shapes_only=shapes_only))
+    for name, tensor in contents.tensors.items():
+        if what := _oddity(name, tensor, shapes_only=shapes_only):
+            raise UserError(f"{path} holds no plain weights: {name} {what}. Save the model's state_dict() once more.")
+    return contents
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise UserError where an archive unpacks to far more than it has: numbers of a network hardly compress."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > _MOST_UNPACKED * path.stat().st_size:
+        raise UserError(
+            f"{path} unpacks to {unpacked / 1e6:.0f} MB, {_MOST_UNPACKED} times its size or more: these are no trained "
+            "weights. Ask its author for a .safetensors file."
+        )
+
+
+def _oddity(name: str, tensor: Tensor, *, shapes_only: bool) -> str | None:
+    """Return what makes a tensor unfit to be copied into a network; None where nothing does."""
+    if tensor.layout is not torch.strided:
+        return "is sparse"
+    if tensor.dtype not in _NUMBERS:
+        return f"has numbers of the kind {tensor.dtype}"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"repeats {tensor.untyped_storage().nbytes()} bytes as {tuple(tensor.shape)} numbers"
+    if shapes_only:
+        return None
+    if tensor.is_meta:
+        return "has a shape and no numbers"
+    if tensor.is_floating_point() and not name.endswith("mask") and not torch.isfinite(tensor).all():
+        return "has numbers that are infinite or none at all"
+    return None
 
 
 def efficientnet_lite0_path() -> Path | None:
@@ -254,7 +297,7 @@ def _read_safetensors(path: Path, *, shapes_only: bool) -> dict[str, Tensor]:
             return load_file(path)
         with safe_open(path, framework="pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # a type that torch lacks is a KeyError
         raise UserError(f"{path} is not a whole safetensors file ({error}): bring it anew.") from error
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
@@ -274,29 +317,39 @@ def _npy_shape(archive: Any, name: str) -> tuple[int, ...]:
     with archive.zip.open(f"{name}.npy") as member:
         major, _ = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape: tuple[int, ...] = read(member)[0]
-    return shape
+        shape, _, kind = read(member)
+    if kind.kind not in "fiub":
+        raise ValueError(f"{name} holds {kind}, not numbers")
+    return tuple(shape)
 
 
 def _read_pickle(path: Path, *, shapes_only: bool) -> Any:
     mapped = zipfile.is_zipfile(path) and not shapes_only  # files of torch before 1.6 are no archives
     try:
         # timm's and MAE's checkpoints hold their command line, which is plain data
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="meta" if shapes_only else "cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a plain weight file: it holds objects other than tensors, which could run code, or it is "
             "damaged. Ask its author for a .safetensors file."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
+    except Exception as error:  # whatever a pickle of anyone's can make torch raise
+        if isinstance(error, NotImplementedError) or "sparse" in str(error).lower():
+            raise UserError(
+                f"{path} holds no plain weights: some are sparse or quantised. Save the model's state_dict() with "
+                "dense tensors of floating point numbers."
+            ) from error
         raise UserError(f"{path} is damaged or not a weight file ({type(error).__name__}): bring it anew.") from error
 
 
 def _unwrap(path: Path, content: Any) -> Contents:
     wrapper, state = "", content
     left_out: tuple[str, ...] = ()
-    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
+    for _ in range(_MOST_WRAPPERS):  # one may hold itself
+        if not isinstance(state, dict) or any(isinstance(value, Tensor) for value in state.values()):
+            break
         inner = next((key for key in _WRAPPERS if isinstance(state.get(key), dict)), None)
         if inner is None:
             break

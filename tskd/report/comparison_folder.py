@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_damage, finished, finished_in
+from tskd.cells import original
 from tskd.comparison_files import COMPARISON, DATASET, METHOD, TABLE
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
@@ -287,7 +288,19 @@ def open_comparison(path: Path) -> ComparisonFolder:
         raise _damaged(path, f"{COMPARISON} lacks {', '.join(missing)}")
     if missing := [name for name in _COLUMNS if not lines or name not in lines[0]]:
         raise _damaged(path, f"{TABLE} has no rows, or lacks {', '.join(missing)}")
+    if doubt := next(_doubts(path, lines), None):
+        raise _damaged(path, doubt)
     return ComparisonFolder(path, description, tuple(lines))
+
+
+def _doubts(path: Path, lines: Iterable[Line]) -> Iterator[str]:
+    """Yield where a line of the table says another score than the evaluation it names, if that is there."""
+    for line in lines:
+        evaluation = finished(path / ARTIFACTS / line["evaluation"]) if line["evaluation"] else None
+        measured = evaluation.metrics if evaluation else {}
+        for name in measured.keys() & line.keys():
+            if line[name] and isinstance(measured[name], int | float) and as_number(line[name]) != measured[name]:
+                yield f"{name} of {line['run']} in {TABLE} is not that of {ARTIFACTS}/{line['evaluation']}"
 
 
 def as_number(value: str) -> float | None:
@@ -306,7 +319,7 @@ def _in_order(setting: Setting) -> tuple[tuple[bool, float, str], ...]:
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [original(line) for line in csv.DictReader(file)]
 
 
 def _damaged(path: Path, what: str) -> UserError:

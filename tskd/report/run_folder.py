@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import ARTIFACTS, MANIFEST, RUN_FILE, Artifact, find_damage
+from tskd.artifacts import ARTIFACTS, MANIFEST, Artifact, find_damage, manifest_damage
 from tskd.data.prepared import Prepared
-from tskd.errors import UserError
 from tskd.report.looks import Look, look_of, ordered
 from tskd.report.pictures import Predictions
+from tskd.run_file import damaged_run, read_run
 
 STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
 """Names in run.json of the model that is shipped, and of the same network before it saw labels."""
-_NEEDED = frozenset(
-    {"dataset", "labels", "seed", "method", "teacher", "seconds", "metrics", "artifacts", "evaluations", "export"}
-    | {"stages", "recipe"}
-)
+_NEEDED = frozenset({"dataset", "labels", "seed", "teacher", "seconds", "export", "stages"})
+"""Keys of run.json that the page takes beside the scores."""
 
 
 @dataclass(frozen=True)
@@ -111,29 +108,17 @@ class RunFolder:
 
 def open_run(path: Path) -> RunFolder:
     """Return the run in a folder. Raises UserError where there is none, or its files are missing or changed."""
-    run = RunFolder(path, _read_summary(path / RUN_FILE))
+    run = RunFolder(path, read_run(path, _NEEDED))
     evaluations = set(run.summary["evaluations"].values())
     for name in sorted(evaluations | {*run.summary["artifacts"].values()}):
         if name not in run.stages:
-            raise _damaged(path, f"artifacts/{name} is gone")
+            raise damaged_run(path, f"artifacts/{name} is gone")
     data = {run.stages[name].manifest["inputs"]["data"] for name in (*evaluations, run.student.path.name)}
     if not data <= {artifact.digest for artifact in run.made_by("prepare")}:
-        raise _damaged(path, "the prepared data are gone")
-    for artifact in (*run.made_by("prepare"), *(run.stages[name] for name in evaluations)):
-        if damage := next(find_damage(artifact), None):
-            raise _damaged(path, f"artifacts/{artifact.path.name} is damaged ({damage})")
+        raise damaged_run(path, "the prepared data are gone")
+    shown = {artifact.path for artifact in run.made_by("prepare")} | {run.stages[name].path for name in evaluations}
+    for artifact in run.stages.values():  # of those whose files are not on the page the figures are
+        damage = next(find_damage(artifact), None) if artifact.path in shown else manifest_damage(artifact)
+        if damage:
+            raise damaged_run(path, f"artifacts/{artifact.path.name} is damaged ({damage})")
     return run
-
-
-def _read_summary(path: Path) -> Mapping[str, Any]:
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path.parent, f"{RUN_FILE} cannot be read") from error
-    if missing := sorted(_NEEDED - summary.keys() if isinstance(summary, dict) else _NEEDED):
-        raise _damaged(path.parent, f"{RUN_FILE} lacks {', '.join(missing)}")
-    return summary
-
-
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: {what}. Run `tskd run` with the same settings again: it makes what is missing.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tskd
 from tskd.artifacts import RUN_FILE, write_atomic
+from tskd.cells import ENCODING_ERRORS
 from tskd.comparison_files import COMPARISON
 from tskd.console import warn
 from tskd.errors import UserError
@@ -36,7 +37,7 @@ def write_report(folder: Path) -> Path:
 def _small_enough(folder: Path) -> bytes:
     """Return the page with as many pictures as leave it under 10 MB beside its charts and tables."""
     for room in (ROOM, ROOM // 3, 0):
-        content = render(_page(folder, room)).encode()
+        content = render(_page(folder, room)).encode(errors=ENCODING_ERRORS)
         if len(content) < MOST_BYTES:
             return content
     warn(f"the report is {len(content) / 1e6:.0f} MB: its charts and tables alone need that much")

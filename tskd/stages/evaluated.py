@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tskd.cells import harmless, original
 from tskd.metrics.segmentation import ScoreRow, headline
 
 CASES, PREDICTIONS = "cases.csv", "predictions"
+_BYTES = "surrogateescape"
+"""Of an id that comes from a file name which is no UTF-8: its bytes are written and read back as they are."""
 
 
 def prediction_path(folder: Path, row: int) -> Path:
@@ -33,18 +36,18 @@ def read_cases(folder: Path) -> list[ScoreRow]:
 
 def read_scores(folder: Path) -> list[ScoreRow]:
     """Return all scores of an evaluation: of every image, and of volumes where there are any."""
-    with (folder / CASES).open(newline="", encoding="utf-8") as file:
-        return [ScoreRow.from_dict(line) for line in csv.DictReader(file)]
+    with (folder / CASES).open(newline="", encoding="utf-8", errors=_BYTES) as file:
+        return [ScoreRow.from_dict(original(line)) for line in csv.DictReader(file)]
 
 
 def write_cases(scores: Sequence[ScoreRow], path: Path) -> None:
     """Write one row an image (or volume) and class; what rows of one level alone have is empty in the others."""
     lines = [score.as_dict() for score in scores]
     columns = dict.fromkeys(name for line in lines for name in line)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors=_BYTES) as file:
         writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows(map(harmless, lines))
 
 
 def pick_overlays(scores: Sequence[ScoreRow], count: int) -> list[tuple[str, str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +28,10 @@ from tskd.artifacts import (
     canonical_json,
     environment,
     find_by_digest,
+    whole,
     write_atomic,
 )
-from tskd.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, Answer, ask, open_session, publish, write_sums
+from tskd.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, write_sums
 from tskd.config import ExportConfig
 from tskd.console import say, warn
 from tskd.data.prepared import PARTS, Prepared
@@ -41,6 +41,8 @@ from tskd.losses.classes import class_probabilities
 from tskd.metrics.segmentation import agreement
 from tskd.models.deployed import Deployable, silenced, write_onnx
 from tskd.models.registry import load_model, read_description, save_model
+from tskd.network_file import Answer, ask, open_session
+from tskd.run_file import REMEDY, read_run
 from tskd.stages.model_card import model_card
 
 VERSION = 3
@@ -138,9 +140,9 @@ def export_again(model: Path, *, int8: bool | None = None) -> Path:
             f"{model}: an export is checked on the run's own test images, and there is no {RUN_FILE} here or beside "
             "it. Give the output folder of a finished `tskd run`."
         )
-    run = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
+    run = read_run(out)
     store = Store(out / ARTIFACTS)
-    student = Artifact(store.root / run["artifacts"]["student"])
+    student = _student_of(store.root, run)
     config = ExportConfig(**run["recipe"]["export"])
     if int8 is not None:
         config = config.model_copy(update={"int8": int8})
@@ -314,14 +316,20 @@ def _refuse(differences: Mapping[str, float], limit: float, what: str) -> None:
         )
 
 
+def _student_of(root: Path, run: Mapping[str, Any]) -> Artifact:
+    """Return the student that a run ended with, verified: what is exported is what was trained and scored."""
+    path = root / run["artifacts"]["student"]
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"{path}: the student that {RUN_FILE} names is gone. {REMEDY}")
+    return whole(path, REMEDY)
+
+
 def _prepared_of(student: Artifact) -> Artifact:
-    """Return the data a student was trained on, found by the digest in its manifest."""
-    if not (student.path / MANIFEST).is_file():
-        raise UserError(f"{student.path}: the student that {RUN_FILE} names is gone. Run `tskd run` again.")
+    """Return the data a student was trained on, found by the digest in its manifest and verified."""
     prepared = find_by_digest(student.path.parent, "prepare", student.manifest["inputs"]["data"])
     if prepared is None:
-        raise UserError(f"{student.path.parent}: the data the student was trained on is gone. Run `tskd run` again.")
-    return prepared
+        raise UserError(f"{student.path.parent}: the data the student was trained on is gone. {REMEDY}")
+    return whole(prepared.path, REMEDY)
 
 
 def _identity(description: Mapping[str, Any]) -> dict[str, Any]:

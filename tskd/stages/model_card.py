@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from typing import Any
 
+from tskd.console import printable
 from tskd.metrics.segmentation import NOTHING_TO_FIND
 
 _TITLES = {
@@ -38,7 +40,20 @@ LIMITS = (
 def model_card(description: Mapping[str, Any]) -> str:
     """Return the card as Markdown from the bundle's description (``model.json``)."""
     sections = (_head, _use, _data, _scores, _classes, _network, _export, _running)
-    return "\n\n".join(section(description) for section in sections) + "\n"
+    told = _as_text(description)
+    return "\n\n".join(section(told) for section in sections) + "\n"
+
+
+def _as_text(value: Any) -> Any:
+    """Return values whose texts are text in Markdown too: names come from other people's files."""
+    if isinstance(value, Mapping):
+        return {key: _as_text(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_text(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    line = " ".join(printable(html.escape(value, quote=False)).split())
+    return line.replace("|", "\\|").replace("`", "'").replace("](", "]\\(")
 
 
 def _head(description: Mapping[str, Any]) -> str:
@@ -161,6 +176,7 @@ def _running(description: Mapping[str, Any]) -> str:
         "```\ntskd predict MODEL_FOLDER IMAGES --out PREDICTIONS\n```\n\n"
         "or with onnxruntime alone, all processing is in the graph:\n\n"
         "```python\n"
+        'import os\n\nos.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: else it may report on its use\n'
         "import numpy, onnxruntime\nfrom PIL import Image\n\n"
         'session = onnxruntime.InferenceSession("model.onnx")\n'
         'image = numpy.asarray(Image.open("image.png").convert("RGB"))          # (H, W, 3) uint8, any size\n'

@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tskd.data.files import is_beside
 from tskd.data.labels import COLOUR, colour_key
 from tskd.data.layouts.base import LayoutOptions
 from tskd.errors import UserError
+from tskd.mistakes import shown
+from tskd.settings import read_yaml
 from tskd.types import UNLABELLED
 
 DATASET_YAML = "dataset.yaml"
@@ -41,10 +41,7 @@ def read_dataset_yaml(root: Path) -> DatasetFile:
     path = root / DATASET_YAML
     if not is_beside(path):
         return DatasetFile()
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not readable YAML ({error}).") from error
+    content = read_yaml(path) or {}
     allowed = [field.name for field in fields(DatasetFile)]
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be `key: value` lines. Allowed keys: {', '.join(allowed)}.")
@@ -78,7 +75,7 @@ def read_volumes_yaml(root: Path) -> DatasetFile:
 
 def _name(value: Any, where: str) -> str:
     if not isinstance(value, str | int):
-        raise UserError(f"{where} must be a text, not {value!r}.")
+        raise UserError(f"{where} must be a text, not {shown(value)}.")
     return str(value)
 
 
@@ -86,7 +83,7 @@ def _classes(value: Any, where: str) -> tuple[str, ...]:
     names = [str(name) for name in value] if isinstance(value, list) else []
     if not names or len(set(names)) != len(names) or any(isinstance(name, dict | list) for name in value):
         raise UserError(
-            f"{where} must be a list of different foreground class names, e.g. [liver, spleen], not {value!r}."
+            f"{where} must be a list of different foreground class names, e.g. [liver, spleen], not {shown(value)}."
         )
     return tuple(names)
 
@@ -102,10 +99,10 @@ def _numbers(value: Any) -> tuple[float, ...]:
 def _spacing(value: Any, where: str) -> tuple[float, ...]:
     spacing = _numbers(value)
     if len(spacing) not in (2, 3):
-        raise UserError(f"{where} must be two numbers, or three for slices, e.g. [0.7, 0.7, 5], not {value!r}.")
+        raise UserError(f"{where} must be two numbers, or three for slices, e.g. [0.7, 0.7, 5], not {shown(value)}.")
     if not all(0 < number < float("inf") for number in spacing):
         raise UserError(
-            f"{where} is in millimetres per pixel (row, column) and to the next slice, all above 0, not {value!r}."
+            f"{where} is in millimetres per pixel (row, column) and to the next slice, all above 0, not {shown(value)}."
         )
     return spacing
 
@@ -113,16 +110,18 @@ def _spacing(value: Any, where: str) -> tuple[float, ...]:
 def _window(value: Any, where: str) -> tuple[float, float]:
     numbers = _numbers(value)
     if len(numbers) != 2:
-        raise UserError(f"{where} must be two numbers, e.g. [0, 255], not {value!r}.")
+        raise UserError(f"{where} must be two numbers, e.g. [0, 255], not {shown(value)}.")
     low, high = numbers
     if not low < high:
-        raise UserError(f"{where} must be [low, high] with low below high, not {value!r}.")
+        raise UserError(f"{where} must be [low, high] with low below high, not {shown(value)}.")
     return low, high
 
 
 def _labels(value: Any, where: str) -> dict[int, int]:
     if not isinstance(value, dict) or not value:
-        raise UserError(f'{where} must map mask values to classes, e.g. {{63: 1}} or {{"#ff0000": 1}}, not {value!r}.')
+        raise UserError(
+            f'{where} must map mask values to classes, e.g. {{63: 1}} or {{"#ff0000": 1}}, not {shown(value)}.'
+        )
     labels = {_label_key(key, where): _class_index(index, where) for key, index in value.items()}
     if len({key >= COLOUR for key in labels}) > 1:
         raise UserError(f"{where} mixes numbers and colours; a data set has one or the other.")
@@ -136,13 +135,15 @@ def _label_key(key: Any, where: str) -> int:
         return colour_key(str(key))
     except ValueError as error:
         raise UserError(
-            f'{where}: {key!r} is neither a whole number nor a colour like "#ff0000" (in quotes).'
+            f'{where}: {shown(key)} is neither a whole number nor a colour like "#ff0000" (in quotes).'
         ) from error
 
 
 def _class_index(index: Any, where: str) -> int:
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index <= UNLABELLED:
-        raise UserError(f"{where}: {index!r} is not a class index (0 background, 1 to K, {UNLABELLED} unlabelled).")
+        raise UserError(
+            f"{where}: {shown(index)} is not a class index (0 background, 1 to K, {UNLABELLED} unlabelled)."
+        )
     return index
 
 
@@ -150,9 +151,9 @@ def _case_pattern(value: Any, where: str) -> str:
     try:
         groups = re.compile(str(value)).groups
     except re.error as error:
-        raise UserError(f"{where}: {value!r} is not a regular expression ({error}).") from error
+        raise UserError(f"{where}: {shown(value)} is not a regular expression ({error}).") from error
     if groups < 1:
-        raise UserError(f"{where}: {value!r} needs a group for the case, e.g. '^(patient\\d+)_'.")
+        raise UserError(f"{where}: {shown(value)} needs a group for the case, e.g. '^(patient\\d+)_'.")
     return str(value)
 
 
