@@ -133,20 +133,21 @@ def distill(
     answer = ask_teacher(batches(0, 0, config.accumulate))
     level, module = attach_projection(student, answer, decode=config.decoder_weight > 0)
     flops = training_flops(module, description["image_size"], _of_both)
-    training = Training(
-        label="distill",
-        module=module,
-        step=distillation_step(config, ask_teacher, level),
-        batches=batches,
-        settings=config,
-        seed=seed,
-    )
+    training = distillation(config, module, level, batches, ask_teacher, seed=seed)
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:
         save_model(folder, student, description, file=STUDENT_FILE)
         save_file(module.projection.state_dict(), folder / PROJECTIONS)
     spent = gflops(result.steps * config.batch_size * flops)
     return training_metrics(result, teacher_level=level, student_gflops=spent)
+
+
+def distillation(
+    config: DistillConfig, module: Distilled, level: int, batches: Batches, ask_teacher: Ask, *, seed: int
+) -> Training:
+    """Return the training of a student with its projection on the teacher's features of that level and its logits."""
+    step = distillation_step(config, ask_teacher, level)
+    return Training(label="distill", module=module, step=step, batches=batches, settings=config, seed=seed)
 
 
 def attach_projection(student: nn.Module, answer: SegmentationOutput, *, decode: bool = True) -> tuple[int, Distilled]:
