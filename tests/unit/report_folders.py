@@ -18,17 +18,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, Store, write_json
-from tskd.config import DataConfig, EvaluateConfig, Recipe, TransferConfig
+from tskd.config import DataConfig, EngineConfig, EvaluateConfig, Recipe, TransferConfig
 from tskd.data.phantoms import Phantom, draw_phantom
 from tskd.data.prepared import Prepared
+from tskd.engine import open_runtime
 from tskd.engine.logs import TrainingLog
 from tskd.metrics.comparison import DICE, compare_methods, rank_table
 from tskd.metrics.segmentation import case_means
+from tskd.stages import transfer as transfer_stage
 from tskd.stages.evaluate import evaluate
 from tskd.stages.evaluated import read_cases
 from tskd.stages.prepare import dataset_digest, open_data, prepare
 from tskd.stages.quality import write_quality
-from tskd.stages.transfer import build_transfer
+from tskd.stages.workbench import Workbench
 from tskd.types import SegmentationOutput
 
 SECRET = "Doe^Jane_1961"
@@ -138,7 +140,8 @@ def add_transfer(store: Store, prepared: Artifact, *, judged: bool = True) -> Ar
     samples = store.build("samples", make_samples, config={"first": 0}, inputs=drawn_by, seed=0, version=1)
     means = lambda images: images.reshape(len(images), 16, -1).mean(axis=2).astype(np.float32)  # noqa: E731
     config = TransferConfig(synthetic=len(images), copy_quantile=0.1)
-    transfer = build_transfer(store, config, prepared, [samples], seed=0)
+    bench = Workbench(store, 0, open_runtime(EngineConfig(accelerator="cpu")))
+    transfer = transfer_stage.build(bench, config, prepared, [samples])
 
     def judge(folder: Path) -> Mapping[str, Any]:
         return write_quality(images, {"teacher": means, "imagenet": None}, transfer.path, data, folder, seed=0)

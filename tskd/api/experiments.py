@@ -1,4 +1,4 @@
-"""Checks, runs and comparisons from Python: the same work as the commands, and results to look at and to compute with."""
+"""Checks, runs and comparisons from Python: the work of the commands, with results to look at and compute with."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ class RunResult:
         import pandas
 
         folder = self._folder
-        rows = [
-            {"name": name, **row.as_dict()} for name in folder.models for row in folder.predictions[name].scores
-        ]
+        rows = [{"name": name, **row.as_dict()} for name in folder.models for row in folder.predictions[name].scores]
         return pandas.DataFrame(rows)
 
     @property
@@ -103,7 +101,7 @@ class ComparisonResult:
 
     @property
     def tests(self) -> pandas.DataFrame:
-        """One row a pair of methods: the difference with its interval over seeds and cases, and p for these trainings."""
+        """One row a pair of methods: the difference, its interval over seeds and cases, and p for these trainings."""
         from tskd.comparison_files import TESTS
 
         return self._read(TESTS)

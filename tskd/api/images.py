@@ -93,7 +93,7 @@ def gather(images: Any, labels: Any, *, image_size: int | None, out: Path, data:
 def _of_folder(root: Path, labels: Any, image_size: int | None, out: Path, data: dict[str, Any]) -> Material:
     sized = {} if image_size is None else {"image_size": image_size}
     config = build_section(DataConfig, {"root": str(root), **sized, **data}, "data")
-    prepared = Prepared(prepare.build_prepared(Store(out / ARTIFACTS), config).path)
+    prepared = Prepared(prepare.build(Store(out / ARTIFACTS), config).path)
     rows = prepared.rows("unlabelled", "train")
     labelled = training_labels(prepared) if labels is True else _labelled(labels, prepared.image_size)
     return Material(Rows(prepared.images, rows), prepared.names(rows), labelled, prepared.classes, prepared)

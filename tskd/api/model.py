@@ -45,9 +45,7 @@ class Prediction:
         """The mask drawn on the image."""
         from PIL import Image
 
-        drawn = draw_overlay(
-            self.image, None, self.classes, classes=len(self.names), enlarge=enlargement(self.image)
-        )
+        drawn = draw_overlay(self.image, None, self.classes, classes=len(self.names), enlarge=enlargement(self.image))
         return Image.fromarray(drawn)
 
     def _repr_html_(self) -> str:
