@@ -119,11 +119,16 @@ def distill(
             names, count = material.classes, len(material.classes)
         size = material.image_size
         guide = AsSegmenter(
-            _loaded(teacher), image_size=size, classes=count, background=teacher_background, features=teacher_features
+            _loaded(teacher),
+            image_size=size,
+            classes=count,
+            background=teacher_background,
+            features=teacher_features,
+            name="teacher",
         )
         learner = AsSegmenter(
             student, image_size=size, classes=count or guide.classes, background=student_background,
-            features=student_features,
+            features=student_features, name="student",
         )  # fmt: skip
         _require_fit(guide, learner, material)
         names = names or tuple(f"class{index}" for index in range(1, guide.classes + 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,22 +28,29 @@ class AsSegmenter(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, *, image_size: int, classes: int | None, background: Background, features: str | None
+        self,
+        network: nn.Module,
+        *,
+        image_size: int,
+        classes: int | None,
+        background: Background,
+        features: str | None,
+        name: str = "network",
     ) -> None:
         """Ask the network once and find out what it gives.
 
         ``classes`` is the number of foreground classes, None where only its answer can say. ``features`` names the
-        part whose output is the features: a module's name, ``auto`` or None. Raises UserError where the answer does
-        not fit.
+        part whose output is the features: a module's name, ``auto`` or None; ``name`` is what messages call it. Raises
+        UserError where the answer does not fit.
         """
         super().__init__()
-        self.network = network
+        self.network, self.name = network, name
         self.channels = _input_channels(network)
         self._seen: list[Any] = []
         self._listen(features)
         answer, found = self._probe(image_size)
         self.own = isinstance(answer, SegmentationOutput)
-        self.subtract = not self.own and _has_background(_logits_of(answer).shape[1], classes, background)
+        self.subtract = not self.own and self._has_background(_logits_of(answer).shape[1], classes, background)
         self.classes = _logits_of(answer).shape[1] - self.subtract
         self.offers_features = bool(found)
         self.feature_dims = tuple(one.shape[1] for one in found) or (self.classes,)
@@ -82,6 +88,21 @@ class AsSegmenter(nn.Module):
             known = ", ".join(one for one in parts if one and "." not in one)
             raise UserError(f"features: the network has no part {features!r}. Name one of its modules: {known}, ...")
 
+    def _has_background(self, channels: int, classes: int | None, background: Background) -> bool:
+        """Say whether the first channel is the background's; UserError where the channels do not fit the classes."""
+        if background == "auto":
+            explicit = channels > 1 if classes is None else channels == classes + 1
+        else:
+            explicit = background == "channel"
+        if classes is not None and channels - explicit != classes:
+            raise UserError(
+                f"the {self.name} answers {channels} channels. With {classes} foreground class(es) it must be {classes}, "
+                f"or {classes + 1} with the background first."
+            )
+        if channels - explicit < 1:
+            raise UserError(f"the {self.name} answers one channel, and that cannot be the background alone.")
+        return explicit
+
     def _probe(self, image_size: int) -> tuple[Any, tuple[Tensor, ...]]:
         """Return the answer for one black image, and the features that it came with."""
         device = next((one.device for one in self.network.parameters()), torch.device("cpu"))
@@ -92,14 +113,14 @@ class AsSegmenter(nn.Module):
                 answer = self._ask(torch.zeros(1, 3, image_size, image_size, device=device))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise UserError(
-                f"the network does not take images (1, 3, {image_size}, {image_size}) in [0, 1]: {error}. "
+                f"the {self.name} does not take images (1, 3, {image_size}, {image_size}) in [0, 1]: {error}. "
                 "Wrap it in a module that does, or choose another image_size."
             ) from error
         finally:
             self.network.train(training)
         logits = _logits_of(answer)
         if logits.ndim != 4:
-            raise UserError(f"the network answers logits {tuple(logits.shape)}; (B, C, H, W) are needed: wrap it.")
+            raise UserError(f"the {self.name} answers logits {tuple(logits.shape)}; (B, C, H, W) are needed: wrap it.")
         found = answer.features if isinstance(answer, SegmentationOutput) else self._features()
         return answer, tuple(found)
 
@@ -114,28 +135,12 @@ def _logits_of(answer: Any) -> Tensor:
                 return _logits_of(answer[name])
     if hasattr(answer, "logits"):
         return _logits_of(answer.logits)
-    if isinstance(answer, Sequence) and answer:
+    if isinstance(answer, list | tuple) and answer:
         return _logits_of(answer[0])
     raise UserError(
         f"the network answers a {type(answer).__name__}. Needed: logits (B, C, H, W), a SegmentationOutput, or "
         "something with `logits`. Wrap it in a module that returns one of these."
     )
-
-
-def _has_background(channels: int, classes: int | None, background: Background) -> bool:
-    """Say whether the first channel is the background's; UserError where the channels do not fit the classes."""
-    if background == "auto":
-        explicit = channels > 1 if classes is None else channels == classes + 1
-    else:
-        explicit = background == "channel"
-    if classes is not None and channels - explicit != classes:
-        raise UserError(
-            f"the network answers {channels} channels. With {classes} foreground class(es) it must be {classes}, or "
-            f"{classes + 1} with the background first."
-        )
-    if channels - explicit < 1:
-        raise UserError("the network answers one channel, and that cannot be the background alone.")
-    return explicit
 
 
 def _input_channels(network: nn.Module) -> int:
