@@ -56,16 +56,18 @@ class Threshold(nn.Module):
         return SegmentationOutput((image,), 1000 * (image.mean(dim=1, keepdim=True) - self.level))
 
 
-def draw_data(root: Path, *, classes: str = "lesion", empty: Sequence[int] = (), slices: int = 1) -> Path:
+def draw_data(
+    root: Path, *, classes: str = "lesion", empty: Sequence[int] = (), faint: Sequence[int] = (), slices: int = 1
+) -> Path:
     """Write 20 training and 8 test phantoms with bright organs, one a patient; ``empty`` test images have no mask.
 
-    With ``slices`` above 1 as many of them are the volume of one patient.
+    The organs of ``faint`` ones are no brighter than what is around them, so that every model misses them. With ``slices`` above 1 as many of them are the volume of one patient.
     """
     rows = []
     for number, phantom in enumerate(_patients(28)):
         part, name = ("train" if number < 20 else "test"), f"{SECRET}-{number}"
         organ = phantom.mask > 0
-        image = 0.4 * phantom.image + 130.0 * organ[..., None]
+        image = 0.4 * phantom.image + (0.0 if number - 20 in faint else 130.0) * organ[..., None]
         mask = 0 * organ if number - 20 in empty else 255 * organ
         for kind, pixels in (("images", image), ("masks", mask)):
             (root / kind).mkdir(parents=True, exist_ok=True)
