@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := offline,serve,cluster,dev
 
-.PHONY: .venv demo test lint check clean
+.PHONY: .venv demo test lint docs check clean
 
 .venv: .venv/installed
 
@@ -22,6 +22,10 @@ demo: .venv
 # One thread a worker: two torch processes of two threads each on two cores are ten times slower, not twice.
 test: .venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The documentation as a site in docs/_build; a warning is an error.
+docs: .venv
+	$(BIN)/python -m sphinx -W -q -b html docs docs/_build
 
 lint: .venv
 	$(BIN)/ruff format --check .

@@ -31,10 +31,9 @@ from tskd.engine import ImageBatches, Training, open_runtime
 from tskd.memory import peak_memory_mb
 from tskd.models.registry import adapt, build_model
 from tskd.run import Run
-from tskd.stages import cache
+from tskd.stages import cache, teacher_images
 from tskd.stages.distill import Ask, attach_projection, distillation_step, online, stored
 from tskd.stages.teacher import choose_teacher
-from tskd.stages.teacher_images import build_teacher_images
 from tskd.types import Batch, SegmentationOutput
 
 MODES = ("student alone", "cached", "online")
@@ -175,7 +174,7 @@ def _shown(run: Run) -> TransferSet:
     """Return the transfer set at the teacher's size."""
     size = run.recipe.teacher.image_size
     assert size is not None
-    data = build_teacher_images(run.store, run.recipe.data, run.prepared_artifact, size)
+    data = teacher_images.build(run.bench, run.recipe.data, run.prepared_artifact, size)
     return TransferSet(run.transfer.path, Prepared(data.path))
 
 

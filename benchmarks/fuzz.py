@@ -235,9 +235,7 @@ class _Blank:
 class _BlankBundle(Bundle):
     """A bundle of one class without a file."""
 
-    description: dict[str, Any] = field(
-        default_factory=lambda: {"classes": ["lesion"], "input": {"window": None}}
-    )
+    description: dict[str, Any] = field(default_factory=lambda: {"classes": ["lesion"], "input": {"window": None}})
 
     def session(self, threads: int | None = None) -> Any:
         return _Blank()

@@ -95,8 +95,10 @@ class Processes:
 class Builder(Protocol):
     """Answers requests for artifacts."""
 
-    used: dict[str, Artifact]
-    """Every artifact that was asked for, by folder name."""
+    @property
+    def used(self) -> Mapping[str, Artifact]:
+        """Every artifact that was asked for, by folder name."""
+        ...
 
     def build(
         self,

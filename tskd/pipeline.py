@@ -20,10 +20,8 @@ from tskd.methods import METHODS, Make
 from tskd.report import write_report
 from tskd.run import Run
 from tskd.run_file import alone_in, write_run
-from tskd.stages import evaluate
-from tskd.stages.export import build_export
+from tskd.stages import evaluate, export, quality
 from tskd.stages.networks import measure_networks
-from tskd.stages.quality import build_quality
 from tskd.stages.transfer import count_real
 
 
@@ -72,8 +70,8 @@ def exported(run: Run) -> Artifact:
     """Return the bundle to ship, proved against the network on real cases."""
     _require_small(run.recipe)
     metrics = {name: artifact.metrics for name, artifact in evaluations(run).items()}
-    return build_export(
-        run.store, run.recipe.export, student(run), run.prepared_artifact, metrics, method=run.recipe.method
+    return export.build(
+        run.bench, run.recipe.export, student(run), run.prepared_artifact, metrics, method=run.recipe.method
     )
 
 
@@ -100,9 +98,8 @@ def judged_synthetic(run: Run) -> Artifact | None:
     if not run.recipe.transfer.synthetic:
         return None
     teachers = [METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)]
-    judged = build_quality(
-        run.store, run.transfer, run.samples, run.prepared_artifact, next((ask(run) for ask in teachers if ask), None),
-        seed=run.recipe.seed, device=run.runtime.fabric.device,
+    judged = quality.build(
+        run.bench, run.transfer, run.samples, run.prepared_artifact, next((ask(run) for ask in teachers if ask), None)
     )  # fmt: skip
     say(f"transfer: what the synthetic images are worth is in {judged.path / QUALITY}")
     return judged
@@ -136,7 +133,7 @@ def _execute(run: Run) -> dict[str, Any]:
     if "transfer" in vars(run):  # a method has learned from it
         judged_synthetic(run)
     bundle = exported(run)
-    measured = measure_networks(run.store, [one for _, one in models.values()], image_size=run.recipe.data.image_size)
+    measured = measure_networks(run.bench, [one for _, one in models.values()], image_size=run.recipe.data.image_size)
     ablation = run.ablation(models["student"][1]).metrics
     networks = {name: asdict(measured[one.path.name]) for name, (_, one) in models.items()}
     metrics = {name: artifact.metrics | compute(run, models[name][1]) for name, artifact in scores.items()}
@@ -194,7 +191,7 @@ def _counted(recipe: Recipe) -> Callable[[str], None]:
 
 def compute(run: Run, model: Artifact) -> dict[str, float]:
     """Return ``student_gflops`` and ``teacher_gflops`` of a model of the run: what its method alone has cost."""
-    return compute_of(model, run.store.used.values())._asdict()
+    return compute_of(model, run.bench.used.values())._asdict()
 
 
 def started(run: Run) -> Artifact:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,31 +10,35 @@ from typing import Any
 
 from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
 from tskd.budget import Budget, adaptation_flops, answering_flops, network_flops, steps_within, student_budget
-from tskd.config import OFFLINE, DistillConfig, PretrainConfig, Recipe, StudentConfig, TeacherConfig, TrainConfig
+from tskd.config import OFFLINE, ControlConfig, DistillConfig, PretrainConfig, Recipe, StudentConfig, TeacherConfig
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
 from tskd.errors import UserError
 from tskd.models.backbones import patch_for
-from tskd.models.registry import description_digest, load_model
+from tskd.models.registry import load_model
 from tskd.models.weight_files import identify
 from tskd.stages import (
     ablation,
     cache,
+    control,
     diffusion,
     distill,
     evaluate,
     finetune,
+    imagenet,
     prepare,
     pretrain,
-    pseudo,
+    pseudo_label,
+    pseudo_masks,
     samples,
     teacher,
+    teacher_images,
+    transfer,
 )
-from tskd.stages.supervised import Labelled, training_labels
+from tskd.stages.lesson import Guide, Lesson
 from tskd.stages.teacher import TeacherSource
-from tskd.stages.teacher_images import build_teacher_images
-from tskd.stages.transfer import build_transfer, count_real
+from tskd.stages.workbench import Workbench
 
 
 @dataclass
@@ -51,13 +55,19 @@ class Run:
 
     def __post_init__(self) -> None:
         fabric = self.runtime.fabric
-        self.store = self.open_store(self.out / ARTIFACTS, Processes(fabric.global_rank, fabric.barrier))
+        store = self.open_store(self.out / ARTIFACTS, Processes(fabric.global_rank, fabric.barrier))
+        self.bench = Workbench(store, self.recipe.seed, self.runtime, self.recipe.engine.precision)
+
+    @property
+    def costs(self) -> Costs:
+        """Seconds and peak memory of every artifact asked for so far, as measured when it was made."""
+        return {name: cost for artifact in self.bench.used.values() for name, cost in artifact.costs.items()}
 
     # --- data ---
 
     @cached_property
     def prepared_artifact(self) -> Artifact:
-        return prepare.build_prepared(self.store, self.recipe.data)
+        return prepare.build(self.bench, self.recipe.data)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -69,7 +79,7 @@ class Run:
         data, other = self.recipe.data, self.recipe.evaluate.data
         if other is None:
             return self.prepared_artifact
-        artifact = prepare.build_prepared(self.store, prepare.tested_data(data, other))
+        artifact = prepare.build(self.bench, prepare.tested_data(data, other))
         tested = Prepared(artifact.path)
         evaluate.refuse_other_classes(self.prepared, tested)
         if prepare.same_images(data, other):
@@ -86,21 +96,14 @@ class Run:
     # --- teacher and transfer set ---
 
     @cached_property
+    def teacher_source(self) -> TeacherSource:
+        return self._source(self.recipe.teacher)
+
+    @cached_property
     def teacher_data(self) -> Artifact:
         """The images and masks as the teacher sees them: the prepared data, or the same rows at its own size."""
         size = self.teacher_source.description["image_size"]
-        return build_teacher_images(self.store, self.recipe.data, self.prepared_artifact, size)
-
-    @property
-    def _teacher_inputs(self) -> dict[str, str]:
-        """What the teacher's answers are made from beside its weights and the prepared data: images of its own size."""
-        if self.teacher_data is self.prepared_artifact:
-            return {}
-        return {"teacher_images": self.teacher_data.digest}
-
-    @cached_property
-    def teacher_source(self) -> TeacherSource:
-        return self._teacher_source(self.recipe.teacher)
+        return teacher_images.build(self.bench, self.recipe.data, self.prepared_artifact, size)
 
     @cached_property
     def teacher(self) -> Artifact:
@@ -110,76 +113,37 @@ class Run:
     def probed_teacher(self) -> Artifact:
         """The teacher whose encoder stays as it was; only its decoder has learned from the labels."""
         config = self.recipe.teacher.model_copy(update={"adaptation": "probe"})
-        return self._adapted(config, self._teacher_source(config))
+        return self._adapted(config, self._source(config))
 
-    def _teacher_source(self, config: TeacherConfig) -> TeacherSource:
+    def _source(self, config: TeacherConfig) -> TeacherSource:
         prepared = self.prepared
         return teacher.choose_teacher(config, prepared.classes, prepared.image_size, download=self.download)
 
     def _adapted(self, config: TeacherConfig, source: TeacherSource) -> Artifact:
-        return self._train(
-            "teacher",
-            lambda folder: teacher.train_teacher(
-                config, source, Prepared(self.teacher_data.path), folder, seed=self.recipe.seed, runtime=self.runtime
-            ),
-            config=config.model_copy(update={"accumulate": config.accumulate or 1}),  # chosen parts change no result
-            without=teacher.SAME_RESULT | teacher.RESOLVED,
-            inputs={
-                "data": self.prepared_artifact.digest,
-                "weights": source.digest,
-                "network": teacher.network(source),
-                **self._teacher_inputs,
-            },
-            version=teacher.VERSION,
-        )
+        return teacher.build(self.bench, config, source, self.prepared_artifact, self.teacher_data)
 
     @cached_property
     def diffusion(self) -> Artifact:
-        config = self.recipe.diffusion
-        return self._train(
-            "diffusion",
-            lambda folder: diffusion.train_diffusion(
-                config, self.prepared, folder, seed=self._diffusion_seed, runtime=self.runtime
-            ),
-            config=config,
-            without=diffusion.OUTSIDE_CONFIG,
-            seed=self._diffusion_seed,
-            inputs={"data": self.prepared_artifact.digest},
-            version=diffusion.VERSION,
-        )
-
-    @property
-    def _diffusion_seed(self) -> int:
-        seed = self.recipe.diffusion.seed
-        return self.recipe.seed if seed is None else seed
+        return diffusion.build(self.bench, self.recipe.diffusion, self.prepared_artifact)
 
     @cached_property
     def samples(self) -> tuple[Artifact, ...]:
         """The images sampled from the diffusion model, before the gate: in blocks, which larger sets share."""
-        blocks = samples.blocks(self.recipe.transfer.synthetic)
         return tuple(
-            samples.build_samples(
-                self.store, self.recipe.diffusion, self.diffusion, self.prepared, numbers,
-                seed=self._diffusion_seed, runtime=self.runtime,
-            )
-            for numbers in blocks
-        )  # fmt: skip
+            samples.build(self.bench, self.recipe.diffusion, self.diffusion, self.prepared, numbers)
+            for numbers in samples.blocks(self.recipe.transfer.synthetic)
+        )
 
     @cached_property
     def transfer(self) -> Artifact:
         config = self.recipe.transfer
-        count_real(config, self.prepared)  # before images are sampled: a plan, too, refuses more than there are
+        transfer.count_real(config, self.prepared)  # before images are sampled: a plan refuses more than there are too
         sampled = self.samples if config.synthetic else ()
-        return build_transfer(self.store, config, self.prepared_artifact, sampled, seed=self.recipe.seed)
+        return transfer.build(self.bench, config, self.prepared_artifact, sampled)
 
     @property
     def transfer_set(self) -> TransferSet:
         return TransferSet(self.transfer.path, self.prepared)
-
-    @property
-    def shown_transfer_set(self) -> TransferSet:
-        """The transfer set as the teacher sees it."""
-        return TransferSet(self.transfer.path, Prepared(self.teacher_data.path))
 
     # --- student ---
 
@@ -199,28 +163,6 @@ class Run:
         flops = network_flops(self.student_description)
         return student_budget(self.recipe.distill, self.recipe.finetune, flops_per_image=flops)
 
-    def finetuned(self, start: Artifact | None, *, within: int | None = None) -> Artifact:
-        """Return the student fine-tuned from a start, or (None) trained on the labels from random weights.
-
-        ``within``: the operations it may take, where this run has no pre-training; None: as long as the recipe says.
-        """
-        config = self.recipe.finetune
-        description = {**self.student_description, "weights": None}  # a start holds them all
-        if within is not None:
-            steps = steps_within(within, config.batch_size * self.budget.flops_per_image)
-            config = config.model_copy(update={"steps": steps})
-        started = {} if start is None else {"start": start.digest}
-        return self._train(
-            "finetune",
-            lambda folder: finetune.finetune(
-                config, description, start.path if start else None, self.prepared, folder,
-                seed=self.recipe.seed, runtime=self.runtime,
-            ),
-            config=config,
-            inputs={"data": self.prepared_artifact.digest, "student": description_digest(description), **started},
-            version=finetune.VERSION,
-        )  # fmt: skip
-
     @cached_property
     def total_compute(self) -> int:
         """Operations of task-specific distillation with all that it takes: the student's, and the teacher's.
@@ -230,81 +172,68 @@ class Run:
         teacher_config, config = self.recipe.teacher, self.recipe.distill
         description = self.teacher_source.description
         adaptation = teacher_config.steps * teacher_config.batch_size * adaptation_flops(description)
-        transfer = self.recipe.transfer  # counted by the settings: a diffusion model is not trained for it
-        images = count_real(transfer, self.prepared) + transfer.synthetic + transfer.augmented
+        wanted = self.recipe.transfer  # counted by the settings: a diffusion model is not trained for it
+        images = transfer.count_real(wanted, self.prepared) + wanted.synthetic + wanted.augmented
         seen = images * config.views if cache.cache_pays(config, images) else config.steps * config.batch_size
         return self.budget.total + adaptation + seen * answering_flops(description)
 
+    def finetuned(self, start: Artifact | None, *, within: int | None = None) -> Artifact:
+        """Return the student fine-tuned from a start, or (None) trained on the labels from random weights.
+
+        ``within``: the operations it may take, where this run has no pre-training; None: as long as the recipe says.
+        """
+        config = self.recipe.finetune
+        if within is not None:
+            steps = steps_within(within, config.batch_size * self.budget.flops_per_image)
+            config = config.model_copy(update={"steps": steps})
+        description = {**self.student_description, "weights": None}  # a start holds them all
+        return finetune.build(self.bench, config, description, self.prepared_artifact, start)
+
     # --- starts: what a student learns before the labels ---
 
-    def distilled_by(self, teacher: Artifact) -> Artifact:
+    def distilled_by(self, adapted: Artifact) -> Artifact:
         """Return the student that has learned an adapted teacher's features and logits on the transfer set."""
-        return self._distilled(self._distillation(self.recipe.distill, _adapted_guide(teacher)))
+        return self._distilled(self.recipe.distill, _adapted_guide(adapted))
 
     @cached_property
     def distilled_agnostic(self) -> Artifact:
         """The student whose encoder has learned the features that the teacher has before its adaptation."""
         source = self.teacher_source
         config = self.recipe.distill.model_copy(update={"encoder_weight": 1.0, "decoder_weight": 0.0})
-        guide = distill.Guide(teacher.bare_digest(source), lambda: teacher.load_bare(source))
-        return self._distilled(self._distillation(config, guide))
+        return self._distilled(config, Guide(teacher.bare_digest(source), lambda: teacher.load_bare(source)))
 
     @property
     def cache(self) -> Artifact | None:
         """The adapted teacher's stored answers; None where computing them online is cheaper."""
-        return self._distillation(self.recipe.distill, _adapted_guide(self.teacher)).cache(self.store)
-
-    def _distillation(self, config: DistillConfig, guide: distill.Guide) -> distill.Distillation:
-        if config.decoder_weight == 0:  # the decoder is not run: more steps, for the same compute
-            flops = network_flops(self.student_description, distill.encoder_flops)
-            steps = steps_within(self.budget.pretraining, config.batch_size * flops)
-            config = config.model_copy(update={"steps": steps})
-        inputs = {**self._pretraining_inputs, "teacher": guide.digest, **self._teacher_inputs}
-        return distill.Distillation(
-            config, self.student_description, guide, self.transfer_set, self.shown_transfer_set, inputs,
-            self.recipe.seed, self.runtime,
-        )  # fmt: skip
-
-    def _distilled(self, work: distill.Distillation) -> Artifact:
-        return self._train(
-            "distill",
-            lambda folder: work.learn(work.cache(self.store), folder),
-            config=work.config,
-            inputs=work.inputs,
-            version=distill.VERSION,
+        return cache.build(
+            self.bench, self._affordable(self.recipe.distill), self._lesson(_adapted_guide(self.teacher))
         )
 
-    @property
-    def _pretraining_inputs(self) -> dict[str, str]:
-        return {
-            "data": self.prepared_artifact.digest,
-            "transfer": self.transfer.digest,
-            "student": description_digest(self.student_description),
-        }
+    def _lesson(self, guide: Guide) -> Lesson:
+        return Lesson(self.student_description, guide, self.transfer, self.prepared_artifact, self.teacher_data)
+
+    def _distilled(self, config: DistillConfig, guide: Guide) -> Artifact:
+        return distill.build(self.bench, self._affordable(config), self._lesson(guide))
+
+    def _affordable(self, config: DistillConfig) -> DistillConfig:
+        """Return the settings with as many more steps as the same compute allows where the decoder is not run."""
+        if config.decoder_weight > 0:
+            return config
+        flops = network_flops(self.student_description, distill.encoder_flops)
+        steps = steps_within(self.budget.pretraining, config.batch_size * flops)
+        return config.model_copy(update={"steps": steps})
 
     @cached_property
     def pseudo_masks(self) -> Artifact:
         """The adapted teacher's hard masks on the transfer set."""
-        inputs = {"data": self.prepared_artifact.digest, "transfer": self.transfer.digest, **self._teacher_inputs}
-        return pseudo.build_masks(
-            self.store, self.teacher, self.shown_transfer_set, inputs,
-            image_size=self.prepared.image_size, seed=self.recipe.seed, runtime=self.runtime,
-        )  # fmt: skip
+        return pseudo_masks.build(self.bench, self.teacher, self.transfer, self.prepared_artifact, self.teacher_data)
 
     @cached_property
     def pseudo_labelled(self) -> Artifact:
         """The student that has learned the teacher's hard masks on the transfer set."""
-        config, masks = self.recipe.distill, self.pseudo_masks
-        return self._train(
-            "pseudo_label",
-            lambda folder: pseudo.learn_pseudo_labels(
-                config, self.student_description, pseudo.pseudo_labels(self.transfer_set, masks.path), folder,
-                seed=self.recipe.seed, runtime=self.runtime,
-            ),
-            config=config,
-            without=pseudo.UNUSED_SETTINGS,
-            inputs=self._pretraining_inputs | {"masks": masks.digest},
-            version=pseudo.VERSION,
+        return pseudo_label.build(
+            self.bench, self.recipe.distill, self.student_description, self.pseudo_masks, self.transfer,
+            self.prepared_artifact,
         )  # fmt: skip
 
     def pretrained(self, config: PretrainConfig) -> Artifact:
@@ -313,89 +242,48 @@ class Run:
         cost = pretrain.step_cost(config, description)
         allowed = steps_within(self.budget.pretraining, config.batch_size * cost.student)
         config = config.model_copy(update={"steps": min(config.steps, allowed)})
-        return self._train(
-            "pretrain",
-            lambda folder: pretrain.pretrain(
-                config, description, self.transfer_set, folder, seed=self.recipe.seed, runtime=self.runtime
-            ),
-            config=config,
-            inputs=self._pretraining_inputs,
-            version=pretrain.VERSION,
-        )
+        return pretrain.build(self.bench, config, description, self.transfer, self.prepared_artifact)
 
     @cached_property
     def imagenet(self) -> Artifact:
         """The student whose backbone comes from the weight file of the recipe."""
-        description = {**self.student_description, "weights": self.recipe.student.weights}
-        return pretrain.build_from_weights(self.store, description, seed=self.recipe.seed)
+        return imagenet.build(self.bench, {**self.student_description, "weights": self.recipe.student.weights})
 
     # --- controls ---
 
     @cached_property
     def control(self) -> Artifact:
         """The U-Net that sees the labels alone."""
-        return self._control({}, lambda: training_labels(self.prepared))
+        return control.build(self.bench, *self._control)
 
     @cached_property
     def control_pseudo(self) -> Artifact:
         """The U-Net that sees the labels and the teacher's hard masks on the transfer set."""
         masks = self.pseudo_masks
-        inputs = {"masks": masks.digest, "transfer": self.transfer.digest}
-        return self._control(
-            inputs, lambda: pseudo.labels_and_pseudo_labels(self.prepared, self.transfer_set, masks.path)
-        )
-
-    def _control(self, inputs: Mapping[str, str], labelled: Callable[[], Labelled]) -> Artifact:
-        control = self.recipe.control
-        description = {"kind": "dynunet", "arguments": {"channels": list(control.channels)}, "weights": None}
-        description |= self._sizes
-        allowed = steps_within(self.budget.total, control.batch_size * network_flops(description))
-        config = control.model_copy(update={"steps": min(control.steps, allowed)})
-        return self._train(
-            "control",
-            lambda folder: finetune.train_control(
-                config, description, labelled(), self.prepared, folder,
-                seed=self.recipe.seed, runtime=self.runtime,
-            ),
-            config=config,
-            inputs={"data": self.prepared_artifact.digest, **inputs},
-            version=finetune.VERSION,
+        return control.build(
+            self.bench, *self._control,
+            lambda: pseudo_masks.labels_and_pseudo_labels(self.prepared, self.transfer_set, masks.path),
+            inputs={"masks": masks.digest, "transfer": self.transfer.digest},
         )  # fmt: skip
+
+    @property
+    def _control(self) -> tuple[ControlConfig, dict[str, Any], Artifact]:
+        """The U-Net's settings, as long as the student's compute allows, its description, and the data."""
+        config = self.recipe.control
+        description = control.describe(config, **self._sizes)
+        allowed = steps_within(self.budget.total, config.batch_size * network_flops(description))
+        config = config.model_copy(update={"steps": min(config.steps, allowed)})
+        return config, description, self.prepared_artifact
 
     # --- scores ---
 
     def evaluation(self, model: Artifact, title: str) -> Artifact:
         """Return the scores of a trained model on the test images."""
-        return evaluate.build_evaluation(
-            self.store, self.recipe.evaluate, self.tested_artifact, model,
-            title=title, seed=self.recipe.seed, runtime=self.runtime,
-        )  # fmt: skip
+        return evaluate.build(self.bench, self.recipe.evaluate, self.tested_artifact, model, title=title)
 
     def ablation(self, model: Artifact) -> Artifact:
         """Return what a trained model scores on the test images without its encoder's features or without its skip."""
-        return ablation.build_ablation(self.store, self.tested_artifact, model, runtime=self.runtime)
-
-    # --- artifacts ---
-
-    @property
-    def costs(self) -> Costs:
-        """Seconds and peak memory of every artifact asked for so far, as measured when it was made."""
-        return {name: cost for artifact in self.store.used.values() for name, cost in artifact.costs.items()}
-
-    def _train(
-        self,
-        stage: str,
-        make: Callable[[Path], Mapping[str, Any]],
-        *,
-        config: TrainConfig,
-        without: frozenset[str] = frozenset(),
-        seed: int | None = None,
-        **rest: Any,
-    ) -> Artifact:
-        settings = {**config.model_dump(exclude=set(without)), "precision": self.recipe.engine.precision}
-        return self.store.build(
-            stage, make, config=settings, seed=self.recipe.seed if seed is None else seed, together=True, **rest
-        )
+        return ablation.build(self.bench, self.tested_artifact, model)
 
 
 def describe_student(
@@ -423,5 +311,5 @@ def _expected_by(student: StudentConfig) -> dict[str, Any]:
         return stated
 
 
-def _adapted_guide(teacher: Artifact) -> distill.Guide:
-    return distill.Guide(teacher.digest, lambda: load_model(teacher.path))
+def _adapted_guide(teacher: Artifact) -> Guide:
+    return Guide(teacher.digest, lambda: load_model(teacher.path))

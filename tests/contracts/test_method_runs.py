@@ -73,14 +73,14 @@ def test_a_method_ends_with_a_segmenter_and_asks_for_a_teacher_only_if_it_says_s
         logits = model(torch.rand(2, 3, 40, 56)).logits
     assert logits.shape == (2, 1, 40, 56)
     assert logits.isfinite().all()
-    used = {name.partition("-")[0] for name in run.store.used}
+    used = {name.partition("-")[0] for name in run.bench.used}
     assert ("teacher" in used) == (method == "teacher" or METHODS[method].teacher is not None)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"teacher"}))
 def test_a_method_spends_the_budget_and_no_more(method: str, open_run: OpenRun) -> None:
     run = open_run(method)
-    spent = compute_of(METHODS[method].model(run), run.store.used.values())
+    spent = compute_of(METHODS[method].model(run), run.bench.used.values())
     budget = run.total_compute if method == "scratch_total" else run.budget.total
     assert 1e9 * spent.student_gflops == pytest.approx(budget, rel=TOLERANCE)
     answers = METHODS[method].teacher is not None or method in SELF_TAUGHT
@@ -91,14 +91,14 @@ def test_scratch_with_the_total_compute_has_what_distillation_has_spent_on_stude
     open_run: OpenRun,
 ) -> None:
     run = open_run("task_kd")
-    spent = compute_of(METHODS["task_kd"].model(run), run.store.used.values())
+    spent = compute_of(METHODS["task_kd"].model(run), run.bench.used.values())
     assert run.total_compute == pytest.approx(1e9 * (spent.student_gflops + spent.teacher_gflops), rel=TOLERANCE)
     assert spent.teacher_gflops > 0.1 * spent.student_gflops, "else the test shows nothing"
 
 
 def test_distillation_without_the_decoder_takes_more_steps_for_the_same_compute(open_run: OpenRun) -> None:
     run = open_run("task_kd", distill={"decoder_weight": 0.0})
-    spent = compute_of(METHODS["task_kd"].model(run), run.store.used.values())
+    spent = compute_of(METHODS["task_kd"].model(run), run.bench.used.values())
     assert 1e9 * spent.student_gflops == pytest.approx(run.budget.total, rel=TOLERANCE)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.made_up import SMALL_VIT
 from tskd.config import build_recipe
 from tskd.data.prepared import Prepared, squeeze_image, squeeze_mask
+from tskd.data.transfer_set import TransferSet
 from tskd.engine import open_runtime
 from tskd.engine.batches import to_images
 from tskd.losses.classes import hard_prediction
@@ -24,7 +25,7 @@ from tskd.models.timm_segmenter import resize_logits
 from tskd.run import Run
 from tskd.stages.cache import shard_path
 from tskd.stages.prepare import data_root, open_data
-from tskd.stages.pseudo import MASKS
+from tskd.stages.pseudo_masks import MASKS
 from tskd.types import SegmentationOutput
 
 SIZE, TEACHER, NATIVE = 32, 80, 96
@@ -68,7 +69,7 @@ def relative(one: SegmentationOutput, other: SegmentationOutput) -> list[float]:
 
 
 def stages(run: Run) -> set[str]:
-    return {name.rpartition("-")[0] for name in run.store.used}
+    return {name.rpartition("-")[0] for name in run.bench.used}
 
 
 def test_what_it_is_trained_on_it_is_tested_on(open_run: OpenRun) -> None:
@@ -79,7 +80,7 @@ def test_what_it_is_trained_on_it_is_tested_on(open_run: OpenRun) -> None:
     run = open_run()
     model, shown = load_model(run.teacher.path), Prepared(run.teacher_data.path)
     assert shown.image_size == TEACHER
-    dataset = open_data(run.recipe.data, data_root(run.store, run.recipe.data))
+    dataset = open_data(run.recipe.data, data_root(run.bench, run.recipe.data))
     source = {record.id: record for record in dataset.records}
     assert len(shown.records) == len(run.prepared.rows("train", "val", "unlabelled"))
     for row, record in enumerate(shown.records):
@@ -113,7 +114,7 @@ def test_equal_sizes_take_nothing_more(open_run: OpenRun) -> None:
         METHODS["task_kd"].model(run)
         assert run.teacher_data == run.prepared_artifact
         assert "teacher_images" not in stages(run)
-        inputs = [artifact.manifest["inputs"] for artifact in run.store.used.values()]
+        inputs = [artifact.manifest["inputs"] for artifact in run.bench.used.values()]
         assert not [one for one in inputs if "teacher_images" in one]
 
 
@@ -137,7 +138,7 @@ def test_whatever_learns_from_it_is_shown_the_students_images_and_it_its_own(
     with torch.inference_mode():
         assert model(torch.rand(1, 3, 40, 56)).logits.isfinite().all()
     assert "teacher_images" in stages(run)
-    answers = [artifact for name, artifact in run.store.used.items() if name.startswith(("cache-", "pseudo_masks-"))]
+    answers = [artifact for name, artifact in run.bench.used.items() if name.startswith(("cache-", "pseudo_masks-"))]
     assert len(answers) == (cache == "on" or "pseudo" in method)
     assert all(one.manifest["inputs"]["teacher_images"] == run.teacher_data.digest for one in answers)
     spent = sum(one.metrics["teacher_gflops"] for one in answers)
@@ -154,7 +155,7 @@ def test_stored_answers_and_masks_are_those_for_the_sharp_images(open_run: OpenR
     with torch.inference_mode():
         sharp, blurred = (
             match_size(model(to_images(one.images[everything])).logits, kept.shape[-2:])
-            for one in (run.shown_transfer_set, run.transfer_set)
+            for one in (TransferSet(run.transfer.path, Prepared(run.teacher_data.path)), run.transfer_set)
         )
     assert (kept - sharp).norm() < 2e-3 * sharp.norm(), "fp16"
     assert (kept - blurred).norm() > 5e-3 * sharp.norm()

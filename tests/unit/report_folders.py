@@ -18,17 +18,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, Store, write_json
-from tskd.config import DataConfig, EvaluateConfig, Recipe, TransferConfig
+from tskd.config import DataConfig, EngineConfig, EvaluateConfig, Recipe, TransferConfig
 from tskd.data.phantoms import Phantom, draw_phantom
 from tskd.data.prepared import Prepared
+from tskd.engine import open_runtime
 from tskd.engine.logs import TrainingLog
 from tskd.metrics.comparison import DICE, compare_methods, rank_table
 from tskd.metrics.segmentation import case_means
+from tskd.stages import transfer as transfer_stage
 from tskd.stages.evaluate import evaluate
 from tskd.stages.evaluated import read_cases
 from tskd.stages.prepare import dataset_digest, open_data, prepare
 from tskd.stages.quality import write_quality
-from tskd.stages.transfer import build_transfer
+from tskd.stages.workbench import Workbench
 from tskd.types import SegmentationOutput
 
 SECRET = "Doe^Jane_1961"
@@ -54,16 +56,19 @@ class Threshold(nn.Module):
         return SegmentationOutput((image,), 1000 * (image.mean(dim=1, keepdim=True) - self.level))
 
 
-def draw_data(root: Path, *, classes: str = "lesion", empty: Sequence[int] = (), slices: int = 1) -> Path:
+def draw_data(
+    root: Path, *, classes: str = "lesion", empty: Sequence[int] = (), faint: Sequence[int] = (), slices: int = 1
+) -> Path:
     """Write 20 training and 8 test phantoms with bright organs, one a patient; ``empty`` test images have no mask.
 
-    With ``slices`` above 1 as many of them are the volume of one patient.
+    The organs of ``faint`` ones are no brighter than what is around them, so that every model misses them. With
+    ``slices`` above 1 as many of them are the volume of one patient.
     """
     rows = []
     for number, phantom in enumerate(_patients(28)):
         part, name = ("train" if number < 20 else "test"), f"{SECRET}-{number}"
         organ = phantom.mask > 0
-        image = 0.4 * phantom.image + 130.0 * organ[..., None]
+        image = 0.4 * phantom.image + (0.0 if number - 20 in faint else 130.0) * organ[..., None]
         mask = 0 * organ if number - 20 in empty else 255 * organ
         for kind, pixels in (("images", image), ("masks", mask)):
             (root / kind).mkdir(parents=True, exist_ok=True)
@@ -138,7 +143,8 @@ def add_transfer(store: Store, prepared: Artifact, *, judged: bool = True) -> Ar
     samples = store.build("samples", make_samples, config={"first": 0}, inputs=drawn_by, seed=0, version=1)
     means = lambda images: images.reshape(len(images), 16, -1).mean(axis=2).astype(np.float32)  # noqa: E731
     config = TransferConfig(synthetic=len(images), copy_quantile=0.1)
-    transfer = build_transfer(store, config, prepared, [samples], seed=0)
+    bench = Workbench(store, 0, open_runtime(EngineConfig(accelerator="cpu")))
+    transfer = transfer_stage.build(bench, config, prepared, [samples])
 
     def judge(folder: Path) -> Mapping[str, Any]:
         return write_quality(images, {"teacher": means, "imagenet": None}, transfer.path, data, folder, seed=0)

@@ -20,7 +20,7 @@ from tskd.engine.out_of_memory import memory_explained, training_remedies
 from tskd.errors import RunFailed
 from tskd.stages.cache import build_cache, plan_cache
 from tskd.stages.evaluate import evaluate
-from tskd.stages.pseudo import predict_masks
+from tskd.stages.pseudo_masks import predict_masks
 from tskd.stages.samples import draw_samples
 from tskd.types import Batch, SegmentationOutput
 

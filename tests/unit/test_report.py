@@ -36,7 +36,7 @@ MOST_BYTES = 10_000_000
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_data(tmp_path_factory.mktemp("hospital") / "ward7", classes="<i>lesion</i>", empty=(1,))
+    return draw_data(tmp_path_factory.mktemp("hospital") / "ward7", classes="<i>lesion</i>", empty=(1,), faint=(6,))
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +113,10 @@ def test_differences_are_paired_by_case(folder: Path) -> None:
 def test_a_failure_is_shown_with_its_class_and_number(html: str) -> None:
     failures = html[html.index('<section id="failures">') : html.index('<section id="transfer">')]
     assert "False positive: found, but not there" in failures
-    assert "Missed" not in failures
-    assert failures.count("<img") == 1
-    assert "test image 2: &lt;i&gt;lesion&lt;/i&gt;" in failures
+    invented, missed = failures.index("False positive"), failures.index("Missed: there, but not found")
+    assert failures.count("<img") == 2
+    assert missed < failures.index("test image 7: &lt;i&gt;lesion&lt;/i&gt;") < invented, "a missed structure is worse"
+    assert invented < failures.index("test image 2: &lt;i&gt;lesion&lt;/i&gt;")
 
 
 def test_an_image_that_fails_for_two_classes_is_shown_once(folder: Path) -> None:

@@ -40,7 +40,7 @@ from tskd.errors import RunFailed
 from tskd.models.registry import build_model
 from tskd.stages.cache import CachedBatches, build_cache, plan_cache
 from tskd.stages.distill import online
-from tskd.stages.pseudo import predict_masks, pseudo_labels
+from tskd.stages.pseudo_masks import predict_masks, pseudo_labels
 from tskd.stages.teacher_images import write_teacher_images
 from tskd.types import SegmentationOutput
 

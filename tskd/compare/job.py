@@ -145,7 +145,7 @@ def _execute(job: Job) -> Outcome:
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),
         "peak_gpu_memory_mb": max(cost.get("peak_gpu_memory_mb", 0.0) for cost in costs),
         "threads": torch.get_num_threads(),
-        **compute_of(model, run.store.used.values())._asdict(),
+        **compute_of(model, run.bench.used.values())._asdict(),
         **{f"dice_{name}": dice for name, dice in run.ablation(model).metrics.items()},
     }
     artifacts = {"model": model, "evaluation": evaluation, "data": run.tested_artifact}

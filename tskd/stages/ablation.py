@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tskd.artifacts import Artifact, Builder
+from tskd.artifacts import Artifact
 from tskd.console import progress
 from tskd.data.prepared import Prepared
-from tskd.engine import Runtime
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.classes import hard_prediction
@@ -23,6 +22,7 @@ from tskd.metrics.segmentation import summarise
 from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.stages.scoring import Scoring, Tally
+from tskd.stages.workbench import Workbench
 
 VERSION = 3
 Features = Sequence[Tensor]
@@ -36,11 +36,11 @@ ABLATIONS: Mapping[str, Ablated] = {
 }
 
 
-def build_ablation(store: Builder, tested: Artifact, model: Artifact, *, runtime: Runtime) -> Artifact:
+def build(bench: Workbench, tested: Artifact, model: Artifact) -> Artifact:
     """Return the artifact whose metrics are what :func:`ablate` finds for a trained model."""
-    return store.build(
+    return bench.build(
         "ablation",
-        lambda folder: ablate(load_model(model.path), Prepared(tested.path), device=runtime.fabric.device),
+        lambda folder: ablate(load_model(model.path), Prepared(tested.path), device=bench.runtime.fabric.device),
         config={},
         inputs={"data": tested.digest, "model": model.digest},
         seed=0,

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tskd.artifacts import require_room, write_json
+from tskd.artifacts import Artifact, require_room, write_json
 from tskd.config import AugmentConfig, DistillConfig
 from tskd.console import progress, say
 from tskd.data.augment import (
@@ -38,12 +38,18 @@ from tskd.engine.batches import crop_batch, geometry_range, to_images
 from tskd.engine.order import batch_order, part_of
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.distance import match_grid, match_size
+from tskd.models.flops import gflops, inference_flops
 from tskd.models.projections import matching_level
+from tskd.models.registry import build_model
 from tskd.seeding import numpy_generator, torch_generator
+from tskd.stages.lesson import Lesson
+from tskd.stages.workbench import Workbench
 from tskd.types import Batch, SegmentationOutput
 
 VERSION = 3
 LAYOUT = "cache.json"
+GUIDE_GFLOPS = "teacher_gflops"
+"""Metric of a cache and of a distillation: what the answers that a student learned cost."""
 SHARD_IMAGES, SHARD_BYTES = 64, 2**26
 """At most so much is in one shard: it is built in memory."""
 STORED = ("maps", "features", "logits")
@@ -87,6 +93,36 @@ def cache_pays(config: DistillConfig, images: int) -> bool:
     if config.cache != "auto":
         return config.cache == "on"
     return images * config.views <= LARGEST_SHARE_OF_TRAINING * config.steps * config.batch_size
+
+
+def build(bench: Workbench, config: DistillConfig, lesson: Lesson) -> Artifact | None:
+    """Return the guide's stored answers; None where computing them online is cheaper."""
+    if not cache_pays(config, len(lesson.seen.images)):
+        return None
+    return bench.build(
+        "cache",
+        lambda folder: store_answers(bench, config, lesson, folder),
+        config={
+            "views": config.views,
+            "augment": config.augment.model_dump(),
+            "precision": bench.precision,  # the guide answers under it
+        },
+        inputs=lesson.inputs,
+        version=VERSION,
+        together=True,
+    )
+
+
+def store_answers(bench: Workbench, config: DistillConfig, lesson: Lesson, folder: Path) -> dict[str, Any]:
+    """Ask the guide about every view of the transfer images as it sees them, and keep its answers."""
+    guide, shown = lesson.guide.load(), lesson.seen_by_guide
+    layout = plan_cache(
+        guide, build_model(lesson.student), shown,
+        image_size=lesson.student["image_size"], views=config.views, seed=bench.seed,
+    )  # fmt: skip
+    spent = gflops(layout.images * layout.views * inference_flops(guide, shown.images.shape[1]))
+    metrics = build_cache(guide, shown, layout, config.augment, folder, runtime=bench.runtime)
+    return metrics | {GUIDE_GFLOPS: spent}
 
 
 def plan_cache(

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from tskd.artifacts import CHECKPOINTS, write_json
+from tskd.artifacts import CHECKPOINTS, Artifact, write_json
 from tskd.config import DiffusionConfig
 from tskd.console import say, warn
 from tskd.data.prepared import Part, Prepared
@@ -48,6 +48,7 @@ from tskd.models.timm_segmenter import resize_images
 from tskd.overlays import contact_sheet
 from tskd.seeding import derive, numpy_generator, torch_generator
 from tskd.stages.supervised import training_metrics
+from tskd.stages.workbench import Workbench
 from tskd.types import Batch, StepFn
 
 VERSION = 1
@@ -61,6 +62,25 @@ GRID = 4
 """A grid of samples has so many rows and columns."""
 MOST_CLASSES = 50
 """More folders than this are patients or volumes, not classes."""
+
+
+def build(bench: Workbench, config: DiffusionConfig, data: Artifact) -> Artifact:
+    """Return the diffusion model trained on the prepared training images."""
+    seed = own_seed(config, bench.seed)
+    return bench.train(
+        "diffusion",
+        lambda folder: train_diffusion(config, Prepared(data.path), folder, seed=seed, runtime=bench.runtime),
+        config,
+        without=OUTSIDE_CONFIG,
+        seed=seed,
+        inputs={"data": data.digest},
+        version=VERSION,
+    )
+
+
+def own_seed(config: DiffusionConfig, seed: int) -> int:
+    """Return the seed of the model and its samples: its own where the settings state one, else the run's."""
+    return seed if config.seed is None else config.seed
 
 
 def train_diffusion(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tskd.artifacts import Artifact, Builder
+from tskd.artifacts import Artifact
 from tskd.config import DistillConfig
-from tskd.data.transfer_set import TransferSet
 from tskd.engine import Batches, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import allowed_flips
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose, match_grid, match_size
@@ -22,95 +20,51 @@ from tskd.models.projections import Distilled, matching_level
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.seeding import derive
 from tskd.stages import cache
+from tskd.stages.lesson import Lesson
 from tskd.stages.supervised import training_metrics
+from tskd.stages.workbench import Workbench
 from tskd.types import Batch, SegmentationOutput, StepFn
 
 VERSION = 4
 PROJECTIONS = "projections.safetensors"
-GUIDE_GFLOPS = "teacher_gflops"
-"""Metric of a distillation and of a cache: what the answers that a student learned cost."""
 Ask = Callable[[Batch], SegmentationOutput]
 """Gives the teacher's answer for a batch, computed or read from the cache."""
 
 
-@dataclass(frozen=True)
-class Guide:
-    """Whose answers a student learns: the adapted teacher's or, for the task-agnostic arm, the bare one's."""
+def build(bench: Workbench, config: DistillConfig, lesson: Lesson) -> Artifact:
+    """Return the student that has learned its lesson, from stored answers where they pay."""
+    return bench.train(
+        "distill",
+        lambda folder: learn(bench, config, lesson, cache.build(bench, config, lesson), folder),
+        config,
+        inputs=lesson.inputs,
+        version=VERSION,
+    )
 
-    digest: str
-    """Of all that its answers depend on."""
-    load: Callable[[], nn.Module]
 
-
-@dataclass(frozen=True)
-class Distillation:
-    """One student, one guide, one transfer set."""
-
-    config: DistillConfig
-    student: Mapping[str, Any]
-    """The student's description."""
-    guide: Guide
-    transfer: TransferSet
-    shown: TransferSet
-    """The same images as the guide sees them, at its own size."""
-    inputs: Mapping[str, str]
-    """Digests of all of them."""
-    seed: int
-    runtime: Runtime
-
-    def cache(self, store: Builder) -> Artifact | None:
-        """Return the guide's stored answers; None where computing them online is cheaper."""
-        if not cache.cache_pays(self.config, len(self.transfer.images)):
-            return None
-        return store.build(
-            "cache",
-            self._build_cache,
-            config={
-                "views": self.config.views,
-                "augment": self.config.augment.model_dump(),
-                "precision": self.runtime.precision,  # the guide answers under it
-            },
-            inputs=self.inputs,
-            seed=self.seed,
-            version=cache.VERSION,
-            together=True,
-        )
-
-    def learn(self, answers: Artifact | None, folder: Path) -> dict[str, Any]:
-        """Train the student on stored answers, or (None) on the guide's own; return the metrics."""
-        config = self.config
-        common: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "augment": config.augment,
-            "seed": derive(self.seed, "transfer batches"),
-            "flip": allowed_flips(config.augment.flip, self.transfer.prepared.classes),
-        }
-        batches: Batches
-        if answers is None:
-            guide = self.guide.load()
-            spent = self._guide_gflops(guide, config.steps * config.batch_size)
-            ask = online(guide, self.runtime)
-            sharp = None if self.shown.prepared == self.transfer.prepared else self.shown.images
-            batches = ImageBatches(self.transfer.images, None, self.transfer.names, **common, teacher_images=sharp)
-        else:  # the guide stays on the disk: it may be many times the student
-            spent = answers.metrics[GUIDE_GFLOPS]
-            ask = stored
-            batches = cache.CachedBatches(answers.path, self.transfer, **common)
-        metrics = distill(config, self.student, batches, ask, folder, seed=self.seed, runtime=self.runtime)
-        return metrics | {GUIDE_GFLOPS: spent}
-
-    def _build_cache(self, folder: Path) -> Mapping[str, Any]:
-        config, guide = self.config, self.guide.load()
-        layout = cache.plan_cache(
-            guide, build_model(self.student), self.shown,
-            image_size=self.student["image_size"], views=config.views, seed=self.seed,
-        )  # fmt: skip
-        spent = self._guide_gflops(guide, layout.images * layout.views)
-        metrics = cache.build_cache(guide, self.shown, layout, config.augment, folder, runtime=self.runtime)
-        return metrics | {GUIDE_GFLOPS: spent}
-
-    def _guide_gflops(self, guide: nn.Module, images: int) -> float:
-        return gflops(images * inference_flops(guide, self.shown.images.shape[1]))
+def learn(
+    bench: Workbench, config: DistillConfig, lesson: Lesson, answers: Artifact | None, folder: Path
+) -> dict[str, Any]:
+    """Train the student on stored answers, or (None) on the guide's own; return the metrics."""
+    common: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "augment": config.augment,
+        "seed": derive(bench.seed, "transfer batches"),
+        "flip": allowed_flips(config.augment.flip, lesson.seen.prepared.classes),
+    }
+    batches: Batches
+    if answers is None:
+        guide, shown = lesson.guide.load(), lesson.seen_by_guide.images
+        spent = gflops(config.steps * config.batch_size * inference_flops(guide, shown.shape[1]))
+        ask = online(guide, bench.runtime)
+        sharp = None if lesson.shown.path == lesson.data.path else shown
+        batches = ImageBatches(lesson.seen.images, None, lesson.seen.names, **common, teacher_images=sharp)
+    else:  # the guide stays on the disk: it may be many times the student
+        spent = answers.metrics[cache.GUIDE_GFLOPS]
+        ask = stored
+        batches = cache.CachedBatches(answers.path, lesson.seen, **common)
+    metrics = distill(config, lesson.student, batches, ask, folder, seed=bench.seed, runtime=bench.runtime)
+    return metrics | {cache.GUIDE_GFLOPS: spent}
 
 
 def distill(
@@ -133,20 +87,21 @@ def distill(
     answer = ask_teacher(batches(0, 0, config.accumulate))
     level, module = attach_projection(student, answer, decode=config.decoder_weight > 0)
     flops = training_flops(module, description["image_size"], _of_both)
-    training = Training(
-        label="distill",
-        module=module,
-        step=distillation_step(config, ask_teacher, level),
-        batches=batches,
-        settings=config,
-        seed=seed,
-    )
+    training = distillation(config, module, level, batches, ask_teacher, seed=seed)
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:
         save_model(folder, student, description, file=STUDENT_FILE)
         save_file(module.projection.state_dict(), folder / PROJECTIONS)
     spent = gflops(result.steps * config.batch_size * flops)
     return training_metrics(result, teacher_level=level, student_gflops=spent)
+
+
+def distillation(
+    config: DistillConfig, module: Distilled, level: int, batches: Batches, ask_teacher: Ask, *, seed: int
+) -> Training:
+    """Return the training of a student with its projection on the teacher's features of that level and its logits."""
+    step = distillation_step(config, ask_teacher, level)
+    return Training(label="distill", module=module, step=step, batches=batches, settings=config, seed=seed)
 
 
 def attach_projection(student: nn.Module, answer: SegmentationOutput, *, decode: bool = True) -> tuple[int, Distilled]:

@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tskd.artifacts import Artifact, Builder, write_json
+from tskd.artifacts import Artifact, write_json
 from tskd.config import EvaluateConfig
 from tskd.console import progress
 from tskd.data.prepared import Prepared
-from tskd.engine import Runtime
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.errors import UserError
@@ -26,30 +25,22 @@ from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel
 from tskd.stages.evaluated import CASES, PREDICTIONS, pick_overlays, prediction_path, read_prediction, write_cases
 from tskd.stages.scoring import Scoring, Tally, summarise_levels
+from tskd.stages.workbench import Workbench
 
 VERSION = 4
 SUMMARY, OVERLAYS = "summary.json", "overlays"
 
 
-def build_evaluation(
-    store: Builder,
-    config: EvaluateConfig,
-    tested: Artifact,
-    model: Artifact,
-    *,
-    title: str,
-    seed: int,
-    runtime: Runtime,
-) -> Artifact:
+def build(bench: Workbench, config: EvaluateConfig, tested: Artifact, model: Artifact, *, title: str) -> Artifact:
     """Return the scores of a trained model on the test images of a prepared data set."""
-    return store.build(
+    device = bench.runtime.fabric.device
+    return bench.build(
         "evaluate",
         lambda folder: evaluate(
-            config, load_model(model.path), Prepared(tested.path), folder, title=title, device=runtime.fabric.device
+            config, load_model(model.path), Prepared(tested.path), folder, title=title, device=device
         ),
         config=config.model_dump(exclude={"data"}),
         inputs={"data": tested.digest, "model": model.digest, "title": title},
-        seed=seed,
         version=VERSION,
     )
 

@@ -94,7 +94,7 @@ class Int8Verdict:
     int8_ms: float
 
 
-def build_export(
+def build(
     store: Builder,
     config: ExportConfig,
     student: Artifact,
@@ -146,7 +146,7 @@ def export_again(model: Path, *, int8: bool | None = None) -> Path:
     config = ExportConfig(**run["recipe"]["export"])
     if int8 is not None:
         config = config.model_copy(update={"int8": int8})
-    artifact = build_export(store, config, student, _prepared_of(student), run["metrics"], method=run["method"])
+    artifact = build(store, config, student, _prepared_of(student), run["metrics"], method=run["method"])
     publish(artifact.path, out / FOLDER)
     return out / FOLDER
 

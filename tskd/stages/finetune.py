@@ -1,4 +1,4 @@
-"""Fine-tune: the student, distilled or from scratch, and the control learn from the labels."""
+"""Fine-tune: the student, pre-trained or from scratch, learns from the labels."""
 
 from __future__ import annotations
 
@@ -9,22 +9,33 @@ from typing import Any
 import torch
 from safetensors.torch import load_model
 
-from tskd.config import AugmentConfig, ControlConfig, FinetuneConfig, TrainConfig
+from tskd.artifacts import Artifact
+from tskd.config import FinetuneConfig
 from tskd.data.prepared import Prepared
-from tskd.engine import Runtime, Training, fit
-from tskd.models.flops import gflops, training_flops
-from tskd.models.registry import STUDENT_FILE, build_model, save_model
+from tskd.engine import Runtime
+from tskd.models.registry import STUDENT_FILE, build_model, description_digest
 from tskd.seeding import derive
-from tskd.stages.supervised import (
-    Labelled,
-    label_step,
-    labelled_batches,
-    training_labels,
-    training_metrics,
-    validation,
-)
+from tskd.stages.supervised import train_on_labels, training_labels
+from tskd.stages.workbench import Workbench
 
 VERSION = 5
+
+
+def build(
+    bench: Workbench, config: FinetuneConfig, description: Mapping[str, Any], data: Artifact, start: Artifact | None
+) -> Artifact:
+    """Return the student of that description fine-tuned from a start, or (None) trained from random weights."""
+    started = {} if start is None else {"start": start.digest}
+    return bench.train(
+        "finetune",
+        lambda folder: finetune(
+            config, description, start.path if start else None, Prepared(data.path), folder,
+            seed=bench.seed, runtime=bench.runtime,
+        ),
+        config,
+        inputs={"data": data.digest, "student": description_digest(description), **started},
+        version=VERSION,
+    )  # fmt: skip
 
 
 def finetune(
@@ -45,64 +56,10 @@ def finetune(
     model = build_model(description)
     if start is not None:
         load_model(model, start / STUDENT_FILE)
-    return _train_on_labels(
+    return train_on_labels(
         config, description, model, training_labels(prepared), prepared, folder,
         seed=seed, runtime=runtime, label="finetune", augment=config.augment,
         lr=config.scratch_lr if start is None else config.lr,
         layer_decay=1.0 if start is None else config.layer_decay,
         validate_start=config.keep_start and start is not None,
     )  # fmt: skip
-
-
-def train_control(
-    config: ControlConfig,
-    description: Mapping[str, Any],
-    labelled: Labelled,
-    prepared: Prepared,
-    folder: Path,
-    *,
-    seed: int,
-    runtime: Runtime,
-) -> dict[str, Any]:
-    """Train the control on images with masks, selected on the validation part of the labels."""
-    torch.manual_seed(derive(seed, "control"))
-    model = build_model(description)
-    return _train_on_labels(
-        config, description, model, labelled, prepared, folder,
-        seed=seed, runtime=runtime, label="control", augment=config.augment,
-    )  # fmt: skip
-
-
-def _train_on_labels(
-    config: TrainConfig,
-    description: Mapping[str, Any],
-    model: torch.nn.Module,
-    labelled: Labelled,
-    prepared: Prepared,
-    folder: Path,
-    *,
-    seed: int,
-    runtime: Runtime,
-    label: str,
-    augment: AugmentConfig,
-    lr: float | None = None,
-    layer_decay: float = 1.0,
-    validate_start: bool = False,
-) -> dict[str, Any]:
-    flops = training_flops(model, prepared.image_size)
-    training = Training(
-        label=label,
-        module=model,
-        step=label_step,
-        batches=labelled_batches(labelled, prepared.classes, config, augment, derive(seed, label, "batches")),
-        settings=config,
-        seed=seed,
-        validate=validation(prepared),
-        validate_start=validate_start,
-        lr=lr,
-        layer_decay=layer_decay,
-    )
-    result = fit(training, folder, runtime)
-    if runtime.fabric.is_global_zero:
-        save_model(folder, model, description, file=STUDENT_FILE)
-    return training_metrics(result, student_gflops=gflops(result.steps * config.batch_size * flops))

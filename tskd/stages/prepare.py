@@ -56,7 +56,7 @@ class _Read:
     grey: LevelUse
 
 
-def build_prepared(store: Builder, data: DataConfig) -> Artifact:
+def build(store: Builder, data: DataConfig) -> Artifact:
     """Return the data set of the settings, read once; the built-in images are drawn first where it is they."""
     dataset = open_data(data, data_root(store, data))
     return store.build(

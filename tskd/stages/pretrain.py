@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tskd.artifacts import Artifact, Builder, canonical_json
+from tskd.artifacts import Artifact, canonical_json
 from tskd.config import MaeConfig, MocoConfig, PretrainConfig
 from tskd.console import warn
 from tskd.data.augment import Photometry, apply_photometry, draw_photometry, draw_resized_crops, move_images
+from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime, Training, fit
 from tskd.engine.batches import ImageArray, allowed_flips, to_images
@@ -26,10 +27,12 @@ from tskd.models.diffusion import to_uint8
 from tskd.models.flops import count_flops, gflops
 from tskd.models.mae import MaskedAutoencoder
 from tskd.models.moco import MomentumContrast
-from tskd.models.registry import STUDENT_FILE, build_model, description_digest, save_model
+from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.overlays import contact_sheet
 from tskd.seeding import derive, torch_generator
+from tskd.stages.lesson import pretraining_inputs
 from tskd.stages.supervised import training_metrics
+from tskd.stages.workbench import Workbench
 from tskd.types import Batch, StepFn
 
 VERSION = 3
@@ -97,6 +100,22 @@ class CropBatches:
             return moved
         drawn = draw_photometry(torch.Size((self.batch_size, *images.shape[1:])), strength, generator)
         return apply_photometry(moved, Photometry(*(value[rows] for value in drawn)))
+
+
+def build(
+    bench: Workbench, config: PretrainConfig, description: Mapping[str, Any], transfer: Artifact, data: Artifact
+) -> Artifact:
+    """Return the student whose encoder has learned from the transfer images alone, MAE or MoCo v3 by ``config``."""
+    return bench.train(
+        "pretrain",
+        lambda folder: pretrain(
+            config, description, TransferSet(transfer.path, Prepared(data.path)), folder,
+            seed=bench.seed, runtime=bench.runtime,
+        ),
+        config,
+        inputs=pretraining_inputs(description, transfer, data),
+        version=VERSION,
+    )  # fmt: skip
 
 
 def pretrain(
@@ -198,18 +217,6 @@ def draw_reconstructions(module: MaskedAutoencoder, images: ImageArray, folder: 
     columns = {"image": to_uint8(shown.cpu()), "visible": seen, "completed": drawn}
     rows = [list(tiles) for tiles in zip(*columns.values(), strict=True)]
     contact_sheet(rows, titles=[list(columns)] * len(rows), heading="MAE on transfer images").save(folder / SHEET)
-
-
-def build_from_weights(store: Builder, description: Mapping[str, Any], *, seed: int) -> Artifact:
-    """Return a student whose backbone comes from the description's weight file; its decoder is random."""
-
-    def make(folder: Path) -> dict[str, Any]:
-        torch.manual_seed(derive(seed, "student"))
-        save_model(folder, build_model(description), {**description, "weights": None}, file=STUDENT_FILE)
-        return {"weights": Path(description["weights"]).name}
-
-    inputs = {"student": description_digest(description)}
-    return store.build("imagenet", make, config={}, inputs=inputs, seed=seed, version=VERSION)
 
 
 def _gather(keys: Tensor, runtime: Runtime | None) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tskd.artifacts import Artifact, Builder, write_json
+from tskd.artifacts import Artifact, write_json
 from tskd.config import OFFLINE
 from tskd.console import say
 from tskd.data.prepared import Prepared
@@ -25,6 +25,7 @@ from tskd.metrics.quality import LEAST_IMAGES, diversity, kid, nearest, psnr_to_
 from tskd.models.registry import build_model, load_model
 from tskd.models.weights import EFFICIENTNET_LITE0, efficientnet_lite0_path
 from tskd.seeding import numpy_generator
+from tskd.stages.workbench import Workbench
 
 VERSION = 1
 MOST_IMAGES = 1000
@@ -43,15 +44,8 @@ Spaces = Mapping[str, Features | None]
 """Features by name, ``teacher`` and ``imagenet``; None: not installed."""
 
 
-def build_quality(
-    store: Builder,
-    transfer: Artifact,
-    samples: Sequence[Artifact],
-    data: Artifact,
-    teacher: Artifact | None,
-    *,
-    seed: int,
-    device: torch.device,
+def build(
+    bench: Workbench, transfer: Artifact, samples: Sequence[Artifact], data: Artifact, teacher: Artifact | None
 ) -> Artifact:
     """Return the judgement on the sampled images that a transfer set was chosen from.
 
@@ -61,19 +55,19 @@ def build_quality(
     """
 
     def make(folder: Path) -> Mapping[str, Any]:
-        prepared = Prepared(data.path)
+        prepared, device = Prepared(data.path), bench.runtime.fabric.device
         spaces: dict[str, Features | None] = {"imagenet": imagenet_features(prepared.image_size, device)}
         if teacher is not None:
             spaces = {"teacher": embedding_features(load_model(teacher.path), device), **spaces}
         return write_quality(
-            read_samples([block.path for block in samples]), spaces, transfer.path, prepared, folder, seed=seed
+            read_samples([block.path for block in samples]), spaces, transfer.path, prepared, folder, seed=bench.seed
         )
 
     inputs = {"data": data.digest, "transfer": transfer.digest}
     inputs |= {f"samples {number}": block.digest for number, block in enumerate(samples)}
     inputs |= {} if teacher is None else {"teacher": teacher.digest}
     config = {"imagenet": efficientnet_lite0_path() is not None}
-    return store.build("quality", make, config=config, inputs=inputs, seed=seed, version=VERSION)
+    return bench.build("quality", make, config=config, inputs=inputs, version=VERSION)
 
 
 def likeness(space: str, judged: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from tskd.artifacts import CHECKPOINTS, Artifact, Builder, write_atomic
+from tskd.artifacts import CHECKPOINTS, Artifact, write_atomic
 from tskd.config import DiffusionConfig
 from tskd.console import progress
 from tskd.data.prepared import Prepared
@@ -23,8 +23,9 @@ from tskd.models.diffusion import SamplingPlan, images_at_once, sample, to_uint8
 from tskd.models.swin_unet import Denoiser
 from tskd.models.timm_segmenter import resize_images
 from tskd.seeding import derive, numpy_generator
-from tskd.stages.diffusion import SAMPLING_SETTINGS, load_denoiser, plan_of, read_seen_cases
+from tskd.stages.diffusion import SAMPLING_SETTINGS, load_denoiser, own_seed, plan_of, read_seen_cases
 from tskd.stages.evaluate import refuse_seen_cases
+from tskd.stages.workbench import Workbench
 
 VERSION = 2
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -97,26 +98,20 @@ def blocks(count: int) -> list[range]:
     return [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
 
 
-def build_samples(
-    store: Builder,
-    config: DiffusionConfig,
-    denoiser: Artifact,
-    prepared: Prepared,
-    numbers: range,
-    *,
-    seed: int,
-    runtime: Runtime,
+def build(
+    bench: Workbench, config: DiffusionConfig, denoiser: Artifact, prepared: Prepared, numbers: range
 ) -> Artifact:
     """Return the block of images of these numbers, drawn from a trained denoiser that saw no test case."""
+    seed = own_seed(config, bench.seed)
 
     def make(folder: Path) -> Mapping[str, Any]:
         refuse_seen_cases(read_seen_cases(denoiser.path), prepared, what="the diffusion model")
         size = prepared.image_size
-        sampler = open_sampler(denoiser.path, config, image_size=size, seed=seed, runtime=runtime)
-        return draw_samples(numbers, sampler, folder, runtime=runtime)
+        sampler = open_sampler(denoiser.path, config, image_size=size, seed=seed, runtime=bench.runtime)
+        return draw_samples(numbers, sampler, folder, runtime=bench.runtime)
 
     settings = config.model_dump(include=set(SAMPLING_SETTINGS))
-    return store.build(
+    return bench.build(
         "samples",
         make,
         config={**settings, "first": numbers.start, "count": len(numbers), "image_size": prepared.image_size},

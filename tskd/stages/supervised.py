@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 
 from tskd.config import AugmentConfig, TrainConfig
 from tskd.data.prepared import Prepared
-from tskd.engine import FitResult, ImageBatches
+from tskd.engine import FitResult, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import ImageArray, allowed_flips, to_images
 from tskd.losses.classes import hard_prediction
 from tskd.losses.segmentation import label_loss
 from tskd.metrics.segmentation import agreement
+from tskd.models.flops import gflops, training_flops
+from tskd.models.registry import STUDENT_FILE, save_model
+from tskd.seeding import derive
 from tskd.types import Batch
 
 VALIDATION_BATCH = 16
@@ -87,3 +91,39 @@ def training_metrics(result: FitResult, **more: Any) -> dict[str, Any]:
     validated = result.best_score > -math.inf
     scored = {"val_dice": round(result.best_score, 5), "best_step": result.best_step} if validated else {}
     return {"steps": result.steps, **scored, "train_seconds": round(result.seconds, 2), **more}
+
+
+def train_on_labels(
+    config: TrainConfig,
+    description: Mapping[str, Any],
+    model: torch.nn.Module,
+    labelled: Labelled,
+    prepared: Prepared,
+    folder: Path,
+    *,
+    seed: int,
+    runtime: Runtime,
+    label: str,
+    augment: AugmentConfig,
+    lr: float | None = None,
+    layer_decay: float = 1.0,
+    validate_start: bool = False,
+) -> dict[str, Any]:
+    """Train a network on labels, selected on the validation part; save it and return the metrics."""
+    flops = training_flops(model, prepared.image_size)
+    training = Training(
+        label=label,
+        module=model,
+        step=label_step,
+        batches=labelled_batches(labelled, prepared.classes, config, augment, derive(seed, label, "batches")),
+        settings=config,
+        seed=seed,
+        validate=validation(prepared),
+        validate_start=validate_start,
+        lr=lr,
+        layer_decay=layer_decay,
+    )
+    result = fit(training, folder, runtime)
+    if runtime.fabric.is_global_zero:
+        save_model(folder, model, description, file=STUDENT_FILE)
+    return training_metrics(result, student_gflops=gflops(result.steps * config.batch_size * flops))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from tskd.artifacts import canonical_json, file_sha256
+from tskd.artifacts import Artifact, canonical_json, file_sha256
 from tskd.config import OFFLINE, RANDOM, TeacherConfig
 from tskd.console import say
 from tskd.data.prepared import Prepared
@@ -29,7 +29,9 @@ from tskd.models.weights import (
     resolve_sam,
 )
 from tskd.seeding import derive
+from tskd.stages.shown import as_input
 from tskd.stages.supervised import label_step, labelled_batches, training_labels, training_metrics, validation
+from tskd.stages.workbench import Workbench
 
 VERSION = 4
 FILE = "adapter.safetensors"
@@ -52,6 +54,20 @@ class TeacherSource(NamedTuple):
     """Sha256 of the base weights; empty where they have not been read yet."""
     file: Path | None = None
     """The base weights."""
+
+
+def build(bench: Workbench, config: TeacherConfig, source: TeacherSource, data: Artifact, shown: Artifact) -> Artifact:
+    """Return the base model adapted on the labelled budget; ``shown``: the prepared ``data`` at the teacher's size."""
+    return bench.train(
+        "teacher",
+        lambda folder: train_teacher(
+            config, source, Prepared(shown.path), folder, seed=bench.seed, runtime=bench.runtime
+        ),
+        config.model_copy(update={"accumulate": config.accumulate or 1}),  # chosen parts change no result
+        without=SAME_RESULT | RESOLVED,
+        inputs={"data": data.digest, "weights": source.digest, "network": network(source), **as_input(shown, data)},
+        version=VERSION,
+    )
 
 
 def choose_teacher(

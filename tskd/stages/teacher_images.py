@@ -30,7 +30,7 @@ from tskd.stages.prepare import data_root, open_data
 VERSION = 1
 
 
-def build_teacher_images(store: Builder, data: DataConfig, prepared: Artifact, size: int) -> Artifact:
+def build(store: Builder, data: DataConfig, prepared: Artifact, size: int) -> Artifact:
     """Return the images as a teacher of that size sees them; the prepared data themselves where the sizes agree."""
     if size == data.image_size:
         return prepared

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import Artifact, Builder
+from tskd.artifacts import Artifact
 from tskd.config import Flip, TransferConfig
 from tskd.data.augment import GeometryRange, apply_photometry, draw_geometry, draw_photometry, move_images
 from tskd.data.prepared import Part, Prepared
@@ -23,6 +23,7 @@ from tskd.errors import UserError
 from tskd.models.diffusion import to_uint8
 from tskd.seeding import numpy_generator, torch_generator
 from tskd.stages.gate import drop_copies
+from tskd.stages.workbench import Workbench
 
 VERSION = 5
 REAL_PARTS: tuple[Part, ...] = ("unlabelled", "train")
@@ -31,18 +32,16 @@ ROTATION, SCALE, SHIFT, PHOTOMETRY = 30.0, 0.3, 0.15, 1.5
 """About twice what training draws anyway: a stored image should add to what training makes of its source."""
 
 
-def build_transfer(
-    store: Builder, config: TransferConfig, data: Artifact, samples: Sequence[Artifact], *, seed: int
-) -> Artifact:
+def build(bench: Workbench, config: TransferConfig, data: Artifact, samples: Sequence[Artifact]) -> Artifact:
     """Return the transfer set; ``samples`` are the blocks of sampled images, none where ``config.synthetic`` is 0."""
 
     def make(folder: Path) -> dict[str, Any]:
         sampled = read_samples([block.path for block in samples]) if samples else None
-        return write_transfer(config, Prepared(data.path), folder, seed=seed, samples=sampled)
+        return write_transfer(config, Prepared(data.path), folder, seed=bench.seed, samples=sampled)
 
     blocks = {f"samples {number}": block.digest for number, block in enumerate(samples)}
     inputs = {"data": data.digest, **blocks}
-    return store.build("transfer", make, config=config.model_dump(), inputs=inputs, seed=seed, version=VERSION)
+    return bench.build("transfer", make, config=config.model_dump(), inputs=inputs, version=VERSION)
 
 
 def write_transfer(

@@ -14,7 +14,7 @@ from tskd.config import EngineConfig
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import open_runtime
 from tskd.engine.batches import to_images
-from tskd.stages.pseudo import labels_and_pseudo_labels, predict_masks, pseudo_labels
+from tskd.stages.pseudo_masks import labels_and_pseudo_labels, predict_masks, pseudo_labels
 from tskd.types import SegmentationOutput
 
 SIZE = 32

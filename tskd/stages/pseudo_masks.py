@@ -1,11 +1,7 @@
-"""Pseudo-labels: the adapted teacher's hard masks on the transfer set, and what is trained on them.
-
-It is the simple thing a user would try: no features, no probabilities, the teacher's answer taken for the truth.
-"""
+"""Pseudo-masks: the adapted teacher's hard masks on the transfer set, its answer taken for the truth."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +9,41 @@ import numpy as np
 import torch
 from torch import nn
 
-from tskd.artifacts import Artifact, Builder
-from tskd.config import DistillConfig
+from tskd.artifacts import Artifact
 from tskd.console import progress
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferImages, TransferRecord, TransferSet
-from tskd.engine import Runtime, Training, fit
+from tskd.engine import Runtime
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.classes import hard_prediction
 from tskd.losses.distance import match_size
-from tskd.models.flops import gflops, inference_flops, training_flops
-from tskd.models.registry import STUDENT_FILE, build_model, load_model, save_model
-from tskd.seeding import derive
-from tskd.stages.supervised import Labelled, label_step, labelled_batches, training_labels, training_metrics
+from tskd.models.flops import gflops, inference_flops
+from tskd.models.registry import load_model
+from tskd.stages.shown import as_input
+from tskd.stages.supervised import Labelled, training_labels
+from tskd.stages.workbench import Workbench
 
 VERSION = 2
 MASKS = "masks.npy"
-UNUSED_SETTINGS = frozenset(
-    {"encoder_loss", "decoder_loss", "encoder_weight", "decoder_weight", "temperature", "cache", "views"}
-)
-"""Of ``distill``: a student of hard masks knows none of them."""
 _AT_ONCE = 8
 
 
-def build_masks(
-    store: Builder,
-    teacher: Artifact,
-    transfer: TransferSet,
-    inputs: Mapping[str, str],
-    *,
-    image_size: int,
-    seed: int,
-    runtime: Runtime,
-) -> Artifact:
-    """Return the artifact of an adapted teacher's hard masks on a transfer set as it sees it, at the student's
-    ``image_size``; ``inputs``: digests of the data and the transfer set."""
-    return store.build(
+def build(bench: Workbench, teacher: Artifact, transfer: Artifact, data: Artifact, shown: Artifact) -> Artifact:
+    """Return an adapted teacher's hard masks on a transfer set; ``shown``: the prepared ``data`` at its own size."""
+    size = Prepared(data.path).image_size
+    return bench.build(
         "pseudo_masks",
         lambda folder: predict_masks(
-            load_model(teacher.path), transfer, folder, image_size=image_size, runtime=runtime
+            load_model(teacher.path), TransferSet(transfer.path, Prepared(shown.path)), folder,
+            image_size=size, runtime=bench.runtime,
         ),
-        config={"precision": runtime.precision},
-        inputs={**inputs, "teacher": teacher.digest},
-        seed=seed,
+        config={"precision": bench.precision},
+        inputs={
+            "data": data.digest, "transfer": transfer.digest, **as_input(shown, data), "teacher": teacher.digest
+        },
         version=VERSION,
-    )
+    )  # fmt: skip
 
 
 def predict_masks(
@@ -100,26 +85,3 @@ def labels_and_pseudo_labels(prepared: Prepared, transfer: TransferSet, masks: P
         masks=np.concatenate([true.masks, pseudo.masks[others]]),
         names=[record.id for record in records],
     )
-
-
-def learn_pseudo_labels(
-    config: DistillConfig,
-    description: Mapping[str, Any],
-    labelled: Labelled,
-    folder: Path,
-    *,
-    seed: int,
-    runtime: Runtime,
-) -> dict[str, Any]:
-    """Train a student on pseudo-labels, for as long and in the way distillation would; save it."""
-    torch.manual_seed(derive(seed, "student"))
-    student = build_model(description)
-    flops = training_flops(student, description["image_size"])
-    batches = labelled_batches(
-        labelled, description["classes"], config, config.augment, derive(seed, "transfer batches")
-    )
-    training = Training("pseudo-labels", student, label_step, batches, config, seed)
-    result = fit(training, folder, runtime)
-    if runtime.fabric.is_global_zero:
-        save_model(folder, student, description, file=STUDENT_FILE)
-    return training_metrics(result, student_gflops=gflops(result.steps * config.batch_size * flops))

@@ -1,0 +1,265 @@
+"""Distil any network into any other, with the losses, augmentation, engine and exact resume of `tskd run`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tskd.api.images import Material, Squares, gather
+from tskd.api.networks import AsSegmenter, Background
+from tskd.artifacts import canonical_json, read_log, write_json
+from tskd.config import DistillConfig, EngineConfig, FinetuneConfig, build_section
+from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
+from tskd.engine.batches import allowed_flips, to_images
+from tskd.errors import UserError
+from tskd.losses.classes import hard_prediction
+from tskd.models.registry import load_model
+from tskd.seeding import derive
+from tskd.stages import distill as stage
+from tskd.stages.supervised import label_step, labelled_batches, validation
+from tskd.types import SegmentationOutput
+
+if TYPE_CHECKING:
+    import pandas
+
+IDENTITY, WEIGHTS = "distillation.json", "student.safetensors"
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What :func:`distill` answers: the student as it is now, and how it got there."""
+
+    student: nn.Module
+    """The network that was given, trained, in evaluation mode."""
+    classes: tuple[str, ...]
+    """Names of the foreground classes."""
+    image_size: int
+    features: bool
+    """Whether features were distilled beside the logits: where both networks offer some."""
+    log: tuple[Mapping[str, Any], ...] = field(repr=False)
+    segmenter: AsSegmenter = field(repr=False)
+
+    @property
+    def history(self) -> pandas.DataFrame:
+        """The training log: ``stage``, ``step`` and the mean losses since the line before."""
+        import pandas
+
+        return pandas.DataFrame(list(self.log))
+
+    def predict(self, images: Any) -> np.ndarray:
+        """Return class indices (N, S, S) uint8, 0 the background, of images as :func:`distill` takes them."""
+        squares = Squares(images, self.image_size)
+        device = next(self.student.parameters()).device
+        answers = []
+        for start in range(0, len(squares), _BATCH):
+            with torch.inference_mode():
+                logits = self.segmenter(to_images(squares[start : start + _BATCH]).to(device)).logits
+            answers.append(hard_prediction(logits).cpu().numpy())
+        return np.concatenate(answers)
+
+
+def distill(
+    teacher: nn.Module | str | Path,
+    student: nn.Module,
+    images: Any,
+    *,
+    labels: Any = None,
+    classes: Iterable[str] | int | None = None,
+    image_size: int | None = None,
+    steps: int = 1200,
+    finetune: Mapping[str, Any] | None = None,
+    teacher_background: Background = "auto",
+    student_background: Background = "auto",
+    teacher_features: str | None = "auto",
+    student_features: str | None = "auto",
+    data: Mapping[str, Any] | None = None,
+    engine: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    minutes: float | None = None,
+    **settings: Any,
+) -> Distilled:
+    """Train a student in place on a teacher's answers for images, then on labels where there are some.
+
+    ``teacher`` and ``student`` are modules that take (B, 3, H, W) in [0, 1] (or one channel) and answer logits
+    (B, C, H, W), a :class:`tskd.types.SegmentationOutput`, or something with ``logits``: networks of smp, MONAI, timm
+    and, in a module of two lines, of Hugging Face. ``teacher`` may also be the folder of a teacher that a run trained.
+    With a channel for the background it is the first one; ``*_background`` says so where C leaves it open. Features are
+    matched where both offer some (``*_features`` names the part that gives them); else logits alone.
+
+    ``images`` is an array (N, H, W[, C]), a list of images, a torch Dataset or a data folder; ``labels`` a pair
+    (images, masks), or True for those of the folder, whose validation part then chooses the weights. ``settings`` are
+    those of the recipe's section ``distill`` (``batch_size``, ``lr``, ``encoder_weight``, ``augment``, ...);
+    ``finetune``, ``data`` and ``engine`` are mappings of the sections of these names.
+
+    With ``out`` the state is kept there: a stopped call goes on where it was when it is made again, and ends with the
+    same weights. Raises UserError for settings, images or networks that do not fit, Paused after ``minutes``.
+    """
+    config = build_section(DistillConfig, {"steps": steps, **settings}, "distill")
+    then = build_section(FinetuneConfig, dict(finetune or {}), "finetune")
+    runtime = open_runtime(build_section(EngineConfig, dict(engine or {}), "engine"), minutes=minutes)
+    names = tuple(classes) if not isinstance(classes, int | None) else None
+    count = classes if isinstance(classes, int | None) else len(names or ())
+    with ExitStack() as stack:
+        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        material = gather(images, labels, image_size=image_size, out=folder, data=dict(data or {}))
+        if material.classes is not None and count is None:
+            names, count = material.classes, len(material.classes)
+        size = material.image_size
+        guide = AsSegmenter(
+            _loaded(teacher),
+            image_size=size,
+            classes=count,
+            background=teacher_background,
+            features=teacher_features,
+            name="teacher",
+        )
+        learner = AsSegmenter(
+            student, image_size=size, classes=count or guide.classes, background=student_background,
+            features=student_features, name="student",
+        )  # fmt: skip
+        _require_fit(guide, learner, material)
+        names = names or tuple(f"class{index}" for index in range(1, guide.classes + 1))
+        work = _Work(config, then, guide, learner, material, names, seed, runtime, folder)
+        log = work.done()
+    return Distilled(student.eval(), names, size, work.with_features, tuple(log), learner)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One call of :func:`distill`."""
+
+    config: DistillConfig
+    then: FinetuneConfig
+    teacher: AsSegmenter
+    student: AsSegmenter
+    material: Material
+    classes: tuple[str, ...]
+    seed: int
+    runtime: Runtime
+    folder: Path
+
+    @property
+    def with_features(self) -> bool:
+        offered = self.teacher.offers_features and self.student.offers_features
+        return offered and self.config.encoder_weight > 0
+
+    def done(self) -> list[dict[str, Any]]:
+        """Train; return the log."""
+        self._claim()
+        names = {"distill": self._distillation} | ({"finetune": self._finetuning} if self.material.labelled else {})
+        log: list[dict[str, Any]] = []
+        for name, training in names.items():
+            place = self.folder / name
+            place.mkdir(parents=True, exist_ok=True)
+            fit(training(), place, self.runtime)
+            log += [{"stage": name, **line} for line in read_log(place)]
+        if not self.with_features:
+            log = [{key: value for key, value in line.items() if key != "encoder_loss"} for line in log]
+        save_file(_whole(self.student.network), self.folder / WEIGHTS)
+        return log
+
+    def _distillation(self) -> Training:
+        config = self.config
+        if not self.with_features:
+            if config.decoder_weight == 0:
+                raise UserError(
+                    "decoder_weight is 0 and one of the two networks offers no features: nothing to distil."
+                )
+            config = config.model_copy(update={"encoder_weight": 0.0})
+        ask = stage.online(self.teacher, self.runtime)
+        batches = ImageBatches(
+            self.material.images, None, self.material.names, config.batch_size, config.augment,
+            derive(self.seed, "transfer batches"), allowed_flips(config.augment.flip, self.classes),
+        )  # fmt: skip
+        torch.manual_seed(derive(self.seed, "projection"))
+        level, module = stage.attach_projection(self.student, _on_cpu(ask(batches(0, 0, config.accumulate))))
+        return stage.distillation(config, module, level, batches, ask, seed=self.seed)
+
+    def _finetuning(self) -> Training:
+        assert self.material.labelled is not None
+        config, prepared = self.then, self.material.prepared
+        seed = derive(self.seed, "finetune", "batches")
+        return Training(
+            label="finetune",
+            module=self.student,
+            step=label_step,
+            batches=labelled_batches(self.material.labelled, self.classes, config, config.augment, seed),
+            settings=config,
+            seed=self.seed,
+            validate=validation(prepared) if prepared is not None and len(prepared.rows("val")) else None,
+        )
+
+    def _claim(self) -> None:
+        """Say in the folder what is trained there; UserError where it holds another training's state."""
+        shapes = {name: list(one.shape) for name, one in self.student.network.state_dict().items()}
+        identity = {
+            "distill": self.config.model_dump(mode="json"),
+            "finetune": self.then.model_dump(mode="json") if self.material.labelled else None,
+            "seed": self.seed,
+            "images": list(self.material.images.shape),
+            "classes": list(self.classes),
+            "student": hashlib.sha256(canonical_json(shapes).encode()).hexdigest(),
+            "teacher": weights_digest(self.teacher.network),
+        }
+        path = self.folder / IDENTITY
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != identity:
+            raise UserError(
+                f"{self.folder} holds another distillation (other settings, images or networks: {IDENTITY}). "
+                "Choose another folder for out, or remove this one."
+            )
+        write_json(path, identity)
+
+
+def _loaded(teacher: nn.Module | str | Path) -> nn.Module:
+    if isinstance(teacher, nn.Module):
+        return teacher
+    folder = Path(teacher)
+    if not (folder / "model.json").is_file():
+        raise UserError(
+            f"{folder}: no trained teacher is there. Give a module, or a folder teacher-... of a run's artifacts."
+        )
+    return load_model(folder)
+
+
+def _require_fit(teacher: AsSegmenter, student: AsSegmenter, material: Material) -> None:
+    if teacher.classes != student.classes:
+        raise UserError(
+            f"the teacher answers {teacher.classes} foreground class(es), the student {student.classes}. Give both the "
+            "same; where a first channel is the background, say teacher_background='channel' or student_background."
+        )
+    if (
+        material.labelled is not None
+        and int(material.labelled.masks.max(where=material.labelled.masks != 255, initial=0)) > student.classes
+    ):
+        raise UserError(f"labels: the masks hold classes above {student.classes}, the number that the networks know.")
+
+
+def _on_cpu(answer: SegmentationOutput) -> SegmentationOutput:
+    return SegmentationOutput(tuple(one.cpu() for one in answer.features), answer.logits.cpu())
+
+
+def _whole(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Return the sha256 of a network's tensors, names included."""
+    found = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

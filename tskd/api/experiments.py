@@ -1,0 +1,195 @@
+"""Checks, runs and comparisons from Python: the work of the commands, with results to look at and compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tskd.api.model import Model, load
+from tskd.api.recipes import changes_of, load_recipe
+from tskd.api.show import image_html, table_html
+from tskd.config import Recipe
+
+if TYPE_CHECKING:
+    import pandas
+    from PIL import Image
+
+    from tskd.data.check import CheckReport
+    from tskd.report.run_folder import RunFolder
+
+PICTURES = 6
+"""How many pictures a notebook shows of a run."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    out: Path
+
+    @cached_property
+    def _folder(self) -> RunFolder:
+        from tskd.report.run_folder import open_run
+
+        return open_run(self.out)
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """What ``run.json`` holds."""
+        return self._folder.summary
+
+    @property
+    def scores(self) -> pandas.DataFrame:
+        """One row a model: mean Dice with its 95 % interval over cases, distances, and how many cases there were."""
+        import pandas
+
+        folder = self._folder
+        rows = [{"name": name, "model": folder.title(name), **_scores(folder, name)} for name in folder.models]
+        return pandas.DataFrame(rows)
+
+    @property
+    def cases(self) -> pandas.DataFrame:
+        """One row a model, test case and class: what the means are over."""
+        import pandas
+
+        folder = self._folder
+        rows = [{"name": name, **row.as_dict()} for name in folder.models for row in folder.predictions[name].scores]
+        return pandas.DataFrame(rows)
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """The student's worst, median and best test images, its mask as an area and the expert's as a line."""
+        from PIL import Image
+
+        from tskd.report.run_folder import STUDENT
+
+        paths = sorted((self._folder.evaluation(STUDENT).path / "overlays").glob("*.png"))
+        return [Image.open(path).copy() for path in paths]
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file to be read offline."""
+        from tskd.report import REPORT
+
+        return self.out / REPORT
+
+    @cached_property
+    def model(self) -> Model:
+        """The model to ship."""
+        return load(self.out)
+
+    def _repr_html_(self) -> str:
+        shown = "".join(image_html(one, "prediction and mask on a test image") for one in self.pictures[:PICTURES])
+        return f"{table_html(self.scores)}{shown}"
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A finished comparison, as its tables hold it."""
+
+    out: Path
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """One row a run."""
+        from tskd.comparison_files import TABLE
+
+        return self._read(TABLE)
+
+    @property
+    def tests(self) -> pandas.DataFrame:
+        """One row a pair of methods: the difference, its interval over seeds and cases, and p for these trainings."""
+        from tskd.comparison_files import TESTS
+
+        return self._read(TESTS)
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file to be read offline."""
+        from tskd.report import REPORT
+
+        return self.out / REPORT
+
+    def _read(self, name: str) -> pandas.DataFrame:
+        import pandas
+
+        return pandas.read_csv(self.out / name)
+
+    def _repr_html_(self) -> str:
+        return table_html(self.table[["method", "dice", "dice_ci95_low", "dice_ci95_high", "seconds"]])
+
+
+def check(folder: str | Path, layout: str | None = None, **data: Any) -> CheckReport:
+    """Look at a data folder and return every problem by name; ``data`` as in the recipe's section.
+
+    ``report.usable`` says whether a run can start. Raises UserError where there is nothing to look at.
+    """
+    from tskd.console import counting
+    from tskd.data.check import inspect
+    from tskd.data.layouts import LayoutOptions
+
+    config = load_recipe(None, data=data | ({} if layout is None else {"layout": layout})).data
+    with counting("check") as count:
+        return inspect(Path(folder), config.layout, progress=count, options=LayoutOptions.of(config.model_dump()))
+
+
+def run(
+    recipe: Recipe | str | Path | None = None,
+    data: str | Path | None = None,
+    out: str | Path = "out",
+    *,
+    minutes: float | None = None,
+    **changes: Any,
+) -> RunResult:
+    """Run the whole method on a data folder, as `tskd run` does; a run that was stopped goes on.
+
+    ``recipe`` is a Recipe, the name of a built-in one (``quick``, ``laptop``, ...), a YAML file, or None for the
+    defaults; ``changes`` are sections or ``**{"section.key": value}``. Raises UserError for what cannot be used, and
+    Paused after ``minutes``.
+    """
+    from tskd.experiment.opening import open_run
+    from tskd.experiment.pipeline import execute
+
+    settings = load_recipe(recipe, **changes_of(data), **changes)
+    opened = open_run(settings, Path(out), minutes=minutes)
+    execute(opened)
+    return RunResult(Path(out))
+
+
+def compare(
+    grid: str | Path,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    workers: int = 1,
+    **changes: Any,
+) -> ComparisonResult:
+    """Run a grid of methods, budgets, seeds and settings, as `tskd compare` does, and return its tables."""
+    from tskd.api.recipes import as_overrides
+    from tskd.comparison.command import Machines
+    from tskd.comparison.command import compare as compare_all
+    from tskd.comparison.grid import load_grid
+
+    found = load_grid(Path(grid), as_overrides({**changes_of(data), **changes}))
+    folder = Path(out) if out is not None else Path("out/compare") / found.name
+    compare_all(found, folder, Machines(workers=workers))
+    return ComparisonResult(folder)
+
+
+def _scores(folder: RunFolder, name: str) -> dict[str, Any]:
+    metrics, unit = folder.metrics[name], folder.unit
+    low, high = metrics["dice_ci95"]
+    return {
+        "dice": metrics["dice"],
+        "dice_low": low,
+        "dice_high": high,
+        "iou": metrics["iou"],
+        f"hd95_{unit}": metrics[f"hd95_{unit}"],
+        f"assd_{unit}": metrics[f"assd_{unit}"],
+        "cases": metrics["n_cases"],
+        "missed": metrics["missed"],
+        "false_positive": metrics["false_positive"],
+    }

@@ -1,0 +1,159 @@
+"""Images as people have them in Python: arrays, data sets of torch, data folders; read when a batch needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tskd.artifacts import ARTIFACTS, Store
+from tskd.config import DataConfig, build_section
+from tskd.data.intensity import to_rgb
+from tskd.data.prepared import Prepared, squeeze_image, squeeze_mask
+from tskd.engine.batches import CELL, ImageArray
+from tskd.errors import UserError
+from tskd.stages import prepare
+from tskd.stages.supervised import Labelled, training_labels
+
+MOST = 512
+"""Side in pixels that larger images are reduced to where no size is given."""
+
+
+class Squares:
+    """Images of any size as squares (N, S, S, 3) uint8, made when they are asked for; an :class:`ImageArray`."""
+
+    def __init__(self, items: Any, size: int) -> None:
+        self.items, self.shape = items, (len(items), size, size, 3)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        if isinstance(indices, slice):
+            indices = range(*indices.indices(len(self)))
+        return np.stack([squeeze_image(as_pixels(self.items[int(index)]), self.shape[1]) for index in indices])
+
+
+class Rows:
+    """Some rows of an array of images; an :class:`ImageArray` that copies nothing."""
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray) -> None:
+        self.images, self.rows, self.shape = images, rows, (len(rows), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        return self.images[self.rows[indices]]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learned from."""
+
+    images: ImageArray
+    """Without labels: (N, S, S, 3) uint8."""
+    names: tuple[str, ...]
+    labelled: Labelled | None = None
+    classes: tuple[str, ...] | None = None
+    """Names of the foreground classes where they are known."""
+    prepared: Prepared | None = None
+    """The prepared folder it comes from."""
+
+    @property
+    def image_size(self) -> int:
+        return int(self.images.shape[1])
+
+
+def gather(images: Any, labels: Any, *, image_size: int | None, out: Path, data: dict[str, Any]) -> Material:
+    """Return images (and labels) of an array, a torch Dataset, a sequence or a data folder.
+
+    Of a folder the labelled and unlabelled training images are used, never its test images, and its own labels where
+    ``labels`` is True. ``data`` holds further settings of the recipe's section of that name, for folders alone.
+    """
+    if isinstance(images, str | Path):
+        return _of_folder(Path(images), labels, image_size, out, data)
+    if data:
+        raise UserError(f"data ({', '.join(data)}) says how a folder is read, and the images are no folder.")
+    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+        raise UserError(
+            f"images: a {type(images).__name__} cannot be read by index. Give an array (N, H, W[, C]), a list of "
+            "images, a torch Dataset with a length, or a data folder."
+        )
+    if len(images) == 0:
+        raise UserError("images: there are none.")
+    size = image_size or _size_of(as_pixels(images[0]))
+    names = tuple(f"image {number}" for number in range(len(images)))
+    return Material(Squares(images, _require_cells(size)), names, _labelled(labels, size))
+
+
+def _of_folder(root: Path, labels: Any, image_size: int | None, out: Path, data: dict[str, Any]) -> Material:
+    sized = {} if image_size is None else {"image_size": image_size}
+    config = build_section(DataConfig, {"root": str(root), **sized, **data}, "data")
+    prepared = Prepared(prepare.build(Store(out / ARTIFACTS), config).path)
+    rows = prepared.rows("unlabelled", "train")
+    labelled = training_labels(prepared) if labels is True else _labelled(labels, prepared.image_size)
+    return Material(Rows(prepared.images, rows), prepared.names(rows), labelled, prepared.classes, prepared)
+
+
+def _labelled(labels: Any, size: int) -> Labelled | None:
+    """Return pairs ``(images, masks)`` as training takes them, masks (N, S, S) uint8."""
+    if labels is None:
+        return None
+    if not isinstance(labels, tuple) or len(labels) != 2 or len(labels[0]) != len(labels[1]):
+        raise UserError(
+            "labels: give a pair (images, masks) of equal lengths; True for those of a data folder; or None."
+        )
+    images, masks = labels
+    drawn = np.stack([squeeze_mask(_as_mask(masks[number]), size) for number in range(len(masks))])
+    return Labelled(Squares(images, size), drawn, tuple(f"label {number}" for number in range(len(masks))))
+
+
+def as_pixels(item: Any) -> np.ndarray:
+    """Return one image as (H, W, 3) uint8: a PIL image, an array (H, W[, C]), a tensor (C, H, W), the first of a pair.
+
+    Floats lie in [0, 1]. Raises UserError for anything else.
+    """
+    if isinstance(item, tuple | list):
+        return as_pixels(item[0])
+    if isinstance(item, dict):
+        return as_pixels(item["image"] if "image" in item else next(iter(item.values())))
+    values = np.asarray(item.convert("RGB")) if isinstance(item, Image.Image) else _channels_last(item)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)):
+        raise UserError(f"an image of shape {values.shape}: (H, W), (H, W, C) or a tensor (C, H, W) is needed.")
+    if values.dtype == np.uint8:
+        return to_rgb(values)
+    if values.dtype.kind != "f" or not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        raise UserError(
+            f"an image of {values.dtype} from {values.min():g} to {values.max():g}: give uint8, or floats in [0, 1]."
+        )
+    return to_rgb(np.rint(values * 255).astype(np.uint8))
+
+
+def _channels_last(item: Any) -> np.ndarray:
+    """Return an array (H, W[, C]): tensors have their channels first, arrays last."""
+    if hasattr(item, "detach"):
+        values = item.detach().cpu().numpy()
+        return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
+    return np.asarray(item)
+
+
+def _as_mask(item: Any) -> np.ndarray:
+    values = np.squeeze(item.detach().cpu().numpy() if hasattr(item, "detach") else np.asarray(item))
+    if values.ndim != 2 or values.min() < 0 or values.max() > 255 or (values != np.rint(values)).any():
+        raise UserError(f"a mask of shape {values.shape}: (H, W) of whole class numbers is needed, 0 the background.")
+    return values.astype(np.uint8)
+
+
+def _size_of(pixels: np.ndarray) -> int:
+    """Return the side to work at: the image's longer one in whole cells, at most ``MOST``."""
+    return max(CELL, min(MOST, max(pixels.shape[:2])) // CELL * CELL)
+
+
+def _require_cells(size: int) -> int:
+    if size % CELL or size < CELL:
+        raise UserError(f"image_size {size}: choose a multiple of {CELL}.")
+    return size

@@ -1,0 +1,103 @@
+"""A shipped model in Python: images in, masks out, by the same onnxruntime session as `tskd predict`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tskd.api.images import as_pixels
+from tskd.api.show import image_html, table_html
+from tskd.bundle import CARD, Bundle, open_bundle
+from tskd.network_file import ask
+from tskd.overlays import draw_overlay, enlargement
+
+if TYPE_CHECKING:
+    import pandas
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one image."""
+
+    classes: np.ndarray
+    """(H, W) uint8 class index, 0 background."""
+    probabilities: np.ndarray
+    """(K + 1, H, W) float32, background first."""
+    names: tuple[str, ...]
+    """Of the foreground classes: index 1 is the first."""
+    image: np.ndarray = field(repr=False)
+    """(H, W, 3) uint8: what was looked at."""
+
+    @property
+    def areas(self) -> pandas.DataFrame:
+        """Pixels of each class, and their share of the image."""
+        import pandas
+
+        counts = np.bincount(self.classes.ravel(), minlength=len(self.names) + 1)[1:]
+        return pandas.DataFrame({"class": self.names, "pixels": counts, "share": counts / self.classes.size})
+
+    @property
+    def overlay(self) -> Image.Image:
+        """The mask drawn on the image."""
+        from PIL import Image
+
+        drawn = draw_overlay(self.image, None, self.classes, classes=len(self.names), enlarge=enlargement(self.image))
+        return Image.fromarray(drawn)
+
+    def _repr_html_(self) -> str:
+        return image_html(self.overlay, "prediction drawn on the image") + table_html(self.areas)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundle whose files were checked when it was loaded."""
+
+    bundle: Bundle
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the foreground classes."""
+        return self.bundle.classes
+
+    @property
+    def card(self) -> str:
+        """The model card, Markdown: what it was trained on, what it scored, what it is not for."""
+        path = self.bundle.folder / CARD
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    @cached_property
+    def _session(self) -> Any:
+        return self.bundle.session()
+
+    def predict(self, image: Any) -> Prediction:
+        """Segment one image: a path (PNG, JPEG, TIFF, single DICOM, ...), a PIL image, an array or a tensor.
+
+        Arrays are (H, W) or (H, W, 3) uint8, or floats in [0, 1]. Volumes and folders: `tskd predict`. Raises UserError
+        for what cannot be read.
+        """
+        if isinstance(image, str | Path):
+            from tskd.data.images import read_image
+
+            pixels = read_image(Path(image), intensity=self.bundle.window)
+        else:
+            pixels = as_pixels(image)
+        answer = ask(self._session, pixels)
+        return Prediction(answer.classes, answer.probabilities, self.classes, pixels)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<details open><summary>Model card</summary><pre>{escape(self.card)}</pre></details>"
+
+
+def load(folder: str | Path) -> Model:
+    """Return the model of a bundle's folder or of a run's output folder; its files are verified first.
+
+    Raises UserError where there is none, or a file is not the one that was exported.
+    """
+    return Model(open_bundle(Path(folder)))

@@ -1,0 +1,72 @@
+"""Recipes by name, by file or from Python values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tskd.config import Recipe, build_recipe
+from tskd.errors import UserError
+from tskd.settings import read_settings, set_key
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+
+
+def names() -> list[str]:
+    """Return the names of the built-in recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """Return the file of a recipe that is named or given as a path; UserError lists the names."""
+    path = Path(recipe)
+    if path.is_file() or path.suffix:
+        return path
+    built_in = FOLDER / f"{recipe}.yaml"
+    if not built_in.is_file():
+        raise UserError(f"recipe {str(recipe)!r} is not known. Give a YAML file, or one of: {', '.join(names())}")
+    return built_in
+
+
+def load_recipe(recipe: Recipe | str | Path | None = None, **changes: Any) -> Recipe:
+    """Return a recipe (None: the defaults) with changes: ``teacher={"rank": 8}`` or ``**{"teacher.rank": 8}``.
+
+    Raises UserError naming every key or value that does not fit.
+    """
+    source, values = _values(recipe)
+    for key, value in changes.items():
+        _merge(values, key, value)
+    return build_recipe(values, source)
+
+
+def changes_of(data: str | Path | None) -> dict[str, Any]:
+    """Return the change that a data folder is."""
+    return {} if data is None else {"data.root": str(data)}
+
+
+def as_overrides(changes: Mapping[str, Any]) -> list[str]:
+    """Return changes as the command line writes them: ``section.key=value``."""
+    flat: dict[str, Any] = {}
+    for key, value in changes.items():
+        flat |= {f"{key}.{inner}": one for inner, one in value.items()} if isinstance(value, Mapping) else {key: value}
+    return [f"{key}={json.dumps(value)}" for key, value in flat.items()]
+
+
+def _values(recipe: Recipe | str | Path | None) -> tuple[str, dict[str, Any]]:
+    if recipe is None:
+        return "the settings", {}
+    if isinstance(recipe, Recipe):
+        return "the recipe", recipe.model_dump(exclude_unset=True)
+    path = find_recipe(recipe)
+    return str(path), read_settings(path)
+
+
+def _merge(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set one key; a mapping changes what it names and leaves the rest of its section."""
+    if not isinstance(value, Mapping):
+        set_key(values, key, str(value) if isinstance(value, Path) else value)
+        return
+    for inner, one in value.items():
+        _merge(values, f"{key}.{inner}", one)

@@ -1,0 +1,54 @@
+"""Scores of a mask against the truth, by the definitions of every table here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tskd.errors import UserError
+from tskd.metrics.segmentation import score_case
+from tskd.types import UNLABELLED
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def score(
+    prediction: Any, mask: Any, *, spacing: Sequence[float] | None = None, classes: Sequence[str] | None = None
+) -> pandas.DataFrame:
+    """Return Dice, IoU, HD95 and ASSD of each foreground class, one row a class.
+
+    ``prediction`` is a :class:`Prediction` or, as ``mask``, class indices (H, W) or (H, W, D), 0 the background and 255
+    unlabelled. ``spacing`` is millimetres along each axis; without it distances are in pixels. ``status`` says where
+    one of the two is empty: both empty score 1, one alone scores 0. Raises UserError where shapes or indices do not
+    fit.
+    """
+    import pandas
+
+    found = np.asarray(getattr(prediction, "classes", prediction))
+    truth = np.asarray(mask)
+    names = tuple(classes or getattr(prediction, "names", ()) or _numbered(found, truth))
+    step = None if spacing is None else tuple(float(one) for one in spacing)
+    try:
+        rows = score_case(found, truth, classes=len(names), spacing=step)
+    except ValueError as error:
+        raise UserError(f"score: {error}") from error
+    unit = "px" if step is None else "mm"
+    return pandas.DataFrame(
+        {
+            "class": names,
+            "dice": [row.dice for row in rows],
+            "iou": [row.iou for row in rows],
+            f"hd95_{unit}": [row.hd95 for row in rows],
+            f"assd_{unit}": [row.assd for row in rows],
+            "status": [row.status for row in rows],
+        }
+    )
+
+
+def _numbered(found: np.ndarray, truth: np.ndarray) -> list[str]:
+    known = truth[truth != UNLABELLED]
+    highest = max(int(found.max(initial=0)), int(known.max(initial=0)), 1)
+    return [f"class{index}" for index in range(1, highest + 1)]
