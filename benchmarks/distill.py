@@ -24,13 +24,13 @@ from measure import WARM_UP, in_fresh_process, print_results, step_seconds
 from torch import nn
 from transformers import SamConfig, SamModel
 
-from tskd.config import EngineConfig, Recipe, TeacherConfig, build_recipe
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import ImageBatches, Training, open_runtime
+from tskd.experiment.run import Run
 from tskd.memory import peak_memory_mb
 from tskd.models.registry import adapt, build_model
-from tskd.run import Run
+from tskd.recipe.schema import EngineConfig, Recipe, TeacherConfig, build_recipe
 from tskd.stages import cache, teacher_images
 from tskd.stages.distill import Ask, attach_projection, distillation_step, online, stored
 from tskd.stages.teacher import choose_teacher

@@ -23,11 +23,11 @@ import torch
 from measure import WARM_UP, print_results
 from torch import nn
 
-from tskd.config import AugmentConfig, EngineConfig, FinetuneConfig, Recipe
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
+from tskd.experiment.run import describe_student
 from tskd.models.registry import build_model
-from tskd.run import describe_student
-from tskd.stages.supervised import label_step
+from tskd.recipe.schema import AugmentConfig, EngineConfig, FinetuneConfig, Recipe
+from tskd.stages.label_training import label_step
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # helpers that are never waited for could not be counted
 WAYS = {

@@ -47,10 +47,10 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from tskd.bundle import Bundle
 from tskd.data.images import read_mask_indices
+from tskd.deploy.bundle import Bundle
+from tskd.deploy.predict import predict_paths
 from tskd.errors import UserError
-from tskd.predict import predict_paths
 
 LIMIT = 20.0
 """Seconds that one input may take."""

@@ -28,17 +28,17 @@ from torch import nn
 from transformers import SamConfig, SamModel
 
 from tskd.artifacts import ARTIFACTS, MANIFEST, finished_in, measured
-from tskd.config import AugmentConfig, DiffusionConfig, EngineConfig, FinetuneConfig, TeacherConfig, build_recipe
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.out_of_memory import is_out_of_memory
 from tskd.errors import RunFailed
+from tskd.experiment.run import Run, describe_student
 from tskd.models.diffusion import images_at_once, sample
 from tskd.models.registry import adapt, build_model
 from tskd.models.swin_unet import PRESETS
-from tskd.run import Run, describe_student
+from tskd.recipe.schema import AugmentConfig, DiffusionConfig, EngineConfig, FinetuneConfig, TeacherConfig, build_recipe
 from tskd.seeding import derive
 from tskd.stages.diffusion import DenoisingBatches, build_denoiser, denoising_step, describe, plan_of
-from tskd.stages.supervised import label_step
+from tskd.stages.label_training import label_step
 from tskd.stages.teacher import choose_teacher, parts_of_batch
 
 ROOT = Path(__file__).resolve().parents[1]

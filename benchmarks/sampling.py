@@ -21,11 +21,11 @@ import torch
 from measure import print_results
 
 from tskd.artifacts import MANIFEST, Artifact
-from tskd.config import DiffusionConfig, EngineConfig
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import UserError
 from tskd.metrics.quality import kid
+from tskd.recipe.schema import DiffusionConfig, EngineConfig
 from tskd.stages.quality import Features, imagenet_features
 from tskd.stages.samples import open_sampler
 

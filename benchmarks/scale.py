@@ -22,11 +22,11 @@ from typing import Any
 
 from measure import in_fresh_process, print_results, step_seconds
 
-from tskd.config import Recipe, build_recipe
 from tskd.engine import Training, open_runtime
+from tskd.experiment.run import Run
 from tskd.memory import peak_memory_mb
 from tskd.models.registry import build_model, load_model
-from tskd.run import Run
+from tskd.recipe.schema import Recipe, build_recipe
 from tskd.stages import cache
 from tskd.stages.distill import attach_projection, distillation_step, stored
 from tskd.stages.samples import draw_samples, open_sampler

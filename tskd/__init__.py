@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from tskd.api.model import Model, Prediction, load
     from tskd.api.recipes import load_recipe
     from tskd.api.scores import score
-    from tskd.config import Recipe
     from tskd.data.phantoms import draw_phantom
     from tskd.errors import Paused, RunFailed, UserError
+    from tskd.recipe.schema import Recipe
     from tskd.types import SegmentationOutput
 
 __version__ = "0.1.0"
@@ -40,7 +40,7 @@ _HOMES = {
     "Model": "api.model",
     "Paused": "errors",
     "Prediction": "api.model",
-    "Recipe": "config",
+    "Recipe": "recipe.schema",
     "RunFailed": "errors",
     "RunResult": "api.experiments",
     "SegmentationOutput": "types",

@@ -14,8 +14,8 @@ from tskd.console import printable
 from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder
 
 if TYPE_CHECKING:
-    from tskd.config import Recipe
-    from tskd.run import Run
+    from tskd.experiment.run import Run
+    from tskd.recipe.schema import Recipe
 
 app = typer.Typer(
     name="tskd",
@@ -33,7 +33,10 @@ Executor = Literal["local", "ray"]
 Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interrupted run in it is taken up again.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: section.key=value. May be repeated.")]
 Data = Annotated[str | None, typer.Option("--data", help="Data folder, or 'phantoms' (the default).")]
-RecipeFile = Annotated[Path | None, typer.Argument(help="YAML file of settings; without it the defaults hold.")]
+RecipeFile = Annotated[
+    str | None,
+    typer.Argument(help="Name (see tskd recipes) or YAML file of settings; without it the defaults hold."),
+]
 Minutes = Annotated[
     float | None, typer.Option("--minutes", min=0, help="Pause after so long; the same command goes on.")
 ]
@@ -49,7 +52,7 @@ def demo(out: Out = Path("out/demo"), json_: Json = False) -> None:
 
     Example: tskd demo --out out/demo
     """
-    from tskd.demo import demo_recipe
+    from tskd.experiment.demo import demo_recipe
 
     _execute(_open_run(demo_recipe(), out), json_=json_)
 
@@ -66,7 +69,7 @@ def run(
 ) -> None:
     """Run the whole method on your data. Teacher, distillation, fine-tuning, scores, export.
 
-    Example: tskd run recipes/laptop.yaml --data my_images --out out/first
+    Example: tskd run laptop --data my_images --out out/first
     """
     _execute(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), json_=json_)
 
@@ -92,7 +95,7 @@ def stage(
 
     Example: tskd stage teacher --data my_images --set teacher.rank=16 --out out/first
     """
-    from tskd.pipeline import run_stage
+    from tskd.experiment.pipeline import run_stage
 
     if count is not None:
         set_ = [*(set_ or []), f"transfer.synthetic={count}"]
@@ -104,7 +107,7 @@ def stage(
 
 @app.command()
 def compare(
-    grid: Annotated[Path, typer.Argument(help="YAML file: name, recipe, axes.")],
+    grid: Annotated[str, typer.Argument(help="Name (see tskd recipes) or YAML file: name, recipe, axes.")],
     data: Data = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; out/compare/NAME where it is left out.")] = None,
     set_: Set = None,
@@ -124,13 +127,14 @@ def compare(
 ) -> None:
     """Run a grid of methods, data sets, budgets, seeds and settings. Tests the differences; exit 1 if a run failed.
 
-    Example: tskd compare recipes/compare/smoke.yaml --workers 2
+    Example: tskd compare smoke --workers 2
     """
-    from tskd.compare.grid import load_grid
+    from tskd.comparison.grid import load_grid
+    from tskd.recipe.built_in import find_grid
 
-    found = load_grid(grid, _changes(data, set_))
-    from tskd.compare import command
-    from tskd.compare.summary import plan_as_json, print_comparison, print_plan
+    found = load_grid(find_grid(grid), _changes(data, set_))
+    from tskd.comparison import workflow as command
+    from tskd.comparison.summary import plan_as_json, print_comparison, print_plan
 
     out = out or Path("out/compare") / found.name
     require_folder(out)
@@ -229,8 +233,8 @@ def predict(
 
     Example: tskd predict out/first/model scans/ --out masks --overlays
     """
-    from tskd.bundle import open_bundle
-    from tskd.predict import PredictOptions, predict_paths
+    from tskd.deploy.bundle import open_bundle
+    from tskd.deploy.predict import PredictOptions, predict_paths
 
     options = PredictOptions(probabilities, overlays, overwrite, threads)
     outcome = predict_paths(open_bundle(model), inputs, out, options=options)
@@ -250,10 +254,22 @@ def weights(
 
     Example: tskd weights sam_vit_b_01ec64.pth
     """
-    from tskd.weight_report import as_text, describe
+    from tskd.models.weight_report import as_text, describe
 
     report = describe(file)
     _tell(json.dumps(report) if json_ else as_text(report))
+
+
+@app.command()
+def recipes() -> None:
+    """List the built-in recipes and grids, and what each is for.
+
+    Example: tskd recipes
+    """
+    from tskd.recipe.built_in import describe_all
+
+    for command, head in describe_all():
+        print(f"{command}\n    {head}")
 
 
 @app.command()
@@ -270,8 +286,8 @@ def doctor() -> None:
 
 
 def _execute(run: Run, *, json_: bool) -> None:
-    from tskd.pipeline import execute
-    from tskd.summary import print_summary
+    from tskd.experiment.pipeline import execute
+    from tskd.experiment.summary import print_summary
 
     summary = execute(run)
     if not run.runtime.fabric.is_global_zero:
@@ -282,34 +298,28 @@ def _execute(run: Run, *, json_: bool) -> None:
         print_summary(run.out)
 
 
-def _load(recipe: Path | None, data: str | None, overrides: list[str] | None) -> Recipe:
-    from tskd.config import load_recipe
+def _load(recipe: str | None, data: str | None, overrides: list[str] | None) -> Recipe:
+    from tskd.recipe.built_in import find_recipe
+    from tskd.recipe.schema import load_recipe
 
-    return load_recipe(recipe, _changes(data, overrides))
+    return load_recipe(None if recipe is None else find_recipe(recipe), _changes(data, overrides))
 
 
 def _changes(data: str | None, overrides: list[str] | None) -> list[str]:
-    from tskd.settings import quoted
+    from tskd.recipe.files import quoted
 
     return [*(overrides or []), *([] if data is None else [f"data.root={quoted(data)}"])]
 
 
 def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, download: bool = False) -> Run:
-    from tskd.methods import check_names
+    from tskd.experiment.opening import open_run
 
-    check_names(recipe)  # before the heavy imports: a mistake is answered at once
-    require_folder(out)
-    from tskd.buildable import check_networks
-    from tskd.engine import open_runtime
-    from tskd.run import Run
-
-    check_networks(recipe)
-    return Run(recipe, out, open_runtime(recipe.engine, minutes=minutes), download)
+    return open_run(recipe, out, minutes=minutes, download=download)
 
 
 def _refuse_idle(overrides: list[str]) -> None:
     """Raise UserError for a setting that says nothing about how images are read."""
-    from tskd.config import SourceConfig
+    from tskd.recipe.schema import SourceConfig
 
     known = [f"data.{name}" for name in SourceConfig.model_fields if name not in ("root", "phantom")]
     if idle := [key for one in overrides if (key := one.partition("=")[0].strip()) not in known]:

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from timm.models import register_model
 from torch import Tensor, nn
 
+from tskd.deploy.network_file import ask, open_session
+from tskd.deploy.onnx_export import write_onnx
 from tskd.errors import UserError
 from tskd.models.backbones import fit_backbone, has_one_scale
-from tskd.models.deployed import write_onnx
 from tskd.models.lora import set_adaptation
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
-from tskd.network_file import ask, open_session
 from tskd.stages.export import network_answer
 
 SIZE, LARGER = 64, 96

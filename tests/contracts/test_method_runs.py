@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.made_up import SMALL_VIT
-from tskd.budget import compute_of
-from tskd.config import build_recipe
 from tskd.engine import open_runtime
 from tskd.errors import UserError
-from tskd.methods import METHODS
+from tskd.experiment.budget import compute_of
+from tskd.experiment.methods import METHODS
+from tskd.experiment.pipeline import exported, run_stage
+from tskd.experiment.run import Run
 from tskd.models.registry import load_model
-from tskd.pipeline import exported, run_stage
-from tskd.run import Run
+from tskd.recipe.schema import build_recipe
 
 SIZE = 32
 SETTINGS: dict[str, Any] = {

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tskd.config import Recipe, load_recipe
 from tskd.errors import UserError
-from tskd.methods import METHODS, check_names
+from tskd.experiment.methods import METHODS, check_names
+from tskd.recipe.schema import Recipe, load_recipe
 
 
 class Name(str):

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tskd.config import Recipe
 from tskd.errors import UserError
 from tskd.models.decoders import DECODERS
 from tskd.models.registry import MODELS, adapt, build_model, load_model, save_model
+from tskd.recipe.schema import Recipe
 
 SIZE = 64
 CLASSES = ["kidney", "tumour"]

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.made_up import SMALL_VIT
-from tskd.config import EngineConfig, MaeConfig, MocoConfig, PretrainConfig
 from tskd.data.phantoms import FAMILIES, draw_phantom
 from tskd.engine import open_runtime
 from tskd.engine.batches import to_images
 from tskd.models.registry import STUDENT_FILE, build_model
+from tskd.recipe.schema import EngineConfig, MaeConfig, MocoConfig, PretrainConfig
 from tskd.seeding import derive
 from tskd.stages.pretrain import pretrain
 

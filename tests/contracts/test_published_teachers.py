@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests import published
-from tskd.config import TeacherConfig
 from tskd.models.registry import adapt, build_model
+from tskd.recipe.schema import TeacherConfig
 from tskd.stages.teacher import choose_teacher
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tskd.compare.grid import load_grid
-from tskd.config import load_recipe
-from tskd.methods import METHODS, check_names
+from tskd.comparison.grid import load_grid
+from tskd.experiment.methods import METHODS, check_names
+from tskd.recipe.schema import load_recipe
 
 ROOT = Path(__file__).parents[2] / "recipes"
 RECIPES, GRIDS = sorted(ROOT.glob("*.yaml")), sorted((ROOT / "compare").glob("*.yaml"))

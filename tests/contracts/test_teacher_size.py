@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.made_up import SMALL_VIT
-from tskd.config import build_recipe
 from tskd.data.prepared import Prepared, squeeze_image, squeeze_mask
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import open_runtime
 from tskd.engine.batches import to_images
+from tskd.experiment.methods import METHODS
+from tskd.experiment.run import Run
 from tskd.losses.classes import hard_prediction
 from tskd.losses.distance import match_size
-from tskd.methods import METHODS
 from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import resize_logits
-from tskd.run import Run
+from tskd.recipe.schema import build_recipe
 from tskd.stages.cache import shard_path
 from tskd.stages.prepare import data_root, open_data
 from tskd.stages.pseudo_masks import MASKS

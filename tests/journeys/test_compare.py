@@ -19,8 +19,8 @@ from filelock import FileLock
 from PIL import Image
 
 from tests.journeys.conftest import Command
-from tskd.compare.command import LOCK, Machines, collect, compare, plan_comparison
-from tskd.compare.grid import Grid, load_grid
+from tskd.comparison.grid import Grid, load_grid
+from tskd.comparison.workflow import LOCK, Machines, collect, compare, plan_comparison
 from tskd.data.phantoms import write_phantoms
 
 MEASURED = {"seconds", "peak_memory_mb", "peak_gpu_memory_mb", "latency_ms"}

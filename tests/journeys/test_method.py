@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.made_up import SMALL_VIT
-from tskd.demo import demo_recipe
 from tskd.engine import open_runtime
+from tskd.experiment.demo import demo_recipe
+from tskd.experiment.pipeline import execute
+from tskd.experiment.run import Run
 from tskd.models.weights import efficientnet_lite0_path
-from tskd.pipeline import execute
-from tskd.run import Run
 
 MARGIN = 0.05
 """Dice by which the distilled student must be better, at equal training compute of the student; 0.116 was measured."""

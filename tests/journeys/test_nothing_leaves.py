@@ -72,7 +72,7 @@ def test_run_export_and_predict_ask_no_one_and_leave_nothing_behind(tmp_path: Pa
 
 def test_every_import_of_a_module_of_ours_silences_the_libraries_first() -> None:
     """A user's own contrary setting does not undo what README promises."""
-    code = "import tskd.bundle, os, json; print(json.dumps(dict(os.environ)))"
+    code = "import tskd.deploy.bundle, os, json; print(json.dumps(dict(os.environ)))"
     told = {**os.environ, **dict.fromkeys(tskd.SILENCED, "")}
     seen = json.loads(subprocess.check_output([sys.executable, "-c", code], env=told))
     assert {name: seen[name] for name in tskd.SILENCED} == tskd.SILENCED

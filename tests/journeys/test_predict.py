@@ -29,18 +29,18 @@ from pydicom.uid import JPEG2000Lossless, generate_uid
 from tests.dicoms import save
 from tests.journeys.conftest import Command
 from tskd.artifacts import Store, write_atomic, write_json
-from tskd.bundle import Bundle, open_bundle, write_sums
-from tskd.config import ExportConfig
 from tskd.data.dicom import is_dicom
 from tskd.data.images import IntensityWindow, read_image
 from tskd.data.nifti import read_slice
 from tskd.data.prepared import Prepared
+from tskd.deploy.bundle import Bundle, open_bundle, write_sums
+from tskd.deploy.card import model_card
+from tskd.deploy.network_file import ask
+from tskd.deploy.predict import Outcome, Prediction, PredictOptions, predict_paths
 from tskd.errors import RunFailed, UserError
 from tskd.models.registry import build_model, load_model, save_model
-from tskd.network_file import ask
-from tskd.predict import Outcome, Prediction, PredictOptions, predict_paths
+from tskd.recipe.schema import ExportConfig
 from tskd.stages.export import check_parity, export_again, judge_int8, parity_cases
-from tskd.stages.model_card import model_card
 
 SIZE, CLASSES = 32, ("cyst", "duct")
 SECRET = "patient-Jane-Doe"
@@ -485,7 +485,7 @@ def test_a_table_lists_what_was_written_before_a_stop(
             raise KeyboardInterrupt
         return read_image(path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tskd.predict.read_image", stopped)
+    monkeypatch.setattr("tskd.deploy.predict.read_image", stopped)
     with pytest.raises(KeyboardInterrupt):
         predict_paths(bundle, [scans], tmp_path / "out")
     assert "stopped before the end: 2 images" in capsys.readouterr().err
@@ -578,7 +578,7 @@ def test_whatever_goes_wrong_with_one_item_costs_that_item(
             raise error
         return ask(session, image)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tskd.predict.ask", fails)
+    monkeypatch.setattr("tskd.deploy.predict.ask", fails)
     outcome = predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
     assert [failure.source.name for failure in outcome.failures] == ["1.png"]
     assert [str(one.output) for one in outcome.predictions] == ["0.png", "2.png"]
@@ -599,7 +599,7 @@ def test_a_full_disk_ends_it_with_what_is_finished_listed(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_atomic(path, content)
 
-    monkeypatch.setattr("tskd.predict.write_atomic", full)
+    monkeypatch.setattr("tskd.deploy.predict.write_atomic", full)
     with pytest.raises(OSError, match="No space left on device"):
         predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "predictions.csv"]

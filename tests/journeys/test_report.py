@@ -13,11 +13,11 @@ import pytest
 from tests.journeys.browser import console_of, look_at, needs_chromium
 from tests.journeys.conftest import Command
 from tskd.artifacts import Artifact
-from tskd.config import build_recipe
 from tskd.engine import open_runtime
-from tskd.pipeline import execute
-from tskd.run import Run
-from tskd.summary import print_summary
+from tskd.experiment.pipeline import execute
+from tskd.experiment.run import Run
+from tskd.experiment.summary import print_summary
+from tskd.recipe.schema import build_recipe
 
 TINY = {
     "rivals": ["scratch"],

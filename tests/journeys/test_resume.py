@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tskd.artifacts import Artifact
-from tskd.config import Recipe, build_recipe
 from tskd.engine import open_runtime
-from tskd.pipeline import execute
-from tskd.run import Run
+from tskd.experiment.pipeline import execute
+from tskd.experiment.run import Run
+from tskd.recipe.schema import Recipe, build_recipe
 
 TINY = {
     "data": {"image_size": 32, "labels": 12, "phantom": {"family": "dermoscopy", "train": 24, "test": 6, "size": 48}},

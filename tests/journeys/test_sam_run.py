@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import SamConfig, SamModel
 
-from tskd.config import build_recipe
 from tskd.engine import open_runtime
 from tskd.errors import UserError
-from tskd.pipeline import execute
-from tskd.run import Run
+from tskd.experiment.pipeline import execute
+from tskd.experiment.run import Run
+from tskd.recipe.schema import build_recipe
 
 SETTINGS = {
     "data": {"image_size": 32, "labels": 8, "phantom": {"family": "abdomen", "train": 16, "test": 4, "size": 48}},

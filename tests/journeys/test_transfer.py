@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tskd.config import EngineConfig
+from tskd.recipe.schema import EngineConfig
 from tskd.engine import open_runtime
 from tskd.seeding import numpy_generator
 from tskd.stages.samples import draw_samples

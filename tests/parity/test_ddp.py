@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tskd.config import EngineConfig, TrainConfig
+from tskd.recipe.schema import EngineConfig, TrainConfig
 from tskd.engine import Training, fit, open_runtime
 from tskd.errors import Paused
 from tskd.models.decoders import PlainDecoder, convolution

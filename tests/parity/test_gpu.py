@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from tskd.artifacts import measured
-from tskd.config import AugmentConfig, EngineConfig, FinetuneConfig, PrecisionName
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.logs import read_log
 from tskd.models.registry import build_model
-from tskd.stages.supervised import label_step
+from tskd.recipe.schema import AugmentConfig, EngineConfig, FinetuneConfig, PrecisionName
+from tskd.stages.label_training import label_step
 
 pytestmark = [
     pytest.mark.gpu,

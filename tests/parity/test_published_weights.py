@@ -27,11 +27,11 @@ from transformers import (
 )
 
 from tests import published
-from tskd.config import TeacherConfig
 from tskd.models.pixels import PIXELS
 from tskd.models.registry import build_model
 from tskd.models.sam import load_sam
 from tskd.models.sam_files import read_sam
+from tskd.recipe.schema import TeacherConfig
 from tskd.stages.teacher import choose_teacher
 
 State = Mapping[str, Tensor]

@@ -18,16 +18,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, Store, write_json
-from tskd.config import DataConfig, EngineConfig, EvaluateConfig, Recipe, TransferConfig
 from tskd.data.phantoms import Phantom, draw_phantom
 from tskd.data.prepared import Prepared
 from tskd.engine import open_runtime
 from tskd.engine.logs import TrainingLog
 from tskd.metrics.comparison import DICE, compare_methods, rank_table
 from tskd.metrics.segmentation import case_means
+from tskd.recipe.schema import DataConfig, EngineConfig, EvaluateConfig, Recipe, TransferConfig
 from tskd.stages import transfer as transfer_stage
 from tskd.stages.evaluate import evaluate
-from tskd.stages.evaluated import read_cases
+from tskd.stages.evaluation_files import read_cases
 from tskd.stages.prepare import dataset_digest, open_data, prepare
 from tskd.stages.quality import write_quality
 from tskd.stages.workbench import Workbench

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tests.made_up import SMALL_VIT
 from tests.unit.report_folders import draw_data, open_prepared
 from tskd.artifacts import Store
-from tskd.config import EvaluateConfig
 from tskd.data.prepared import Prepared
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.timm_segmenter import TimmSegmenter
+from tskd.recipe.schema import EvaluateConfig
 from tskd.stages.ablation import ABLATIONS, ablate
 from tskd.stages.evaluate import evaluate
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from tskd.api.images import as_pixels, gather
+from tskd.api.images import gather
+from tskd.api.pixels import as_pixels
 from tskd.errors import UserError
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20

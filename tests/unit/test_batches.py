@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tskd.config import AugmentConfig
 from tskd.engine.batches import ImageBatches, allowed_flips, crop_batch, to_images
 from tskd.errors import UserError
+from tskd.recipe.schema import AugmentConfig
 from tskd.types import Batch
 
 PLAIN = AugmentConfig(flip="none", rotate=0, scale=0, shift=0, photometric=0)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, Store
-from tskd.budget import compute_of, steps_within, student_budget
-from tskd.config import DistillConfig, FinetuneConfig
+from tskd.experiment.budget import compute_of, steps_within, student_budget
 from tskd.models.flops import gflops, inference_flops, training_flops
 from tskd.models.registry import build_model
+from tskd.recipe.schema import DistillConfig, FinetuneConfig
 from tskd.stages.distill import encoder_flops
 from tskd.types import SegmentationOutput
 

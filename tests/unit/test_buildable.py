@@ -9,10 +9,10 @@ import timm
 from safetensors.torch import save_file
 
 from tests.made_up import SMALL_VIT
-from tskd.buildable import check_networks
-from tskd.config import Recipe, load_recipe
 from tskd.errors import UserError
+from tskd.experiment.preflight import check_networks
 from tskd.models.weights import efficientnet_lite0_path
+from tskd.recipe.schema import Recipe, load_recipe
 
 
 def recipe(*overrides: str, backbone: str = SMALL_VIT) -> Recipe:

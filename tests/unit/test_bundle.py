@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tskd.bundle import SUMS, Bundle, open_bundle, publish, write_sums
 from tskd.data.intensity import IntensityWindow
+from tskd.deploy.bundle import SUMS, Bundle, open_bundle, publish, write_sums
 from tskd.errors import UserError
 
 

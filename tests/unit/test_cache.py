@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tskd.config import AugmentConfig, DistillConfig, EngineConfig
 from tskd.data.prepared import DATASET, IMAGES, RECORDS, Prepared
 from tskd.data.transfer_set import TransferRecord, TransferSet, write_records
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import RunFailed
 from tskd.models.registry import build_model
+from tskd.recipe.schema import AugmentConfig, DistillConfig, EngineConfig
 from tskd.seeding import numpy_generator
 from tskd.stages import cache
 from tskd.stages.cache import CachedBatches, CacheLayout, build_cache, plan_cache, shard_path

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from tskd.compare.grid import Grid, GridRun
-from tskd.compare.job import Outcome
-from tskd.compare.statistics import Scored, as_rows, columns_of, columns_of_changes, compare_groups
-from tskd.config import Recipe
+from tskd.comparison.grid import Grid, GridRun
+from tskd.comparison.job import Outcome
+from tskd.comparison.statistics import Scored, as_rows, columns_of, columns_of_changes, compare_groups
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.metrics.segmentation import CaseScore, ScoreRow
+from tskd.recipe.schema import Recipe
 from tskd.stages.evaluate import CASES, write_cases
-from tskd.stages.evaluated import read_scores
+from tskd.stages.evaluation_files import read_scores
 
 AXES: dict[str, tuple[Any, ...]] = {"method": ("kd", "scratch"), "data.labels": (20, 40), "seed": (0, 1)}
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tskd.compare.command import Comparison
-from tskd.compare.grid import load_grid
-from tskd.compare.statistics import Statistics
-from tskd.compare.summary import print_comparison
+from tskd.comparison.grid import load_grid
+from tskd.comparison.statistics import Statistics
+from tskd.comparison.summary import print_comparison
+from tskd.comparison.workflow import Comparison
 
 AXES = {
     "method": [

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tskd.config import Recipe, build_recipe, load_recipe
 from tskd.errors import UserError
-from tskd.settings import parse_yaml
+from tskd.recipe.files import parse_yaml
+from tskd.recipe.schema import Recipe, build_recipe, load_recipe
 
 
 def recipe_file(folder: Path, text: str) -> Path:

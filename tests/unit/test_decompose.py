@@ -10,13 +10,13 @@ import torch
 
 from tests.unit.test_plan import recipe
 from tskd.artifacts import Artifact, Store
-from tskd.compare.decompose import decompose
+from tskd.comparison.decompose import decompose
 from tskd.data.prepared import Prepared
 from tskd.engine import open_runtime
+from tskd.experiment.run import Run
 from tskd.models.registry import build_model, load_model, save_model
-from tskd.run import Run
 from tskd.stages.export import network_answer
-from tskd.stages.networks import measure_networks
+from tskd.stages.network_costs import measure_networks
 
 DESCRIPTION = {
     "kind": "dynunet", "arguments": {"channels": [4, 8, 16]}, "weights": None, "classes": ["lesion"], "image_size": 32,

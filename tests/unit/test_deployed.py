@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from tskd.deploy.network_file import ask, open_session
+from tskd.deploy.onnx_export import Deployed, write_onnx
 from tskd.errors import RunFailed
 from tskd.models.control import DynUNetSegmenter
-from tskd.models.deployed import Deployed, write_onnx
 from tskd.models.timm_segmenter import TimmSegmenter
-from tskd.network_file import ask, open_session
 from tskd.stages.export import network_answer, write_int8
 
 SIZES = [(32, 32), (33, 47), (96, 20), (1, 5)]

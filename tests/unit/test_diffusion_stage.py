@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tskd.artifacts import CHECKPOINTS
-from tskd.config import DiffusionConfig, EngineConfig
 from tskd.data.prepared import DATASET, IMAGES, MASKS, PARTS, RECORDS, Part, Prepared
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import Paused, UserError
 from tskd.models.diffusion import sample
 from tskd.models.pan_unet import PanUNet
 from tskd.models.swin_unet import PRESETS, SwinUNet, SwinUNetSize
+from tskd.recipe.schema import DiffusionConfig, EngineConfig
 from tskd.stages.diffusion import (
     FILE,
     SEEN_PARTS,

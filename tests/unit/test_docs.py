@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tskd.budget import BUDGET_RULE
-from tskd.compare.grid import load_grid
-from tskd.config import Recipe
+from tskd.comparison.grid import load_grid
 from tskd.data.layouts import LAYOUTS
+from tskd.experiment.budget import BUDGET_RULE
+from tskd.recipe.schema import Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

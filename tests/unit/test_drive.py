@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tskd.compare.drive import Queue, drive
-from tskd.compare.estimate import Estimator
-from tskd.compare.grid import GridRun
-from tskd.compare.job import Job, Outcome, build_job, read_outcome, state_path, write_outcome
-from tskd.compare.plan import Part, RunPlan
-from tskd.config import Recipe
+from tskd.comparison.drive import Queue, drive
+from tskd.comparison.estimate import Estimator
+from tskd.comparison.grid import GridRun
+from tskd.comparison.job import Job, Outcome, build_job, read_outcome, state_path, write_outcome
+from tskd.comparison.plan import Part, RunPlan
+from tskd.recipe.schema import Recipe
 
 
 def plan(name: str, **parts: int) -> RunPlan:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tskd.artifacts import write_json
-from tskd.compare.estimate import SECONDS_AN_IMAGE, SECONDS_WITHOUT_STEPS, Estimator
-from tskd.compare.plan import Part
+from tskd.comparison.estimate import SECONDS_AN_IMAGE, SECONDS_WITHOUT_STEPS, Estimator
+from tskd.comparison.plan import Part
 
 TRAINING = {"steps": 100, "batch_size": 8}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tskd.compare.executors import ray_executor
+from tskd.comparison.executors import ray_executor
 from tskd.errors import UserError
 
 

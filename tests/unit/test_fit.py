@@ -13,12 +13,12 @@ import torch
 from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
 
-from tskd.config import EngineConfig, TrainConfig
 from tskd.engine import FitResult, Runtime, Training, fit, open_runtime
 from tskd.engine.checkpoints import load_checkpoint
 from tskd.engine.fit import running_statistics
 from tskd.engine.logs import read_log
 from tskd.errors import Paused, RunFailed, UserError
+from tskd.recipe.schema import EngineConfig, TrainConfig
 from tskd.seeding import torch_generator
 from tskd.types import Batch
 

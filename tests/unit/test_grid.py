@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tskd.compare.decompose import decomposition_columns
-from tskd.compare.grid import Grid, load_grid
-from tskd.compare.statistics import columns_of, columns_of_changes
-from tskd.compare.tables import table_columns
-from tskd.comparison_files import RESULT_COLUMNS, STATISTICS_COLUMNS
+from tskd.comparison.decompose import decomposition_columns
+from tskd.comparison.grid import Grid, load_grid
+from tskd.comparison.statistics import columns_of, columns_of_changes
+from tskd.comparison.tables import table_columns
 from tskd.errors import UserError
 from tskd.metrics.comparison import MeanRank, PairTest
+from tskd.report.comparison.files import RESULT_COLUMNS, STATISTICS_COLUMNS
 
 AXES: dict[str, Any] = {"method": ["task_kd", "scratch"], "data.labels": [20, 40], "seed": [0, 1, 2]}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tskd.artifacts import Store
-from tskd.compare.job import LONGEST_ERROR, Outcome, failed, read_outcome, state_path, write_outcome
+from tskd.comparison.job import LONGEST_ERROR, Outcome, failed, read_outcome, state_path, write_outcome
 from tskd.errors import RunFailed, UserError
 
 SCORES = {"dice": 0.5, "dice_ci95": None}

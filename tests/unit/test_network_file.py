@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tskd.deploy.network_file import ask, open_session
 from tskd.errors import UserError
-from tskd.network_file import ask, open_session
 
 IMAGE = np.zeros((5, 7, 3), np.uint8)
 

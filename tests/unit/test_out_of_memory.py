@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from tests.made_up import make_prepared, make_transfer
 from tests.unit.test_fit import EVERY_STEP, assert_same, selected, step, training, uninterrupted
-from tskd.config import AugmentConfig, DiffusionConfig, EvaluateConfig, MocoConfig, TeacherConfig, TrainConfig
 from tskd.engine import fit
 from tskd.engine.checkpoints import load_checkpoint
 from tskd.engine.out_of_memory import memory_explained, training_remedies
 from tskd.errors import RunFailed
+from tskd.recipe.schema import AugmentConfig, DiffusionConfig, EvaluateConfig, MocoConfig, TeacherConfig, TrainConfig
 from tskd.stages.cache import build_cache, plan_cache
 from tskd.stages.evaluate import evaluate
 from tskd.stages.pseudo_masks import predict_masks

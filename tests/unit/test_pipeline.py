@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tskd.artifacts import Artifact
-from tskd.config import load_recipe
 from tskd.errors import UserError
-from tskd.pipeline import _counted, execute, exported, trained_models
+from tskd.experiment.pipeline import _counted, execute, exported, trained_models
+from tskd.recipe.schema import load_recipe
 
 
 class NamedRun(SimpleNamespace):

@@ -12,15 +12,15 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from tskd.compare.command import images_of
-from tskd.compare.grid import GridRun
-from tskd.compare.plan import PlanStore, all_missing, plan_runs
-from tskd.config import Recipe, build_recipe
+from tskd.comparison.grid import GridRun
+from tskd.comparison.plan import PlanStore, all_missing, plan_runs
+from tskd.comparison.workflow import images_of
 from tskd.data.prepared import digest_of_test
 from tskd.engine import open_runtime
 from tskd.errors import UserError
-from tskd.pipeline import run_stage
-from tskd.run import Run
+from tskd.experiment.pipeline import run_stage
+from tskd.experiment.run import Run
+from tskd.recipe.schema import Recipe, build_recipe
 from tskd.stages.prepare import same_images
 
 PHANTOM = {"family": "dermoscopy", "train": 16, "test": 6, "size": 32}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tskd.predict_inputs import Failure, Item, _in_folder
+from tskd.deploy.inputs import Failure, Item, _in_folder
 
 
 def write(*paths: Path) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tskd.config import DataConfig
 from tskd.data.exif import ORIENTATION
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
+from tskd.recipe.schema import DataConfig
 from tskd.stages.prepare import open_data, prepare
 
 STORED = (16, 24)

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.made_up import SMALL_VIT, make_prepared, make_transfer
-from tskd.config import EngineConfig, MaeConfig, MocoConfig, PretrainConfig, load_recipe
 from tskd.data.augment import draw_resized_crops
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime, open_runtime
@@ -26,6 +25,7 @@ from tskd.losses.pretraining import info_nce
 from tskd.models.flops import inference_flops
 from tskd.models.moco import momentum_at
 from tskd.models.registry import STUDENT_FILE, build_model
+from tskd.recipe.schema import EngineConfig, MaeConfig, MocoConfig, PretrainConfig, load_recipe
 from tskd.seeding import derive, torch_generator
 from tskd.stages.distill import encoder_flops
 from tskd.stages.pretrain import SHEET, CropBatches, Objective, build_objective, moco_step, pretrain, step_cost

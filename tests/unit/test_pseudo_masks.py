@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.made_up import make_prepared, make_transfer
-from tskd.config import EngineConfig
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import open_runtime
 from tskd.engine.batches import to_images
+from tskd.recipe.schema import EngineConfig
 from tskd.stages.pseudo_masks import labels_and_pseudo_labels, predict_masks, pseudo_labels
 from tskd.types import SegmentationOutput
 

@@ -19,17 +19,17 @@ from report_folders import SECRET, draw_data, make_run, train
 
 from tskd.artifacts import SEAL, Artifact, Store, sealed, write_json
 from tskd.errors import UserError
+from tskd.experiment.summary import print_summary
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT, write_report
 from tskd.report.blocks import Page, Section, Table
 from tskd.report.pictures import Album, Gallery, failures
-from tskd.report.run_folder import RunFolder, open_run
-from tskd.report.run_page import run_page
+from tskd.report.run.folder import RunFolder, open_run
+from tskd.report.run.page import run_page
+from tskd.report.run.training import stage_title
+from tskd.report.run.verdict import paired_tests, verdict
 from tskd.report.shareable import shareable
-from tskd.report.training import stage_title
-from tskd.report.verdict import paired_tests, verdict
 from tskd.report.write import render
-from tskd.summary import print_summary
 
 MOST_BYTES = 10_000_000
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from tskd.methods import METHODS
+from tskd.experiment.methods import METHODS
 from tskd.report.blocks import Chart
 from tskd.report.charts import (
     HEIGHT,
@@ -22,7 +22,7 @@ from tskd.report.charts import (
     scatter_chart,
     stacked_chart,
 )
-from tskd.report.looks import _MARKS, look_of, ordered
+from tskd.report.styles import _MARKS, look_of, ordered
 
 OURS, RIVAL = look_of("task_kd", "ours"), look_of("scratch", "<scratch> & $x$")
 PLACES = [0.5, 6.0, 60.0]

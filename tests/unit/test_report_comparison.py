@@ -16,17 +16,17 @@ from report_folders import SECRET, draw_data, make_comparison, write_csv
 
 from tests.journeys.browser import console_of, look_at, needs_chromium, print_to_pdf
 from tskd.artifacts import SEAL, Artifact, file_sha256, finished_in, sealed, write_json
-from tskd.compare.grid import load_grid
+from tskd.comparison.grid import load_grid
 from tskd.errors import UserError
 from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
 from tskd.report import write_report
 from tskd.report.blocks import Charts, Pictures, Table
-from tskd.report.comparison_folder import ComparisonFolder, open_comparison, value_title
-from tskd.report.comparison_page import comparison_page, how_to_use
+from tskd.report.comparison.folder import ComparisonFolder, open_comparison, value_title
+from tskd.report.comparison.page import comparison_page, how_to_use
 from tskd.report.shareable import shareable
 from tskd.report.text import signed
-from tskd.stages.evaluated import read_cases
+from tskd.stages.evaluation_files import read_cases
 
 ERROR = f"RunFailed: {SECRET}-3.png in /data/hospital cannot be read"
 

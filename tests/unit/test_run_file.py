@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tskd.config import load_recipe
 from tskd.errors import UserError
+from tskd.recipe.schema import load_recipe
 from tskd.run_file import alone_in, changed_settings
 
 

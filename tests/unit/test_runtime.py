@@ -6,10 +6,10 @@ import time
 import pytest
 import torch
 
-from tskd.config import EngineConfig
 from tskd.engine import open_runtime
 from tskd.engine.runtime import allow_tf32
 from tskd.errors import UserError
+from tskd.recipe.schema import EngineConfig
 
 CPU = {"accelerator": "cpu"}
 

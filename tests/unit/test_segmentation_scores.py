@@ -17,7 +17,7 @@ from tskd.metrics.segmentation import (
     shared_unit,
     summarise,
 )
-from tskd.stages.evaluated import CASES, pick_overlays, read_cases, read_scores, write_cases
+from tskd.stages.evaluation_files import CASES, pick_overlays, read_cases, read_scores, write_cases
 from tskd.types import UNLABELLED
 
 EMPTY = np.zeros((30, 40), dtype=np.uint8)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tskd.config import load_recipe
 from tskd.data.layouts.dataset_yaml import read_dataset_yaml
 from tskd.errors import UserError
-from tskd.settings import parse_yaml, quoted, read_yaml
+from tskd.recipe.files import parse_yaml, quoted, read_yaml
+from tskd.recipe.schema import load_recipe
 
 LAUGHS = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)

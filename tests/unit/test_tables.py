@@ -6,11 +6,11 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from tskd.compare.grid import Grid, GridRun
-from tskd.compare.job import Outcome
-from tskd.compare.tables import table_columns, table_rows, write_table
-from tskd.config import Recipe
-from tskd.stages.networks import Network, architecture
+from tskd.comparison.grid import Grid, GridRun
+from tskd.comparison.job import Outcome
+from tskd.comparison.tables import table_columns, table_rows, write_table
+from tskd.recipe.schema import Recipe
+from tskd.stages.network_costs import Network, architecture
 
 SCORES = {
     "model": "student", "dataset": "tested", "dice": 0.8, "dice_ci95": [0.7, 0.9], "iou": 0.7, "hd95_px": 12.0,

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from tests.made_up import SMALL_VIT
 from tskd.artifacts import write_json
-from tskd.config import AugmentConfig, EngineConfig
 from tskd.data.layouts import Dataset, open_dataset
 from tskd.data.prepared import (
     DATASET,
@@ -38,6 +37,7 @@ from tskd.engine import ImageBatches, open_runtime
 from tskd.engine.batches import to_images
 from tskd.errors import RunFailed
 from tskd.models.registry import build_model
+from tskd.recipe.schema import AugmentConfig, EngineConfig
 from tskd.stages.cache import CachedBatches, build_cache, plan_cache
 from tskd.stages.distill import online
 from tskd.stages.pseudo_masks import predict_masks, pseudo_labels

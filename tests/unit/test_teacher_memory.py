@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_plan import recipe
-from tskd.compare.plan import PlanStore
-from tskd.config import TeacherConfig
+from tskd.comparison.plan import PlanStore
 from tskd.engine import open_runtime
-from tskd.run import Run
+from tskd.experiment.run import Run
+from tskd.recipe.schema import TeacherConfig
 from tskd.stages.teacher import TeacherSource, parts_of_batch
 
 

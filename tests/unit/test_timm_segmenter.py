@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from tests.made_up import SMALL_VIT
-from tskd.config import StudentConfig, load_recipe
 from tskd.errors import UserError
-from tskd.methods import check_names
+from tskd.experiment.methods import check_names
+from tskd.experiment.run import describe_student
 from tskd.models.backbones import NO_ENCODER, patch_for
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
-from tskd.run import describe_student
+from tskd.recipe.schema import StudentConfig, load_recipe
 
 VIT = "vit_tiny_patch16_224"
 

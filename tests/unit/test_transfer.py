@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from tskd.config import DiffusionConfig, EngineConfig, TransferConfig
 from tskd.data.phantoms import draw_phantom
 from tskd.data.prepared import DATASET, IMAGES, MASKS, PARTS, RECORDS, Part, Prepared
 from tskd.data.transfer_set import TransferSet, images_path, read_samples
@@ -23,6 +22,7 @@ from tskd.engine import Runtime, open_runtime
 from tskd.errors import Paused, UserError
 from tskd.metrics.quality import summarise
 from tskd.models.registry import save_model
+from tskd.recipe.schema import DiffusionConfig, EngineConfig, TransferConfig
 from tskd.seeding import numpy_generator
 from tskd.stages.diffusion import FILE, build_denoiser, describe
 from tskd.stages.quality import distances_between_cases, write_quality

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tskd.report.blocks import Table
-from tskd.report.looks import look_of
-from tskd.report.run_folder import RunFolder
-from tskd.report.uses import comparison_uses_section, run_uses_section, uses_sentence
+from tskd.report.run.ablation import comparison_uses_section, run_uses_section, uses_sentence
+from tskd.report.run.folder import RunFolder
+from tskd.report.styles import look_of
 
 USED = {"features_zeroed": 0.1, "features_of_another_image": 0.2, "skips_zeroed": 0.45}
 

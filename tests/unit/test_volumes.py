@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tskd.config import DataConfig, EvaluateConfig
 from tskd.data.prepared import Prepared, PreparedRecord
 from tskd.data.volumes import find_stacks
+from tskd.recipe.schema import DataConfig, EvaluateConfig
 from tskd.stages.evaluate import evaluate, mean_agreement
-from tskd.stages.evaluated import CASES, read_cases
+from tskd.stages.evaluation_files import CASES, read_cases
 from tskd.stages.prepare import open_data, prepare
 from tskd.stages.scoring import Scoring, Tally, summarise_levels
 from tskd.types import SegmentationOutput

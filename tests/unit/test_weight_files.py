@@ -16,12 +16,12 @@ from torch import Tensor
 
 from tests import published
 from tests.made_up import SMALL_VIT
-from tskd.buildable import check_networks
-from tskd.config import TeacherConfig, load_recipe
 from tskd.errors import UserError
+from tskd.experiment.preflight import check_networks
 from tskd.models.pixels import Normalise
 from tskd.models.registry import build_model, load_model, save_model
 from tskd.models.weight_files import identify, require_pixels
+from tskd.recipe.schema import TeacherConfig, load_recipe
 from tskd.stages.teacher import bare_digest, choose_teacher, describe_teacher, network
 
 State = dict[str, Tensor]

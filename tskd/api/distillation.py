@@ -19,15 +19,15 @@ from torch import nn
 from tskd.api.images import Material, Squares, gather
 from tskd.api.networks import AsSegmenter, Background
 from tskd.artifacts import canonical_json, read_log, write_json
-from tskd.config import DistillConfig, EngineConfig, FinetuneConfig, build_section
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.batches import allowed_flips, to_images
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
 from tskd.models.registry import load_model
+from tskd.recipe.schema import DistillConfig, EngineConfig, FinetuneConfig, build_section
 from tskd.seeding import derive
 from tskd.stages import distill as stage
-from tskd.stages.supervised import label_step, labelled_batches, validation
+from tskd.stages.label_training import label_step, labelled_batches, validation
 from tskd.types import SegmentationOutput
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from tskd.api.model import Model, load
 from tskd.api.recipes import changes_of, load_recipe
 from tskd.api.show import image_html, table_html
-from tskd.config import Recipe
+from tskd.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     import pandas
     from PIL import Image
 
     from tskd.data.check import CheckReport
-    from tskd.report.run_folder import RunFolder
+    from tskd.report.run.folder import RunFolder
 
 PICTURES = 6
 """How many pictures a notebook shows of a run."""
@@ -32,7 +32,7 @@ class RunResult:
 
     @cached_property
     def _folder(self) -> RunFolder:
-        from tskd.report.run_folder import open_run
+        from tskd.report.run.folder import open_run
 
         return open_run(self.out)
 
@@ -64,7 +64,7 @@ class RunResult:
         """The student's worst, median and best test images, its mask as an area and the expert's as a line."""
         from PIL import Image
 
-        from tskd.report.run_folder import STUDENT
+        from tskd.report.run.folder import STUDENT
 
         paths = sorted((self._folder.evaluation(STUDENT).path / "overlays").glob("*.png"))
         return [Image.open(path).copy() for path in paths]
@@ -95,14 +95,14 @@ class ComparisonResult:
     @property
     def table(self) -> pandas.DataFrame:
         """One row a run."""
-        from tskd.comparison_files import TABLE
+        from tskd.report.comparison.files import TABLE
 
         return self._read(TABLE)
 
     @property
     def tests(self) -> pandas.DataFrame:
         """One row a pair of methods: the difference, its interval over seeds and cases, and p for these trainings."""
-        from tskd.comparison_files import TESTS
+        from tskd.report.comparison.files import TESTS
 
         return self._read(TESTS)
 
@@ -169,11 +169,12 @@ def compare(
 ) -> ComparisonResult:
     """Run a grid of methods, budgets, seeds and settings, as `tskd compare` does, and return its tables."""
     from tskd.api.recipes import as_overrides
-    from tskd.comparison.command import Machines
-    from tskd.comparison.command import compare as compare_all
     from tskd.comparison.grid import load_grid
+    from tskd.comparison.workflow import Machines
+    from tskd.comparison.workflow import compare as compare_all
+    from tskd.recipe.built_in import find_grid
 
-    found = load_grid(Path(grid), as_overrides({**changes_of(data), **changes}))
+    found = load_grid(find_grid(grid), as_overrides({**changes_of(data), **changes}))
     folder = Path(out) if out is not None else Path("out/compare") / found.name
     compare_all(found, folder, Machines(workers=workers))
     return ComparisonResult(folder)

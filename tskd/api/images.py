@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from tskd.api.pixels import as_pixels
 from tskd.artifacts import ARTIFACTS, Store
-from tskd.config import DataConfig, build_section
-from tskd.data.intensity import to_rgb
 from tskd.data.prepared import Prepared, squeeze_image, squeeze_mask
 from tskd.engine.batches import CELL, ImageArray
 from tskd.errors import UserError
+from tskd.recipe.schema import DataConfig, build_section
 from tskd.stages import prepare
-from tskd.stages.supervised import Labelled, training_labels
+from tskd.stages.label_training import Labelled, training_labels
 
 MOST = 512
 """Side in pixels that larger images are reduced to where no size is given."""
@@ -110,35 +109,6 @@ def _labelled(labels: Any, size: int) -> Labelled | None:
     images, masks = labels
     drawn = np.stack([squeeze_mask(_as_mask(masks[number]), size) for number in range(len(masks))])
     return Labelled(Squares(images, size), drawn, tuple(f"label {number}" for number in range(len(masks))))
-
-
-def as_pixels(item: Any) -> np.ndarray:
-    """Return one image as (H, W, 3) uint8: a PIL image, an array (H, W[, C]), a tensor (C, H, W), the first of a pair.
-
-    Floats lie in [0, 1]. Raises UserError for anything else.
-    """
-    if isinstance(item, tuple | list):
-        return as_pixels(item[0])
-    if isinstance(item, dict):
-        return as_pixels(item["image"] if "image" in item else next(iter(item.values())))
-    values = np.asarray(item.convert("RGB")) if isinstance(item, Image.Image) else _channels_last(item)
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)):
-        raise UserError(f"an image of shape {values.shape}: (H, W), (H, W, C) or a tensor (C, H, W) is needed.")
-    if values.dtype == np.uint8:
-        return to_rgb(values)
-    if values.dtype.kind != "f" or not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-        raise UserError(
-            f"an image of {values.dtype} from {values.min():g} to {values.max():g}: give uint8, or floats in [0, 1]."
-        )
-    return to_rgb(np.rint(values * 255).astype(np.uint8))
-
-
-def _channels_last(item: Any) -> np.ndarray:
-    """Return an array (H, W[, C]): tensors have their channels first, arrays last."""
-    if hasattr(item, "detach"):
-        values = item.detach().cpu().numpy()
-        return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
-    return np.asarray(item)
 
 
 def _as_mask(item: Any) -> np.ndarray:

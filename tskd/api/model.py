@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tskd.api.images import as_pixels
+from tskd.api.pixels import as_pixels
 from tskd.api.show import image_html, table_html
-from tskd.bundle import CARD, Bundle, open_bundle
-from tskd.network_file import ask
+from tskd.deploy.bundle import CARD, Bundle, open_bundle
+from tskd.deploy.network_file import ask
 from tskd.overlays import draw_overlay, enlargement
 
 if TYPE_CHECKING:

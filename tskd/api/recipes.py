@@ -7,27 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tskd.config import Recipe, build_recipe
-from tskd.errors import UserError
-from tskd.settings import read_settings, set_key
-
-FOLDER = Path(__file__).parent.parent / "recipes"
-
-
-def names() -> list[str]:
-    """Return the names of the built-in recipes."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def find_recipe(recipe: str | Path) -> Path:
-    """Return the file of a recipe that is named or given as a path; UserError lists the names."""
-    path = Path(recipe)
-    if path.is_file() or path.suffix:
-        return path
-    built_in = FOLDER / f"{recipe}.yaml"
-    if not built_in.is_file():
-        raise UserError(f"recipe {str(recipe)!r} is not known. Give a YAML file, or one of: {', '.join(names())}")
-    return built_in
+from tskd.recipe.built_in import find_recipe
+from tskd.recipe.files import read_settings, set_key
+from tskd.recipe.schema import Recipe, build_recipe
 
 
 def load_recipe(recipe: Recipe | str | Path | None = None, **changes: Any) -> Recipe:

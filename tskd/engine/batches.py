@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tskd.config import AugmentConfig, Flip
 from tskd.data.augment import (
     GeometryRange,
     Photometry,
@@ -26,6 +25,7 @@ from tskd.data.augment import (
 )
 from tskd.engine.order import batch_order, part_of
 from tskd.errors import UserError
+from tskd.recipe.schema import AugmentConfig, Flip
 from tskd.seeding import torch_generator
 from tskd.types import Batch, SegmentationOutput
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tskd.config import TrainConfig
 from tskd.console import Advance, progress, say
 from tskd.engine.batches import Batches
 from tskd.engine.checkpoints import load_checkpoint, save_checkpoint
@@ -23,6 +22,7 @@ from tskd.engine.out_of_memory import memory_explained, training_remedies
 from tskd.engine.runtime import Runtime
 from tskd.engine.schedules import learning_rate_factor, parameter_groups
 from tskd.errors import Paused, RunFailed, UserError
+from tskd.recipe.schema import TrainConfig
 from tskd.seeding import derive
 from tskd.types import Batch, StepFn
 

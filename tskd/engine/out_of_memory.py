@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from tskd.config import MocoConfig, TrainConfig, section_of
 from tskd.engine.runtime import Runtime
 from tskd.errors import RunFailed
+from tskd.recipe.schema import MocoConfig, TrainConfig, section_of
 
 _SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What torch's allocators say (CUDA and MPS, CPU), and cuBLAS, which asks for memory of its own."""

@@ -13,10 +13,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from tskd.config import EngineConfig, PrecisionName
 from tskd.console import warn
 from tskd.errors import UserError
 from tskd.memory import keep_freed_memory
+from tskd.recipe.schema import EngineConfig, PrecisionName
 
 _FIRST_WITH_TF32 = (8, 0)
 """CUDA compute capability of Ampere."""

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from tskd.artifacts import canonical_json, file_sha256, write_json
-from tskd.config import OFFLINE
 from tskd.errors import UserError
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.lora import adapter_state, load_adapter_state, set_adaptation
@@ -27,6 +26,7 @@ from tskd.models.weights import (
     translate_efficientnet_lite0,
     weight_file,
 )
+from tskd.recipe.schema import OFFLINE
 
 DESCRIPTION = "model.json"
 STUDENT_FILE = "student.safetensors"

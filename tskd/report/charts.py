@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tskd.report.blocks import Chart, Key
-from tskd.report.looks import Look
+from tskd.report.styles import Look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

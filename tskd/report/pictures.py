@@ -18,7 +18,7 @@ from tskd.metrics.segmentation import ScoreRow, headline
 from tskd.overlays import class_colour, draw_overlay, enlargement
 from tskd.report.blocks import Key, Picture, Pictures
 from tskd.report.text import counted, number
-from tskd.stages.evaluated import pick_overlays, read_prediction, read_scores
+from tskd.stages.evaluation_files import pick_overlays, read_prediction, read_scores
 
 SIDE = 360
 """Longer side of a picture in pixels: sharp at the 180 CSS pixels it is shown with."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tskd.config import PHANTOMS
+from tskd.recipe.schema import PHANTOMS
 
 DATA, FILE = "DATA", "FILE"
 """Shown instead of the folder of the images, and instead of any other place."""

@@ -9,15 +9,15 @@ from pathlib import Path
 import tskd
 from tskd.artifacts import RUN_FILE, write_atomic
 from tskd.cells import ENCODING_ERRORS
-from tskd.comparison_files import COMPARISON
 from tskd.console import warn
 from tskd.errors import UserError
 from tskd.report.blocks import Page
-from tskd.report.comparison_folder import open_comparison
-from tskd.report.comparison_page import comparison_page
+from tskd.report.comparison.files import COMPARISON
+from tskd.report.comparison.folder import open_comparison
+from tskd.report.comparison.page import comparison_page
 from tskd.report.pictures import ROOM
-from tskd.report.run_folder import open_run
-from tskd.report.run_page import run_page
+from tskd.report.run.folder import open_run
+from tskd.report.run.page import run_page
 
 REPORT = "report.html"
 MOST_BYTES = 10_000_000

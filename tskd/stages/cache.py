@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, require_room, write_json
-from tskd.config import AugmentConfig, DistillConfig
 from tskd.console import progress, say
 from tskd.data.augment import (
     Photometry,
@@ -41,6 +40,7 @@ from tskd.losses.distance import match_grid, match_size
 from tskd.models.flops import gflops, inference_flops
 from tskd.models.projections import matching_level
 from tskd.models.registry import build_model
+from tskd.recipe.schema import AugmentConfig, DistillConfig
 from tskd.seeding import numpy_generator, torch_generator
 from tskd.stages.lesson import Lesson
 from tskd.stages.workbench import Workbench

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from tskd.artifacts import Artifact
-from tskd.config import ControlConfig
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime
 from tskd.models.registry import build_model
+from tskd.recipe.schema import ControlConfig
 from tskd.seeding import derive
-from tskd.stages.supervised import Labelled, train_on_labels, training_labels
+from tskd.stages.label_training import Labelled, train_on_labels, training_labels
 from tskd.stages.workbench import Workbench
 
 VERSION = 5

@@ -21,7 +21,6 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from tskd.artifacts import CHECKPOINTS, Artifact, write_json
-from tskd.config import DiffusionConfig
 from tskd.console import say, warn
 from tskd.data.prepared import Part, Prepared
 from tskd.data.transfer_set import SAMPLE_SHEET
@@ -46,8 +45,9 @@ from tskd.models.registry import read_description, save_model
 from tskd.models.swin_unet import PRESETS, Denoiser, SwinUNet, SwinUNetSize, check_image_size
 from tskd.models.timm_segmenter import resize_images
 from tskd.overlays import contact_sheet
+from tskd.recipe.schema import DiffusionConfig
 from tskd.seeding import derive, numpy_generator, torch_generator
-from tskd.stages.supervised import training_metrics
+from tskd.stages.label_training import training_metrics
 from tskd.stages.workbench import Workbench
 from tskd.types import Batch, StepFn
 

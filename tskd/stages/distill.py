@@ -11,17 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact
-from tskd.config import DistillConfig
 from tskd.engine import Batches, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import allowed_flips
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose, match_grid, match_size
 from tskd.models.flops import gflops, inference_flops, training_flops
 from tskd.models.projections import Distilled, matching_level
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
+from tskd.recipe.schema import DistillConfig
 from tskd.seeding import derive
 from tskd.stages import cache
+from tskd.stages.label_training import training_metrics
 from tskd.stages.lesson import Lesson
-from tskd.stages.supervised import training_metrics
 from tskd.stages.workbench import Workbench
 from tskd.types import Batch, SegmentationOutput, StepFn
 

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 
 from tskd.artifacts import Artifact, write_json
-from tskd.config import EvaluateConfig
 from tskd.console import progress
 from tskd.data.prepared import Prepared
 from tskd.engine.batches import to_images
@@ -23,7 +22,15 @@ from tskd.losses.classes import hard_prediction
 from tskd.metrics.segmentation import NOTHING_TO_FIND, ScoreRow, agreement
 from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel
-from tskd.stages.evaluated import CASES, PREDICTIONS, pick_overlays, prediction_path, read_prediction, write_cases
+from tskd.recipe.schema import EvaluateConfig
+from tskd.stages.evaluation_files import (
+    CASES,
+    PREDICTIONS,
+    pick_overlays,
+    prediction_path,
+    read_prediction,
+    write_cases,
+)
 from tskd.stages.scoring import Scoring, Tally, summarise_levels
 from tskd.stages.workbench import Workbench
 

@@ -31,19 +31,19 @@ from tskd.artifacts import (
     whole,
     write_atomic,
 )
-from tskd.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, write_sums
-from tskd.config import ExportConfig
 from tskd.console import say, warn
 from tskd.data.prepared import PARTS, Prepared
+from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, write_sums
+from tskd.deploy.card import model_card
+from tskd.deploy.network_file import Answer, ask, open_session
+from tskd.deploy.onnx_export import Deployable, silenced, write_onnx
 from tskd.engine.batches import to_images
 from tskd.errors import RunFailed, UserError
 from tskd.losses.classes import class_probabilities
 from tskd.metrics.segmentation import agreement
-from tskd.models.deployed import Deployable, silenced, write_onnx
 from tskd.models.registry import load_model, read_description, save_model
-from tskd.network_file import Answer, ask, open_session
+from tskd.recipe.schema import ExportConfig
 from tskd.run_file import REMEDY, read_run
-from tskd.stages.model_card import model_card
 
 VERSION = 3
 MAX_PROBABILITY_DIFFERENCE = 1e-3

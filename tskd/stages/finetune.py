@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_model
 
 from tskd.artifacts import Artifact
-from tskd.config import FinetuneConfig
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime
 from tskd.models.registry import STUDENT_FILE, build_model, description_digest
+from tskd.recipe.schema import FinetuneConfig
 from tskd.seeding import derive
-from tskd.stages.supervised import train_on_labels, training_labels
+from tskd.stages.label_training import train_on_labels, training_labels
 from tskd.stages.workbench import Workbench
 
 VERSION = 5

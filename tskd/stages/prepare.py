@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from tskd.artifacts import Artifact, Builder, canonical_json, file_sha256, write_json
-from tskd.config import PHANTOMS, DataConfig, SourceConfig
 from tskd.console import progress, say, warn
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
 from tskd.data.grey_levels import LevelUse, describe_losses, record_use
@@ -37,6 +36,7 @@ from tskd.data.prepared import (
 )
 from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
+from tskd.recipe.schema import PHANTOMS, DataConfig, SourceConfig
 from tskd.types import UNLABELLED, Record
 
 VERSION = 4

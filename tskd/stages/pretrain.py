@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, canonical_json
-from tskd.config import MaeConfig, MocoConfig, PretrainConfig
 from tskd.console import warn
 from tskd.data.augment import Photometry, apply_photometry, draw_photometry, draw_resized_crops, move_images
 from tskd.data.prepared import Prepared
@@ -29,9 +28,10 @@ from tskd.models.mae import MaskedAutoencoder
 from tskd.models.moco import MomentumContrast
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.overlays import contact_sheet
+from tskd.recipe.schema import MaeConfig, MocoConfig, PretrainConfig
 from tskd.seeding import derive, torch_generator
+from tskd.stages.label_training import training_metrics
 from tskd.stages.lesson import pretraining_inputs
-from tskd.stages.supervised import training_metrics
 from tskd.stages.workbench import Workbench
 from tskd.types import Batch, StepFn
 

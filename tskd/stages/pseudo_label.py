@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from tskd.artifacts import Artifact
-from tskd.config import DistillConfig
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime, Training, fit
 from tskd.models.flops import gflops, training_flops
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
+from tskd.recipe.schema import DistillConfig
 from tskd.seeding import derive
+from tskd.stages.label_training import Labelled, label_step, labelled_batches, training_metrics
 from tskd.stages.lesson import pretraining_inputs
 from tskd.stages.pseudo_masks import pseudo_labels
-from tskd.stages.supervised import Labelled, label_step, labelled_batches, training_metrics
 from tskd.stages.workbench import Workbench
 
 VERSION = 2

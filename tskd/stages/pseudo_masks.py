@@ -20,8 +20,8 @@ from tskd.losses.classes import hard_prediction
 from tskd.losses.distance import match_size
 from tskd.models.flops import gflops, inference_flops
 from tskd.models.registry import load_model
+from tskd.stages.label_training import Labelled, training_labels
 from tskd.stages.shown import as_input
-from tskd.stages.supervised import Labelled, training_labels
 from tskd.stages.workbench import Workbench
 
 VERSION = 2

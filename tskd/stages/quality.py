@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from tskd.artifacts import Artifact, write_json
-from tskd.config import OFFLINE
 from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import GATE, QUALITY, read_samples
@@ -24,6 +23,7 @@ from tskd.engine.batches import to_images
 from tskd.metrics.quality import LEAST_IMAGES, diversity, kid, nearest, psnr_to_nearest, summarise
 from tskd.models.registry import build_model, load_model
 from tskd.models.weights import EFFICIENTNET_LITE0, efficientnet_lite0_path
+from tskd.recipe.schema import OFFLINE
 from tskd.seeding import numpy_generator
 from tskd.stages.workbench import Workbench
 

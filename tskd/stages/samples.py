@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from tskd.artifacts import CHECKPOINTS, Artifact, write_atomic
-from tskd.config import DiffusionConfig
 from tskd.console import progress
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import SAMPLES, write_images
@@ -22,6 +21,7 @@ from tskd.errors import Paused, UserError
 from tskd.models.diffusion import SamplingPlan, images_at_once, sample, to_uint8
 from tskd.models.swin_unet import Denoiser
 from tskd.models.timm_segmenter import resize_images
+from tskd.recipe.schema import DiffusionConfig
 from tskd.seeding import derive, numpy_generator
 from tskd.stages.diffusion import SAMPLING_SETTINGS, load_denoiser, own_seed, plan_of, read_seen_cases
 from tskd.stages.evaluate import refuse_seen_cases

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from tskd.artifacts import Artifact, canonical_json, file_sha256
-from tskd.config import OFFLINE, RANDOM, TeacherConfig
 from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
@@ -28,9 +27,10 @@ from tskd.models.weights import (
     find_weights,
     resolve_sam,
 )
+from tskd.recipe.schema import OFFLINE, RANDOM, TeacherConfig
 from tskd.seeding import derive
+from tskd.stages.label_training import label_step, labelled_batches, training_labels, training_metrics, validation
 from tskd.stages.shown import as_input
-from tskd.stages.supervised import label_step, labelled_batches, training_labels, training_metrics, validation
 from tskd.stages.workbench import Workbench
 
 VERSION = 4

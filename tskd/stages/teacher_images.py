@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from tskd.artifacts import Artifact, Builder, require_room, write_json
-from tskd.config import DataConfig
 from tskd.console import progress, say
 from tskd.data.layouts import Dataset
 from tskd.data.prepared import (
@@ -25,6 +24,7 @@ from tskd.data.prepared import (
     squeeze_mask,
     write_prepared_records,
 )
+from tskd.recipe.schema import DataConfig
 from tskd.stages.prepare import data_root, open_data
 
 VERSION = 1

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from tskd.artifacts import Artifact
-from tskd.config import Flip, TransferConfig
 from tskd.data.augment import GeometryRange, apply_photometry, draw_geometry, draw_photometry, move_images
 from tskd.data.prepared import Part, Prepared
 from tskd.data.transfer_set import Origin, TransferRecord, images_path, read_samples, write_images, write_records
 from tskd.engine.batches import allowed_flips, to_images
 from tskd.errors import UserError
 from tskd.models.diffusion import to_uint8
+from tskd.recipe.schema import Flip, TransferConfig
 from tskd.seeding import numpy_generator, torch_generator
 from tskd.stages.gate import drop_copies
 from tskd.stages.workbench import Workbench

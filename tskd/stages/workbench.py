@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tskd.artifacts import Artifact, Builder, Make
-from tskd.config import PrecisionName, TrainConfig
 from tskd.engine import Runtime
+from tskd.recipe.schema import PrecisionName, TrainConfig
 
 
 @dataclass(frozen=True)

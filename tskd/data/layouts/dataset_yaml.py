@@ -12,8 +12,8 @@ from tskd.data.files import is_beside
 from tskd.data.labels import COLOUR, colour_key
 from tskd.data.layouts.base import LayoutOptions
 from tskd.errors import UserError
-from tskd.mistakes import shown
-from tskd.settings import read_yaml
+from tskd.recipe.explanations import shown
+from tskd.recipe.files import read_yaml
 from tskd.types import UNLABELLED
 
 DATASET_YAML = "dataset.yaml"

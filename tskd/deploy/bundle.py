@@ -1,0 +1,196 @@
+"""The bundle: the folder that is shipped. It is verified before it is used, and nothing in it can run code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tskd.artifacts import file_sha256, write_atomic
+from tskd.data.intensity import IntensityWindow
+from tskd.deploy.network_file import open_session
+from tskd.errors import UserError
+from tskd.types import UNLABELLED
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+DESCRIPTION, WEIGHTS, ONNX, ONNX_INT8 = "model.json", "model.safetensors", "model.onnx", "model.int8.onnx"
+CARD, SUMS = "MODEL_CARD.md", "SHA256SUMS"
+FOLDER = "model"
+"""Name of the bundle's folder in a run's output folder."""
+_LARGEST_DESCRIPTION = 16_000_000
+_REQUIRED = (DESCRIPTION, ONNX)
+_SUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
+
+
+class _Input(BaseModel):
+    """How images were made 8 bit before the network saw them."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+    window: tuple[float, float] | None
+    axis: Annotated[int, Field(ge=0, le=2)] = 2
+
+    @field_validator("window")
+    @classmethod
+    def _has_a_width(cls, window: tuple[float, float] | None) -> tuple[float, float] | None:
+        if window is not None and not window[0] < window[1]:
+            raise ValueError("black must be below white")
+        return window
+
+
+class _Described(BaseModel):
+    """What prediction takes of ``model.json``; the rest is for the card."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=UNLABELLED - 1)]
+    input: _Input
+
+    @field_validator("classes")
+    @classmethod
+    def _are_different(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("a name is there twice")
+        return names
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are those that were exported."""
+
+    folder: Path
+    network: str = ONNX
+    """Which of its networks answers."""
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What ``model.json`` holds."""
+        path = self.folder / DESCRIPTION
+        try:
+            if path.stat().st_size > _LARGEST_DESCRIPTION:
+                raise ValueError("it is too large")
+            description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise self._no_description(str(error)) from error
+        return description
+
+    @property
+    def _described(self) -> _Described:
+        """What prediction takes of the description, checked."""
+        try:
+            return _Described.model_validate_json(json.dumps(self.description))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            raise self._no_description(": ".join([*map(str, first["loc"]), first["msg"]])) from error
+
+    def _no_description(self, why: str) -> UserError:
+        path = self.folder / DESCRIPTION
+        return UserError(f"{path} is not the description of a bundle ({why}). Export the model again.")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._described.classes
+
+    @property
+    def window(self) -> IntensityWindow | None:
+        """The intensity window the network was trained with; None: each format's own rule."""
+        window = self._described.input.window
+        return None if window is None else IntensityWindow(*window)
+
+    @property
+    def axis(self) -> int:
+        """The canonical axis along which the network saw volumes sliced; 2 (foot-head) in bundles that do not say."""
+        return self._described.input.axis
+
+    def session(self, threads: int | None = None) -> InferenceSession:
+        """Open the network in onnxruntime on the CPU; ``threads`` None: as many as onnxruntime chooses."""
+        return open_session(self.folder / self.network, threads, classes=len(self.classes))
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Return the verified bundle of a bundle's folder, a run's output folder, or an ONNX file inside a bundle.
+
+    Raises UserError where there is none and where a file differs from ``SHA256SUMS``, which it names.
+    """
+    bundle = _locate(Path(path))
+    _verify(bundle)
+    return bundle
+
+
+def write_sums(folder: Path) -> None:
+    """Write ``SHA256SUMS`` of every file in the folder, as ``sha256sum --check`` reads it."""
+    names = sorted(file.name for file in folder.iterdir() if file.is_file() and _belongs(file.name))
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in names]
+    write_atomic(folder / SUMS, "".join(lines).encode())
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return file name to sha256; raises UserError for a missing list, or one that is not of plain file names."""
+    path = folder / SUMS
+    if not path.is_file():
+        raise UserError(f"{folder} is no bundle: it has no {SUMS}. Give the folder `{FOLDER}` that a run wrote.")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    matches = [_SUM_LINE.fullmatch(line) for line in lines]
+    entries = {match[2]: match[1] for match in matches if match is not None}
+    if None in matches or any(name not in entries for name in _REQUIRED):
+        raise UserError(f"{path} is damaged: it must list at least {' and '.join(_REQUIRED)}. Copy the bundle again.")
+    if len(entries) < len(matches):
+        raise UserError(f"{path} is damaged: it lists a file twice. Copy the bundle again.")
+    return entries
+
+
+def publish(source: Path, place: Path) -> None:
+    """Copy the bundle in ``source`` to ``place``; an older one there is replaced only when the new one is whole.
+
+    Files of ``source`` that its ``SHA256SUMS`` does not list stay behind.
+    """
+    partial, old = (place.with_name(f".{place.name}.{what}.{os.getpid()}") for what in ("new", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in (*read_sums(source), SUMS):
+        shutil.copyfile(source / name, partial / name)
+    _verify(Bundle(partial))
+    if place.exists():
+        place.rename(old)
+    partial.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _belongs(name: str) -> bool:
+    return name in (DESCRIPTION, WEIGHTS, ONNX, ONNX_INT8, CARD)
+
+
+def _locate(path: Path) -> Bundle:
+    if path.suffix == ".onnx" and path.is_file():
+        return Bundle(path.parent, path.name)
+    for folder in (path, path / FOLDER):
+        if (folder / SUMS).is_file():
+            return Bundle(folder)
+    what = "has no bundle in it" if path.exists() else "does not exist"
+    raise UserError(
+        f"{path} {what}. Give the folder `{FOLDER}` that `tskd run` wrote, the run's output folder, or a .onnx file "
+        f"beside its {SUMS}."
+    )
+
+
+def _verify(bundle: Bundle) -> None:
+    sums = read_sums(bundle.folder)
+    for name, expected in sums.items():
+        path = bundle.folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, though {SUMS} lists it. Copy the bundle again from its source.")
+        if file_sha256(path) != expected:
+            raise UserError(
+                f"{path} is damaged or was changed: its sha256 is not the one in {SUMS}. "
+                "Copy the bundle again from its source."
+            )
+    if bundle.network not in sums:
+        raise UserError(f"{bundle.folder / bundle.network} is not listed in {SUMS}: it is not part of the bundle.")
+    _ = bundle.classes  # reads and checks the description

@@ -1,0 +1,399 @@
+"""Files in, masks out: a bundle's network on images, NIfTI volumes and DICOM series."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import gzip
+import io
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel
+import numpy as np
+from PIL import Image
+
+from tskd.artifacts import write_atomic
+from tskd.cells import ENCODING_ERRORS, harmless
+from tskd.console import Advance, duration, progress, warn
+from tskd.data import nifti
+from tskd.data.grey_levels import LevelUse, level_use
+from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
+from tskd.data.labels import count_bytes
+from tskd.deploy.bundle import Bundle
+from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
+from tskd.deploy.network_file import Answer, ask
+from tskd.errors import UserError, refused_by_system, require_folder
+from tskd.overlays import draw_overlay, enlargement
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+TABLE = "predictions.csv"
+_COLUMNS = ("file", "slice", "output", "height", "width", "class", "name", "pixels", "mm2")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to write besides the labels, and how to work."""
+
+    probabilities: bool = False
+    """Also ``<name>.probabilities.npz``: float32 (K + 1, H, W) an image or slice."""
+    overlays: bool = False
+    """Also ``<name>.overlay.png``: the labels as colours on the image."""
+    overwrite: bool = False
+    threads: int | None = None
+    """CPU threads of the network; None: as onnxruntime chooses."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image or slice."""
+
+    source: Path
+    slice: int | None
+    """Place in the volume of labels; None: the labels are one image."""
+    output: Path
+    height: int
+    width: int
+    pixels: tuple[int, ...]
+    """Of each foreground class."""
+    pixel_mm2: float | None
+    """Area of a pixel where the file states a spacing."""
+
+    def lines(self, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the table: one a class."""
+        for label, (name, count) in enumerate(zip(classes, self.pixels, strict=True), start=1):
+            area = (
+                None if self.pixel_mm2 is None else float(f"{count * self.pixel_mm2:.6g}")
+            )  # pixels may be of micrometres
+            place = (str(self.source), self.slice, str(self.output), self.height, self.width)
+            yield dict(zip(_COLUMNS, (*place, label, name, count, area), strict=True))
+
+
+@dataclass
+class Outcome:
+    """What became of all inputs."""
+
+    classes: tuple[str, ...]
+    predictions: list[Prediction] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+    """From the first file read to the last one written."""
+
+    def fail(self, source: Path, problem: str) -> None:
+        """Note and tell what could not be predicted."""
+        self.failures.append(Failure(source, problem))
+        warn(problem)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of ``predictions.csv``."""
+        return [line for prediction in self.predictions for line in prediction.lines(self.classes)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        failures = [{"file": str(failure.source), "problem": failure.problem} for failure in self.failures]
+        return {"classes": list(self.classes), "predictions": self.lines(), "failures": failures}
+
+    def summary(self, out: Path) -> str:
+        """Return what was done in one line; ``out`` is where :func:`predict_paths` was told to write."""
+        found: Counter[Path] = Counter()
+        for prediction in self.predictions:
+            found[prediction.output] += sum(prediction.pixels)
+        images, masks, empty = len(self.predictions), len(found), sum(count == 0 for count in found.values())
+        pace = self.seconds / max(images, 1)
+        return (
+            f"{images} image{'' if images == 1 else 's'} in {duration(self.seconds)} ({pace:.2f} s each); "
+            f"{masks} mask{'' if masks == 1 else 's'} in {out}, {empty} of them empty; areas in {out / TABLE}"
+        )
+
+    def require_complete(self) -> None:
+        """Raise UserError naming the files that could not be predicted, if there are any."""
+        if self.failures:
+            named = "".join(f"\n  {failure.source}" for failure in self.failures)
+            raise UserError(f"{len(self.failures)} inputs could not be predicted; all others are done:{named}")
+
+
+def predict_paths(
+    bundle: Bundle, inputs: Sequence[Path], out: Path, *, options: PredictOptions | None = None
+) -> Outcome:
+    """Predict files and folders into the folder ``out``; return what was found and what could not be read.
+
+    An image gives ``<name>.png`` with class indices at the same relative path, a NIfTI volume a label volume on its
+    grid, a DICOM series a NIfTI label volume where its slices form one grid, else an image a slice. ``predictions.csv``
+    lists areas. A file that cannot be read is named on stderr and does not stop the others. Raises UserError where
+    there is nothing to predict, two results would have one name, or results exist and ``overwrite`` is not set.
+    """
+    options = options or PredictOptions()
+    require_folder(out)
+    items, failures, remarks = find_items(inputs, results=out, axis=bundle.axis)
+    for remark in [*remarks, *(failure.problem for failure in failures)]:
+        warn(remark)
+    if not items and not failures:
+        raise UserError(
+            f"{', '.join(map(str, inputs))}: no image found. Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI."
+        )
+    _refuse_conflicts(items, out, options)
+    outcome = Outcome(bundle.classes, failures=failures)
+    work = _Work(bundle.session(options.threads), bundle.window, bundle.axis, len(bundle.classes), out, options)
+    with _until_terminated():
+        _predict_and_list(items, work, outcome)
+    return outcome
+
+
+@contextmanager
+def _until_terminated() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that what is finished is listed."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _predict_and_list(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
+    """Predict all items and write the table; stopped by hand, by SIGTERM or by a full disk it holds what is done."""
+    began = time.monotonic()
+    try:
+        _predict_all(items, work, outcome)
+    except OSError:
+        _list_where_it_can_be_written(outcome, work.out)
+        raise
+    except BaseException:
+        outcome.seconds = time.monotonic() - began
+        _list_where_it_can_be_written(outcome, work.out)
+        warn(f"stopped before the end: {outcome.summary(work.out)}")
+        raise
+    outcome.seconds = time.monotonic() - began
+    _write_table(outcome, work.out)
+
+
+def _list_where_it_can_be_written(outcome: Outcome, out: Path) -> None:
+    try:
+        _write_table(outcome, out)
+    except OSError as error:
+        warn(f"the masks that are done are not listed: {refused_by_system(error)}")
+
+
+def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
+    done = 0
+    with progress("predict", sum(len(item.frames) for item in items)) as advance:
+        for item in items:
+            try:
+                with _one_of_many(item):
+                    work.predict(item, outcome, partial(_advance, advance, done))
+            except UserError as error:
+                outcome.fail(item.source, str(error))
+            done += len(item.frames)
+            advance(done)
+
+
+@contextmanager
+def _one_of_many(item: Item) -> Iterator[None]:
+    """Turn whatever goes wrong with one item into a UserError that names it.
+
+    What the system refuses passes: files are read behind a boundary of their own, so it is the disk that takes no more.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # of the network, of memory, a defect of ours
+        raise UserError(
+            f"{item.source}: could not be predicted ({type(error).__name__}). The others are done; "
+            "`tskd check` on its folder says whether the file can be read."
+        ) from error
+
+
+def _advance(advance: Advance, before: int, frames: int) -> None:
+    advance(before + frames)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is the same for all items."""
+
+    session: InferenceSession
+    window: IntensityWindow | None
+    axis: int
+    """Along which NIfTI volumes are sliced."""
+    classes: int
+    out: Path
+    options: PredictOptions
+
+    def predict(self, item: Item, outcome: Outcome, advance: Callable[[int], None]) -> None:
+        """Predict the frames of an item one by one, then write its labels: a volume appears whole or not at all.
+
+        Where a slice of a DICOM series is damaged, its volume is none: the others become images of their own.
+        """
+        planes: dict[int, np.ndarray] = {}
+        predictions: list[Prediction] = []
+        grey = LevelUse()
+        for number, frame in enumerate(item.frames):
+            place = None if item.kind == "image" else number
+            try:
+                image = read_image(frame.path, index=frame.index, intensity=self.window, axis=self.axis)
+            except UserError as error:
+                if item.kind != "series":
+                    raise
+                outcome.fail(frame.path, str(error))
+                continue
+            finally:
+                advance(number + 1)
+            grey |= level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
+            answer = ask(self.session, image)
+            predictions.append(self._found(item, frame, place, answer.classes))
+            self._write_extras(item, place, image, answer)
+            planes[number] = answer.classes
+        if len(planes) == len(item.frames):
+            write_file(self.out / item.output, _label_file(item, list(planes.values()), self.axis))
+            outcome.predictions += predictions
+        else:
+            self._write_apart(item, planes, predictions, outcome)
+        if grey.is_lossy:
+            warn(f"{item.source}: {grey.describe()}. A model for such images is trained with {grey.advise()}.")
+
+    def _write_apart(
+        self, item: Item, planes: dict[int, np.ndarray], predictions: Sequence[Prediction], outcome: Outcome
+    ) -> None:
+        """Write the slices of a series that lacks some as images, each beside its place in the folders read."""
+        warn(
+            f"{item.source}: a slice of a series cannot be read; its {len(planes)} others are written as single images."
+        )
+        for (number, plane), prediction in zip(planes.items(), predictions, strict=True):
+            frame = item.frames[number]
+            folder = item.name if item.source.is_dir() else item.name.parent
+            single = image_item(frame, folder / dicom_name(frame.path, frame.path.parent))
+            if (self.out / single.output).exists() and not self.options.overwrite:
+                raise UserError(f"{self.out / single.output} exists already. Replace it with --overwrite.")
+            write_file(self.out / single.output, _label_file(single, [plane], self.axis))
+            outcome.predictions.append(replace(prediction, slice=None, output=single.output))
+
+    def _found(self, item: Item, frame: Frame, place: int | None, labels: np.ndarray) -> Prediction:
+        counts = count_bytes(labels)[1 : self.classes + 1]
+        area = None if frame.spacing is None else frame.spacing[0] * frame.spacing[1]
+        height, width = labels.shape
+        return Prediction(frame.path, place, item.output, height, width, tuple(counts.tolist()), area)
+
+    def _write_extras(self, item: Item, place: int | None, image: np.ndarray, answer: Answer) -> None:
+        if self.options.probabilities:
+            content = io.BytesIO()
+            np.savez_compressed(content, probabilities=answer.probabilities)
+            write_file(self.out / _extra(item, place, "probabilities.npz"), content.getvalue())
+        if self.options.overlays:
+            drawn = draw_overlay(image, None, answer.classes, classes=self.classes, enlarge=enlargement(image))
+            write_file(self.out / _extra(item, place, "overlay.png"), _png(drawn))
+
+
+def _label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
+    if item.kind == "image":
+        return _png(planes[0])
+    if len({plane.shape for plane in planes}) > 1:
+        raise UserError(f"{item.source}: the slices differ in size. Give them as single files.")
+    if item.kind == "nifti":
+        return nifti.labels_like(item.source, planes, axis=axis)
+    volume = series_volume(item, planes)
+    return gzip.compress(volume.to_bytes(), compresslevel=6, mtime=0)
+
+
+def series_volume(item: Item, planes: Sequence[np.ndarray]) -> nibabel.Nifti1Image:
+    """Return the labels of a series as (column, row, slice), placed as ITK and dcm2niix place it."""
+    assert item.affines is not None
+    sform, qform = item.affines
+    voxels = np.empty((*planes[0].shape[::-1], len(planes)), np.uint8)
+    for number, plane in enumerate(planes):
+        voxels[..., number] = plane.T
+    volume = _labels(voxels, sform)
+    volume.set_qform(qform, code="scanner")
+    volume.set_sform(sform, code="scanner")
+    return volume
+
+
+def _labels(voxels: np.ndarray, affine: np.ndarray | None) -> nibabel.Nifti1Image:
+    volume = nibabel.Nifti1Image(voxels, affine, dtype=np.uint8)
+    volume.header.set_xyzt_units("mm")
+    return volume
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file in one step, its folder made where it is missing.
+
+    UserError where the disk takes no such name, OSError where it takes no more.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(
+                f"{path}: the name of this result is too long for the disk. Shorten the input's."
+            ) from error
+        raise
+
+
+def _extra(item: Item, place: int | None, ending: str) -> Path:
+    name = item.name.name if place is None else f"{item.name.name}_{place:04d}"
+    return item.name.with_name(f"{name}.{ending}")
+
+
+def _results(item: Item, options: PredictOptions) -> Iterator[Path]:
+    yield item.output
+    places = [None] if item.kind == "image" else range(len(item.frames))
+    for place in places:
+        if options.probabilities:
+            yield _extra(item, place, "probabilities.npz")
+        if options.overlays:
+            yield _extra(item, place, "overlay.png")
+
+
+def _refuse_conflicts(items: Sequence[Item], out: Path, options: PredictOptions) -> None:
+    origin: dict[Path, Item] = {}
+    for item in items:
+        for path in _results(item, options):
+            other = origin.setdefault(path, item)
+            if other is not item:
+                raise UserError(
+                    f"{other.source} and {item.source} would both be answered in {path}. "
+                    "Rename one, or predict them into two folders."
+                )
+    sources = {frame.path.resolve() for item in items for frame in item.frames}
+    if hit := next((path for path in origin if (out / path).resolve() in sources), None):
+        raise UserError(f"{out / hit} is one of the inputs; results never replace them. Choose another --out.")
+    existing = [path for path in (*origin, Path(TABLE)) if _exists(out / path)]
+    if existing and not options.overwrite:
+        raise UserError(
+            f"{out}: {len(existing)} of the results exist already, first {existing[0]}. "
+            "Choose another folder with --out, or replace them with --overwrite."
+        )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the disk is on no disk
+        return False
+
+
+def _write_table(outcome: Outcome, out: Path) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _COLUMNS)
+    writer.writeheader()
+    writer.writerows(map(harmless, outcome.lines()))
+    write_file(out / TABLE, text.getvalue().encode(errors=ENCODING_ERRORS))

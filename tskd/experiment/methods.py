@@ -1,0 +1,142 @@
+"""The methods that are compared: each says, in artifacts of a run, how its final model comes about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tskd.errors import UserError
+from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES
+from tskd.models.backbones import NO_ENCODER
+from tskd.models.decoders import DECODERS
+from tskd.recipe.schema import OFFLINE, RANDOM
+
+if TYPE_CHECKING:
+    from tskd.artifacts import Artifact
+    from tskd.experiment.run import Run
+    from tskd.recipe.schema import Recipe
+
+
+Make = Callable[["Run"], "Artifact"]
+"""Asks a run for an artifact; asking computes what it needs."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to a segmentation model."""
+
+    title: str
+    """As tables and reports call it."""
+    model: Make
+    """The trained model, ready to be scored."""
+    start: Make | None = None
+    """The student before fine-tuning; None: there is none."""
+    teacher: Make | None = None
+    """The adapted teacher whose answers it learns; None: it never needs one."""
+    ships: bool = True
+    """Its model is small enough for a clinic's machine: ``tskd run`` ends with it in a bundle."""
+
+
+def _pretrained(title: str, start: Make, *, teacher: Make | None = None) -> Method:
+    """Return the method that fine-tunes a start."""
+    return Method(title, lambda run: run.finetuned(start(run)), start, teacher)
+
+
+METHODS: dict[str, Method] = {
+    "teacher": Method("teacher", lambda run: run.teacher, ships=False),
+    "task_kd": _pretrained(
+        "task-specific distillation", lambda run: run.distilled_by(run.teacher), teacher=lambda run: run.teacher
+    ),
+    "task_kd_probe": _pretrained(
+        "task-specific distillation, probed teacher",
+        lambda run: run.distilled_by(run.probed_teacher),
+        teacher=lambda run: run.probed_teacher,
+    ),
+    "agnostic_kd": _pretrained("task-agnostic distillation", lambda run: run.distilled_agnostic),
+    "mae": _pretrained("masked autoencoder", lambda run: run.pretrained(run.recipe.mae)),
+    "moco_v3": _pretrained("MoCo v3", lambda run: run.pretrained(run.recipe.moco_v3)),
+    "pseudo_label": _pretrained(
+        "student on pseudo-labels", lambda run: run.pseudo_labelled, teacher=lambda run: run.teacher
+    ),
+    "imagenet": Method(
+        "student from ImageNet",
+        lambda run: run.finetuned(run.imagenet, within=run.budget.total),  # its start has cost nothing in this run
+        lambda run: run.imagenet,
+    ),
+    "scratch": Method("student from scratch", lambda run: run.finetuned(None, within=run.budget.total)),
+    "scratch_total": Method(
+        "student from scratch with the teacher's compute too",
+        lambda run: run.finetuned(None, within=run.total_compute),
+    ),
+    "control": Method("control (U-Net)", lambda run: run.control),
+    "control_pseudo": Method(
+        "control (U-Net) with pseudo-labels", lambda run: run.control_pseudo, teacher=lambda run: run.teacher
+    ),
+}
+"""The names that ``method`` and ``rivals`` of a recipe may have."""
+
+
+_ENCODERS_ALONE = ("agnostic_kd", "mae", "moco_v3", "imagenet")
+"""Methods that start from an encoder, the decoder being random."""
+_FROM_THE_UNADAPTED = ("agnostic_kd", "task_kd_probe")
+"""Methods whose teacher's encoder is as it was before the labels."""
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise UserError for a name that nothing answers to or weights that are not there, before any work."""
+    choices: tuple[tuple[str, str, Mapping[str, object]], ...] = (
+        ("method", recipe.method, METHODS),
+        *(("rivals", rival, METHODS) for rival in recipe.rivals),
+        ("student.decoder", recipe.student.decoder, DECODERS),
+        ("distill.encoder_loss", recipe.distill.encoder_loss, ENCODER_LOSSES),
+        ("distill.decoder_loss", recipe.distill.decoder_loss, DECODER_LOSSES),
+    )
+    for key, name, known in choices:
+        if name not in known:
+            raise UserError(f"{key}: {name!r} is not known. Choose one of: {', '.join(sorted(known))}")
+    _check_teacher_weights(recipe)
+    _check_student_weights(recipe)
+
+
+def asks_for_weights(recipe: Recipe) -> str | None:
+    """Return what of a recipe starts from ``student.weights``, in its words; None: nothing does."""
+    if "imagenet" in (recipe.method, *recipe.rivals):
+        return "imagenet"
+    return "student.start=weights" if recipe.student.start == "weights" else None
+
+
+def _check_teacher_weights(recipe: Recipe) -> None:
+    if recipe.teacher.name == "offline" and recipe.teacher.weights is not None:
+        raise UserError(
+            "teacher.weights: the offline teacher has weights of its own, and these would not be used. Say whose they "
+            "are: teacher.name=sam or teacher.name=timm/<backbone>; or leave teacher.weights out."
+        )
+    untaught = [name for name in (recipe.method, *recipe.rivals) if name in _FROM_THE_UNADAPTED]
+    if recipe.teacher.weights == RANDOM and untaught:
+        raise UserError(
+            f"{untaught[0]}: the teacher's encoder teaches what it knows before it has seen a label, and with "
+            "teacher.weights=random that is nothing. Give the weights of a pretrained teacher, or leave "
+            f"{untaught[0]} out."
+        )
+
+
+def _check_student_weights(recipe: Recipe) -> None:
+    student, wanted = recipe.student, asks_for_weights(recipe)
+    pretrained = [name for name in (recipe.method, *recipe.rivals) if name in _ENCODERS_ALONE]
+    if student.backbone == NO_ENCODER and (pretrained or wanted):
+        raise UserError(
+            f"{pretrained[0] if pretrained else wanted} starts from a trained encoder, and with "
+            f"student.backbone={NO_ENCODER} there is none. Name a backbone, or choose another method."
+        )
+    if student.weights is None and wanted:
+        raise UserError(
+            f"{wanted} needs student.weights: the path of a weight file of {student.backbone} with timm's names "
+            "(.safetensors, or .pth with tensors only). Nothing is downloaded: where there is network, get it from the "
+            f"page of timm/{student.backbone} on the Hugging Face hub and copy model.safetensors to this machine. "
+            f"Without network: student.weights={OFFLINE}, student.backbone=tf_efficientnet_lite0 and "
+            "student.decoder=pyramid."
+        )
+    if student.weights not in (None, OFFLINE) and not Path(student.weights).expanduser().is_file():
+        raise UserError(f"student.weights: there is no file {student.weights}. Give the path of a weight file.")

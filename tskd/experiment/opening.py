@@ -1,0 +1,25 @@
+"""Opening a run: every mistake that can be known is answered before anything heavy is imported or made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tskd.errors import require_folder
+from tskd.experiment.methods import check_names
+
+if TYPE_CHECKING:
+    from tskd.experiment.run import Run
+    from tskd.recipe.schema import Recipe
+
+
+def open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, download: bool = False) -> Run:
+    """Return the run of a recipe in a folder; UserError where names, networks or the folder cannot be used."""
+    check_names(recipe)
+    require_folder(out)
+    from tskd.engine import open_runtime
+    from tskd.experiment.preflight import check_networks
+    from tskd.experiment.run import Run
+
+    check_networks(recipe)
+    return Run(recipe, out, open_runtime(recipe.engine, minutes=minutes), download)

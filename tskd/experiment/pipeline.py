@@ -1,0 +1,227 @@
+"""The whole method: a recipe's models, scores and bundle, made from the artifacts of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from itertools import count
+from typing import Any
+
+from tskd.artifacts import Artifact
+from tskd.console import duration, say
+from tskd.data.transfer_set import QUALITY
+from tskd.deploy.bundle import FOLDER, publish
+from tskd.errors import UserError
+from tskd.experiment.budget import BUDGET_RULE, compute_of
+from tskd.experiment.methods import METHODS, Make
+from tskd.experiment.run import Run
+from tskd.recipe.schema import Recipe
+from tskd.report import write_report
+from tskd.run_file import alone_in, write_run
+from tskd.stages import evaluate, export, quality
+from tskd.stages.network_costs import measure_networks
+from tskd.stages.transfer import count_real
+
+
+def trained_models(
+    run: Run, *, announce: Callable[[str], None] = lambda title: None
+) -> dict[str, tuple[str, Artifact]]:
+    """Return name in run.json -> (title, model) of everything that the recipe's method and its rivals make.
+
+    ``announce`` is told the title of each before it is made. A rival is known by another name where the method's own
+    teacher has its name and is a different one.
+    """
+    models: dict[str, tuple[str, Artifact]] = {}
+    for name, title, make in _wanted(run.recipe):
+        announce(title)
+        model = make(run)
+        if name in models and models[name][1].path != model.path:
+            models[f"rival_{name}"] = f"{title} (rival)", model
+        else:
+            models[name] = title, model
+    return models
+
+
+def _wanted(recipe: Recipe) -> Iterator[tuple[str, str, Make]]:
+    """Yield name in run.json, title and what makes it of every model of a recipe, in the order of making."""
+    method = METHODS[recipe.method]
+    if method.teacher is not None:
+        yield "teacher", METHODS["teacher"].title, method.teacher
+        if method.start is not None:
+            yield "student_before_finetune", "student before fine-tuning", method.start
+    yield "student", method.title, method.model
+    yield from ((rival, METHODS[rival].title, METHODS[rival].model) for rival in _rivals(recipe))
+
+
+def _rivals(recipe: Recipe) -> list[str]:
+    """Return the methods that are trained beside the recipe's own."""
+    controls = ("control",) if recipe.control.enabled else ()
+    return [name for name in dict.fromkeys((*recipe.rivals, *controls)) if name != recipe.method]
+
+
+def student(run: Run) -> Artifact:
+    """Return the model that the recipe's method ends with: the one that is shipped."""
+    return METHODS[run.recipe.method].model(run)
+
+
+def exported(run: Run) -> Artifact:
+    """Return the bundle to ship, proved against the network on real cases."""
+    _require_small(run.recipe)
+    metrics = {name: artifact.metrics for name, artifact in evaluations(run).items()}
+    return export.build(
+        run.bench, run.recipe.export, student(run), run.prepared_artifact, metrics, method=run.recipe.method
+    )
+
+
+def _require_small(recipe: Recipe) -> None:
+    if not METHODS[recipe.method].ships:
+        small = ", ".join(name for name, method in METHODS.items() if method.ships)
+        raise UserError(
+            f"method: {recipe.method!r} is what students learn from, and a run ends with a student or a U-Net to ship; "
+            f"the teacher's scores are in every run. Choose one of: {small}"
+        )
+
+
+def evaluations(run: Run) -> dict[str, Artifact]:
+    """Return the scores of every model, by its name in run.json."""
+    return {name: run.evaluation(model, title) for name, (title, model) in trained_models(run).items()}
+
+
+def judged_synthetic(run: Run) -> Artifact | None:
+    """Return what the synthetic images of the transfer set are worth; None where there are none.
+
+    The features of the adapted teacher are a part of it where a method of the recipe learns from one; none is trained
+    for it alone.
+    """
+    if not run.recipe.transfer.synthetic:
+        return None
+    teachers = [METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)]
+    judged = quality.build(
+        run.bench, run.transfer, run.samples, run.prepared_artifact, next((ask(run) for ask in teachers if ask), None)
+    )  # fmt: skip
+    say(f"transfer: what the synthetic images are worth is in {judged.path / QUALITY}")
+    return judged
+
+
+def transferred(run: Run) -> Artifact:
+    """Return the transfer set, its synthetic images judged."""
+    judged_synthetic(run)
+    return run.transfer
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """Run the recipe's method to the end and return what ``run.json`` holds.
+
+    Raises UserError where another run is at work in the output folder: the last to end would take the other's place.
+    """
+    _require_small(run.recipe)
+    _ = run.prepared_artifact  # data that cannot be used are told before the folder is touched
+    first = run.runtime.fabric.is_global_zero
+    with alone_in(run.out, run.recipe.model_dump(mode="json")) if first else nullcontext():
+        return _execute(run)
+
+
+def _execute(run: Run) -> dict[str, Any]:
+    if any(METHODS[name].start or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)):
+        count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
+    _say_what_for(run)
+    models = trained_models(run, announce=_counted(run.recipe))
+    say(f"run: scores of {len(models)} models, then the model to ship and the report")
+    scores = evaluations(run)
+    if "transfer" in vars(run):  # a method has learned from it
+        judged_synthetic(run)
+    bundle = exported(run)
+    measured = measure_networks(run.bench, [one for _, one in models.values()], image_size=run.recipe.data.image_size)
+    ablation = run.ablation(models["student"][1]).metrics
+    networks = {name: asdict(measured[one.path.name]) for name, (_, one) in models.items()}
+    metrics = {name: artifact.metrics | compute(run, models[name][1]) for name, artifact in scores.items()}
+    if "teacher" in scores:
+        paths = scores["teacher"].path, scores["student"].path
+        metrics["student"]["teacher_agreement"] = round(evaluate.mean_agreement(*paths, run.tested), 4)
+    summary = {
+        "dataset": run.prepared.dataset["name"],
+        "tested_on": run.tested.dataset["name"],
+        "labels": len(run.prepared.rows("train", "val")),
+        "seed": run.recipe.seed,
+        "method": run.recipe.method,
+        "teacher": models["teacher"][1].metrics["teacher"] if "teacher" in models else None,
+        "seconds": round(sum(cost["seconds"] for cost in run.costs.values()), 1),
+        "peak_memory_mb": max(cost["peak_memory_mb"] for cost in run.costs.values()),
+        "peak_gpu_memory_mb": max(cost.get("peak_gpu_memory_mb", 0.0) for cost in run.costs.values()),
+        "metrics": metrics,
+        "ablation": ablation,
+        "budget_rule": BUDGET_RULE,
+        "artifacts": {name: artifact.path.name for name, (_, artifact) in models.items()},
+        "export": bundle.metrics,
+        "networks": networks,
+        "evaluations": {name: artifact.path.name for name, artifact in scores.items()},
+        "stages": run.costs,
+        "recipe": run.recipe.model_dump(mode="json"),
+    }
+    if run.runtime.fabric.is_global_zero:
+        publish(bundle.path, run.out / FOLDER)
+        write_run(run.out, summary)
+        write_report(run.out)
+    return summary
+
+
+def _say_what_for(run: Run) -> None:
+    """Say which images are used for what, and which models will be made."""
+    prepared, tested = run.prepared, run.tested
+    train, val, unlabelled = (len(prepared.rows(part)) for part in ("train", "val", "unlabelled"))
+    say(
+        f"run: {train} labelled images to train on and {val} to choose weights by, {unlabelled} without labels, "
+        f"{len(tested.rows('test'))} test images in {len(tested.cases('test'))} cases, at {prepared.image_size} px"
+    )
+    beside = ", ".join(METHODS[name].title for name in _rivals(run.recipe))
+    say(f"run: {METHODS[run.recipe.method].title}{f', and beside it {beside}' if beside else ''}; each trains in turn")
+
+
+def _counted(recipe: Recipe) -> Callable[[str], None]:
+    """Return what says which of how many models is made, and how long the run has taken so far."""
+    began, number, total = time.monotonic(), count(1), len(list(_wanted(recipe)))
+
+    def announce(title: str) -> None:
+        say(f"run: model {next(number)} of {total}, {title} ({duration(time.monotonic() - began)} so far)")
+
+    return announce
+
+
+def compute(run: Run, model: Artifact) -> dict[str, float]:
+    """Return ``student_gflops`` and ``teacher_gflops`` of a model of the run: what its method alone has cost."""
+    return compute_of(model, run.bench.used.values())._asdict()
+
+
+def started(run: Run) -> Artifact:
+    """Return the student of the recipe's method before fine-tuning; UserError where it has no pre-training."""
+    start = METHODS[run.recipe.method].start
+    if start is None:
+        known = ", ".join(name for name, method in METHODS.items() if method.start is not None)
+        raise UserError(f"method {run.recipe.method!r} has no pre-training. Set method to one of: {known}")
+    return start(run)
+
+
+STAGES: dict[str, Callable[[Run], Artifact | None]] = {
+    "prepare": lambda run: run.prepared_artifact,
+    "teacher": lambda run: run.teacher,
+    "diffusion": lambda run: run.diffusion,
+    "samples": lambda run: run.samples[-1],
+    "transfer": transferred,
+    "quality": judged_synthetic,
+    "cache": lambda run: run.cache,
+    "distill": lambda run: run.distilled_by(run.teacher),
+    "pretrain": started,
+    "finetune": student,
+    "control": lambda run: run.control,
+    "evaluate": lambda run: run.evaluation(student(run), METHODS[run.recipe.method].title),
+    "export": exported,
+}
+
+
+def run_stage(run: Run, name: str) -> Artifact | None:
+    """Run one stage and what it needs; None where the recipe does without it. UserError lists the names."""
+    if name not in STAGES:
+        raise UserError(f"there is no stage {name!r}. Choose one of: {', '.join(STAGES)}")
+    return STAGES[name](run)

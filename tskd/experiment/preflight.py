@@ -1,0 +1,79 @@
+"""Whether the networks that a recipe asks for can be built; it is tried before any work, since it takes no second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from tskd.artifacts import canonical_json
+from tskd.errors import UserError
+from tskd.experiment.methods import asks_for_weights
+from tskd.experiment.run import describe_student
+from tskd.models.lora import AdaptationName, set_adaptation
+from tskd.models.mae import require_transformer
+from tskd.models.registry import build_model
+from tskd.models.timm_segmenter import TimmSegmenter
+from tskd.models.weight_files import identify, require_pixels
+from tskd.models.weights import find_weights
+from tskd.recipe.schema import OFFLINE, RANDOM, Recipe
+from tskd.stages.diffusion import require_image_size
+from tskd.stages.teacher import describe_teacher
+
+
+def check_networks(recipe: Recipe) -> None:
+    """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, the
+    teacher's weight file is not what the settings say, a timm teacher cannot take its image size or be adapted, or the
+    diffusion model that is asked for cannot draw images of its size."""
+    student, teacher = recipe.student, recipe.teacher
+    weights = student.weights if asks_for_weights(recipe) else None
+    if weights is not None and weights != OFFLINE:
+        require_pixels(identify(Path(weights), student.backbone), student.pixels, "student.pixels")
+    backbone = teacher.name.partition("/")[2]
+    there = teacher.weights is not None and (teacher.weights == RANDOM or find_weights(teacher.weights))
+    if there and not backbone:
+        backbone = describe_teacher(teacher, download=False).description["arguments"].get("backbone", "")
+    description = describe_student(student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
+    _try_to_build(canonical_json(description), masked="mae" in (recipe.method, *recipe.rivals))
+    if backbone:
+        size = teacher.image_size or recipe.data.image_size
+        _try_to_adapt(backbone, size, teacher.adaptation, teacher.rank, checkpointing=teacher.gradient_checkpointing)
+    if there or teacher.name.startswith("timm/"):  # its size comes first: it is told without the file
+        describe_teacher(teacher, download=False)
+    if any(name.startswith("control") for name in (recipe.method, *recipe.rivals)) or recipe.control.enabled:
+        _check_control(recipe.control.channels, recipe.data.image_size)
+    if recipe.transfer.synthetic:
+        require_image_size(recipe.diffusion, recipe.data.image_size)
+
+
+def _check_control(channels: Sequence[int], image_size: int) -> None:
+    """Raise UserError where the U-Net's lowest level would be smaller than 2 x 2 pixels, which no norm can work on."""
+    step = 2 ** (len(channels) - 1)
+    if image_size % step or image_size // step < 2:
+        raise UserError(
+            f"control.channels: {len(channels)} levels halve data.image_size {len(channels) - 1} times, and "
+            f"{image_size} does not allow that with 2 pixels left. Give fewer channels or a larger image size."
+        )
+
+
+@cache
+def _try_to_build(description: str, *, masked: bool) -> None:
+    """Build and forget; a plan of many runs asks for the same few students."""
+    student = build_model(json.loads(description))
+    if masked:
+        require_transformer(student)
+
+
+@cache
+def _try_to_adapt(
+    backbone: str, image_size: int, adaptation: AdaptationName, rank: int, *, checkpointing: bool
+) -> None:
+    """Build a teacher without numbers, whatever its size, and give it its adapters."""
+    with torch.device("meta"):
+        teacher = TimmSegmenter(backbone, "plain", classes=1, image_size=image_size)
+        if checkpointing:
+            teacher.checkpoint_gradients()
+        set_adaptation(teacher, adaptation, rank=rank)

@@ -1,0 +1,49 @@
+"""What a run found, for people: the summary on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from tskd.console import duration, screen
+from tskd.report import REPORT
+from tskd.report.run.ablation import uses_sentence
+from tskd.report.run.folder import STUDENT, RunFolder, open_run
+from tskd.report.run.verdict import paired_tests, verdict
+from tskd.report.text import INTERVAL, capital, dice_of, interval_of, invented, missed, number, scored
+
+PLAIN_WIDTH = 100
+"""Columns of the table where the output is no terminal."""
+
+
+def print_summary(out: Path) -> None:
+    """Print the scores of the finished run in a folder and the verdict on stdout."""
+    console = screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)
+    run = open_run(out)
+    summary = run.summary
+    tested = f"tested on {scored(run.metrics[STUDENT])}"
+    table = Table(title=f"{summary['dataset']}, {summary['labels']} labels, {tested}, seed {summary['seed']}")
+    for column in ("model", dice_of(run.level), INTERVAL, f"HD95 {run.unit}", "cases", "missed", "false pos."):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name in run.models:
+        table.add_row(*(Text(cell) for cell in _cells(run, name)))
+    console.print(table)
+    console.print(Text(verdict(run, paired_tests(run))))
+    if said := uses_sentence(run.metrics[STUDENT]["dice"], summary.get("ablation", {})):
+        console.print(Text(said))
+    console.print(Text(f"{duration(summary['seconds'])}; everything is in {out}, to be read in {out / REPORT}"))
+
+
+def _cells(run: RunFolder, name: str) -> Iterator[str]:
+    scores = run.metrics[name]
+    yield capital(run.title(name))
+    yield number(scores["dice"])
+    yield interval_of(scores, "dice")
+    yield number(scores[f"hd95_{run.unit}"], 1)
+    yield str(scores["n_cases"])
+    yield missed(scores)
+    yield invented(scores)

@@ -1,0 +1,1 @@
+"""The recipe: its settings, the files they are read from, and mistakes in words."""

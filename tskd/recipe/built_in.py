@@ -1,0 +1,47 @@
+"""The recipes and grids that come with the package, found by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tskd.errors import UserError
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+GRIDS = FOLDER / "compare"
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """Return the file of a recipe that is named or given as a path; UserError lists the names."""
+    return _find(recipe, FOLDER, "recipe", "tskd recipes")
+
+
+def find_grid(grid: str | Path) -> Path:
+    """Return the file of a comparison's grid that is named or given as a path; UserError lists the names."""
+    return _find(grid, GRIDS, "grid", "tskd recipes")
+
+
+def describe_all() -> Iterator[tuple[str, str]]:
+    """Yield each recipe's and each grid's command and the first sentence of its head comment."""
+    for folder, command in ((FOLDER, "tskd run"), (GRIDS, "tskd compare")):
+        for path in sorted(folder.glob("*.yaml")):
+            yield f"{command} {path.stem}", _head(path)
+
+
+def _find(given: str | Path, folder: Path, what: str, command: str) -> Path:
+    path = Path(given)
+    if path.suffix or path.exists():
+        return path
+    built_in = folder / f"{given}.yaml"
+    if len(path.parts) != 1 or not built_in.is_file():
+        known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml")))
+        raise UserError(
+            f"{what} {str(given)!r} is not known. Give a YAML file, or one of: {known} (`{command}` describes them)."
+        )
+    return built_in
+
+
+def _head(path: Path) -> str:
+    """Return the first line of a file, which is a comment that says what the file is for."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()

@@ -1,0 +1,455 @@
+"""The recipe: one frozen tree of settings, one section a stage; unknown keys are refused, and lengths are in steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tskd.errors import UserError
+from tskd.recipe.explanations import describe_mistake
+from tskd.recipe.files import apply_override, read_settings
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Pixels = Literal["auto", "imagenet", "half", "clip", "unit", "minmax"]
+Flip = Literal["auto", "none", "horizontal", "both"]
+PrecisionName = Literal["32-true", "bf16-mixed", "16-mixed"]
+PHANTOMS = "phantoms"
+"""The value of ``data.root`` that stands for the built-in procedural images."""
+RANDOM = "random"
+"""``teacher.weights`` of a timm teacher that starts from nothing: for experiments, with ``adaptation: full`` only."""
+OFFLINE = "offline"
+"""``weights`` that stand for the ImageNet weights of EfficientNet-Lite0 in the package of the extra ``offline``."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and it refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+class PhantomConfig(Section):
+    """The built-in procedural data set, used when ``data.root`` is ``phantoms``."""
+
+    family: str = "kidney_us"
+    """``kidney_us``, ``oral_ulcer``, ``abdomen``, ``dermoscopy`` or ``fundus``."""
+    train: Annotated[int, Field(ge=1, le=1_000_000)] = 400
+    """Training images, labelled or not."""
+    test: Annotated[int, Field(ge=1, le=1_000_000)] = 80
+    size: Annotated[int, Field(ge=1, le=4096)] = 128
+
+
+class AugmentConfig(Section):
+    """Random changes of the training images; geometric ones move image and mask alike."""
+
+    flip: Flip = "auto"
+    """auto: horizontal, but none where a class name says left or right."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Degrees to either side."""
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Largest relative change of size."""
+    shift: Share = 0.08
+    """Largest shift as a share of the side."""
+    crop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest part of the side that a crop cuts off, in whole cells of 16 px (with stored teacher answers: of the
+    student's feature grid); one size a batch, one place an image."""
+    photometric: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Strength of brightness, contrast, gamma, colour, blur and noise; 0 switches them off."""
+
+
+class SourceConfig(Section):
+    """Where images are and how they are read."""
+
+    root: str = PHANTOMS
+    layout: str = "auto"
+    classes: tuple[str, ...] | None = None
+    """Names of the foreground classes; None: as the data set says."""
+    window: tuple[float, float] | None = None
+    """Intensities shown as black and white, in stored units (HU for CT)."""
+    annotator: Literal[1, 2] = 1
+    """``kidneyus`` and ``drive``: whose labels."""
+    structure: Literal["capsule", "regions"] = "capsule"
+    """``kidneyus``: one class, or three."""
+    sequence: Literal["all", "t1_in", "t1_out", "t2"] = "all"
+    """``chaos_mr``"""
+    axis: Literal[0, 1, 2] = 2
+    """``nifti``: the axis sliced along (0 left-right, 1 back-front, 2 foot-head)."""
+    phantom: PhantomConfig = PhantomConfig()
+
+
+class DataConfig(SourceConfig):
+    """Where the images are, how they are read and which labels may be used."""
+
+    labels: Positive | None = None
+    """Label budget in images, the validation part included; None: all labelled training images."""
+    label_cases: Positive | None = None
+    """Label budget in cases, instead of ``labels``."""
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
+    """Side of the square that the networks see; predictions are answered at the image's own size."""
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Part of the labelled budget kept for validation."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Cases kept for the test where the data set has no split of its own."""
+    split_seed: int = 0
+    """Seed of the split: the same split for every seed of training."""
+    budget_seed: int | None = None
+    """Seed of the order in which budgets take labels: another draw of the labels, the same test; None: split_seed."""
+    allow_duplicates: bool = False
+    """Go on although an image is in training and test alike."""
+
+
+class TrainConfig(Section):
+    """Settings every training shares."""
+
+    steps: Positive
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 16
+    accumulate: Positive = 1
+    """Parts a batch is cut into to save memory; the result is the same but for batch norm and what is dropped at
+    random (skips of the decoder ``detail``)."""
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the moving average of the weights (and batch norm's statistics) that is validated and kept; 0: the last
+    weights."""
+    validate_every: Positive = 50
+    patience: Positive | None = None
+    """Validations without a better score after which training stops; None: never."""
+
+    @model_validator(mode="after")
+    def _equal_parts(self) -> Self:
+        if self.batch_size % (self.accumulate or 1):  # a teacher's may be None: chosen to divide
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts: choose a multiple of "
+                "accumulate"
+            )
+        return self
+
+
+class TeacherConfig(TrainConfig):
+    """The large model that is adapted to the task on the labels."""
+
+    name: str = "auto"
+    """``auto`` (what ``weights`` are; without them SAM ViT-B where it is on this machine, else the offline teacher),
+    ``sam``, ``offline``, or ``timm/<backbone>``."""
+    weights: str | None = None
+    """Local file or folder (``tskd weights FILE`` says what it is), or a hub id (fetched only with ``--download``)."""
+    pixels: Pixels = "auto"
+    """What the weights expect: statistics of ``imagenet``, ``half`` (mean and deviation 0.5), ``clip``, ``unit``
+    (0 to 1 as it is), or ``minmax`` (each image stretched to 0 to 1, as MedSAM); auto: as the weight file is known."""
+    image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] | None = None
+    """Side of the square the teacher sees, read from the files; None: 512 for SAM, ``data.image_size`` for others."""
+    accumulate: Positive | None = None  # type: ignore[assignment]
+    """None: SAM sees at most 4 images of 512 px at once (fewer larger ones, more smaller ones), others the batch."""
+    gradient_checkpointing: bool = False
+    """Blocks of the encoder are computed again in the backward pass instead of kept: far less memory, 40 %
+    more time, the same result. For SAM and networks without batch norm."""
+    adaptation: Literal["lora", "probe", "full"] = "lora"
+    rank: Positive = 4
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """None: equal to the rank, so that the update has scale 1 as in SAMed."""
+    augment: AugmentConfig = AugmentConfig()
+    steps: Positive = 400
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    patience: Positive | None = 8
+
+
+class DiffusionConfig(TrainConfig):
+    """The model that invents images for the transfer set; used where ``transfer.synthetic`` is above 0."""
+
+    preset: Literal["tiny", "small", "base", "pan"] = "tiny"
+    """``tiny``, ``small`` and ``base`` are our own sizes; ``pan`` is the network of Pan et al. 2023 as published."""
+    seed: int | None = None
+    """Of its training and its images; None: the recipe's. Stated, runs over seeds share one model and its images."""
+    image_size: Annotated[int, Field(ge=16, le=512, multiple_of=16)] | None = None
+    """None: ``data.image_size``."""
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
+    schedule: Literal["linear", "cosine"] = "cosine"
+    conditional: bool = False
+    """Condition on the name of the folder an image lies in."""
+    sampler: Literal["dpmsolver++", "ddim", "ddpm"] = "dpmsolver++"
+    sampling_steps: Positive = 25
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Above 1 samples follow their label more closely (classifier-free guidance); 1 is without."""
+    grid_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """A picture of samples is written this often."""
+    gradient_checkpointing: bool = False
+    flip: Flip = "auto"
+    """Whether training images may be mirrored (horizontally)."""
+    steps: Positive = 3000
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
+
+
+class TransferConfig(Section):
+    """How many images of which origin the student learns from without labels; None: all there are."""
+
+    real: Count | None = None
+    """Unlabelled training images, then the labelled ones."""
+    synthetic: Count = 0
+    """Images sampled from the diffusion model."""
+    augmented: Count = 0
+    """Labelled training images under strong augmentation, stored as images of their own."""
+    flip: Flip = "auto"
+    """Of the augmented images."""
+    copy_quantile: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
+    """A synthetic image nearer to a training image than this quantile of train-to-train distances is a copy: out."""
+
+
+class DistillConfig(TrainConfig):
+    """The student learns the teacher's features and logits on the transfer set."""
+
+    encoder_loss: str = "mse"
+    """Between features: ``mse``, ``cosine``, ``attention`` or ``relation``."""
+    decoder_loss: str = "kl_dice"
+    """Between logits: ``mse``, ``kl``, ``dice`` or ``kl_dice``."""
+    encoder_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Of the loss between features; 0 leaves them out."""
+    decoder_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the loss between logits; 0 leaves them out, and the decoder is not trained."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Both logits are divided by it before they are compared."""
+    cache: Literal["auto", "on", "off"] = "auto"
+    """on: the teacher sees each stored view once and its answers are read from disk; auto decides by cost."""
+    views: Positive = 4
+    """Stored views of an image in the cache; view 0 is the image itself."""
+    augment: AugmentConfig = AugmentConfig()
+    steps: Positive = 1200
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _words_of_yaml(cls, value: object) -> object:
+        """YAML reads a bare ``on`` or ``off`` as a truth value."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> DistillConfig:
+        if self.encoder_weight == 0 and self.decoder_weight == 0:
+            raise ValueError(
+                "encoder_weight and decoder_weight are both 0: there is nothing to distil; set one above 0"
+            )
+        return self
+
+
+class PretrainConfig(TrainConfig):
+    """What the students that learn from images alone share; how long they learn follows from distillation's compute."""
+
+    steps: Positive = 10**9
+    """Upper limit; the number that the compute allows is used where it is smaller."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Smallest crop as a share of the image's area; it is enlarged to the whole."""
+    flip: Flip = "auto"
+
+
+class MaeConfig(PretrainConfig):
+    """The student's encoder learns to draw hidden patches (method ``mae``)."""
+
+    mask: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Share of the patches that is hidden."""
+    decoder_width: Annotated[int, Field(ge=4, multiple_of=4)] = 96
+    decoder_depth: Positive = 4
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class MocoConfig(PretrainConfig):
+    """The student's encoder learns to tell two views of an image from other images (method ``moco_v3``)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.2
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Of the momentum encoder at the start; it rises to 1."""
+    hidden: Positive = 1024
+    """Width inside the projector and the predictor."""
+    width: Positive = 256
+    """Of the vectors that are compared."""
+    photometric: Annotated[float, Field(ge=0, le=2)] = 2.0
+    """Strength of brightness, contrast, gamma, colour, blur and noise."""
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 64
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> MocoConfig:
+        if self.accumulate > 1:
+            raise ValueError(
+                "images of a batch are compared with each other, so accumulate must be 1: lower batch_size"
+            )
+        return self
+
+
+class StudentConfig(Section):
+    """The small model that is shipped."""
+
+    backbone: str = "vit_tiny_patch16_224"
+    """Any timm backbone that gives features; it works at the image size or the nearest side that it can take. ``none``:
+    the decoder's skip alone, the arm that shows what an encoder adds."""
+    patch: Positive | None = None
+    """Side in pixels of a plain vision transformer's patches; None: the largest that cuts the image into 196 tokens or
+    more (16 at 224 px, 8 at 128)."""
+    decoder: str = "detail"
+    """``plain`` (as in the paper), ``detail`` (keeps structures of a few pixels) or ``pyramid`` (for convolutions)."""
+    weights: str | None = None
+    """Start of the method ``imagenet``: local file with ImageNet (or other) weights of the backbone; or ``offline``,
+    the installed weights of the backbone ``tf_efficientnet_lite0``."""
+    pixels: Pixels = "auto"
+    """As ``teacher.pixels``; without ``weights``, auto is what timm says of the backbone."""
+    start: Literal["random", "weights"] = "random"
+    """``weights``: every other method starts from that file too, ``scratch`` and ``scratch_total`` excepted."""
+
+
+class FinetuneConfig(TrainConfig):
+    """The student learns from the labels."""
+
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Factor of the learning rate from one block to the one before it; used where the student starts trained."""
+    augment: AugmentConfig = AugmentConfig()
+    steps: Positive = 300
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    scratch_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate where the student starts from random weights."""
+    keep_start: bool = False
+    """A trained start is kept as it is where no later weights score better on the validation part."""
+
+
+class ControlConfig(TrainConfig):
+    """A small U-Net trained on the same labels with the student's training compute: what the method has to beat."""
+
+    enabled: bool = True
+    channels: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=3, max_length=8)] = (
+        16, 32, 64, 128,
+    )  # fmt: skip
+    """Of each level, at most as many as leave the lowest level 2 pixels of ``data.image_size``."""
+    augment: AugmentConfig = AugmentConfig()
+    steps: Positive = 10**9
+    """Upper limit; the number that the compute allows is used where it is smaller."""
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+
+
+class EvaluateConfig(Section):
+    """How models are scored on the test images."""
+
+    overlays: Count = 9
+    """Pictures of the worst, median and best cases."""
+    data: SourceConfig | None = None
+    """Another data set of the same classes: its test images are scored instead (cross-domain); split as ``data`` is."""
+
+
+class ExportConfig(Section):
+    """The file that is shipped."""
+
+    int8: bool = False
+    parity_cases: Positive = 16
+    max_dice_drop: Share = 0.001
+    """Largest difference of Dice between the network and the exported file."""
+
+
+class EngineConfig(Section):
+    """Where and how it is computed; nothing here but ``precision`` (and ``tf32``, which rounds as coarsely as float16)
+    changes a result beyond the rounding of float32."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: Positive = 1
+    num_nodes: Positive = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: PrecisionName = "32-true"
+    """``16-mixed``: float16 with scaled gradients, for GPUs without bf16 (V100, T4)."""
+    tf32: bool = True
+    """float32 products may use a GPU's TF32 units where it has them (Ampere and later)."""
+    compile: bool = False
+    """Training forward passes go through torch.compile: a minute of waiting before each training; no gain on a CPU."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
+    threads: Positive | None = None
+    """CPU threads; None: as torch chooses."""
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    seed: int = 0
+    method: str = "task_kd"
+    rivals: tuple[str, ...] = ()
+    """Methods that are trained and scored beside it, e.g. ``[scratch]``."""
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    transfer: TransferConfig = TransferConfig()
+    distill: DistillConfig = DistillConfig()
+    mae: MaeConfig = MaeConfig()
+    moco_v3: MocoConfig = MocoConfig()
+    student: StudentConfig = StudentConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    control: ControlConfig = ControlConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    engine: EngineConfig = EngineConfig()
+
+    if not TYPE_CHECKING:  # checkers know the fields by pydantic's own signature
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise refused(type(self), error, "Recipe") from error
+
+
+def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a file (None: all defaults) with ``section.key=value`` overrides applied in order.
+
+    Raises UserError naming every key or value that does not fit.
+    """
+    values: dict[str, Any] = {}
+    source = "the settings"
+    if path is not None:
+        source = str(path)
+        values = read_settings(path)
+    for override in overrides:
+        apply_override(values, override)
+    return build_recipe(values, source)
+
+
+def section_of(settings: Section) -> str | None:
+    """Return the recipe's name of a section; None for one that is no part of a recipe."""
+    kinds = ((name, field.annotation) for name, field in Recipe.model_fields.items())
+    return next((name for name, kind in kinds if kind is type(settings)), None)
+
+
+def build_recipe(values: Mapping[str, Any], source: str) -> Recipe:
+    """Return the recipe of a plain mapping; UserError names ``source`` and every key or value that does not fit."""
+    return build_section(Recipe, values, source)
+
+
+def build_section(kind: type[AnySection], values: Mapping[str, Any], source: str) -> AnySection:
+    """Return settings of a kind from a plain mapping; UserError names ``source`` and everything that does not fit."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise refused(kind, error, source) from error
+
+
+class Refused(UserError):
+    """Settings cannot be used."""
+
+    def __init__(self, source: str, problems: str) -> None:
+        super().__init__(f"{source} cannot be used:\n{problems}")
+        self.problems = problems
+
+
+def refused(kind: type[Section], error: ValidationError, source: str) -> Refused:
+    """Return what pydantic found wrong in settings of a kind, in words."""
+    found = error.errors()
+    inner = found[0].get("ctx", {}).get("error")
+    if isinstance(inner, Refused):  # a recipe's own answer, which pydantic has wrapped
+        return Refused(source, inner.problems)
+    return Refused(source, "\n".join(f"  {describe_mistake(kind, problem)}" for problem in found))

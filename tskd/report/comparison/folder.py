@@ -1,0 +1,326 @@
+"""A comparison as its folder holds it: one row a run, grouped into settings, averaged over seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_damage, finished, finished_in
+from tskd.cells import original
+from tskd.data.prepared import Prepared
+from tskd.errors import UserError
+from tskd.metrics.comparison import difference_interval
+from tskd.metrics.segmentation import case_means
+from tskd.report.comparison.files import COMPARISON, DATASET, METHOD, TABLE
+from tskd.report.pictures import Predictions
+from tskd.report.run.transfer import TransferView, view_transfer
+from tskd.report.styles import Look, look_of, ordered
+from tskd.stages.evaluation_files import read_cases
+
+_NEEDED = frozenset({"name", "axes", "replicates", "grid", "budget_rule", "runs", "failed"})
+_COLUMNS = ("run", "status", "method", "title", "dataset", "dice", "n_cases", "evaluation")
+
+Line = Mapping[str, str]
+Setting = tuple[str, ...]
+"""The data set and the values of the axes that vary, method and replicates aside."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method in one setting, over its replicates: runs that differ in seed and label draw."""
+
+    method: str
+    look: Look
+    lines: tuple[Line, ...]
+    """One a replicate."""
+    interval: tuple[float, float] | None
+    """95 % interval of mean Dice over replicates and cases; None: too few cases, or their scores are gone."""
+
+    def mean(self, column: str) -> float | None:
+        """Return the mean of a column over replicates; None where it is not there."""
+        values = [float(line[column]) for line in self.lines if line.get(column)]
+        return float(np.mean(values)) if values else None
+
+    @property
+    def level(self) -> str:
+        """What its scores are of: ``volume``, or ``image``, as in tables from before volumes were scored."""
+        return self.lines[0].get("level") or "image"
+
+    @property
+    def dice(self) -> float:
+        return float(np.mean([float(line["dice"]) for line in self.lines]))
+
+
+@dataclass(frozen=True)
+class ComparisonFolder:
+    """The folder of a comparison."""
+
+    path: Path
+    description: Mapping[str, Any]
+    """What ``comparison.json`` holds."""
+    lines: tuple[Line, ...]
+    """What ``table.csv`` holds."""
+
+    @property
+    def failed(self) -> list[Line]:
+        """The runs without a score."""
+        return [line for line in self.lines if not line["dice"]]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The columns that say what varies, beside data set, method and replicates."""
+        return tuple(name for name in self._between if name not in self.description["replicates"])
+
+    @property
+    def replicates(self) -> tuple[str, ...]:
+        """The columns over which means are taken."""
+        return tuple(name for name in self._between if name in self.description["replicates"])
+
+    @property
+    def _between(self) -> list[str]:
+        columns = list(self.lines[0])
+        return columns[columns.index(DATASET) + 1 : columns.index("dice")]
+
+    @property
+    def method_titles(self) -> dict[str, str]:
+        """What tables call each method: its name alone where its runs failed, or where several have one title."""
+        names = {line[METHOD]: line[METHOD] for line in self.lines}
+        titles = {line[METHOD]: line["title"] for line in self.lines if line["title"]}
+        counts = Counter(titles.values())
+        return names | {name: title for name, title in titles.items() if counts[title] == 1}
+
+    @cached_property
+    def cells(self) -> dict[Setting, list[Cell]]:
+        """Every method in every setting, methods in the order of tables."""
+        groups: dict[Setting, dict[str, list[Line]]] = {}
+        for line in self.lines:
+            if line["dice"]:
+                setting = (line[DATASET], *(line[axis] for axis in self.axes))
+                groups.setdefault(setting, {}).setdefault(line[METHOD], []).append(line)
+        return {
+            setting: [self._cell(name, methods[name]) for name in ordered(methods)]
+            for setting, methods in sorted(groups.items(), key=lambda group: _in_order(group[0]))
+        }
+
+    @property
+    def compared(self) -> str:
+        """The column whose values are tested against each other."""
+        column = self.description.get("compare")
+        return column if column in self.axes else METHOD
+
+    @cached_property
+    def groups(self) -> dict[str, list[Cell]]:
+        """Title -> the cells that are compared with each other, each called by what tells it from the others.
+
+        Where another axis than the method is compared, settings that differ in it alone are one group.
+        """
+        if self.compared == METHOD:
+            return {self.title(setting): cells for setting, cells in self.cells.items()}
+        place = self.axes.index(self.compared) + 1
+        order = ["" if value is None else str(value) for value in self.description["axes"].get(self.compared, ())]
+        places = {value: number for number, value in enumerate(order)}
+        by_value = sorted(self.cells.items(), key=lambda item: places.get(item[0][place], len(places)))
+        groups: dict[str, list[Cell]] = {}
+        for setting, cells in by_value:
+            title = self._words(setting[0], zip(self.axes, setting[1:]), without=self.compared)
+            groups.setdefault(title, []).extend(self._named(cell, setting[place]) for cell in cells)
+        return {title: self._by_method(cells) for title, cells in groups.items()}
+
+    @property
+    def first_groups(self) -> dict[str, list[Cell]]:
+        """Title -> the first group of each data set."""
+        first: dict[str, tuple[str, list[Cell]]] = {}
+        for title, cells in self.groups.items():
+            first.setdefault(cells[0].lines[0][DATASET], (title, cells))
+        return dict(first.values())
+
+    def called(self, value: str) -> str:
+        """Return what a value of the compared axis is called: ``LoRA rank 4``, or a name of the grid's own as it is."""
+        return value_title(self.compared, "" if value == "None" else value) if "." in self.compared else value
+
+    def _named(self, cell: Cell, value: str) -> Cell:
+        """Return the cell called by its value of the compared axis, after its method where there are several."""
+        called = self.called(value)
+        title = f"{cell.look.title}, {called}" if len(self.method_titles) > 1 else called
+        return replace(cell, look=cell.look._replace(title=title))
+
+    def _by_method(self, cells: list[Cell]) -> list[Cell]:
+        places = {method: place for place, method in enumerate(ordered(self.method_titles))}
+        return sorted(cells, key=lambda cell: places[cell.method])
+
+    def title(self, setting: Setting) -> str:
+        """Return a setting in words: the data set, then every axis with its value."""
+        return self._words(setting[0], zip(self.axes, setting[1:]))
+
+    def _words(self, dataset: str, values: Iterable[tuple[str, str]], *, without: str = "") -> str:
+        return ", ".join([dataset, *(value_title(axis, value) for axis, value in values if axis != without)])
+
+    def table(self, name: str) -> list[dict[str, str]]:
+        """Return the lines of another table of the folder; none where it was not written."""
+        return _read_csv(self.path / name) if (self.path / name).is_file() else []
+
+    def predictions(self, cell: Cell) -> Predictions | None:
+        """Return what a method predicted in its first replicate; None where that or the data it scored are gone."""
+        artifact, title = self._evaluation(cell.lines[0]), cell.look.title
+        prepared = self._prepared(artifact.manifest["inputs"]["data"]) if artifact else None
+        return Predictions(title, title, artifact.path, prepared) if artifact and prepared else None
+
+    def _prepared(self, digest: str) -> Prepared | None:
+        """Return the prepared data with these contents; None where they are gone or damaged."""
+        if digest not in self._looked_up:
+            found = self._by_digest.get(digest)
+            self._looked_up[digest] = Prepared(found.path) if found and not any(find_damage(found)) else None
+        return self._looked_up[digest]
+
+    @cached_property
+    def _looked_up(self) -> dict[str, Prepared | None]:
+        return {}
+
+    def trainings(self, cell: Cell) -> list[Artifact]:
+        """Return a cell's model in its first replicate and the trainings it came from, the first of them first."""
+        path = self.path / "runs" / f"{cell.lines[0]['run']}.json"
+        state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        name = state.get("artifacts", {}).get("model")  # none where the run was tried again since, and failed
+        model = finished(self.path / ARTIFACTS / name) if name else None
+        found = [model] if model else []
+        for artifact in found:  # grows while it is read
+            inputs = artifact.manifest["inputs"]
+            found += [self._by_digest[inputs[name]] for name in MADE_FROM if inputs.get(name) in self._by_digest]
+        return found[::-1]
+
+    def transfer(self, cell: Cell) -> Artifact | None:
+        """Return the transfer set that a cell's model learned from in its first replicate; None: it did without one."""
+        digests = (artifact.manifest["inputs"].get("transfer") for artifact in self.trainings(cell))
+        return next((self._by_digest[digest] for digest in digests if digest in self._by_digest), None)
+
+    def diffusion(self, cell: Cell) -> tuple[Artifact, ...]:
+        """Return the trainings of the diffusion model that a cell's transfer set has images of."""
+        transfer = self.transfer(cell)
+        view = self.view(transfer) if transfer else None
+        return view.diffusion if view else ()
+
+    def view(self, transfer: Artifact) -> TransferView | None:
+        """Return a transfer set with its data and what is known of it; None where it or its data are damaged."""
+        if transfer.path not in self._views:
+            self._views[transfer.path] = self._view(transfer)
+        return self._views[transfer.path]
+
+    @cached_property
+    def _views(self) -> dict[Path, TransferView | None]:
+        return {}
+
+    def _view(self, transfer: Artifact) -> TransferView | None:
+        prepared = self._prepared(transfer.manifest["inputs"]["data"])
+        if prepared is None or any(find_damage(transfer)):
+            return None
+        return view_transfer(transfer, prepared, self._by_digest.values())
+
+    @cached_property
+    def _by_digest(self) -> dict[str, Artifact]:
+        """All that a model may come from: not a fine-tuning, which has its start's digest where it kept that."""
+        artifacts = finished_in(self.path / ARTIFACTS)
+        return {one.digest: one for one in artifacts if one.manifest["stage"] != "finetune"}
+
+    def data_digest(self, cell: Cell) -> str | None:
+        """Return the digest of the prepared data that a cell was scored on; None where its scores are gone."""
+        evaluation = self._evaluation(cell.lines[0])
+        return str(evaluation.manifest["inputs"]["data"]) if evaluation else None
+
+    def _evaluation(self, line: Line) -> Artifact | None:
+        artifact = Artifact(self.path / ARTIFACTS / line["evaluation"])
+        if not line["evaluation"] or not (artifact.path / MANIFEST).is_file() or any(find_damage(artifact)):
+            return None
+        return artifact
+
+    def _cell(self, method: str, lines: Sequence[Line]) -> Cell:
+        ordered_lines = sorted(lines, key=lambda line: [line[name] for name in self.replicates])
+        look = look_of(method, self.method_titles[method], place=list(self.method_titles).index(method))
+        return Cell(method, look, tuple(ordered_lines), self._interval(ordered_lines))
+
+    def _interval(self, lines: Sequence[Line]) -> tuple[float, float] | None:
+        """Return the interval of mean Dice, within 0 and 1, by a bootstrap over replicates and cases, equal in all."""
+        found = [self._evaluation(line) for line in lines]
+        scores = [case_means(read_cases(artifact.path), "dice") for artifact in found if artifact]
+        if len(scores) < len(lines) or len({tuple(one) for one in scores}) != 1:
+            return None
+        bounds = difference_interval(np.array([list(one.values()) for one in scores]), seed=0)
+        return None if bounds is None else (max(bounds[0], 0.0), min(bounds[1], 1.0))
+
+
+def axis_title(axis: str) -> str:
+    """Return what an axis is called in a sentence."""
+    return _AXES.get(axis, axis)
+
+
+def value_title(axis: str, value: str) -> str:
+    """Return an axis with its value: ``20 labelled images``, ``LoRA rank 4``."""
+    title = axis_title(axis)
+    return f"{value or 'all'} {title}" if title.endswith(("images", "cases")) else f"{title} {value or 'none'}"
+
+
+_AXES = {
+    "dataset": "data set",
+    "data.labels": "labelled images",
+    "data.label_cases": "labelled cases",
+    "transfer.real": "real transfer images",
+    "transfer.synthetic": "synthetic transfer images",
+    "transfer.augmented": "augmented transfer images",
+    "teacher.rank": "LoRA rank",
+}
+
+
+def open_comparison(path: Path) -> ComparisonFolder:
+    """Return the comparison in a folder. Raises UserError where its files are missing or not what they should be."""
+    try:
+        description = json.loads((path / COMPARISON).read_text(encoding="utf-8"))
+        lines = _read_csv(path / TABLE)
+    except (OSError, ValueError, csv.Error) as error:
+        raise _damaged(path, f"{COMPARISON} or {TABLE} cannot be read") from error
+    if missing := sorted(_NEEDED - description.keys() if isinstance(description, dict) else _NEEDED):
+        raise _damaged(path, f"{COMPARISON} lacks {', '.join(missing)}")
+    if missing := [name for name in _COLUMNS if not lines or name not in lines[0]]:
+        raise _damaged(path, f"{TABLE} has no rows, or lacks {', '.join(missing)}")
+    if doubt := next(_doubts(path, lines), None):
+        raise _damaged(path, doubt)
+    return ComparisonFolder(path, description, tuple(lines))
+
+
+def _doubts(path: Path, lines: Iterable[Line]) -> Iterator[str]:
+    """Yield where a line of the table says another score than the evaluation it names, if that is there."""
+    for line in lines:
+        evaluation = finished(path / ARTIFACTS / line["evaluation"]) if line["evaluation"] else None
+        measured = evaluation.metrics if evaluation else {}
+        for name in measured.keys() & line.keys():
+            if line[name] and isinstance(measured[name], int | float) and as_number(line[name]) != measured[name]:
+                yield f"{name} of {line['run']} in {TABLE} is not that of {ARTIFACTS}/{line['evaluation']}"
+
+
+def as_number(value: str) -> float | None:
+    """Return the number that an axis' value is; None where it is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _in_order(setting: Setting) -> tuple[tuple[bool, float, str], ...]:
+    """Sort numbers as numbers, before words."""
+    numbers = [as_number(value) for value in setting]
+    return tuple((number is None, number or 0.0, value) for number, value in zip(numbers, setting))
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [original(line) for line in csv.DictReader(file)]
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what}. Run `tskd compare` with the same grid again: it makes what is missing.")

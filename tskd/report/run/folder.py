@@ -1,0 +1,124 @@
+"""A finished run as its folder holds it, checked before it is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tskd.artifacts import ARTIFACTS, MANIFEST, Artifact, find_damage, manifest_damage
+from tskd.data.prepared import Prepared
+from tskd.report.pictures import Predictions
+from tskd.report.styles import Look, look_of, ordered
+from tskd.run_file import damaged_run, read_run
+
+STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
+"""Names in run.json of the model that is shipped, and of the same network before it saw labels."""
+_NEEDED = frozenset({"dataset", "labels", "seed", "teacher", "seconds", "export", "stages"})
+"""Keys of run.json that the page takes beside the scores."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a finished run."""
+
+    path: Path
+    summary: Mapping[str, Any]
+    """What ``run.json`` holds."""
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
+        """The scores of every model by name."""
+        return self.summary["metrics"]
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all models in the order of tables."""
+        return ordered(list(self.metrics))
+
+    def title(self, model: str) -> str:
+        """Return what tables call a model: the one that is shipped is the student whatever the method, or the U-Net."""
+        if model != STUDENT:
+            return str(self.metrics[model]["model"])
+        return "U-Net" if self.summary["method"].startswith("control") else STUDENT
+
+    def look(self, model: str) -> Look:
+        """Return how charts draw a model."""
+        return look_of(model, self.title(model))
+
+    @property
+    def level(self) -> str:
+        """What means are over: ``volume``, or ``image``, as in runs from before volumes were scored."""
+        return str(self.metrics[STUDENT].get("level", "image"))
+
+    @property
+    def unit(self) -> str:
+        """Unit of the distances, ``mm`` or ``px``."""
+        return "mm" if "hd95_mm" in self.metrics[STUDENT] else "px"
+
+    @cached_property
+    def stages(self) -> dict[str, Artifact]:
+        """Every artifact of the run that is still there by folder name, in the order they were made."""
+        found = (Artifact(self.path / ARTIFACTS / name) for name in self.summary["stages"])
+        return {artifact.path.name: artifact for artifact in found if (artifact.path / MANIFEST).is_file()}
+
+    def made_by(self, stage: str) -> list[Artifact]:
+        """Return the artifacts of a stage in the order they were made; none where the run did without it."""
+        return [artifact for artifact in self.stages.values() if artifact.manifest["stage"] == stage]
+
+    def models_from(self, artifact: Artifact) -> list[str]:
+        """Return the final models that an artifact is or was a part of, or the model whose scores it holds."""
+        scored = [name for name, folder in self.summary["evaluations"].items() if folder == artifact.path.name]
+        models = [name for name, folder in self.summary["artifacts"].items() if folder == artifact.path.name]
+        if found := scored or [name for name in models if name != BEFORE_FINETUNE]:
+            return ordered(found)
+        users = (one for one in self.stages.values() if artifact.digest in one.manifest["inputs"].values())
+        return ordered({name: None for user in users for name in self.models_from(user) if name != BEFORE_FINETUNE})
+
+    def evaluation(self, model: str) -> Artifact:
+        return self.stages[self.summary["evaluations"][model]]
+
+    @property
+    def student(self) -> Artifact:
+        return self.stages[self.summary["artifacts"][STUDENT]]
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The data that was trained on."""
+        return Prepared(self._data_of(self.student).path)
+
+    @cached_property
+    def tested(self) -> Prepared:
+        """The data whose test images were scored; another data set where the recipe names one."""
+        return Prepared(self._data_of(self.evaluation(STUDENT)).path)
+
+    @cached_property
+    def predictions(self) -> dict[str, Predictions]:
+        """The kept predictions and scores of every model."""
+        return {
+            name: Predictions(name, self.title(name), self.evaluation(name).path, self.tested) for name in self.models
+        }
+
+    def _data_of(self, artifact: Artifact) -> Artifact:
+        wanted = artifact.manifest["inputs"]["data"]
+        return next(made for made in self.made_by("prepare") if made.digest == wanted)
+
+
+def open_run(path: Path) -> RunFolder:
+    """Return the run in a folder. Raises UserError where there is none, or its files are missing or changed."""
+    run = RunFolder(path, read_run(path, _NEEDED))
+    evaluations = set(run.summary["evaluations"].values())
+    for name in sorted(evaluations | {*run.summary["artifacts"].values()}):
+        if name not in run.stages:
+            raise damaged_run(path, f"artifacts/{name} is gone")
+    data = {run.stages[name].manifest["inputs"]["data"] for name in (*evaluations, run.student.path.name)}
+    if not data <= {artifact.digest for artifact in run.made_by("prepare")}:
+        raise damaged_run(path, "the prepared data are gone")
+    shown = {artifact.path for artifact in run.made_by("prepare")} | {run.stages[name].path for name in evaluations}
+    for artifact in run.stages.values():  # of those whose files are not on the page the figures are
+        damage = next(find_damage(artifact), None) if artifact.path in shown else manifest_damage(artifact)
+        if damage:
+            raise damaged_run(path, f"artifacts/{artifact.path.name} is damaged ({damage})")
+    return run
