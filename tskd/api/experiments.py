@@ -138,7 +138,7 @@ def check(folder: str | Path, layout: str | None = None, **data: Any) -> CheckRe
 
 def run(
     recipe: Recipe | str | Path | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Mapping[str, Any] | None = None,
     out: str | Path = "out",
     *,
     minutes: float | None = None,
@@ -147,8 +147,8 @@ def run(
     """Run the whole method on a data folder, as `tskd run` does; a run that was stopped goes on.
 
     ``recipe`` is a Recipe, the name of a built-in one (``quick``, ``laptop``, ...), a YAML file, or None for the
-    defaults; ``changes`` are sections or ``**{"section.key": value}``. Raises UserError for what cannot be used, and
-    Paused after ``minutes``.
+    defaults; ``data`` is a folder, or settings of that section; ``changes`` are sections or
+    ``**{"section.key": value}``. Raises UserError for what cannot be used, and Paused after ``minutes``.
     """
     from tskd.experiment.opening import open_run
     from tskd.experiment.pipeline import execute
@@ -161,7 +161,7 @@ def run(
 
 def compare(
     grid: str | Path,
-    data: str | Path | None = None,
+    data: str | Path | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     *,
     workers: int = 1,
@@ -182,7 +182,7 @@ def compare(
 
 def _scores(folder: RunFolder, name: str) -> dict[str, Any]:
     metrics, unit = folder.metrics[name], folder.unit
-    low, high = metrics["dice_ci95"]
+    low, high = metrics["dice_ci95"] or (None, None)  # none where there are too few cases
     return {
         "dice": metrics["dice"],
         "dice_low": low,

@@ -23,8 +23,10 @@ def load_recipe(recipe: Recipe | str | Path | None = None, **changes: Any) -> Re
     return build_recipe(values, source)
 
 
-def changes_of(data: str | Path | None) -> dict[str, Any]:
-    """Return the change that a data folder is."""
+def changes_of(data: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the change that a data folder, or settings of the section ``data``, are."""
+    if isinstance(data, Mapping):
+        return {"data": data}
     return {} if data is None else {"data.root": str(data)}
 
 

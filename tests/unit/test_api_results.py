@@ -1,0 +1,81 @@
+"""What runs and models answer in Python: the numbers of their files, as tables and pictures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+import tskd
+from tests.unit.report_folders import draw_data, make_run
+from tskd.api.experiments import RunResult
+from tskd.api.recipes import as_overrides
+from tskd.report.run.folder import open_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = draw_data(tmp_path_factory.mktemp("hospital"), empty=(1,), faint=(6,))
+    return make_run(tmp_path_factory.mktemp("run"), root)
+
+
+def test_scores_are_those_of_the_run(folder: Path) -> None:
+    """Red where a column holds another measure, or a model another's scores."""
+    scores = RunResult(folder).scores.set_index("name")
+    metrics = open_run(folder).metrics
+    assert list(scores.index) == open_run(folder).models
+    for name, told in metrics.items():
+        assert scores.loc[name, ["dice", "dice_low", "dice_high"]].tolist() == [told["dice"], *told["dice_ci95"]]
+        assert scores.loc[name, "hd95_px"] == told["hd95_px"]
+        assert scores.loc[name, "missed"] == told["missed"]
+
+
+def test_cases_give_the_means(folder: Path) -> None:
+    result = RunResult(folder)
+    means = result.cases.groupby("name")["dice"].mean()
+    scores = result.scores.set_index("name")["dice"]
+    pandas.testing.assert_series_equal(means.sort_index(), scores.sort_index(), check_names=False)
+
+
+def test_a_notebook_shows_table_and_pictures_and_no_name_of_a_file(folder: Path) -> None:
+    html = RunResult(folder)._repr_html_()
+    assert html.count("<table") == 1
+    assert html.count("<img") == len(RunResult(folder).pictures[:6]) > 0
+    assert "Doe" not in html, "part of every image's name"
+
+
+def test_a_score_is_that_of_a_run_and_says_where_one_is_empty() -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 2:6] = 1
+    table = tskd.score(np.where(mask, 1, 0), mask, spacing=(0.5, 0.5), classes=["one", "two"])
+    assert table.loc[0, ["class", "dice", "hd95_mm", "status"]].tolist() == ["one", 1.0, 0.0, "scored"]
+    assert table.loc[1, "status"] == "both_empty"
+    with pytest.raises(tskd.UserError, match="score"):
+        tskd.score(mask[:4], mask)
+
+
+def test_a_recipe_is_changed_by_sections_and_by_keys() -> None:
+    changed = tskd.load_recipe("quick", seed=3, teacher={"rank": 8})
+    quick = tskd.load_recipe("quick")
+    assert (changed.seed, changed.teacher.rank, changed.teacher.steps) == (3, 8, quick.teacher.steps)
+    again = tskd.load_recipe(changed, **{"teacher.rank": 2, "distill.augment.crop": 0.25})
+    assert (again.seed, again.teacher.rank, again.distill.augment.crop) == (3, 2, 0.25)
+    with pytest.raises(tskd.UserError, match=r"data\.rot: unknown key. Did you mean data\.root"):
+        tskd.Recipe(data={"rot": 1})
+    with pytest.raises(tskd.UserError, match=r"is not known\. Give a YAML file, or one of: gpu, laptop, quick"):
+        tskd.load_recipe("labtop")
+
+
+def test_changes_are_written_as_the_command_line_has_them() -> None:
+    assert as_overrides({"data": {"root": "my data"}, "seed": 1}) == ['data.root="my data"', "seed=1"]
+
+
+def test_importing_and_loading_take_no_torch(folder: Path) -> None:
+    """Red where a name of the front door drags the training libraries in."""
+    code = "import sys, tskd; tskd.run, tskd.load, tskd.check, tskd.score; print({'torch', 'pandas'} & {*sys.modules})"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "set()"
