@@ -322,7 +322,7 @@ def _expected_by(student: StudentConfig) -> dict[str, Any]:
         return stated
     try:
         return {**identify(Path(student.weights), student.backbone).arguments, **stated}
-    except UserError:  # nothing that starts from the file gets this far: buildable.check_networks
+    except UserError:  # nothing that starts from the file gets this far: preflight.check_networks
         return stated
 
 
