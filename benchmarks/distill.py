@@ -129,11 +129,11 @@ def open_ways(case: Case, folder: Path, batch: int, engine: EngineConfig, only: 
     run = Run(recipe, folder / f"{case.teacher.replace('/', '-')}-{case.teacher_px}-{case.student_px}", runtime)
     stored_answers = run.out / "cache"
     teacher = None
-    if only in (None, "online") or not (stored_answers / cache.LAYOUT).is_file():
+    if only in (None, "online") or not (stored_answers / stored_answers.LAYOUT).is_file():
         teacher = _teacher(recipe.teacher, run)
-    if not (stored_answers / cache.LAYOUT).is_file():
+    if not (stored_answers / stored_answers.LAYOUT).is_file():
         _store(teacher, run, stored_answers)
-    cached = cache.CachedBatches(stored_answers, run.transfer_set, batch, recipe.distill.augment, seed=0)
+    cached = stored_answers.CachedBatches(stored_answers, run.transfer_set, batch, recipe.distill.augment, seed=0)
     kept = cached(0, 0, 1)
     drawn = [torch.randn_like(one).to(runtime.fabric.device) for one in (*stored(kept).features, stored(kept).logits)]
     noise = SegmentationOutput(tuple(drawn[:-1]), drawn[-1])

@@ -37,7 +37,8 @@ from tskd.models.registry import adapt, build_model
 from tskd.models.swin_unet import PRESETS
 from tskd.recipe.schema import AugmentConfig, DiffusionConfig, EngineConfig, FinetuneConfig, TeacherConfig, build_recipe
 from tskd.seeding import derive
-from tskd.stages.diffusion import DenoisingBatches, build_denoiser, denoising_step, describe, plan_of
+from tskd.stages.denoisers import build_denoiser, plan_of
+from tskd.stages.diffusion import DenoisingBatches, denoising_step, describe
 from tskd.stages.label_training import label_step
 from tskd.stages.teacher import choose_teacher, parts_of_batch
 

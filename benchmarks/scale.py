@@ -27,7 +27,7 @@ from tskd.experiment.run import Run
 from tskd.memory import peak_memory_mb
 from tskd.models.registry import build_model, load_model
 from tskd.recipe.schema import Recipe, build_recipe
-from tskd.stages import cache
+from tskd.stages import cache, stored_answers
 from tskd.stages.distill import attach_projection, distillation_step, stored
 from tskd.stages.samples import draw_samples, open_sampler
 
@@ -79,7 +79,7 @@ def measure(size: int, passes: int, shared: Path, steps: int, threads: int) -> R
     answers, seconds = _repeated(answer, passes, shared)
     row: Row = {"images": size, "cache ms": 1000 * seconds / (layout.views * size)}
     row["cache MB"] = round(peak_memory_mb())
-    batches = cache.CachedBatches(answers, images, 16, run.recipe.distill.augment, seed=0)
+    batches = stored_answers.CachedBatches(answers, images, 16, run.recipe.distill.augment, seed=0)
     settings = run.recipe.distill.model_copy(update={"steps": steps})
     level, module = attach_projection(build_model(run.student_description), stored(batches(0, 0, 1)))
     step = distillation_step(settings, stored, level)

@@ -21,7 +21,7 @@ from tskd.models.backbones import fit_backbone, has_one_scale
 from tskd.models.lora import set_adaptation
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
-from tskd.stages.export import network_answer
+from tskd.stages.network_answers import network_answer
 
 SIZE, LARGER = 64, 96
 ONE_SCALE = [

@@ -23,9 +23,9 @@ from tskd.losses.distance import match_size
 from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import resize_logits
 from tskd.recipe.schema import build_recipe
-from tskd.stages.cache import shard_path
-from tskd.stages.prepare import data_root, open_data
-from tskd.stages.pseudo_masks import MASKS
+from tskd.stages.source_data import data_root, open_data
+from tskd.stages.stored_answers import shard_path
+from tskd.stages.transfer_masks import MASKS
 from tskd.types import SegmentationOutput
 
 SIZE, TEACHER, NATIVE = 32, 80, 96

@@ -23,9 +23,10 @@ from tskd.errors import RunFailed
 from tskd.models.registry import build_model
 from tskd.recipe.schema import AugmentConfig, DistillConfig, EngineConfig
 from tskd.seeding import numpy_generator
-from tskd.stages import cache
-from tskd.stages.cache import CachedBatches, CacheLayout, build_cache, plan_cache, shard_path
+from tskd.stages import cache, stored_answers
+from tskd.stages.cache import build_cache, plan_cache
 from tskd.stages.distill import attach_projection, distillation_step, stored
+from tskd.stages.stored_answers import CachedBatches, CacheLayout, shard_path
 from tskd.types import SegmentationOutput
 
 SIZE, COUNT, VIEWS = 32, 70, 2
@@ -127,7 +128,7 @@ def test_an_fp16_cache_changes_the_loss_by_less_than_a_thousandth(transfer: Tran
 
     def ask(batch: Any) -> SegmentationOutput:
         answer = teacher(batch.images)
-        return SegmentationOutput((answer.features[cache.read_layout(reader.folder).level],), answer.logits)
+        return SegmentationOutput((answer.features[stored_answers.read_layout(reader.folder).level],), answer.logits)
 
     for step in range(3):
         batch = reader(step, 0, 1)
@@ -228,4 +229,4 @@ def process(rank: int, of: int) -> Runtime:
 def forget_open_shards() -> Iterator[None]:
     """Paths repeat from test to test only by chance; what is open is closed all the same."""
     yield
-    cache._layout_of.cache_clear()
+    stored_answers._layout_of.cache_clear()

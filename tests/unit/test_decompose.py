@@ -15,7 +15,7 @@ from tskd.data.prepared import Prepared
 from tskd.engine import open_runtime
 from tskd.experiment.run import Run
 from tskd.models.registry import build_model, load_model, save_model
-from tskd.stages.export import network_answer
+from tskd.stages.network_answers import network_answer
 from tskd.stages.network_costs import measure_networks
 
 DESCRIPTION = {

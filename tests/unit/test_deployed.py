@@ -14,7 +14,8 @@ from tskd.deploy.onnx_export import Deployed, write_onnx
 from tskd.errors import RunFailed
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.timm_segmenter import TimmSegmenter
-from tskd.stages.export import network_answer, write_int8
+from tskd.stages.export import write_int8
+from tskd.stages.network_answers import network_answer
 
 SIZES = [(32, 32), (33, 47), (96, 20), (1, 5)]
 

@@ -20,19 +20,8 @@ from tskd.models.diffusion import sample
 from tskd.models.pan_unet import PanUNet
 from tskd.models.swin_unet import PRESETS, SwinUNet, SwinUNetSize
 from tskd.recipe.schema import DiffusionConfig, EngineConfig
-from tskd.stages.diffusion import (
-    FILE,
-    SEEN_PARTS,
-    DenoisingBatches,
-    all_grey,
-    build_denoiser,
-    class_counts,
-    describe,
-    load_denoiser,
-    plan_of,
-    read_seen_cases,
-    train_diffusion,
-)
+from tskd.stages.denoisers import FILE, build_denoiser, load_denoiser, plan_of, read_seen_cases
+from tskd.stages.diffusion import SEEN_PARTS, DenoisingBatches, all_grey, class_counts, describe, train_diffusion
 
 SIZE = 32
 RUNTIME = open_runtime(EngineConfig(accelerator="cpu"))

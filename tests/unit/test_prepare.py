@@ -12,7 +12,8 @@ from tskd.data.exif import ORIENTATION
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
 from tskd.recipe.schema import DataConfig
-from tskd.stages.prepare import open_data, prepare
+from tskd.stages.prepare import prepare
+from tskd.stages.source_data import open_data
 
 STORED = (16, 24)
 

@@ -14,7 +14,8 @@ from tskd.data.transfer_set import TransferSet
 from tskd.engine import open_runtime
 from tskd.engine.batches import to_images
 from tskd.recipe.schema import EngineConfig
-from tskd.stages.pseudo_masks import labels_and_pseudo_labels, predict_masks, pseudo_labels
+from tskd.stages.pseudo_masks import predict_masks
+from tskd.stages.transfer_masks import labels_and_pseudo_labels, pseudo_labels
 from tskd.types import SegmentationOutput
 
 SIZE = 32

@@ -38,10 +38,12 @@ from tskd.engine.batches import to_images
 from tskd.errors import RunFailed
 from tskd.models.registry import build_model
 from tskd.recipe.schema import AugmentConfig, EngineConfig
-from tskd.stages.cache import CachedBatches, build_cache, plan_cache
+from tskd.stages.cache import build_cache, plan_cache
 from tskd.stages.distill import online
-from tskd.stages.pseudo_masks import predict_masks, pseudo_labels
+from tskd.stages.pseudo_masks import predict_masks
+from tskd.stages.stored_answers import CachedBatches
 from tskd.stages.teacher_images import write_teacher_images
+from tskd.stages.transfer_masks import pseudo_labels
 from tskd.types import SegmentationOutput
 
 SIZE, TEACHER = 48, 80

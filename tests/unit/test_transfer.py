@@ -24,7 +24,8 @@ from tskd.metrics.quality import summarise
 from tskd.models.registry import save_model
 from tskd.recipe.schema import DiffusionConfig, EngineConfig, TransferConfig
 from tskd.seeding import numpy_generator
-from tskd.stages.diffusion import FILE, build_denoiser, describe
+from tskd.stages.denoisers import FILE, build_denoiser
+from tskd.stages.diffusion import describe
 from tskd.stages.quality import distances_between_cases, write_quality
 from tskd.stages.samples import BLOCK, blocks, draw_samples, open_sampler
 from tskd.stages.transfer import augmented_images, real_records, write_transfer

@@ -20,8 +20,9 @@ from tskd.data.volumes import find_stacks
 from tskd.recipe.schema import DataConfig, EvaluateConfig
 from tskd.stages.evaluate import evaluate, mean_agreement
 from tskd.stages.evaluation_files import CASES, read_cases
-from tskd.stages.prepare import open_data, prepare
+from tskd.stages.prepare import prepare
 from tskd.stages.scoring import Scoring, Tally, summarise_levels
+from tskd.stages.source_data import open_data
 from tskd.types import SegmentationOutput
 
 SIDE, DEPTH = 32, 6

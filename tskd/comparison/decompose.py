@@ -18,7 +18,7 @@ from tskd.console import progress, warn
 from tskd.data.prepared import Prepared
 from tskd.metrics.bias_variance import Decomposition, ErrorDecomposer, mean_decomposition
 from tskd.models.registry import load_model
-from tskd.stages.export import network_answer
+from tskd.stages.network_answers import network_answer
 
 VERSION = 1
 

@@ -42,6 +42,7 @@ from tskd.stages import (
     evaluate,
     finetune,
     imagenet,
+    leaks,
     prepare,
     pretrain,
     pseudo_label,
@@ -50,6 +51,7 @@ from tskd.stages import (
     teacher,
     teacher_images,
     transfer,
+    transfer_masks,
 )
 from tskd.stages.lesson import Guide, Lesson
 from tskd.stages.teacher import TeacherSource
@@ -96,12 +98,12 @@ class Run:
             return self.prepared_artifact
         artifact = prepare.build(self.bench, prepare.tested_data(data, other))
         tested = Prepared(artifact.path)
-        evaluate.refuse_other_classes(self.prepared, tested)
+        leaks.refuse_other_classes(self.prepared, tested)
         if prepare.same_images(data, other):
             seen = self.prepared.cases("train", "val", "unlabelled")
-            evaluate.refuse_seen_cases(seen, tested, what="training")
+            leaks.refuse_seen_cases(seen, tested, what="training")
         if not data.allow_duplicates:
-            evaluate.refuse_seen_images(self.prepared, tested)
+            leaks.refuse_seen_images(self.prepared, tested)
         return artifact
 
     @property
@@ -228,7 +230,8 @@ class Run:
         return Lesson(self.student_description, guide, self.transfer, self.prepared_artifact, self.teacher_data)
 
     def _distilled(self, config: DistillConfig, guide: Guide) -> Artifact:
-        return distill.build(self.bench, self._affordable(config), self._lesson(guide))
+        config, lesson = self._affordable(config), self._lesson(guide)
+        return distill.build(self.bench, config, lesson, lambda: cache.build(self.bench, config, lesson))
 
     def _affordable(self, config: DistillConfig) -> DistillConfig:
         """Return the settings with as many more steps as the same compute allows where the decoder is not run."""
@@ -277,7 +280,7 @@ class Run:
         masks = self.pseudo_masks
         return control.build(
             self.bench, *self._control,
-            lambda: pseudo_masks.labels_and_pseudo_labels(self.prepared, self.transfer_set, masks.path),
+            lambda: transfer_masks.labels_and_pseudo_labels(self.prepared, self.transfer_set, masks.path),
             inputs={"masks": masks.digest, "transfer": self.transfer.digest},
         )  # fmt: skip
 

@@ -7,81 +7,40 @@ In training, view, symmetry (flips, quarter turns) and crop are drawn anew; imag
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, require_room, write_json
 from tskd.console import progress, say
 from tskd.data.augment import (
-    Photometry,
-    apply_photometry,
     draw_geometry,
-    draw_photometry,
     move_images,
-    transform_dihedral,
 )
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
-from tskd.engine.batches import crop_batch, geometry_range, to_images
-from tskd.engine.order import batch_order, part_of
+from tskd.engine.batches import geometry_range, to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.distance import match_grid, match_size
 from tskd.models.flops import gflops, inference_flops
 from tskd.models.projections import matching_level
 from tskd.models.registry import build_model
 from tskd.recipe.schema import AugmentConfig, DistillConfig
-from tskd.seeding import numpy_generator, torch_generator
+from tskd.seeding import torch_generator
 from tskd.stages.lesson import Lesson
+from tskd.stages.stored_answers import GUIDE_GFLOPS, LAYOUT, STORED, CacheLayout, _image_bytes, shard_path
 from tskd.stages.workbench import Workbench
-from tskd.types import Batch, SegmentationOutput
 
 VERSION = 3
-LAYOUT = "cache.json"
-GUIDE_GFLOPS = "teacher_gflops"
-"""Metric of a cache and of a distillation: what the answers that a student learned cost."""
 SHARD_IMAGES, SHARD_BYTES = 64, 2**26
 """At most so much is in one shard: it is built in memory."""
-STORED = ("maps", "features", "logits")
-"""The tensors of a shard, (images, views, ...) each."""
 LARGEST_SHARE_OF_TRAINING = 0.5
-QUARTER_TURN = 90.0
-
-
-@dataclass(frozen=True)
-class CacheLayout:
-    """What is in a cache: the shapes of one stored answer and how its views were drawn."""
-
-    images: int
-    views: int
-    level: int
-    """Which of the teacher's features is kept."""
-    features: tuple[int, int, int]
-    """(C, h, w) on the student's grid."""
-    logits: tuple[int, int, int]
-    """(K, S, S)"""
-    seed: int
-    shard_images: int
-    """Images in a shard; the last one may hold fewer."""
-
-    @property
-    def bytes(self) -> int:
-        """Size on disk."""
-        return self.images * _image_bytes(self.views, self.features, self.logits)
-
-    @property
-    def shards(self) -> int:
-        return -(-self.images // self.shard_images)
 
 
 def cache_pays(config: DistillConfig, images: int) -> bool:
@@ -143,10 +102,6 @@ def plan_cache(
     return CacheLayout(len(transfer.images), views, level, features, logits, seed, shard_images)
 
 
-def _image_bytes(views: int, features: Sequence[int], logits: Sequence[int]) -> int:
-    return 2 * views * (math.prod(features) + math.prod(logits))
-
-
 def build_cache(
     teacher: nn.Module,
     transfer: TransferSet,
@@ -178,17 +133,6 @@ def build_cache(
     return {"images": layout.images, "views": layout.views, "megabytes": round(layout.bytes / 1e6, 1)}
 
 
-def read_layout(folder: Path) -> CacheLayout:
-    """Return what is in a finished cache."""
-    values = json.loads((folder / LAYOUT).read_text(encoding="utf-8"))
-    return CacheLayout(**{**values, "features": tuple(values["features"]), "logits": tuple(values["logits"])})
-
-
-def shard_path(folder: Path, shard: int) -> Path:
-    """Return where a shard lies."""
-    return folder / f"shard-{shard:05d}.safetensors"
-
-
 def view_maps(images: np.ndarray, view: int, augment: AugmentConfig, seed: int) -> Tensor:
     """Return (B, 2, 3) maps of a stored view, each a function of (seed, image, view) alone; view 0 is the identity."""
     if view == 0:
@@ -196,52 +140,6 @@ def view_maps(images: np.ndarray, view: int, augment: AugmentConfig, seed: int) 
     limits = geometry_range(augment, (False, False))
     maps = [draw_geometry(1, limits, torch_generator(seed, "view", image, view))[0] for image in images.tolist()]
     return torch.stack(maps)
-
-
-@dataclass(frozen=True)
-class CachedBatches:
-    """Batches whose targets are the teacher's stored answers; a pure function of (seed, step) like all others.
-
-    ``transfer`` is as the student sees it.
-    """
-
-    folder: Path
-    transfer: TransferSet
-    batch_size: int
-    augment: AugmentConfig
-    seed: int
-    flip: tuple[bool, bool] = (False, False)
-
-    def __call__(self, step: int, part: int, parts: int) -> Batch:
-        layout = _layout_of(self.folder)
-        indices = batch_order(layout.images, self.batch_size, step, self.seed)
-        rows = part_of(indices, part, parts)
-        chosen = indices[rows]
-        views = numpy_generator(self.seed, "views", step).integers(layout.views, size=self.batch_size)[rows]
-        elements = numpy_generator(self.seed, "symmetry", step).choice(self.symmetries, size=self.batch_size)[rows]
-        maps, features, logits = _read_answers(self.folder, layout, chosen, views)
-        images = _turn(move_images(to_images(self.transfer.images[chosen]), maps), elements)
-        features, logits = _turn(features, elements), _turn(logits, elements)
-        names = tuple(self.transfer.records[index].id for index in chosen)
-        answer = SegmentationOutput((features,), logits)
-        batch = Batch(images, self._photometry(images, step, rows), None, answer, names)
-        return crop_batch(batch, self, step, rows, grid=layout.features[-1])
-
-    @property
-    def symmetries(self) -> list[int]:
-        """Which of the square's 8 symmetries the augmentation allows: quarter turns only where it turns that far."""
-        turns = range(4) if self.augment.rotate >= QUARTER_TURN else range(1)
-        horizontal = [4 + turn for turn in turns] if self.flip[0] else []
-        vertical = [4 + (turn + 2) % 4 for turn in turns] if self.flip[1] else []
-        both = [(turn + 2) % 4 for turn in turns] if all(self.flip) else []
-        return sorted({*turns, *horizontal, *vertical, *both})
-
-    def _photometry(self, images: Tensor, step: int, rows: slice) -> Tensor:
-        if self.augment.photometric == 0:
-            return images
-        shape = torch.Size((self.batch_size, *images.shape[1:]))
-        drawn = draw_photometry(shape, self.augment.photometric, torch_generator(self.seed, "photometry", step))
-        return apply_photometry(images, Photometry(*(value[rows] for value in drawn)))
 
 
 def _require_room(layout: CacheLayout, folder: Path) -> None:
@@ -282,36 +180,3 @@ def _write_shard(
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def _read_answers(
-    folder: Path, layout: CacheLayout, images: np.ndarray, views: np.ndarray
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return maps, features and logits of each (image, view).
-
-    A shard stays mapped only while it is read: a mapping that is kept counts as this process's memory, page by page,
-    until all of the cache does; opening takes a tenth of a millisecond.
-    """
-    shards, rows = np.divmod(images, layout.shard_images)
-    answers: dict[int, list[Tensor]] = {}
-    for shard in np.unique(shards).tolist():
-        with safe_open(shard_path(folder, shard), framework="pt") as file:
-            stored = [file.get_slice(name) for name in STORED]
-            for place in np.flatnonzero(shards == shard).tolist():
-                answers[place] = [one[int(rows[place]), int(views[place])] for one in stored]
-    maps, features, logits = (torch.stack(column) for column in zip(*(answers[place] for place in range(len(images)))))
-    return maps, features.float(), logits.float()
-
-
-@lru_cache(maxsize=4)
-def _layout_of(folder: Path) -> CacheLayout:
-    return read_layout(folder)
-
-
-def _turn(planes: Tensor, elements: np.ndarray) -> Tensor:
-    """Return (B, C, S, S) planes, each turned by its element."""
-    turned = torch.empty_like(planes)
-    for element in np.unique(elements):
-        rows = torch.from_numpy(np.flatnonzero(elements == element))
-        turned[rows] = transform_dihedral(planes[rows], int(element))
-    return turned

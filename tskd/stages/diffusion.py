@@ -6,7 +6,6 @@ is selected on images that its transfer set was modelled on. Shapes as in :mod:`
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from tskd.artifacts import CHECKPOINTS, Artifact, write_json
@@ -40,22 +38,19 @@ from tskd.models.diffusion import (
     sample,
     to_uint8,
 )
-from tskd.models.pan_unet import PanUNet
-from tskd.models.registry import read_description, save_model
-from tskd.models.swin_unet import PRESETS, Denoiser, SwinUNet, SwinUNetSize, check_image_size
+from tskd.models.registry import save_model
+from tskd.models.swin_unet import PRESETS, check_image_size
 from tskd.models.timm_segmenter import resize_images
 from tskd.overlays import contact_sheet
 from tskd.recipe.schema import DiffusionConfig
 from tskd.seeding import derive, numpy_generator, torch_generator
+from tskd.stages.denoisers import FILE, SAMPLING_SETTINGS, SEEN_CASES, build_denoiser, own_seed, plan_of
 from tskd.stages.label_training import training_metrics
 from tskd.stages.workbench import Workbench
 from tskd.types import Batch, StepFn
 
 VERSION = 1
-FILE, SEEN_CASES = "denoiser.safetensors", "seen_cases.json"
 SEEN_PARTS: tuple[Part, ...] = ("train", "unlabelled")
-SAMPLING_SETTINGS = frozenset({"sampler", "sampling_steps", "guidance"})
-"""Settings that the samples depend on and the trained weights do not: another solver asks for no new training."""
 OUTSIDE_CONFIG = SAMPLING_SETTINGS | {"grid_minutes", "seed"}
 """What the settings of the trained model leave out; its seed is named apart."""
 GRID = 4
@@ -76,11 +71,6 @@ def build(bench: Workbench, config: DiffusionConfig, data: Artifact) -> Artifact
         inputs={"data": data.digest},
         version=VERSION,
     )
-
-
-def own_seed(config: DiffusionConfig, seed: int) -> int:
-    """Return the seed of the model and its samples: its own where the settings state one, else the run's."""
-    return seed if config.seed is None else config.seed
 
 
 def train_diffusion(
@@ -142,43 +132,6 @@ def require_image_size(config: DiffusionConfig, image_size: int) -> None:
         check_image_size(PRESETS[config.preset], config.image_size or image_size)
     except UserError as error:
         raise UserError(f"diffusion.image_size (diffusion.preset {config.preset}): {error}") from error
-
-
-def build_denoiser(description: Mapping[str, Any], *, checkpointing: bool = False) -> Denoiser:
-    """Return the network of a description with random weights, drawn from torch's global generator."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in description["size"].items()
-    }
-    size = SwinUNetSize(**values)
-    model = (PanUNet if size.published else SwinUNet)(
-        size,
-        image_size=description["image_size"],
-        channels=description["channels"],
-        num_classes=len(description["classes"]),
-        checkpointing=checkpointing,
-    )
-    # convolutions are faster so, and Swin blocks read channels last anyway
-    return model.to(memory_format=torch.channels_last)
-
-
-def load_denoiser(folder: Path) -> tuple[Denoiser, dict[str, Any]]:
-    """Return the trained denoiser of a ``diffusion`` artifact, in evaluation mode, and its description."""
-    description = read_description(folder)
-    model = build_denoiser(description)
-    load_model(model, folder / description["file"])
-    return model.eval(), description
-
-
-def read_seen_cases(denoiser: Path) -> list[str]:
-    """Return the cases that the diffusion model of an artifact was trained on."""
-    cases: list[str] = json.loads((denoiser / SEEN_CASES).read_text(encoding="utf-8"))
-    return cases
-
-
-def plan_of(description: Mapping[str, Any], **changes: Any) -> SamplingPlan:
-    """Return how to sample from a described denoiser; ``changes`` are fields of the plan."""
-    trained = {name: description[name] for name in ("prediction", "schedule", "image_size", "channels")}
-    return SamplingPlan(**trained, **changes)
 
 
 def denoising_step(config: DiffusionConfig, label_of: Mapping[str, int]) -> StepFn:

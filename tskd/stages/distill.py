@@ -19,7 +19,7 @@ from tskd.models.projections import Distilled, matching_level
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.recipe.schema import DistillConfig
 from tskd.seeding import derive
-from tskd.stages import cache
+from tskd.stages import stored_answers
 from tskd.stages.label_training import training_metrics
 from tskd.stages.lesson import Lesson
 from tskd.stages.workbench import Workbench
@@ -31,11 +31,13 @@ Ask = Callable[[Batch], SegmentationOutput]
 """Gives the teacher's answer for a batch, computed or read from the cache."""
 
 
-def build(bench: Workbench, config: DistillConfig, lesson: Lesson) -> Artifact:
-    """Return the student that has learned its lesson, from stored answers where they pay."""
+def build(
+    bench: Workbench, config: DistillConfig, lesson: Lesson, stored_in: Callable[[], Artifact | None]
+) -> Artifact:
+    """Return the student that has learned its lesson; ``stored_in`` gives the stored answers, or None."""
     return bench.train(
         "distill",
-        lambda folder: learn(bench, config, lesson, cache.build(bench, config, lesson), folder),
+        lambda folder: learn(bench, config, lesson, stored_in(), folder),
         config,
         inputs=lesson.inputs,
         version=VERSION,
@@ -60,11 +62,11 @@ def learn(
         sharp = None if lesson.shown.path == lesson.data.path else shown
         batches = ImageBatches(lesson.seen.images, None, lesson.seen.names, **common, teacher_images=sharp)
     else:  # the guide stays on the disk: it may be many times the student
-        spent = answers.metrics[cache.GUIDE_GFLOPS]
+        spent = answers.metrics[stored_answers.GUIDE_GFLOPS]
         ask = stored
-        batches = cache.CachedBatches(answers.path, lesson.seen, **common)
+        batches = stored_answers.CachedBatches(answers.path, lesson.seen, **common)
     metrics = distill(config, lesson.student, batches, ask, folder, seed=bench.seed, runtime=bench.runtime)
-    return metrics | {cache.GUIDE_GFLOPS: spent}
+    return metrics | {stored_answers.GUIDE_GFLOPS: spent}
 
 
 def distill(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from onnxruntime import InferenceSession
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL import Image
@@ -37,13 +35,12 @@ from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, 
 from tskd.deploy.card import model_card
 from tskd.deploy.network_file import Answer, ask, open_session
 from tskd.deploy.onnx_export import Deployable, silenced, write_onnx
-from tskd.engine.batches import to_images
 from tskd.errors import RunFailed, UserError
-from tskd.losses.classes import class_probabilities
 from tskd.metrics.segmentation import agreement
 from tskd.models.registry import load_model, read_description, save_model
 from tskd.recipe.schema import ExportConfig
 from tskd.run_file import REMEDY, read_run
+from tskd.stages.network_answers import median_ms, network_answer
 
 VERSION = 3
 MAX_PROBABILITY_DIFFERENCE = 1e-3
@@ -52,7 +49,6 @@ MAX_INT8_DICE_DROP = 0.01
 """An int8 network that loses more Dice than this is not shipped."""
 ODD_SIZE = (173, 211)
 """A size (rows, columns) that no data set has: the file must answer at any."""
-_TIMED_RUNS = 15
 _SCORES = (
     "dataset",
     "level",
@@ -236,14 +232,6 @@ def check_parity(
     }
 
 
-def network_answer(segmenter: nn.Module, image: np.ndarray) -> Answer:
-    """Return what the network itself says about one image (H, W, 3) uint8: the reference of an export."""
-    device = next(segmenter.parameters()).device
-    with torch.inference_mode():
-        probabilities = class_probabilities(segmenter(to_images(image[None]).to(device)).logits)[0].cpu()
-    return Answer(probabilities.argmax(dim=0).to(torch.uint8).numpy(), probabilities.numpy())
-
-
 def ship_int8(folder: Path, cases: Sequence[ParityCase]) -> Int8Verdict:
     """Write the int8 network beside the float one, measure both, and keep it only where it earns its place."""
     path = folder / ONNX_INT8
@@ -279,17 +267,6 @@ def write_int8(network: Path, path: Path) -> None:
     """
     with silenced():
         quantize_dynamic(network, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
-
-
-def median_ms(networks: Sequence[Callable[[np.ndarray], Answer]], image: np.ndarray) -> list[float]:
-    """Return each network's median milliseconds an image; they take turns, so that a busy machine slows all alike."""
-    seconds: list[list[float]] = [[] for _ in networks]
-    for _ in range(_TIMED_RUNS):
-        for network, times in zip(networks, seconds, strict=True):
-            began = time.perf_counter()
-            network(image)
-            times.append(time.perf_counter() - began)
-    return [round(1000 * float(np.median(times[1:])), 2) for times in seconds]  # the first run allocates
 
 
 def _latency(network: Path, image: np.ndarray) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from tskd.artifacts import Artifact, Builder, canonical_json
 from tskd.console import progress
 from tskd.models.registry import load_model, read_description
-from tskd.stages.export import median_ms, network_answer
+from tskd.stages.network_answers import median_ms, network_answer
 
 VERSION = 1
 _TRAINED = frozenset({"weights", "title", "trained", "file"})

@@ -18,9 +18,8 @@ from tskd.console import progress, say, warn
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
 from tskd.data.grey_levels import LevelUse, describe_losses, record_use
 from tskd.data.label_sense import doubts
-from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
+from tskd.data.layouts import Dataset
 from tskd.data.layouts.pairs import Oddity, notes_on, oddities, unclear_turn
-from tskd.data.phantoms import write_phantoms
 from tskd.data.prepared import (
     DATASET,
     IMAGES,
@@ -37,10 +36,10 @@ from tskd.data.prepared import (
 from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.recipe.schema import PHANTOMS, DataConfig, SourceConfig
+from tskd.stages.source_data import data_root, open_data
 from tskd.types import UNLABELLED, Record
 
 VERSION = 4
-PHANTOM_DATA = "data"
 _SHOWN = 10
 
 
@@ -69,39 +68,6 @@ def build(store: Builder, data: DataConfig) -> Artifact:
     )
 
 
-def data_root(store: Builder, data: DataConfig) -> Path:
-    """Return the folder of the data set that the settings name; the built-in images are drawn there once."""
-    return build_phantoms(store, data).path if data.root == PHANTOMS else Path(data.root).expanduser()
-
-
-def build_phantoms(store: Builder, data: DataConfig) -> Artifact:
-    """Return the built-in images, drawn once."""
-    return store.build(
-        "phantoms",
-        lambda folder: draw_phantoms(data, folder),
-        config=data.phantom.model_dump(),
-        inputs={},
-        seed=data.split_seed,
-        version=1,
-    )
-
-
-def draw_phantoms(config: DataConfig, folder: Path) -> dict[str, Any]:
-    """Draw the built-in data set into the folder; what an interrupted attempt drew is kept."""
-    phantom = config.phantom
-    count = phantom.train + phantom.test
-    if not (folder / PHANTOM_DATA).exists():  # it appears whole or not at all
-        write_phantoms(
-            phantom.family,
-            folder / PHANTOM_DATA,
-            count=count,
-            size=phantom.size,
-            seed=config.split_seed,
-            test=phantom.test,
-        )
-    return {"images": count}
-
-
 def tested_data(data: DataConfig, other: SourceConfig) -> DataConfig:
     """Return the settings under which another data set is tested: all labels are known, the split is drawn alike.
 
@@ -117,13 +83,6 @@ def same_images(data: DataConfig, other: SourceConfig) -> bool:
     if PHANTOMS in (data.root, other.root):
         return data.root == other.root and data.phantom.family == other.phantom.family
     return Path(data.root).expanduser().resolve() == Path(other.root).expanduser().resolve()
-
-
-def open_data(config: DataConfig, root: Path) -> Dataset:
-    """Find the records of the data set that the settings name, or of phantoms drawn to ``root``."""
-    drawn = config.root == PHANTOMS
-    options = LayoutOptions.of(config.model_dump())
-    return open_dataset(root / PHANTOM_DATA if drawn else root, config.layout, options)
 
 
 def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tskd.recipe.schema import DistillConfig
 from tskd.seeding import derive
 from tskd.stages.label_training import Labelled, label_step, labelled_batches, training_metrics
 from tskd.stages.lesson import pretraining_inputs
-from tskd.stages.pseudo_masks import pseudo_labels
+from tskd.stages.transfer_masks import pseudo_labels
 from tskd.stages.workbench import Workbench
 
 VERSION = 2

@@ -12,7 +12,7 @@ from torch import nn
 from tskd.artifacts import Artifact
 from tskd.console import progress
 from tskd.data.prepared import Prepared
-from tskd.data.transfer_set import TransferImages, TransferRecord, TransferSet
+from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
@@ -20,12 +20,11 @@ from tskd.losses.classes import hard_prediction
 from tskd.losses.distance import match_size
 from tskd.models.flops import gflops, inference_flops
 from tskd.models.registry import load_model
-from tskd.stages.label_training import Labelled, training_labels
 from tskd.stages.shown import as_input
+from tskd.stages.transfer_masks import MASKS
 from tskd.stages.workbench import Workbench
 
 VERSION = 2
-MASKS = "masks.npy"
 _AT_ONCE = 8
 
 
@@ -66,22 +65,3 @@ def predict_masks(
             advance(int(rows[-1]) + 1)
     np.save(folder / MASKS, masks)
     return {"images": len(images), "teacher_gflops": gflops(len(images) * flops)}
-
-
-def pseudo_labels(transfer: TransferSet, masks: Path) -> Labelled:
-    """Return the transfer set with the teacher's masks, read from the folder of :func:`predict_masks`."""
-    return Labelled(transfer.images, np.load(masks / MASKS, mmap_mode="r"), transfer.names)
-
-
-def labels_and_pseudo_labels(prepared: Prepared, transfer: TransferSet, masks: Path) -> Labelled:
-    """Return the labelled training images with their own masks, then the other transfer images with the teacher's."""
-    true, pseudo = training_labels(prepared), pseudo_labels(transfer, masks)
-    rows = prepared.rows("train").tolist()
-    known = [TransferRecord(name, "real", row) for name, row in zip(true.names, rows, strict=True)]
-    others = [k for k, record in enumerate(transfer.records) if not (record.origin == "real" and record.row in rows)]
-    records = [*known, *(transfer.records[k] for k in others)]
-    return Labelled(
-        images=TransferImages(transfer, records),
-        masks=np.concatenate([true.masks, pseudo.masks[others]]),
-        names=[record.id for record in records],
-    )

@@ -23,8 +23,8 @@ from tskd.models.swin_unet import Denoiser
 from tskd.models.timm_segmenter import resize_images
 from tskd.recipe.schema import DiffusionConfig
 from tskd.seeding import derive, numpy_generator
-from tskd.stages.diffusion import SAMPLING_SETTINGS, load_denoiser, own_seed, plan_of, read_seen_cases
-from tskd.stages.evaluate import refuse_seen_cases
+from tskd.stages.denoisers import SAMPLING_SETTINGS, load_denoiser, own_seed, plan_of, read_seen_cases
+from tskd.stages.leaks import refuse_seen_cases
 from tskd.stages.workbench import Workbench
 
 VERSION = 2

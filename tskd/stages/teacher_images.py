@@ -25,7 +25,7 @@ from tskd.data.prepared import (
     write_prepared_records,
 )
 from tskd.recipe.schema import DataConfig
-from tskd.stages.prepare import data_root, open_data
+from tskd.stages.source_data import data_root, open_data
 
 VERSION = 1
 

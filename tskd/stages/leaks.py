@@ -1,0 +1,47 @@
+"""Leaks: what was learned from must not be what is tested, across data sets and models."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from tskd.data.prepared import Prepared
+from tskd.errors import UserError
+
+
+def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> None:
+    """Raise UserError where a model was trained on a test case."""
+    if shared := sorted(set(seen) & prepared.cases("test")):
+        raise UserError(
+            f"{what} has seen {len(shared)} test cases (first: {', '.join(shared[:3])}); scores would flatter. "
+            "Train it again on this data set's training cases."
+        )
+
+
+def refuse_seen_images(prepared: Prepared, tested: Prepared) -> None:
+    """Raise UserError where a test image of another data set is a training image under another name, pixel by pixel.
+
+    Images of one tone do not count: every volume may begin with an empty slice.
+    """
+    seen = _contents(prepared, prepared.rows("train", "val", "unlabelled"))
+    if shared := _contents(tested, tested.rows("test")) & seen:
+        raise UserError(
+            f"evaluate.data: {len(shared)} test images are training images of data.root as well; scores would flatter. "
+            "Take the copies out of one of the two, or set data.allow_duplicates=true."
+        )
+
+
+def _contents(prepared: Prepared, rows: np.ndarray) -> set[bytes]:
+    images = (prepared.images[row] for row in rows)
+    return {hashlib.sha256(image.tobytes()).digest() for image in images if image.min() < image.max()}
+
+
+def refuse_other_classes(prepared: Prepared, tested: Prepared) -> None:
+    """Raise UserError where a data set to be tested on has other classes than the one trained on."""
+    if prepared.classes != tested.classes:
+        raise UserError(
+            f"evaluate.data has the classes {', '.join(tested.classes)}, training has {', '.join(prepared.classes)}: "
+            "they must be the same, in one order. Name them with evaluate.data.classes, or take another data set."
+        )

@@ -1,0 +1,35 @@
+"""What a network answers as it is shipped, and how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from tskd.deploy.network_file import Answer
+from tskd.engine.batches import to_images
+from tskd.losses.classes import class_probabilities
+
+_TIMED_RUNS = 15
+
+
+def network_answer(segmenter: nn.Module, image: np.ndarray) -> Answer:
+    """Return what the network itself says about one image (H, W, 3) uint8: the reference of an export."""
+    device = next(segmenter.parameters()).device
+    with torch.inference_mode():
+        probabilities = class_probabilities(segmenter(to_images(image[None]).to(device)).logits)[0].cpu()
+    return Answer(probabilities.argmax(dim=0).to(torch.uint8).numpy(), probabilities.numpy())
+
+
+def median_ms(networks: Sequence[Callable[[np.ndarray], Answer]], image: np.ndarray) -> list[float]:
+    """Return each network's median milliseconds an image; they take turns, so that a busy machine slows all alike."""
+    seconds: list[list[float]] = [[] for _ in networks]
+    for _ in range(_TIMED_RUNS):
+        for network, times in zip(networks, seconds, strict=True):
+            began = time.perf_counter()
+            network(image)
+            times.append(time.perf_counter() - began)
+    return [round(1000 * float(np.median(times[1:])), 2) for times in seconds]  # the first run allocates
