@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain progress lines."""
+HTML_WIDTH = 110
+"""Columns of a report in a notebook."""
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 """Where launchers say which process this is: torchrun and ``fabric run``, Slurm, Fabric's own subprocesses."""
 
@@ -47,6 +51,13 @@ def screen(**options: Any) -> Console:
     return Screen(**options)
 
 
+def console_html(render: Callable[[Console], object]) -> str:
+    """Return what a report prints on a terminal as HTML, for a notebook; names in it are escaped."""
+    console = screen(record=True, file=io.StringIO(), width=HTML_WIDTH)
+    render(console)
+    return console.export_html(inline_styles=True, code_format="<pre style='line-height:1.2'>{code}</pre>")
+
+
 def say(message: str) -> None:
     """Print one line for the person who started the command; of several processes only the first speaks."""
     rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
@@ -72,7 +83,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def progress(label: str, total: int, *, start: int = 0) -> Iterator[Advance]:
     """Show how far a long job is and how long it still takes; ``start`` is where a resumed job goes on."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or _draws_widgets():
         with _rich_progress(label, total, start) as advance:
             yield advance
     else:
@@ -91,6 +102,11 @@ def counting(label: str) -> Iterator[Callable[[int, int], None]]:
             shown[0](done)
 
         yield count
+
+
+def _draws_widgets() -> bool:
+    """Tell whether this is a notebook that can draw rich's bars."""
+    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
 
 
 class _PlainProgress:

@@ -130,3 +130,10 @@ def test_what_steers_a_terminal_is_written_as_an_escape(name: str, capsys: pytes
 def test_names_in_any_script_stay_as_they_are() -> None:
     text = "Ärzte 😀\tнога\nكبد"
     assert console.printable(text) == text
+
+
+def test_a_report_is_html_in_a_notebook_and_names_in_it_are_text() -> None:
+    """Red where a file's name becomes markup in somebody's notebook."""
+    html = console.console_html(lambda page: page.print(Text("<script>alert(1)</script> \x1b[31mred")))
+    assert "<script>" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\x1b[31mred" in html

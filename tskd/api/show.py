@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas
     from PIL import Image
-    from rich.console import Console
-
-WIDTH = 110
-"""Columns of a report that was written for a terminal."""
 
 
 def image_html(image: Image.Image, text: str) -> str:
@@ -27,12 +22,3 @@ def image_html(image: Image.Image, text: str) -> str:
 def table_html(table: pandas.DataFrame) -> str:
     """Return a table with numbers to three places, names escaped."""
     return table.to_html(index=False, float_format="{:.3f}".format, border=0, na_rep="")
-
-
-def console_html(render: Callable[[Console], object]) -> str:
-    """Return what a report prints on a terminal, as HTML."""
-    from rich.console import Console
-
-    console = Console(record=True, file=io.StringIO(), width=WIDTH)
-    render(console)
-    return console.export_html(inline_styles=True, code_format="<pre style='line-height:1.2'>{code}</pre>")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from PIL import Image
 
+from tskd.console import console_html
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image
 from tskd.data.grey_levels import LevelUse, describe_losses, record_use
 from tskd.data.images import IMAGE_SUFFIXES, read_mask_indices
@@ -103,6 +104,9 @@ class CheckReport:
         from tskd.data.check_text import report_to_json
 
         return report_to_json(self)
+
+    def _repr_html_(self) -> str:
+        return console_html(self.render)
 
     def render(self, console: Console) -> None:
         """Print the report: tables without frames, plain text where the console is no terminal."""
