@@ -289,11 +289,11 @@ def _execute(run: Run, *, json_: bool) -> None:
     from tskd.experiment.pipeline import execute
     from tskd.experiment.summary import print_summary
 
-    summary = execute(run)
+    found = execute(run)
     if not run.runtime.fabric.is_global_zero:
         return
     if json_:
-        print(json.dumps(summary, default=str))
+        print(json.dumps(found.as_dict(), default=str))
     else:
         print_summary(run.out)
 

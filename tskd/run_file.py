@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tskd.artifacts import (
     ARTIFACTS,
     RUN_FILE,
     Artifact,
+    Costs,
     canonical_json,
     manifest_damage,
     seal_holds,
@@ -25,16 +27,51 @@ from tskd.errors import UserError
 
 REMEDY = "Run `tskd run` with the same settings again: it makes what is missing."
 _SHOWN = 5
-_NEEDED = frozenset({"metrics", "artifacts", "evaluations", "recipe", "method"})
 
 
-def write_run(out: Path, summary: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class RunFile:
+    """What a finished run found: the keys of ``run.json``. Those with a default came with later versions."""
+
+    dataset: str
+    labels: int
+    """Images whose labels were used, the validation part included."""
+    seed: int
+    method: str
+    teacher: str | None
+    """As messages call it; None: the run did without one."""
+    seconds: float
+    metrics: Mapping[str, Mapping[str, Any]]
+    """Model's name -> its scores and compute."""
+    artifacts: Mapping[str, str]
+    """Model's name -> the folder of its weights."""
+    evaluations: Mapping[str, str]
+    """Model's name -> the folder of its scores."""
+    export: Mapping[str, Any]
+    """What the proof of the bundle found."""
+    stages: Costs
+    recipe: Mapping[str, Any]
+    tested_on: str = ""
+    peak_memory_mb: float = 0.0
+    peak_gpu_memory_mb: float = 0.0
+    ablation: Mapping[str, float | None] = field(default_factory=dict)
+    """Dice of the shipped student with parts of it switched off."""
+    budget_rule: str = ""
+    networks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Model's name -> parameters, size, latency."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values as ``run.json`` holds them."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+def write_run(out: Path, run: RunFile) -> None:
     """Write what a run found into its output folder."""
-    write_json(out / RUN_FILE, sealed(summary))
+    write_json(out / RUN_FILE, sealed(run.as_dict()))
 
 
-def read_run(out: Path, needed: Collection[str] = ()) -> dict[str, Any]:
-    """Return what the run in a folder found; ``needed`` are keys it must have beside those that are read here.
+def read_run(out: Path) -> RunFile:
+    """Return what the run in a folder found.
 
     Raises UserError where it cannot be read, was changed, or says other scores than the artifacts of the evaluations,
     which were made of the predictions; and where one of those artifacts is gone.
@@ -43,14 +80,14 @@ def read_run(out: Path, needed: Collection[str] = ()) -> dict[str, Any]:
         summary = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise damaged_run(out, f"{RUN_FILE} cannot be read") from error
-    wanted = _NEEDED | set(needed)
+    wanted = {one.name for one in fields(RunFile) if one.default is MISSING and one.default_factory is MISSING}
     if missing := sorted(wanted - summary.keys() if isinstance(summary, dict) else wanted):
         raise damaged_run(out, f"{RUN_FILE} lacks {', '.join(missing)}")
     if not seal_holds(summary):
         raise damaged_run(out, f"{RUN_FILE} was changed after it was written: its seal does not fit")
     if said := next(_doubts(out, summary), None):
         raise damaged_run(out, said)
-    return dict(summary)
+    return RunFile(**{one.name: summary[one.name] for one in fields(RunFile) if one.name in summary})
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from tskd.engine.logs import TrainingLog
 from tskd.metrics.comparison import DICE, compare_methods, rank_table
 from tskd.metrics.segmentation import case_means
 from tskd.recipe.schema import DataConfig, EngineConfig, EvaluateConfig, Recipe, TransferConfig
+from tskd.run_file import RunFile
 from tskd.stages import transfer as transfer_stage
 from tskd.stages.evaluate import evaluate
 from tskd.stages.evaluation_files import read_cases
@@ -280,3 +281,10 @@ def write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def _keep(images: np.ndarray, folder: Path) -> Mapping[str, Any]:
     np.save(folder / "samples.npy", images)
     return {}
+
+
+def run_file(**values: Any) -> RunFile:
+    """Return what a run found of which a test states a part."""
+    nothing = {name: {} for name in ("metrics", "artifacts", "evaluations", "export", "stages", "recipe")}
+    told: dict[str, Any] = {"dataset": "", "labels": 0, "seed": 0, "method": "task_kd", "teacher": None, "seconds": 0.0}
+    return RunFile(**{**nothing, **told, **values})

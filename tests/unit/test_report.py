@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_folders import SECRET, draw_data, make_run, train
+from report_folders import SECRET, draw_data, make_run, run_file, train
 
 from tskd.artifacts import SEAL, Artifact, Store, sealed, write_json
 from tskd.errors import UserError
@@ -235,16 +235,15 @@ def test_a_run_from_before_volumes_is_one_of_images(damaged: Path) -> None:
 
 RUN = RunFolder(
     Path(),
-    {
-        "labels": 20,
-        "method": "task_kd",
-        "metrics": {
+    run_file(
+        labels=20,
+        metrics={
             "student": {"model": "x", "dice": 0.5, "dice_ci95": [0.4, 0.6], "n_cases": 9},
             "control": {"model": "control (U-Net)"},
             "scratch": {"model": "student from scratch"},
             "mae": {"model": "MAE"},
         },
-    },
+    ),
 )
 
 
@@ -289,7 +288,7 @@ def test_the_verdict_is_one_sentence_that_names_the_hardest_rivals(tests: list[P
 
 
 def test_a_u_net_that_is_shipped_is_called_one() -> None:
-    run = RunFolder(RUN.path, {**RUN.summary, "method": "control_pseudo"})
+    run = RunFolder(RUN.path, replace(RUN.summary, method="control_pseudo"))
     assert run.title("student") == "U-Net"
     assert verdict(run, []) == HEAD.replace("student", "U-Net") + "; no rival was trained beside it."
 

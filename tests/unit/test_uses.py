@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from report_folders import run_file
 
 from tskd.report.blocks import Table
 from tskd.report.run.ablation import comparison_uses_section, run_uses_section, uses_sentence
@@ -30,8 +31,8 @@ def test_a_student_that_loses_nothing_without_its_features_is_said_to_do_without
 
 
 def run_with(ablation: dict[str, Any] | None) -> RunFolder:
-    summary = {"metrics": {"student": {"dice": 0.5}}} | ({} if ablation is None else {"ablation": ablation})
-    return RunFolder(Path("nowhere"), summary)
+    told = {} if ablation is None else {"ablation": ablation}
+    return RunFolder(Path("nowhere"), run_file(metrics={"student": {"dice": 0.5}}, **told))
 
 
 def test_a_run_shows_every_part_beside_the_whole() -> None:

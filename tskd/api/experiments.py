@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from tskd.data.check import CheckReport
     from tskd.report.run.folder import RunFolder
+    from tskd.run_file import RunFile
 
 PICTURES = 6
 """How many pictures a notebook shows of a run."""
@@ -37,7 +38,7 @@ class RunResult:
         return open_run(self.out)
 
     @property
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> RunFile:
         """What ``run.json`` holds."""
         return self._folder.summary
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import count
-from typing import Any
 
 from tskd.artifacts import Artifact
 from tskd.console import duration, say
@@ -19,7 +18,7 @@ from tskd.experiment.methods import METHODS, Make
 from tskd.experiment.run import Run
 from tskd.recipe.schema import Recipe
 from tskd.report import write_report
-from tskd.run_file import alone_in, write_run
+from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages import evaluate, export, quality
 from tskd.stages.network_costs import measure_networks
 from tskd.stages.transfer import count_real
@@ -111,7 +110,7 @@ def transferred(run: Run) -> Artifact:
     return run.transfer
 
 
-def execute(run: Run) -> dict[str, Any]:
+def execute(run: Run) -> RunFile:
     """Run the recipe's method to the end and return what ``run.json`` holds.
 
     Raises UserError where another run is at work in the output folder: the last to end would take the other's place.
@@ -123,7 +122,7 @@ def execute(run: Run) -> dict[str, Any]:
         return _execute(run)
 
 
-def _execute(run: Run) -> dict[str, Any]:
+def _execute(run: Run) -> RunFile:
     if any(METHODS[name].start or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)):
         count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     _say_what_for(run)
@@ -140,31 +139,31 @@ def _execute(run: Run) -> dict[str, Any]:
     if "teacher" in scores:
         paths = scores["teacher"].path, scores["student"].path
         metrics["student"]["teacher_agreement"] = round(evaluate.mean_agreement(*paths, run.tested), 4)
-    summary = {
-        "dataset": run.prepared.dataset["name"],
-        "tested_on": run.tested.dataset["name"],
-        "labels": len(run.prepared.rows("train", "val")),
-        "seed": run.recipe.seed,
-        "method": run.recipe.method,
-        "teacher": models["teacher"][1].metrics["teacher"] if "teacher" in models else None,
-        "seconds": round(sum(cost["seconds"] for cost in run.costs.values()), 1),
-        "peak_memory_mb": max(cost["peak_memory_mb"] for cost in run.costs.values()),
-        "peak_gpu_memory_mb": max(cost.get("peak_gpu_memory_mb", 0.0) for cost in run.costs.values()),
-        "metrics": metrics,
-        "ablation": ablation,
-        "budget_rule": BUDGET_RULE,
-        "artifacts": {name: artifact.path.name for name, (_, artifact) in models.items()},
-        "export": bundle.metrics,
-        "networks": networks,
-        "evaluations": {name: artifact.path.name for name, artifact in scores.items()},
-        "stages": run.costs,
-        "recipe": run.recipe.model_dump(mode="json"),
-    }
+    found = RunFile(
+        dataset=run.prepared.dataset["name"],
+        tested_on=run.tested.dataset["name"],
+        labels=len(run.prepared.rows("train", "val")),
+        seed=run.recipe.seed,
+        method=run.recipe.method,
+        teacher=models["teacher"][1].metrics["teacher"] if "teacher" in models else None,
+        seconds=round(sum(cost["seconds"] for cost in run.costs.values()), 1),
+        peak_memory_mb=max(cost["peak_memory_mb"] for cost in run.costs.values()),
+        peak_gpu_memory_mb=max(cost.get("peak_gpu_memory_mb", 0.0) for cost in run.costs.values()),
+        metrics=metrics,
+        ablation=ablation,
+        budget_rule=BUDGET_RULE,
+        artifacts={name: artifact.path.name for name, (_, artifact) in models.items()},
+        export=bundle.metrics,
+        networks=networks,
+        evaluations={name: artifact.path.name for name, artifact in scores.items()},
+        stages=run.costs,
+        recipe=run.recipe.model_dump(mode="json"),
+    )
     if run.runtime.fabric.is_global_zero:
         publish(bundle.path, run.out / FOLDER)
-        write_run(run.out, summary)
+        write_run(run.out, found)
         write_report(run.out)
-    return summary
+    return found
 
 
 def _say_what_for(run: Run) -> None:

@@ -26,16 +26,16 @@ def print_summary(out: Path) -> None:
     run = open_run(out)
     summary = run.summary
     tested = f"tested on {scored(run.metrics[STUDENT])}"
-    table = Table(title=f"{summary['dataset']}, {summary['labels']} labels, {tested}, seed {summary['seed']}")
+    table = Table(title=f"{summary.dataset}, {summary.labels} labels, {tested}, seed {summary.seed}")
     for column in ("model", dice_of(run.level), INTERVAL, f"HD95 {run.unit}", "cases", "missed", "false pos."):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name in run.models:
         table.add_row(*(Text(cell) for cell in _cells(run, name)))
     console.print(table)
     console.print(Text(verdict(run, paired_tests(run))))
-    if said := uses_sentence(run.metrics[STUDENT]["dice"], summary.get("ablation", {})):
+    if said := uses_sentence(run.metrics[STUDENT]["dice"], summary.ablation):
         console.print(Text(said))
-    console.print(Text(f"{duration(summary['seconds'])}; everything is in {out}, to be read in {out / REPORT}"))
+    console.print(Text(f"{duration(summary.seconds)}; everything is in {out}, to be read in {out / REPORT}"))
 
 
 def _cells(run: RunFolder, name: str) -> Iterator[str]:

@@ -39,7 +39,7 @@ from tskd.errors import RunFailed, UserError
 from tskd.metrics.segmentation import agreement
 from tskd.models.registry import load_model, read_description, save_model
 from tskd.recipe.schema import ExportConfig
-from tskd.run_file import REMEDY, read_run
+from tskd.run_file import REMEDY, RunFile, read_run
 from tskd.stages.network_answers import median_ms, network_answer
 
 VERSION = 3
@@ -139,10 +139,10 @@ def export_again(model: Path, *, int8: bool | None = None) -> Path:
     run = read_run(out)
     store = Store(out / ARTIFACTS)
     student = _student_of(store.root, run)
-    config = ExportConfig(**run["recipe"]["export"])
+    config = ExportConfig(**run.recipe["export"])
     if int8 is not None:
         config = config.model_copy(update={"int8": int8})
-    artifact = build(store, config, student, _prepared_of(student), run["metrics"], method=run["method"])
+    artifact = build(store, config, student, _prepared_of(student), run.metrics, method=run.method)
     publish(artifact.path, out / FOLDER)
     return out / FOLDER
 
@@ -293,9 +293,9 @@ def _refuse(differences: Mapping[str, float], limit: float, what: str) -> None:
         )
 
 
-def _student_of(root: Path, run: Mapping[str, Any]) -> Artifact:
+def _student_of(root: Path, run: RunFile) -> Artifact:
     """Return the student that a run ended with, verified: what is exported is what was trained and scored."""
-    path = root / run["artifacts"]["student"]
+    path = root / run.artifacts["student"]
     if not (path / MANIFEST).is_file():
         raise UserError(f"{path}: the student that {RUN_FILE} names is gone. {REMEDY}")
     return whole(path, REMEDY)

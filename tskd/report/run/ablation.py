@@ -35,7 +35,7 @@ def uses_sentence(dice: float | None, ablation: Mapping[str, float | None]) -> s
 
 def run_uses_section(run: RunFolder) -> Section | None:
     """The shipped student's ablation."""
-    ablation: Mapping[str, float | None] = run.summary.get("ablation", {})
+    ablation: Mapping[str, float | None] = run.summary.ablation
     dice = run.metrics[STUDENT]["dice"]
     said = uses_sentence(dice, ablation)
     if said is None:

@@ -12,12 +12,10 @@ from tskd.artifacts import ARTIFACTS, MANIFEST, Artifact, find_damage, manifest_
 from tskd.data.prepared import Prepared
 from tskd.report.pictures import Predictions
 from tskd.report.styles import Look, look_of, ordered
-from tskd.run_file import damaged_run, read_run
+from tskd.run_file import RunFile, damaged_run, read_run
 
 STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
 """Names in run.json of the model that is shipped, and of the same network before it saw labels."""
-_NEEDED = frozenset({"dataset", "labels", "seed", "teacher", "seconds", "export", "stages"})
-"""Keys of run.json that the page takes beside the scores."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +23,13 @@ class RunFolder:
     """The folder of a finished run."""
 
     path: Path
-    summary: Mapping[str, Any]
+    summary: RunFile
     """What ``run.json`` holds."""
 
     @property
     def metrics(self) -> Mapping[str, Mapping[str, Any]]:
         """The scores of every model by name."""
-        return self.summary["metrics"]
+        return self.summary.metrics
 
     @property
     def models(self) -> list[str]:
@@ -42,7 +40,7 @@ class RunFolder:
         """Return what tables call a model: the one that is shipped is the student whatever the method, or the U-Net."""
         if model != STUDENT:
             return str(self.metrics[model]["model"])
-        return "U-Net" if self.summary["method"].startswith("control") else STUDENT
+        return "U-Net" if self.summary.method.startswith("control") else STUDENT
 
     def look(self, model: str) -> Look:
         """Return how charts draw a model."""
@@ -61,7 +59,7 @@ class RunFolder:
     @cached_property
     def stages(self) -> dict[str, Artifact]:
         """Every artifact of the run that is still there by folder name, in the order they were made."""
-        found = (Artifact(self.path / ARTIFACTS / name) for name in self.summary["stages"])
+        found = (Artifact(self.path / ARTIFACTS / name) for name in self.summary.stages)
         return {artifact.path.name: artifact for artifact in found if (artifact.path / MANIFEST).is_file()}
 
     def made_by(self, stage: str) -> list[Artifact]:
@@ -70,19 +68,19 @@ class RunFolder:
 
     def models_from(self, artifact: Artifact) -> list[str]:
         """Return the final models that an artifact is or was a part of, or the model whose scores it holds."""
-        scored = [name for name, folder in self.summary["evaluations"].items() if folder == artifact.path.name]
-        models = [name for name, folder in self.summary["artifacts"].items() if folder == artifact.path.name]
+        scored = [name for name, folder in self.summary.evaluations.items() if folder == artifact.path.name]
+        models = [name for name, folder in self.summary.artifacts.items() if folder == artifact.path.name]
         if found := scored or [name for name in models if name != BEFORE_FINETUNE]:
             return ordered(found)
         users = (one for one in self.stages.values() if artifact.digest in one.manifest["inputs"].values())
         return ordered({name: None for user in users for name in self.models_from(user) if name != BEFORE_FINETUNE})
 
     def evaluation(self, model: str) -> Artifact:
-        return self.stages[self.summary["evaluations"][model]]
+        return self.stages[self.summary.evaluations[model]]
 
     @property
     def student(self) -> Artifact:
-        return self.stages[self.summary["artifacts"][STUDENT]]
+        return self.stages[self.summary.artifacts[STUDENT]]
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -108,9 +106,9 @@ class RunFolder:
 
 def open_run(path: Path) -> RunFolder:
     """Return the run in a folder. Raises UserError where there is none, or its files are missing or changed."""
-    run = RunFolder(path, read_run(path, _NEEDED))
-    evaluations = set(run.summary["evaluations"].values())
-    for name in sorted(evaluations | {*run.summary["artifacts"].values()}):
+    run = RunFolder(path, read_run(path))
+    evaluations = set(run.summary.evaluations.values())
+    for name in sorted(evaluations | {*run.summary.artifacts.values()}):
         if name not in run.stages:
             raise damaged_run(path, f"artifacts/{name} is gone")
     data = {run.stages[name].manifest["inputs"]["data"] for name in (*evaluations, run.student.path.name)}

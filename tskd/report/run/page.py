@@ -60,7 +60,7 @@ def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
         reproduce_section(run),
     )
     return Page(
-        title=run.summary["dataset"],
+        title=run.summary.dataset,
         kicker=_kicker(run),
         verdict=verdict(run, tests),
         caveat=CAVEAT,
@@ -90,7 +90,7 @@ def scores_section(run: RunFolder, tests: Sequence[PairTest]) -> Section | None:
 
 def overlays_section(run: RunFolder, gallery: Gallery) -> Section | None:
     """The same test images for all models."""
-    count = run.summary["recipe"]["evaluate"]["overlays"]
+    count = run.summary.recipe["evaluate"]["overlays"]
     counts = dict.fromkeys(run.models, OTHERS_SHOWN if count else 0) | {STUDENT: count}
     models = [run.predictions[STUDENT], *(one for name, one in run.predictions.items() if name != STUDENT)]
     blocks = side_by_side(gallery, models, picks(models, counts))
@@ -132,8 +132,8 @@ def limits_section() -> Section | None:
 
 
 def _kicker(run: RunFolder) -> str:
-    made = f"seed {run.summary['seed']}"
-    return f"{capital(run.metrics[STUDENT]['model'])} · {counted(run.summary['labels'], 'label')} · {made}"
+    made = f"seed {run.summary.seed}"
+    return f"{capital(run.metrics[STUDENT]['model'])} · {counted(run.summary.labels, 'label')} · {made}"
 
 
 def _score_table(run: RunFolder) -> Table:
@@ -160,7 +160,7 @@ def _score_table(run: RunFolder) -> Table:
     dice = (dice_of(run.level), INTERVAL, "IoU")
     distances = (f"HD95 ({unit})", INTERVAL, f"HD95 where found ({unit})")
     columns = ("model", *dice, *distances, *errors_ml, "missed", "false positive")
-    teacher = f" Teacher: {run.summary['teacher']}." if run.summary["teacher"] else ""
+    teacher = f" Teacher: {run.summary.teacher}." if run.summary.teacher else ""
     note = (
         f"Bold: the {run.title(STUDENT)}, which is shipped.{teacher} "
         "Bootstrap intervals over cases. Mask and prediction both empty: Dice 1, distance 0. Only one of them empty "

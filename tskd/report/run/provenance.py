@@ -47,7 +47,7 @@ def _compute(run: RunFolder) -> Table:
         for name in known
     )
     columns = ("model", "of the student (TFLOP)", "of the teacher (TFLOP)")
-    return Table(columns, rows, title="Training compute", note=str(run.summary.get("budget_rule", "")))
+    return Table(columns, rows, title="Training compute", note=str(run.summary.budget_rule))
 
 
 def reproduce_section(run: RunFolder) -> Section | None:
@@ -56,15 +56,15 @@ def reproduce_section(run: RunFolder) -> Section | None:
         "The same settings, data and versions give the same digests on the same kind of processor; digests are sha256 "
         "of the files' names and contents."
     )
-    blocks: list[Block | None] = [_facts(run), _digests(run), changed_settings(run.summary["recipe"]), _settings(run)]
+    blocks: list[Block | None] = [_facts(run), _digests(run), changed_settings(run.summary.recipe), _settings(run)]
     return section("reproduce", "How to make it again", lead, blocks)
 
 
 def _facts(run: RunFolder) -> Facts:
     student = run.student.manifest
     facts = [
-        ("Seeds", f"training {run.summary['seed']}, split {run.summary['recipe']['data']['split_seed']}"),
-        ("Teacher", str(run.summary.get("teacher") or "none")),
+        ("Seeds", f"training {run.summary.seed}, split {run.summary.recipe['data']['split_seed']}"),
+        ("Teacher", str(run.summary.teacher or "none")),
         ("Python", f"{student['python']}, {student['system']}"),
         ("Libraries", ", ".join(f"{name} {version}" for name, version in student["libraries"].items())),
     ]
@@ -95,7 +95,7 @@ def changed_settings(recipe: Mapping[str, Any]) -> Table | None:
 
 
 def _settings(run: RunFolder) -> Code:
-    text = yaml.safe_dump(shareable(run.summary["recipe"]), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(shareable(run.summary.recipe), sort_keys=False, allow_unicode=True)
     return Code(text, title="All settings: save as recipe.yaml, then tskd run recipe.yaml --data DATA --out OUT")
 
 

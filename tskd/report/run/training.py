@@ -58,7 +58,7 @@ def training_section(run: RunFolder) -> Section | None:
 
 def resources_section(run: RunFolder) -> Section | None:
     """Dice against size and speed, and the exported file's figures."""
-    networks = run.summary.get("networks", {})
+    networks = run.summary.networks
     measured = [name for name in run.models if name in networks and name != BEFORE_FINETUNE]  # the student's network
     scored = run.metrics[STUDENT]["dice"] is not None
     blocks: list[Block | None] = [_cost_charts(run, measured)] if measured and scored else []
@@ -97,7 +97,7 @@ def _cost_charts(run: RunFolder, names: list[str]) -> Charts:
     points = [Estimate(run.look(name), run.metrics[name]["dice"], run.metrics[name]["dice_ci95"]) for name in names]
     charts = []
     for key, (title, scale) in SIZES.items():
-        places = [scale * run.summary["networks"][name][key] for name in names]
+        places = [scale * run.summary.networks[name][key] for name in names]
         x = Axis(title, logarithmic=log_places(places))
         charts.append(scatter_chart(points, places, x, Axis("Dice"), title=f"Dice and {title}"))
     return Charts(tuple(charts), keys=tuple(line_key(run.look(name)) for name in names))
@@ -107,9 +107,9 @@ def _cost_table(run: RunFolder, names: list[str]) -> Table:
     rows = tuple(
         (
             capital(run.title(name)),
-            thousands(run.summary["networks"][name]["parameters"]),
-            number(run.summary["networks"][name]["model_mb"], 1),
-            number(run.summary["networks"][name]["latency_ms"], 1),
+            thousands(run.summary.networks[name]["parameters"]),
+            number(run.summary.networks[name]["model_mb"], 1),
+            number(run.summary.networks[name]["latency_ms"], 1),
             number(run.metrics[name]["dice"]),
         )
         for name in names
@@ -120,13 +120,13 @@ def _cost_table(run: RunFolder, names: list[str]) -> Table:
 
 def _export_facts(run: RunFolder) -> Facts:
     """Return what was measured on the exported file; it runs in onnxruntime, the models above in PyTorch."""
-    parity, latency = run.summary["export"]["parity"], run.summary["export"]["latency"]
+    parity, latency = run.summary.export["parity"], run.summary.export["latency"]
     worst, (height, width) = parity["dice_difference_worst"], latency["image"]
     by_threads = latency["ms_by_threads"].items()
     times = ", ".join(f"{ms:g} ms with {counted(int(threads), 'thread')}" for threads, ms in by_threads)
     facts = [
         ("One image", f"{width} × {height} pixels: {times}"),
-        ("Parameters", thousands(run.summary["export"]["parameters"])),
+        ("Parameters", thousands(run.summary.export["parameters"])),
         ("Against the network", f"over {parity['images']} images Dice differs by {worst or 0:.2g} at most"),
     ]
     file = run.path / "model" / "model.onnx"

@@ -31,7 +31,7 @@ def paired_tests(run: RunFolder) -> tuple[PairTest, ...]:
 def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
     """Return one sentence on the student against the control and the best of the other rivals."""
     own = run.metrics[STUDENT]
-    labels, cases = counted(run.summary["labels"], "labelled image"), counted(own["n_cases"], "test case")
+    labels, cases = counted(run.summary.labels, "labelled image"), counted(own["n_cases"], "test case")
     if own["dice"] is None:
         return (
             f"There is {NOTHING_TO_FIND} ({cases}): how good the {run.title(STUDENT)} is, with {labels}, is not known."
