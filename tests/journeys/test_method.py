@@ -30,8 +30,8 @@ CHANGES = {
 def test_the_distilled_student_beats_the_student_from_scratch(tmp_path: Path) -> None:
     recipe = demo_recipe(CHANGES)
     found = execute(Run(recipe, tmp_path, open_runtime(recipe.engine)))
-    metrics = found["metrics"]
+    metrics = found.metrics
     assert metrics["student"]["dice"] >= metrics["scratch"]["dice"] + MARGIN
     assert metrics["student"]["n_images"] == metrics["scratch"]["n_images"] == 80
-    silenced = found["ablation"]["features_zeroed"]
+    silenced = found.ablation["features_zeroed"]
     assert silenced < metrics["scratch"]["dice"], "the lead has to come from what the encoder learned"

@@ -44,9 +44,9 @@ def test_a_tiny_sam_teaches_through_the_whole_method(tmp_path: Path) -> None:
     teacher = {**SETTINGS["teacher"], "weights": str(tiny_sam(tmp_path / "sam-tiny"))}
     recipe = build_recipe({**SETTINGS, "teacher": teacher}, "test")
     summary = execute(Run(recipe, tmp_path / "out", open_runtime(recipe.engine)))
-    assert summary["teacher"] == "SAM (sam-tiny)"
-    assert {"teacher", "student", "student_before_finetune"} <= summary["metrics"].keys()
-    folder = tmp_path / "out/artifacts" / summary["artifacts"]["teacher"]
+    assert summary.teacher == "SAM (sam-tiny)"
+    assert {"teacher", "student", "student_before_finetune"} <= summary.metrics.keys()
+    folder = tmp_path / "out/artifacts" / summary.artifacts["teacher"]
     trained = json.loads((folder / "model.json").read_text())["trained"]
     adapted = [name for name in trained if name.startswith("encoder.")]
     assert adapted
