@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -82,9 +83,9 @@ def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> tuple
     """
     all_found: list[Found] = []
     for given in inputs:
-        if not given.exists():
+        if not os.path.lexists(given):
             raise UserError(f"{given}: there is no such file or folder.")
-        all_found += _in_folder(given, results, axis) if given.is_dir() else _in_files([given], given.parent, axis)
+        all_found += _given(given, results, axis)
     items = [one for one in all_found if isinstance(one, Item)]
     failures = [one for one in all_found if isinstance(one, Failure)]
     remarks = [one.text for one in all_found if isinstance(one, Remark)]
@@ -97,6 +98,16 @@ def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> tuple
 def counted(kinds: Counter[str]) -> str:
     """Return counts in words: ``2 presentation state (PR), 1 RT plan (RTPLAN)``."""
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def _given(path: Path, results: Path, axis: int) -> Iterator[Found]:
+    """Yield what an input holds; what a shell's ``*`` names besides files, such as a pipe, stops no other input."""
+    if path.is_dir():
+        yield from _in_folder(path, results, axis)
+    elif path.is_file():
+        yield from _in_files([path], path.parent, axis)
+    else:
+        yield Failure(path, f"{path}: is no file but a broken link, pipe or device, which cannot be read. Remove it.")
 
 
 def _in_folder(root: Path, results: Path, axis: int) -> Iterator[Found]:
