@@ -82,6 +82,17 @@ def test_pipes_and_broken_links_given_by_name_stop_nothing(tmp_path: Path) -> No
     assert [one.source.name for one in failed] == ["gone.png", "pipe.png"]
 
 
+def test_files_of_other_types_are_counted_but_not_results(tmp_path: Path) -> None:
+    """A scan exported as NRRD was passed over without a word; tables of an earlier answer are nobody's scans."""
+    write(tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    for name in ("b.nrrd", "c.NRRD", "d.mha", ".hidden", "out/predictions.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    _, failed, remarks = find_items([tmp_path], results=tmp_path / "out")
+    assert failed == []
+    assert remarks == [f"{tmp_path}: left out: 3 files of other types (.nrrd, .mha)."]
+
+
 def test_names_stay_as_they_are(tmp_path: Path) -> None:
     """Ids are compared in NFC; a mask is named as its scan is, byte for byte."""
     name = unicodedata.normalize("NFD", "Müller.png")

@@ -9,14 +9,26 @@ from __future__ import annotations
 import errno
 import os
 import unicodedata
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tskd.data.reading import reading
 from tskd.errors import UserError
 
-__all__ = ["Listing", "find_files", "id_of", "is_beside", "is_hidden", "plain", "readable", "shown"]
+__all__ = [
+    "OTHER_TYPES",
+    "Listing",
+    "find_files",
+    "id_of",
+    "is_beside",
+    "is_hidden",
+    "plain",
+    "readable",
+    "shown",
+    "tally",
+]
 
 _LEFT_BEHIND = frozenset(
     {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "recycler"}
@@ -29,6 +41,9 @@ _BEGINNINGS = (".", "~$", "~wrl", "thumbs.db:")
 """Hidden files of Unix and macOS (``._scan.nii``, ``.ipynb_checkpoints``, ``.~lock``), lock files of Office."""
 _ENDINGS = ("~", ":zone.identifier")
 """Backups of editors; the mark of Windows on what was downloaded, as Linux shows it."""
+OTHER_TYPES = "files of other types"
+"""Why :attr:`Listing.others` are left out."""
+_SHOWN = 5
 _JOINERS = "\u200c\u200d"  # spelling of Persian, Hindi and emoji: they hide nothing
 
 
@@ -81,6 +96,15 @@ def is_beside(path: Path) -> bool:
         what = "a broken link" if path.is_symlink() else "a folder, pipe or device"
         raise UserError(f"{path}: is {what}, not a file. Put the file there, or remove it.")
     return True
+
+
+def tally(reason: str, paths: Collection[Path]) -> str:
+    """Return how many files are left out for a reason, in words; those of :data:`OTHER_TYPES` with their endings."""
+    if reason != OTHER_TYPES:
+        return f"{len(paths)} {reason}"
+    endings = Counter(path.suffix.lower() or "no ending" for path in paths)
+    named = [shown(ending) for ending in sorted(endings, key=lambda one: (-endings[one], one))[:_SHOWN]]
+    return f"{len(paths)} {reason} ({', '.join(named)}{', …' if len(endings) > _SHOWN else ''})"
 
 
 def id_of(path: Path, folder: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from tskd.data import dicom, nifti
-from tskd.data.files import find_files
+from tskd.data.files import OTHER_TYPES, find_files, tally
 from tskd.data.images import IMAGE_SUFFIXES
 from tskd.errors import UserError
 
@@ -116,9 +116,14 @@ def _in_folder(root: Path, results: Path, axis: int) -> Iterator[Found]:
     own = results.resolve()
     inside = own.is_relative_to(root.resolve()) and own != root.resolve()
     found = find_files(root, _is_known)
-    for path in found.files:
-        if not (inside and path.resolve().is_relative_to(own)):
-            by_folder.setdefault(path.parent, []).append(path)
+    files, others = (
+        [path for path in paths if not (inside and path.resolve().is_relative_to(own))]
+        for paths in (found.files, found.others)
+    )
+    for path in files:
+        by_folder.setdefault(path.parent, []).append(path)
+    if others:
+        yield Remark(f"{root}: left out: {tally(OTHER_TYPES, others)}.")
     for files in by_folder.values():
         yield from _in_files(files, root, axis)
     yield from (Failure(path, f"{path}: {problem}") for path, problem in found.problems)
