@@ -44,6 +44,7 @@ _ENDINGS = ("~", ":zone.identifier")
 OTHER_TYPES = "files of other types"
 """Why :attr:`Listing.others` are left out."""
 _SHOWN = 5
+_MAX_BESIDE = 2**26  # bytes of a table or of settings, a million lines: they are read as a whole
 _JOINERS = "\u200c\u200d"  # spelling of Persian, Hindi and emoji: they hide nothing
 
 
@@ -88,13 +89,15 @@ def find_files(folder: Path, known: Callable[[Path], bool] = lambda path: True, 
 def is_beside(path: Path) -> bool:
     """Tell whether a file that says something about the data (a table, settings) is there.
 
-    Raises :class:`UserError` where it is and cannot be read: a folder, a pipe, a broken link.
+    Raises :class:`UserError` where it is and cannot be read: a folder, a pipe, a broken link, or far too large.
     """
     if not os.path.lexists(path):
         return False
     if not path.is_file():
         what = "a broken link" if path.is_symlink() else "a folder, pipe or device"
         raise UserError(f"{path}: is {what}, not a file. Put the file there, or remove it.")
+    if path.stat().st_size > _MAX_BESIDE:
+        raise UserError(f"{path}: has more than {_MAX_BESIDE // 2**20} MB, which no data set needs. Write it anew.")
     return True
 
 
