@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -179,7 +181,7 @@ def check(
     from tskd.data.check import inspect
     from tskd.data.layouts import LayoutOptions
 
-    with counting("check") as count:
+    with counting("check") as count, _told_as_json(json_, _no_report):
         report = inspect(data, config.layout, progress=count, options=LayoutOptions.of(config.model_dump()))
     if json_:
         print(json.dumps(report.to_json()))
@@ -237,7 +239,8 @@ def predict(
     from tskd.deploy.predict import PredictOptions, predict_paths
 
     options = PredictOptions(probabilities, overlays, overwrite, threads)
-    outcome = predict_paths(open_bundle(model), inputs, out, options=options)
+    with _told_as_json(json_, lambda problem: {"classes": [], "predictions": [], "failures": [], "error": problem}):
+        outcome = predict_paths(open_bundle(model), inputs, out, options=options)
     if json_:
         print(json.dumps(outcome.as_dict()))
     else:
@@ -283,6 +286,22 @@ def doctor() -> None:
     checks = examine()
     _tell(as_text(checks))
     raise SystemExit(1 if is_broken(checks) else 0)
+
+
+@contextmanager
+def _told_as_json(json_: bool, answer: Callable[[str], dict[str, Any]]) -> Iterator[None]:
+    """With ``--json`` put the ``answer`` to what ends the block on stdout, so that a script always finds an object."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if json_:
+            print(json.dumps(answer(str(error) if isinstance(error, UserError) else refused_by_system(error))))
+        raise
+
+
+def _no_report(problem: str) -> dict[str, Any]:
+    """Return what ``check --json`` says of a folder in which there is nothing to look at."""
+    return {"usable": False, "problems": [{"path": ".", "message": problem, "remedy": "", "severity": "error"}]}
 
 
 def _execute(run: Run, *, json_: bool) -> None:

@@ -615,6 +615,17 @@ def test_dicom_slices_follow_position_and_label_volumes_lie_by_coordinates(tmp_p
         mask_of(dataset, "b/0001")
 
 
+def test_a_localizer_in_a_labelled_series_is_unlabelled_and_spoils_nothing(tmp_path: Path) -> None:
+    """Red where the case is refused, or the label volume to be resampled, for a slice that it is not of."""
+    trees.dicom(tmp_path)
+    trees.save_dicom(np.full(trees.SIZE, 5, np.int16), tmp_path / "images/b/localizer.dcm", SeriesInstanceUID="1.2",
+                     ImageOrientationPatient=[1, 0, 0, 0, 0, -1], ImagePositionPatient=[0, 9, 9])  # fmt: skip
+    dataset = open_dataset(tmp_path)
+    masks = {each.image.name: each.mask for each in dataset.records if each.case == "b"}
+    assert masks.pop("localizer.dcm") is None
+    assert set(masks.values()) == {tmp_path / "masks/b.nii.gz"}
+
+
 @pytest.mark.parametrize("layout", ["nifti", "dicom"])
 def test_volumes_take_name_classes_labels_and_window_from_dataset_yaml(layout: str, tmp_path: Path) -> None:
     getattr(trees, layout)(tmp_path)

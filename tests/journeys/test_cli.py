@@ -99,6 +99,23 @@ def test_check_names_ten_kinds_of_broken_files(tskd: Command, tmp_path: Path) ->
     assert len(broken) == 10
 
 
+@pytest.mark.parametrize("command", ["check", "predict"])
+def test_with_json_there_is_an_object_on_stdout_whatever_is_wrong(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Red where a script that asks for JSON reads an empty stdout."""
+    from tskd.cli import main
+
+    further = [str(tmp_path), "--out", str(tmp_path / "out")] if command == "predict" else []
+    with pytest.raises(SystemExit) as end:
+        main([command, str(tmp_path / "absent"), *further, "--json"])
+    answer, told = capsys.readouterr()
+    assert end.value.code == 2
+    assert "absent" in told
+    said = json.loads(answer)
+    assert "absent" in (said["error"] if command == "predict" else said["problems"][0]["message"])
+
+
 def test_check_accepts_a_good_folder(tskd: Command, tmp_path: Path) -> None:
     write_images(tmp_path / "data", count=12)
     answer = tskd("check", tmp_path / "data")

@@ -297,9 +297,11 @@ def test_a_broken_volume_is_named_once(tmp_path: Path):
         mask[5:9, 5:9, 2:4] = 1
         for folder, array in (("images", values.astype(np.float32)), ("labels", mask)):
             nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / folder / f"p{case}.nii.gz")
+    (tmp_path / "images/p0.nii.gz").rename(tmp_path / "images/p0.NII.GZ")
     report = inspect(tmp_path, "nifti", options=LayoutOptions(classes=("organ",), window=(0, 1)))
     (problem,) = report.problems
     assert problem.path.as_posix() == "images/p3.nii.gz"
+    assert set(report.file_kinds) == {"NIfTI"}, "endings in capitals are the same"
     assert "2 more images of this file" in problem.message
     assert len(report.empty_masks) == 4 * 4
 

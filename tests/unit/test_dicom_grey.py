@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ParametricMapStorage
 
-from tests.dicoms import AXIAL, save
+from tests.dicoms import AXIAL, save, save_series
 from tskd.data import dicom
 from tskd.data.grey_levels import LevelUse, level_use
 from tskd.data.images import IntensityWindow, read_image
@@ -64,6 +64,14 @@ def test_a_series_that_grows_is_looked_through_anew(tmp_path: Path) -> None:
     before = grey(first).max()
     save(np.full((20, 30), 6000, np.uint16), tmp_path / "b.dcm", Modality="MR", SeriesInstanceUID="1.5")
     assert grey(first).max() < before == 255
+
+
+def test_what_editors_leave_behind_does_not_count_for_the_series(tmp_path: Path) -> None:
+    """Red where a backup copy with other values, which is no data, moves the grey levels of the slices."""
+    save_series(tmp_path, [(0, 0, z) for z in range(3)], Modality="MR")
+    alone = grey(tmp_path / "IM0000.dcm")
+    save(np.full((6, 4), 9000, np.int16), tmp_path / "IM0000.dcm~", Modality="MR", SeriesInstanceUID="1.2.2")
+    np.testing.assert_array_equal(grey(tmp_path / "IM0000.dcm"), alone)
 
 
 def test_slopes_of_each_slice_are_compared_after_rescaling(tmp_path: Path) -> None:

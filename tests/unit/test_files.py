@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tskd.data import files
-from tskd.data.files import find_files, id_of, is_hidden, plain, shown
+from tskd.data.files import find_files, id_of, is_beside, is_hidden, plain, shown
+from tskd.errors import UserError
 
 NOBODY = 65534
 HIDDEN = (
@@ -204,3 +205,11 @@ def test_ids_are_compared_in_one_spelling() -> None:
 def test_what_a_terminal_would_obey_is_shown_as_text() -> None:
     assert shown("a\x1b[31mb\nc\u202egnp.d\u2066") == r"a\x1b[31mb\nc\u202egnp.d\u2066"
     assert shown("Ärzte 😀 می\u200cخواهم") == "Ärzte 😀 می\u200cخواهم"
+
+
+def test_a_table_far_too_large_is_not_read(tmp_path: Path) -> None:
+    """A sparse split.csv of gigabytes was read into memory until there was none."""
+    (tmp_path / "split.csv").touch()
+    os.truncate(tmp_path / "split.csv", 2**33)
+    with pytest.raises(UserError, match=r"split\.csv: has more than 64 MB"):
+        is_beside(tmp_path / "split.csv")

@@ -337,3 +337,14 @@ def test_wrong_slices_and_damaged_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"a\.nii\.gz.*cut short"):
         nifti.read_slice(path, 0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_beyond_single_precision_are_white_and_black_and_say_nothing(tmp_path: Path) -> None:
+    """Red where numpy's warning of the cast reaches the terminal, with a path of ours and no file's name."""
+    values = np.linspace(0, 90, 8 * 8 * 3).reshape(8, 8, 3)
+    values[0, 0, 0], values[7, 7, 0] = 1e300, -1e300
+    grey = read_image(save(values, tmp_path / "some.nii"), index=0)[..., 0]
+    assert {grey.min(), grey.max()} == {0, 255}
+    with pytest.raises(UserError, match="no value that is finite in 32 bits"):
+        read_image(save(np.full((4, 4, 2), 1e300), tmp_path / "all.nii"), index=0)

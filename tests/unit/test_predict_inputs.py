@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tskd.deploy.inputs import Failure, Item, _in_folder
+from tskd.deploy.inputs import Failure, Item, _in_folder, find_items
 
 
 def write(*paths: Path) -> None:
@@ -70,6 +70,27 @@ def test_what_cannot_be_looked_at_is_a_failure_and_stops_nothing(
     assert said.keys() == {"gone.nii.gz", "pipe.dcm", "shut"}
     assert all(problem.startswith(str(root / name)) for name, problem in said.items())
     assert items(root, tmp_path / "out") == ["a.png"]
+
+
+def test_pipes_and_broken_links_given_by_name_stop_nothing(tmp_path: Path) -> None:
+    """As a shell's ``*`` gives them: a pipe held predict for ever, a broken link ended it before the first mask."""
+    write(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    found, failed, _ = find_items(sorted(tmp_path.iterdir()), results=tmp_path / "out")
+    assert [one.source.name for one in found] == ["a.png"]
+    assert [one.source.name for one in failed] == ["gone.png", "pipe.png"]
+
+
+def test_files_of_other_types_are_counted_but_not_results(tmp_path: Path) -> None:
+    """A scan exported as NRRD was passed over without a word; tables of an earlier answer are nobody's scans."""
+    write(tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    for name in ("b.nrrd", "c.NRRD", "d.mha", ".hidden", "out/predictions.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    _, failed, remarks = find_items([tmp_path], results=tmp_path / "out")
+    assert failed == []
+    assert remarks == [f"{tmp_path}: left out: 3 files of other types (.nrrd, .mha)."]
 
 
 def test_names_stay_as_they_are(tmp_path: Path) -> None:

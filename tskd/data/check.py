@@ -25,6 +25,7 @@ from tskd.data.labels import COLOUR, count_bytes, map_labels, values_in
 from tskd.data.layouts import Dataset, LayoutOptions, folder, survey
 from tskd.data.layouts.base import require_mask
 from tskd.data.layouts.pairs import Oddity, notes_on, oddities, read_paired_mask, unclear_turn
+from tskd.data.nifti import is_nifti
 from tskd.data.reading import reading
 from tskd.data.splits import make_split
 from tskd.errors import UserError, not_allowed
@@ -262,7 +263,7 @@ def _read_mask(
 
 def _file_kind(path: Path) -> str:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return "NIfTI" if ".nii" in path.suffixes else "DICOM"
+        return "NIfTI" if is_nifti(path) else "DICOM"
     try:
         with reading(path), Image.open(path) as image:
             return f"{image.format} {image.mode}"

@@ -20,6 +20,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi
 from tskd.data.dicom_files import Head, is_dicom, kind_of, number, read_head, reading_dicom
 from tskd.data.dicom_pixels import read_values
 from tskd.data.dicom_series import functional_group, series_of
+from tskd.data.files import find_files
 from tskd.data.intensity import UNIT_RANGE, IntensityWindow, apply_window, require_finite
 from tskd.data.nifti import PERCENTILES
 from tskd.errors import UserError
@@ -248,9 +249,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 def _look_through(folder: Path) -> dict[object, list[_Member]]:
     found: dict[object, list[_Member]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file() or not is_dicom(path):
-            continue
+    for path in find_files(folder, is_dicom, deep=False).files:
         try:
             head = read_head(path)
             if kind_of(head) is None and head.pixels is not None:

@@ -9,14 +9,26 @@ from __future__ import annotations
 import errno
 import os
 import unicodedata
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tskd.data.reading import reading
 from tskd.errors import UserError
 
-__all__ = ["Listing", "find_files", "id_of", "is_beside", "is_hidden", "plain", "readable", "shown"]
+__all__ = [
+    "OTHER_TYPES",
+    "Listing",
+    "find_files",
+    "id_of",
+    "is_beside",
+    "is_hidden",
+    "plain",
+    "readable",
+    "shown",
+    "tally",
+]
 
 _LEFT_BEHIND = frozenset(
     {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "recycler"}
@@ -29,6 +41,10 @@ _BEGINNINGS = (".", "~$", "~wrl", "thumbs.db:")
 """Hidden files of Unix and macOS (``._scan.nii``, ``.ipynb_checkpoints``, ``.~lock``), lock files of Office."""
 _ENDINGS = ("~", ":zone.identifier")
 """Backups of editors; the mark of Windows on what was downloaded, as Linux shows it."""
+OTHER_TYPES = "files of other types"
+"""Why :attr:`Listing.others` are left out."""
+_SHOWN = 5
+_MAX_BESIDE = 2**26  # bytes of a table or of settings, a million lines: they are read as a whole
 _JOINERS = "\u200c\u200d"  # spelling of Persian, Hindi and emoji: they hide nothing
 
 
@@ -73,14 +89,25 @@ def find_files(folder: Path, known: Callable[[Path], bool] = lambda path: True, 
 def is_beside(path: Path) -> bool:
     """Tell whether a file that says something about the data (a table, settings) is there.
 
-    Raises :class:`UserError` where it is and cannot be read: a folder, a pipe, a broken link.
+    Raises :class:`UserError` where it is and cannot be read: a folder, a pipe, a broken link, or far too large.
     """
     if not os.path.lexists(path):
         return False
     if not path.is_file():
         what = "a broken link" if path.is_symlink() else "a folder, pipe or device"
         raise UserError(f"{path}: is {what}, not a file. Put the file there, or remove it.")
+    if path.stat().st_size > _MAX_BESIDE:
+        raise UserError(f"{path}: has more than {_MAX_BESIDE // 2**20} MB, which no data set needs. Write it anew.")
     return True
+
+
+def tally(reason: str, paths: Collection[Path]) -> str:
+    """Return how many files are left out for a reason, in words; those of :data:`OTHER_TYPES` with their endings."""
+    if reason != OTHER_TYPES:
+        return f"{len(paths)} {reason}"
+    endings = Counter(path.suffix.lower() or "no ending" for path in paths)
+    named = [shown(ending) for ending in sorted(endings, key=lambda one: (-endings[one], one))[:_SHOWN]]
+    return f"{len(paths)} {reason} ({', '.join(named)}{', …' if len(endings) > _SHOWN else ''})"
 
 
 def id_of(path: Path, folder: Path) -> str:

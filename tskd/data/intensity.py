@@ -36,7 +36,8 @@ UNIT_RANGE = IntensityWindow(0, 1)
 
 def apply_window(values: np.ndarray, window: IntensityWindow) -> np.ndarray:
     """Map ``window`` linearly to 0..255 and clip; any shape in, the same shape out as uint8."""
-    scaled = (values.astype(np.float32) - window.low) * (255.0 / (window.high - window.low))
+    with np.errstate(over="ignore"):  # what is too large for single precision is white or black all the same
+        scaled = (values.astype(np.float32) - window.low) * (255.0 / (window.high - window.low))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 

@@ -420,11 +420,12 @@ def _volume_window(path: Path, modified_ns: int, length: int) -> IntensityWindow
     head = _head(path)
     step = -(-math.prod(head.axes) // _SAMPLED)
     planes = (plane for _, _, plane in _stored_planes(path))
-    parts = [plane.ravel()[number % step :: step].astype(np.float32) for number, plane in enumerate(planes)]
+    with np.errstate(over="ignore"):  # what is too large for single precision does not count
+        parts = [plane.ravel()[number % step :: step].astype(np.float32) for number, plane in enumerate(planes)]
     values = np.concatenate(parts)
     finite = values[np.isfinite(values)]
     if finite.size == 0:
-        raise UserError(f"{path}: holds no finite value.")
+        raise UserError(f"{path}: holds no value that is finite in 32 bits. Rescale its values, or export it again.")
     low, high = (float(value) for value in np.percentile(finite, PERCENTILES))
     return IntensityWindow(low, high if high > low else low + max(1.0, abs(low) * 1e-6))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from tskd.data import dicom, nifti
-from tskd.data.files import find_files
+from tskd.data.files import OTHER_TYPES, find_files, tally
 from tskd.data.images import IMAGE_SUFFIXES
 from tskd.errors import UserError
 
@@ -82,9 +83,9 @@ def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> tuple
     """
     all_found: list[Found] = []
     for given in inputs:
-        if not given.exists():
+        if not os.path.lexists(given):
             raise UserError(f"{given}: there is no such file or folder.")
-        all_found += _in_folder(given, results, axis) if given.is_dir() else _in_files([given], given.parent, axis)
+        all_found += _given(given, results, axis)
     items = [one for one in all_found if isinstance(one, Item)]
     failures = [one for one in all_found if isinstance(one, Failure)]
     remarks = [one.text for one in all_found if isinstance(one, Remark)]
@@ -99,15 +100,30 @@ def counted(kinds: Counter[str]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
+def _given(path: Path, results: Path, axis: int) -> Iterator[Found]:
+    """Yield what an input holds; what a shell's ``*`` names besides files, such as a pipe, stops no other input."""
+    if path.is_dir():
+        yield from _in_folder(path, results, axis)
+    elif path.is_file():
+        yield from _in_files([path], path.parent, axis)
+    else:
+        yield Failure(path, f"{path}: is no file but a broken link, pipe or device, which cannot be read. Remove it.")
+
+
 def _in_folder(root: Path, results: Path, axis: int) -> Iterator[Found]:
     """Yield what is in a folder; files of one subfolder stay together, since a DICOM series lies in one."""
     by_folder: dict[Path, list[Path]] = {}
     own = results.resolve()
     inside = own.is_relative_to(root.resolve()) and own != root.resolve()
     found = find_files(root, _is_known)
-    for path in found.files:
-        if not (inside and path.resolve().is_relative_to(own)):
-            by_folder.setdefault(path.parent, []).append(path)
+    files, others = (
+        [path for path in paths if not (inside and path.resolve().is_relative_to(own))]
+        for paths in (found.files, found.others)
+    )
+    for path in files:
+        by_folder.setdefault(path.parent, []).append(path)
+    if others:
+        yield Remark(f"{root}: left out: {tally(OTHER_TYPES, others)}.")
     for files in by_folder.values():
         yield from _in_files(files, root, axis)
     yield from (Failure(path, f"{path}: {problem}") for path, problem in found.problems)

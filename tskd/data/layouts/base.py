@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from tskd.data.files import Listing, find_files, id_of, shown
+from tskd.data.files import OTHER_TYPES, Listing, find_files, id_of, shown, tally
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, image_size
 from tskd.data.labels import listed
 from tskd.errors import UserError
@@ -94,7 +93,7 @@ class Search:
         self.faults += [fault for path, text in found.problems if (fault := Fault(path, text)) not in self.faults]
         for reason, paths in (
             ("hidden files of systems and editors", found.hidden),
-            ("files of other types", found.others),
+            (OTHER_TYPES, found.others),
             ("links to folders that are read already", found.linked_again),
         ):
             self._left_out.setdefault(reason, set()).update(paths)
@@ -147,17 +146,8 @@ class Search:
     @property
     def left_out(self) -> str | None:
         """How much is no data, and why, in words; None where everything is."""
-        counts = [_counted(reason, paths) for reason, paths in self._left_out.items() if paths]
+        counts = [tally(reason, paths) for reason, paths in self._left_out.items() if paths]
         return f"left out: {'; '.join(counts)}" if counts else None
-
-
-def _counted(reason: str, paths: Iterable[Path]) -> str:
-    paths = list(paths)
-    if reason != "files of other types":
-        return f"{len(paths)} {reason}"
-    endings = Counter(path.suffix.lower() or "no ending" for path in paths)
-    named = [shown(ending) for ending in sorted(endings, key=lambda one: (-endings[one], one))[:_SHOWN]]
-    return f"{len(paths)} {reason} ({', '.join(named)}{', …' if len(endings) > _SHOWN else ''})"
 
 
 _CHANNEL = re.compile(r"_\d{4}$")

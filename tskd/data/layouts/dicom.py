@@ -170,7 +170,19 @@ class _Part:
 
     def _mask(self, masks: Mapping[str, Path], item: dicom.Slice) -> Path | None:
         volume = masks.get(self.case or "")
-        return volume if volume is not None and nifti.is_nifti(volume) else self._png(masks, item.path, item.index)
+        labelled = volume is not None and nifti.is_nifti(volume) and not self._lies_apart(item, volume)
+        return volume if labelled else self._png(masks, item.path, item.index)
+
+    def _lies_apart(self, item: dicom.Slice, volume: Path) -> bool:
+        """Tell whether a frame beside the grids of a case, as a localizer is, is none of what a label volume is of."""
+        if item.grid is not None or all(other.grid is None for other in self.listing.slices):
+            return False
+        try:
+            labels, affine = nifti.read_label_volume(volume)
+            size = dicom.read_head(item.path).size
+            return _voxels(labels, affine, dicom.plane_affine(item.path, index=item.index), size) is None
+        except UserError:  # its own reading names the file
+            return False
 
     def _png(self, masks: Mapping[str, Path], image: Path, index: int | None) -> Path | None:
         frame = "" if index is None else f"_{index:04d}"
@@ -213,17 +225,23 @@ def _overlaid(path: Path, record: Record, size: tuple[int, int]) -> np.ndarray:
     volume, affine = nifti.read_label_volume(path)
     if volume.ndim > 3:
         raise UserError(f"{path}: holds several frames; a DICOM series is labelled by a volume. Save one frame.")
-    rows, columns = np.indices(size)
-    pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)])
-    voxels = (np.linalg.inv(affine) @ dicom.plane_affine(record.image, index=record.index) @ pixels)[:3]
-    nearest = np.rint(voxels).astype(np.intp)
-    outside = (nearest < 0).any() or (nearest >= np.array(volume.shape)[:, None]).any()
-    if outside or np.abs(voxels - nearest).max() > _GRID_TOLERANCE:
+    nearest = _voxels(volume, affine, dicom.plane_affine(record.image, index=record.index), size)
+    if nearest is None:
         raise UserError(
             f"{path}: the label volume does not lie on the grid of {record.image.name}. Resample it to the DICOM "
             "series (nearest neighbour), or give PNG masks."
         )
     return volume[tuple(nearest)].reshape(size)
+
+
+def _voxels(volume: np.ndarray, affine: np.ndarray, plane: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """Return the voxel of each pixel of a plane, (3, H * W); None where the plane is none of the volume's."""
+    rows, columns = np.indices(size)
+    pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)])
+    voxels = (np.linalg.inv(affine) @ plane @ pixels)[:3]
+    nearest = np.rint(voxels).astype(np.intp)
+    outside = (nearest < 0).any() or (nearest >= np.array(volume.shape[:3])[:, None]).any()
+    return None if outside or np.abs(voxels - nearest).max() > _GRID_TOLERANCE else nearest
 
 
 DICOM = Layout("dicom", ("foreground",), find, read_dicom_image, read_dicom_mask, fits, DESCRIPTION, describe)
