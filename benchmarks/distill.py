@@ -31,7 +31,7 @@ from tskd.experiment.run import Run
 from tskd.memory import peak_memory_mb
 from tskd.models.registry import adapt, build_model
 from tskd.recipe.schema import EngineConfig, Recipe, TeacherConfig, build_recipe
-from tskd.stages import cache, teacher_images
+from tskd.stages import cache, stored_answers, teacher_images
 from tskd.stages.distill import Ask, attach_projection, distillation_step, online, stored
 from tskd.stages.teacher import choose_teacher
 from tskd.types import Batch, SegmentationOutput
@@ -127,13 +127,13 @@ def open_ways(case: Case, folder: Path, batch: int, engine: EngineConfig, only: 
     runtime = open_runtime(engine)
     recipe = _recipe(case, batch)
     run = Run(recipe, folder / f"{case.teacher.replace('/', '-')}-{case.teacher_px}-{case.student_px}", runtime)
-    stored_answers = run.out / "cache"
+    kept_in = run.out / "cache"
     teacher = None
-    if only in (None, "online") or not (stored_answers / stored_answers.LAYOUT).is_file():
+    if only in (None, "online") or not (kept_in / stored_answers.LAYOUT).is_file():
         teacher = _teacher(recipe.teacher, run)
-    if not (stored_answers / stored_answers.LAYOUT).is_file():
-        _store(teacher, run, stored_answers)
-    cached = stored_answers.CachedBatches(stored_answers, run.transfer_set, batch, recipe.distill.augment, seed=0)
+    if not (kept_in / stored_answers.LAYOUT).is_file():
+        _store(teacher, run, kept_in)
+    cached = stored_answers.CachedBatches(kept_in, run.transfer_set, batch, recipe.distill.augment, seed=0)
     kept = cached(0, 0, 1)
     drawn = [torch.randn_like(one).to(runtime.fabric.device) for one in (*stored(kept).features, stored(kept).logits)]
     noise = SegmentationOutput(tuple(drawn[:-1]), drawn[-1])

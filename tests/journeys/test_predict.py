@@ -28,6 +28,7 @@ from pydicom.uid import JPEG2000Lossless, generate_uid
 
 from tests.dicoms import save
 from tests.journeys.conftest import Command
+from tests.unit.report_folders import run_file
 from tskd.artifacts import Store, write_atomic, write_json
 from tskd.data.dicom import is_dicom
 from tskd.data.images import IntensityWindow, read_image
@@ -104,14 +105,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
         )
         for name, found in SCORES.items()
     }
-    summary = {
-        "artifacts": {"student": student.path.name},
-        "evaluations": {name: artifact.path.name for name, artifact in scored.items()},
-        "metrics": SCORES,
-        "recipe": {"export": ExportConfig().model_dump()},
-        "method": "scratch",
-    }
-    write_json(out / "run.json", summary)
+    found = run_file(
+        artifacts={"student": student.path.name},
+        evaluations={name: artifact.path.name for name, artifact in scored.items()},
+        metrics=SCORES,
+        recipe={"export": ExportConfig().model_dump()},
+        method="scratch",
+    )
+    write_json(out / "run.json", found.as_dict())  # without a seal, as of before there were any
     assert export_again(out, int8=True) == out / "model"
     return FinishedRun(out, prepared.path, student.path)
 

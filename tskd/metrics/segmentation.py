@@ -275,10 +275,12 @@ def headline(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
 def case_means(rows: Sequence[ScoreRow], measure: str) -> dict[str, float]:
     """Return each case's mean of ``measure`` (a number of a :class:`CaseScore`) over all its rows, sorted by case.
 
-    The rows are of one level: means over slices and volumes together would mean nothing.
+    The rows are of one level: means over slices and volumes together would mean nothing. A class that no mask of the
+    whole set holds has no part in the means, where another has: to mark nothing would be Dice 1.
     """
+    there = {row.label for row in rows if row.score.status in ("scored", "missed")}
     values: dict[str, list[float]] = {}
-    for row in rows:
+    for row in [row for row in rows if row.label in there] or rows:
         values.setdefault(row.case, []).append(getattr(row.score, measure))
     return {case: float(np.mean(values[case])) for case in sorted(values)}
 

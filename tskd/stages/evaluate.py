@@ -82,7 +82,7 @@ def _empty_truths(scores: Mapping[str, Any], classes: Sequence[str]) -> tuple[st
     absent = [name for label, name in enumerate(classes, 1) if scores["classes"][str(label)]["dice"] is None]
     if not absent:
         return ()
-    return (f"{NOTHING_TO_FIND} of {', '.join(absent)}, which count as Dice 1 where nothing is marked",)
+    return (f"{NOTHING_TO_FIND} of {', '.join(absent)}: no part of the means",)
 
 
 def predict_image(model: nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
