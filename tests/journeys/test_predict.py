@@ -665,6 +665,21 @@ def test_a_folder_that_cannot_be_made_is_one_error(bundle: Bundle, tmp_path: Pat
         predict_paths(bundle, [tmp_path / "a.png"], tmp_path / "a.png" / "out")
 
 
+def test_a_place_that_takes_nothing_is_not_said_to_hold_masks(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Red where masks are spoken of that were never made: a read-only folder is one line."""
+
+    def refuses(path: Path, content: bytes) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    Image.fromarray(pixels(20, 30)).save(tmp_path / "a.png")
+    monkeypatch.setattr("tskd.deploy.predict.write_atomic", refuses)
+    with pytest.raises(OSError, match="Read-only"):
+        predict_paths(bundle, [tmp_path / "a.png"], tmp_path / "out")
+    assert capsys.readouterr().err == ""
+
+
 # --- names and disks ---
 
 

@@ -183,7 +183,8 @@ def _list_where_it_can_be_written(outcome: Outcome, out: Path) -> None:
     try:
         _write_table(outcome, out)
     except OSError as error:
-        warn(f"the masks that are done are not listed: {refused_by_system(error)}")
+        if outcome.predictions:
+            warn(f"the masks that are done are not listed: {refused_by_system(error)}")
 
 
 def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
