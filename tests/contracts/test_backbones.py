@@ -18,6 +18,7 @@ from tskd.deploy.network_file import ask, open_session
 from tskd.deploy.onnx_export import write_onnx
 from tskd.errors import UserError
 from tskd.models.backbones import fit_backbone, has_one_scale
+from tskd.models.description import NetworkDescription
 from tskd.models.lora import set_adaptation
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
@@ -154,8 +155,8 @@ def test_a_file_of_a_hierarchical_network_is_loaded(tmp_path: Path) -> None:
     file, size = tmp_path / "convnext.safetensors", 64
     whole = timm.create_model("convnextv2_atto")
     save_file(whole.state_dict(), file)
-    described = {"kind": "timm", "arguments": {"backbone": "convnextv2_atto", "decoder": "pyramid"}}
-    model = build_model({**described, "classes": ["one"], "image_size": size, "weights": str(file)}).eval()
+    arguments = {"backbone": "convnextv2_atto", "decoder": "pyramid"}
+    model: Any = build_model(NetworkDescription("timm", arguments, ("one",), size, str(file))).eval()
     planes = images(size)
     with torch.inference_mode():
         expected = whole.eval().forward_intermediates(planes, intermediates_only=True)[-1]
