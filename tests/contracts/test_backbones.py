@@ -22,7 +22,9 @@ from tskd.models.description import NetworkDescription
 from tskd.models.lora import set_adaptation
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
+from tskd.recipe.schema import TeacherConfig
 from tskd.stages.network_answers import network_answer
+from tskd.stages.teacher import describe_teacher
 
 SIZE, LARGER = 64, 96
 ONE_SCALE = [
@@ -149,6 +151,26 @@ def test_tensors_have_the_names_of_timms_files(backbone: str, built: TimmSegment
     with torch.device("meta"):
         file = timm.create_model(backbone).state_dict()
     assert {name.removeprefix("model.") for name in built.encoder.state_dict()} <= file.keys()
+
+
+FAMILIES = {
+    "plain": (
+        "vit_tiny_patch16_224", "deit_tiny_patch16_224", "beit_base_patch16_224", "beitv2_base_patch16_224",
+        "eva02_tiny_patch14_224", "vit_small_patch14_dinov2", "vit_small_patch16_dinov3", "cait_xxs24_224",
+    ),
+    "pyramid": (
+        "swin_tiny_patch4_window7_224", "hiera_tiny_224", "convnextv2_atto", "pvt_v2_b0", "resnet10t",
+        "tf_efficientnet_lite0", "maxvit_tiny_tf_224",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", [name for names in FAMILIES.values() for name in names])
+def test_a_teacher_gets_the_decoder_that_its_features_ask_for(backbone: str) -> None:
+    """BEiT and EVA are plain transformers that timm builds of other classes than ViT: a pyramid of one size is none."""
+    config = TeacherConfig(name=f"timm/{backbone}", weights="random", adaptation="full")
+    decoder = describe_teacher(config, download=False).arguments["decoder"]
+    assert decoder == ("detail" if backbone in FAMILIES["plain"] else "pyramid")
 
 
 def test_a_file_of_a_hierarchical_network_is_loaded(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tskd.console import printable
 from tskd.deploy.description import BundleDescription, InputRule
+from tskd.metrics.intervals import interval_text
 from tskd.metrics.segmentation import NOTHING_TO_FIND
 
 _TITLES = {
@@ -215,5 +216,4 @@ def _distance(scores: Mapping[str, Any], unit: str) -> str:
 def _interval(scores: Mapping[str, Any]) -> str:
     if "dice" in scores and scores["dice"] is None:
         return NOTHING_TO_FIND
-    bounds = scores.get("dice_ci95")
-    return f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "too few cases"
+    return interval_text(scores.get("dice_ci95"))
