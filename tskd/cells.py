@@ -15,9 +15,9 @@ def harmless(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: f"'{value}" if _is_formula(value) else value for key, value in row.items()}
 
 
-def original(row: Mapping[str, str]) -> dict[str, str]:
-    """Return a row as it was before :func:`harmless`."""
-    return {key: value[1:] if value[:1] == "'" and _is_formula(value[1:]) else value for key, value in row.items()}
+def original(value: str) -> str:
+    """Return a text as it was before :func:`harmless`."""
+    return value[1:] if value[:1] == "'" and _is_formula(value[1:]) else value
 
 
 def _is_formula(value: Any) -> bool:

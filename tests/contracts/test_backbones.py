@@ -18,10 +18,13 @@ from tskd.deploy.network_file import ask, open_session
 from tskd.deploy.onnx_export import write_onnx
 from tskd.errors import UserError
 from tskd.models.backbones import fit_backbone, has_one_scale
+from tskd.models.description import NetworkDescription
 from tskd.models.lora import set_adaptation
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
+from tskd.recipe.schema import TeacherConfig
 from tskd.stages.network_answers import network_answer
+from tskd.stages.teacher import describe_teacher
 
 SIZE, LARGER = 64, 96
 ONE_SCALE = [
@@ -150,12 +153,32 @@ def test_tensors_have_the_names_of_timms_files(backbone: str, built: TimmSegment
     assert {name.removeprefix("model.") for name in built.encoder.state_dict()} <= file.keys()
 
 
+FAMILIES = {
+    "plain": (
+        "vit_tiny_patch16_224", "deit_tiny_patch16_224", "beit_base_patch16_224", "beitv2_base_patch16_224",
+        "eva02_tiny_patch14_224", "vit_small_patch14_dinov2", "vit_small_patch16_dinov3", "cait_xxs24_224",
+    ),
+    "pyramid": (
+        "swin_tiny_patch4_window7_224", "hiera_tiny_224", "convnextv2_atto", "pvt_v2_b0", "resnet10t",
+        "tf_efficientnet_lite0", "maxvit_tiny_tf_224",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", [name for names in FAMILIES.values() for name in names])
+def test_a_teacher_gets_the_decoder_that_its_features_ask_for(backbone: str) -> None:
+    """BEiT and EVA are plain transformers that timm builds of other classes than ViT: a pyramid of one size is none."""
+    config = TeacherConfig(name=f"timm/{backbone}", weights="random", adaptation="full")
+    decoder = describe_teacher(config, download=False).arguments["decoder"]
+    assert decoder == ("detail" if backbone in FAMILIES["plain"] else "pyramid")
+
+
 def test_a_file_of_a_hierarchical_network_is_loaded(tmp_path: Path) -> None:
     file, size = tmp_path / "convnext.safetensors", 64
     whole = timm.create_model("convnextv2_atto")
     save_file(whole.state_dict(), file)
-    described = {"kind": "timm", "arguments": {"backbone": "convnextv2_atto", "decoder": "pyramid"}}
-    model = build_model({**described, "classes": ["one"], "image_size": size, "weights": str(file)}).eval()
+    arguments = {"backbone": "convnextv2_atto", "decoder": "pyramid"}
+    model: Any = build_model(NetworkDescription("timm", arguments, ("one",), size, str(file))).eval()
     planes = images(size)
     with torch.inference_mode():
         expected = whole.eval().forward_intermediates(planes, intermediates_only=True)[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,17 @@ from torch import Tensor, nn
 
 from tskd.errors import UserError
 from tskd.models.decoders import DECODERS
+from tskd.models.description import Adaptation, AdaptationName, NetworkDescription
 from tskd.models.registry import MODELS, adapt, build_model, load_model, save_model
 from tskd.recipe.schema import Recipe
 
 SIZE = 64
-CLASSES = ["kidney", "tumour"]
+CLASSES = ("kidney", "tumour")
 BACKBONES = {"vit": "vit_tiny_patch16_224", "convolutional": "mobilenetv3_small_050"}
 
 
-def description(kind: str, **arguments: Any) -> dict[str, Any]:
-    return {"kind": kind, "arguments": arguments, "classes": CLASSES, "image_size": SIZE, "weights": None}
+def description(kind: str, **arguments: Any) -> NetworkDescription:
+    return NetworkDescription(kind, arguments, CLASSES, SIZE)
 
 
 CASES = {
@@ -41,11 +42,11 @@ NEEDS_FILES = {"sam"}
 
 
 @pytest.fixture(params=CASES)
-def described(request: pytest.FixtureRequest) -> dict[str, Any]:
+def described(request: pytest.FixtureRequest) -> NetworkDescription:
     return CASES[request.param]
 
 
-def built(described: Mapping[str, Any]) -> nn.Module:
+def built(described: NetworkDescription) -> nn.Module:
     torch.manual_seed(0)
     return build_model(described)
 
@@ -55,10 +56,10 @@ def images(batch: int, height: int = SIZE, width: int = SIZE) -> Tensor:
 
 
 def test_every_kind_has_a_case_here() -> None:
-    assert {case["kind"] for case in CASES.values()} == MODELS.keys() - NEEDS_FILES
+    assert {case.kind for case in CASES.values()} == MODELS.keys() - NEEDS_FILES
 
 
-def test_logits_come_at_the_inputs_size_and_features_as_declared(described: dict[str, Any]) -> None:
+def test_logits_come_at_the_inputs_size_and_features_as_declared(described: NetworkDescription) -> None:
     model = built(described).eval()
     for height, width in ((SIZE, SIZE), (50, 77), (129, 128), (1, 1)):
         with torch.inference_mode():
@@ -71,14 +72,14 @@ def test_logits_come_at_the_inputs_size_and_features_as_declared(described: dict
         assert sides == sorted(sides, reverse=True), "shallow to deep"
 
 
-def test_backward_reaches_every_parameter(described: dict[str, Any]) -> None:
+def test_backward_reaches_every_parameter(described: NetworkDescription) -> None:
     """A parameter without a gradient would stop training in several processes."""
     model = built(described).train()
     model(images(2)).logits.square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
 
 
-def test_the_images_of_a_batch_do_not_see_each_other(described: dict[str, Any]) -> None:
+def test_the_images_of_a_batch_do_not_see_each_other(described: NetworkDescription) -> None:
     model = built(described).eval()
     batch = images(3, 48, 80)
     with torch.inference_mode():
@@ -87,13 +88,13 @@ def test_the_images_of_a_batch_do_not_see_each_other(described: dict[str, Any]) 
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_the_answer_depends_on_the_image(described: dict[str, Any]) -> None:
+def test_the_answer_depends_on_the_image(described: NetworkDescription) -> None:
     model = built(described).eval()
     with torch.inference_mode():
         assert not torch.allclose(model(images(1)).logits, model(1 - images(1)).logits, atol=1e-5)
 
 
-def test_a_saved_model_answers_with_the_same_bits(described: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_model_answers_with_the_same_bits(described: NetworkDescription, tmp_path: Path) -> None:
     model = built(described).train()
     model(images(4))  # batch norm statistics move and must be saved
     save_model(tmp_path, model, described, file="student.safetensors")
@@ -101,16 +102,18 @@ def test_a_saved_model_answers_with_the_same_bits(described: dict[str, Any], tmp
     assert not loaded.training
     with torch.inference_mode():
         assert torch.equal(loaded(images(2)).logits, model.eval()(images(2)).logits)
-    assert json.loads((tmp_path / "model.json").read_text())["classes"] == CLASSES
+    assert json.loads((tmp_path / "model.json").read_text())["classes"] == list(CLASSES)
 
 
 @pytest.mark.parametrize("adaptation", ["lora", "probe", "full"])
 @pytest.mark.parametrize("backbone", BACKBONES.values())
-def test_an_adapted_teacher_is_its_base_and_what_was_trained(adaptation: str, backbone: str, tmp_path: Path) -> None:
+def test_an_adapted_teacher_is_its_base_and_what_was_trained(
+    adaptation: AdaptationName, backbone: str, tmp_path: Path
+) -> None:
     base = tmp_path / "base.safetensors"
     start = description("timm", backbone=backbone, decoder="pyramid")
     save_backbone(built(start), base)
-    described = {**start, "weights": str(base), "adaptation": {"name": adaptation, "rank": 2, "alpha": None}}
+    described = replace(start, weights=str(base), adaptation=Adaptation(adaptation, rank=2))
     model = built(described)
     trained = adapt(model, described)
     train_a_little(model)
@@ -141,7 +144,7 @@ def test_weights_of_another_backbone_are_refused_not_loaded_in_part(tmp_path: Pa
     base = tmp_path / "base.safetensors"
     save_backbone(built(CASES["timm-convolutional-plain"]), base)
     with pytest.raises(UserError, match=r"does not fit vit_tiny_patch16_224: \d+ missing .* It is EfficientNet"):
-        build_model({**CASES["timm-vit-plain"], "weights": str(base)})
+        build_model(replace(CASES["timm-vit-plain"], weights=str(base)))
 
 
 def test_a_student_can_start_from_a_file(tmp_path: Path) -> None:
@@ -149,7 +152,7 @@ def test_a_student_can_start_from_a_file(tmp_path: Path) -> None:
     first = built(CASES["timm-vit-detail"])
     save_backbone(first, base)
     torch.manual_seed(5)
-    second = build_model({**CASES["timm-vit-detail"], "weights": str(base)})
+    second = build_model(replace(CASES["timm-vit-detail"], weights=str(base)))
     with torch.inference_mode():
         pairs = zip(first.eval()(images(1)).features, second.eval()(images(1)).features)
         assert all(torch.equal(a, b) for a, b in pairs)
@@ -159,7 +162,7 @@ def test_weights_of_another_image_size_keep_their_positions(tmp_path: Path) -> N
     """The class token's row stays; the grid is resampled, so that a position keeps its place in the image."""
     base, whole = tmp_path / "base.safetensors", timm.create_model("vit_tiny_patch16_224", img_size=224)
     save_file(whole.state_dict(), base)
-    student: Any = build_model({**CASES["timm-vit-plain"], "weights": str(base)})
+    student: Any = build_model(replace(CASES["timm-vit-plain"], weights=str(base)))
     found = student.encoder.model.pos_embed.detach()
     token, table = whole.pos_embed.detach().split([1, 14 * 14], dim=1)
     grid = table.reshape(1, 14, 14, -1).permute(0, 3, 1, 2)
@@ -171,7 +174,7 @@ def test_weights_of_another_image_size_keep_their_positions(tmp_path: Path) -> N
 def test_the_default_student_is_small() -> None:
     student = Recipe().student
     model = build_model(
-        {**description("timm", **student.model_dump(include={"backbone", "decoder"})), "image_size": 128}
+        replace(description("timm", **student.model_dump(include={"backbone", "decoder"})), image_size=128)
     )
     assert sum(p.numel() for p in model.parameters()) <= 8_000_000
 

@@ -16,6 +16,7 @@ from tests.made_up import SMALL_VIT
 from tskd.data.phantoms import FAMILIES, draw_phantom
 from tskd.engine import open_runtime
 from tskd.engine.batches import to_images
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import STUDENT_FILE, build_model
 from tskd.recipe.schema import EngineConfig, MaeConfig, MocoConfig, PretrainConfig
 from tskd.seeding import derive
@@ -29,13 +30,7 @@ CONFIGS: dict[str, PretrainConfig] = {
     "mae": MaeConfig(steps=500, batch_size=32, lr=2e-3, crop=0.5, decoder_width=64, decoder_depth=1),
     "moco_v3": MocoConfig(steps=120, batch_size=32),
 }
-STUDENT: dict[str, Any] = {
-    "kind": "timm",
-    "arguments": {"backbone": SMALL_VIT, "decoder": "plain"},
-    "classes": list(FAMILIES[FAMILY].classes),
-    "image_size": SIZE,
-    "weights": None,
-}
+STUDENT = NetworkDescription("timm", {"backbone": SMALL_VIT, "decoder": "plain"}, FAMILIES[FAMILY].classes, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +66,7 @@ def explained(student: nn.Module, images: np.ndarray, masks: np.ndarray) -> floa
     tokens = np.concatenate([last_features(student, images[k : k + 50]) for k in range(0, len(images), 50)])
     side = tokens.shape[1]
     cells = masks.reshape(-1, side, SIZE // side, side, SIZE // side)
-    shares = np.stack([(cells == value + 1).mean((2, 4)) for value in range(len(STUDENT["classes"]))], axis=-1)
+    shares = np.stack([(cells == value + 1).mean((2, 4)) for value in range(len(STUDENT.classes))], axis=-1)
     parts = slice(0, PROBED), slice(UNLABELLED, None)
     (x, tested_x), (y, tested_y) = (
         [all_[part].reshape(-1, all_.shape[-1]) for part in parts] for all_ in (tokens, shares)

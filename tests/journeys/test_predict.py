@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,9 +37,11 @@ from tskd.data.nifti import read_slice
 from tskd.data.prepared import Prepared
 from tskd.deploy.bundle import Bundle, open_bundle, write_sums
 from tskd.deploy.card import model_card
+from tskd.deploy.description import BundleDescription, InputRule
 from tskd.deploy.network_file import ask
 from tskd.deploy.predict import Outcome, Prediction, PredictOptions, predict_paths
 from tskd.errors import RunFailed, UserError
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model, load_model, save_model
 from tskd.recipe.schema import ExportConfig
 from tskd.stages.export import check_parity, export_again, judge_int8, parity_cases
@@ -83,11 +86,11 @@ class FinishedRun(NamedTuple):
 
 def write_student(folder: Path) -> Mapping[str, float]:
     arguments = {"backbone": "test_efficientnet", "decoder": "pyramid"}
-    description = {"kind": "timm", "classes": CLASSES, "image_size": SIZE, "arguments": arguments, "weights": None}
+    description = NetworkDescription("timm", arguments, tuple(CLASSES), SIZE)
     torch.manual_seed(0)
     model = build_model(description)
     model.decoder.head.weight.data.mul_(20)  # random logits near 0 would make one class of every pixel
-    save_model(folder, model, {**description, "weights": f"/home/{SECRET}/w.pth"}, file="student.safetensors")
+    save_model(folder, model, replace(description, weights=f"/home/{SECRET}/w.pth"), file="student.safetensors")
     return {}
 
 
@@ -126,6 +129,13 @@ def labels(bundle: Bundle, image: np.ndarray) -> np.ndarray:
     return ask(bundle.session(1), image).classes
 
 
+def described(bundle: Bundle, **changes: Any) -> BundleDescription:
+    """Return what the bundle's card is made from, with some of it changed."""
+    values = {one.name: bundle.description[one.name] for one in fields(BundleDescription)}
+    shown = InputRule(**{one.name: values["input"][one.name] for one in fields(InputRule)})
+    return BundleDescription(**{**values, "input": shown, **changes})
+
+
 # --- the bundle ---
 
 
@@ -149,7 +159,7 @@ def test_card_tells_scores_of_rivals_and_the_verdict_on_int8(bundle: Bundle) -> 
     )
     assert [text for text in expected if text not in card] == []
     volumes = {**bundle.description["scores"]["student"], "level": "volume", "slices": {"dice": 0.75}}
-    told = model_card({**bundle.description, "scores": {"student": volumes}})
+    told = model_card(described(bundle, scores={"student": volumes}))
     assert "| model | 3-D Dice |" in told
     assert "the distance the volume diagonal" in told
     assert "Slice by slice this model has Dice 0.750" in told
@@ -160,7 +170,7 @@ def test_card_tells_scores_of_rivals_and_the_verdict_on_int8(bundle: Bundle) -> 
 def test_the_card_tells_no_score_where_there_was_nothing_to_find(bundle: Bundle) -> None:
     nothing = dict.fromkeys(("dice", "dice_ci95", "hd95_px")) | {"n_cases": 3, "missed": 0, "false_positive": 1}
     own = {**nothing, "classes": {"1": {"dice": None, "dice_ci95": None, "hd95_px": None}}}
-    told = model_card({**bundle.description, "scores": {"student": own, "control": nothing}})
+    told = model_card(described(bundle, scores={"student": own, "control": nothing}))
     assert "| **this model** |  | nothing to find in the test images |  | 3 | 0 | 1 |" in told
     assert "| 1 | cyst |  | nothing to find in the test images |  |" in told
     assert "Better than this model" not in told
@@ -168,7 +178,7 @@ def test_the_card_tells_no_score_where_there_was_nothing_to_find(bundle: Bundle)
 
 def test_names_of_others_are_text_in_the_card(bundle: Bundle) -> None:
     names = ["<script>alert(1)</script>", "a | b", "[x](javascript:alert(1))", "two\n# lines", "\u202ecod.exe"]
-    card = model_card({**bundle.description, "classes": names, "dataset": "<img src=x>"})
+    card = model_card(described(bundle, classes=tuple(names), dataset="<img src=x>"))
     raw = ("<script", "<img", "](javascript", "\n# lines", "\u202e")
     assert [text for text in raw if text in card] == []
     assert "| 1 | &lt;script&gt;alert(1)&lt;/script&gt; |" in card

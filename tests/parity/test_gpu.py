@@ -18,6 +18,7 @@ import torch
 from tskd.artifacts import measured
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.logs import read_log
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.recipe.schema import AugmentConfig, EngineConfig, FinetuneConfig, PrecisionName
 from tskd.stages.label_training import label_step
@@ -50,7 +51,7 @@ def training() -> Training:
     torch.manual_seed(0)
     # without the skip, whose dropping is drawn by each device for itself
     arguments = {"backbone": "vit_tiny_patch16_224", "decoder": "plain"}
-    student = {"kind": "timm", "arguments": arguments, "classes": ["any"], "image_size": SIZE, "weights": None}
+    student = NetworkDescription("timm", arguments, ("any",), SIZE)
     # AdamW's first steps are the signs of gradients, whose rounding would show were the rate not small
     settings = FinetuneConfig(steps=STEPS, batch_size=BATCH, lr=1e-4, validate_every=2)
     return Training("gpu", build_model(student), label_step, batches, settings, seed=0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tskd.errors import UserError
 from tskd.losses.pretraining import hidden_patch_loss, normalise_patches
+from tskd.models.description import NetworkDescription
 from tskd.models.mae import MaskedAutoencoder, encode_visible, patchify, unpatchify, visible_count
 from tskd.models.registry import build_model
 
@@ -21,9 +22,7 @@ TOKENS = (SIZE // PATCH) ** 2
 def build_student(backbone: str = "vit_tiny_patch16_224") -> Any:
     torch.manual_seed(0)
     arguments = {"backbone": backbone, "decoder": "plain"}
-    return build_model(
-        {"kind": "timm", "arguments": arguments, "classes": ["one"], "image_size": SIZE, "weights": None}
-    )
+    return build_model(NetworkDescription("timm", arguments, ("one",), SIZE))
 
 
 def build_mae(mask: float = 0.75) -> MaskedAutoencoder:

@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from tskd.losses.pretraining import info_nce
+from tskd.models.description import NetworkDescription
 from tskd.models.moco import MomentumContrast, build_mlp, momentum_at
 from tskd.models.registry import build_model
 
@@ -21,9 +22,7 @@ SIZE = 32
 def build_moco(backbone: str = "vit_tiny_patch16_224", *, steps: int = 10, momentum: float = 0.9) -> MomentumContrast:
     torch.manual_seed(0)
     arguments = {"backbone": backbone, "decoder": "plain"}
-    student: Any = build_model(
-        {"kind": "timm", "arguments": arguments, "classes": ["one"], "image_size": SIZE, "weights": None}
-    )
+    student: Any = build_model(NetworkDescription("timm", arguments, ("one",), SIZE))
     return MomentumContrast(student, hidden=32, width=16, momentum=momentum, steps=steps)
 
 

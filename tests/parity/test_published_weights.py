@@ -50,7 +50,7 @@ def features_of(file: Path, size: int, **settings: object) -> tuple[Tensor, ...]
     """The features of the teacher that ``teacher.weights=FILE`` alone gives."""
     config = TeacherConfig(weights=str(file), image_size=None, **settings)  # type: ignore[arg-type]
     source = choose_teacher(config, ("lesion",), size, download=False)
-    assert source.description["image_size"] == size
+    assert source.description.image_size == size
     with torch.no_grad():
         return build_model(source.description).eval().encode(images(size))  # type: ignore[operator]
 

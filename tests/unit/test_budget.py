@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, Store
 from tskd.experiment.budget import compute_of, steps_within, student_budget
+from tskd.models.description import NetworkDescription
 from tskd.models.flops import gflops, inference_flops, training_flops
 from tskd.models.registry import build_model
 from tskd.recipe.schema import DistillConfig, FinetuneConfig
@@ -68,9 +69,7 @@ def test_counting_changes_neither_network_nor_random_numbers() -> None:
 
 def test_the_encoder_alone_costs_less_than_the_student() -> None:
     arguments = {"backbone": "vit_tiny_patch16_224", "decoder": "detail"}
-    student = build_model(
-        {"kind": "timm", "arguments": arguments, "classes": ["one"], "image_size": 64, "weights": None}
-    )
+    student = build_model(NetworkDescription("timm", arguments, ("one",), 64))
     whole = training_flops(student, 64)
     student.decoder.requires_grad_(False)
     assert 0.5 * whole < encoder_flops(student, 64) < whole

@@ -20,6 +20,7 @@ from tskd.data.prepared import DATASET, IMAGES, RECORDS, Prepared
 from tskd.data.transfer_set import TransferRecord, TransferSet, write_records
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import RunFailed
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.recipe.schema import AugmentConfig, DistillConfig, EngineConfig
 from tskd.seeding import numpy_generator
@@ -32,9 +33,10 @@ from tskd.types import SegmentationOutput
 SIZE, COUNT, VIEWS = 32, 70, 2
 """70 images fill one shard of 64 and begin a second."""
 RUNTIME = open_runtime(EngineConfig(accelerator="cpu"))
-SIZES = {"classes": ["one", "two"], "image_size": SIZE}
-STUDENT = {"kind": "timm", "arguments": {"backbone": "vit_tiny_patch16_224", "decoder": "plain"}, **SIZES}
-TEACHER = {"kind": "timm", "arguments": {"backbone": "resnet10t", "decoder": "pyramid"}, **SIZES}
+STUDENT, TEACHER = (
+    NetworkDescription("timm", {"backbone": backbone, "decoder": decoder}, ("one", "two"), SIZE)
+    for backbone, decoder in (("vit_tiny_patch16_224", "plain"), ("resnet10t", "pyramid"))
+)
 
 
 class Equivariant(nn.Module):
@@ -63,7 +65,7 @@ def transfer(tmp_path_factory: pytest.TempPathFactory) -> TransferSet:
     square = {"height": SIZE, "width": SIZE, "spacing": None}
     records = [{"id": f"i{k}", "case": f"c{k}", "part": "unlabelled", **square} for k in range(COUNT)]
     (folder / RECORDS).write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / DATASET).write_text(json.dumps({"name": "noise", "classes": SIZES["classes"]}))
+    (folder / DATASET).write_text(json.dumps({"name": "noise", "classes": STUDENT.classes}))
     listed = folder / "listed"
     listed.mkdir()
     write_records(listed, [TransferRecord(f"i{row}", "real", row) for row in range(COUNT)])

@@ -16,10 +16,10 @@ def test_a_formula_becomes_a_text_and_comes_back(text: str) -> None:
     csv.writer(file).writerow(harmless({"name": text}).values())
     (cells,) = csv.reader(io.StringIO(file.getvalue(), newline=""))
     assert cells == ["'" + text]
-    assert original({"name": cells[0]}) == {"name": text}
+    assert original(cells[0]) == text
 
 
 @pytest.mark.parametrize("value", ["", "cyst", "-0.5", "+1e-3", -3, 0.25, None, "'quoted'", "a=b", "-inf"])
 def test_other_cells_stay_as_they_are(value: object) -> None:
     assert harmless({"name": value}) == {"name": value}
-    assert original({"name": str(value)}) == {"name": str(value)}
+    assert original(str(value)) == str(value)

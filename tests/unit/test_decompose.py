@@ -14,13 +14,12 @@ from tskd.comparison.decompose import decompose
 from tskd.data.prepared import Prepared
 from tskd.engine import open_runtime
 from tskd.experiment.run import Run
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model, load_model, save_model
 from tskd.stages.network_answers import network_answer
 from tskd.stages.network_costs import measure_networks
 
-DESCRIPTION = {
-    "kind": "dynunet", "arguments": {"channels": [4, 8, 16]}, "weights": None, "classes": ["lesion"], "image_size": 32,
-}  # fmt: skip
+DESCRIPTION = NetworkDescription("dynunet", {"channels": [4, 8, 16]}, ("lesion",), 32)
 
 
 def save(folder: Path, seed: int) -> Path:

@@ -20,7 +20,7 @@ from tskd.models.diffusion import sample
 from tskd.models.pan_unet import PanUNet
 from tskd.models.swin_unet import PRESETS, SwinUNet, SwinUNetSize
 from tskd.recipe.schema import DiffusionConfig, EngineConfig
-from tskd.stages.denoisers import FILE, build_denoiser, load_denoiser, plan_of, read_seen_cases
+from tskd.stages.denoisers import FILE, DenoiserDescription, build_denoiser, load_denoiser, plan_of, read_seen_cases
 from tskd.stages.diffusion import SEEN_PARTS, DenoisingBatches, all_grey, class_counts, describe, train_diffusion
 
 SIZE = 32
@@ -105,7 +105,7 @@ def test_left_and_right_are_kept_apart_where_a_class_says_so(tmp_path: Path) -> 
 
 def test_grey_images_make_a_grey_model(prepared: Prepared, trained: Path, tmp_path: Path) -> None:
     assert all_grey(prepared)
-    assert load_denoiser(trained)[1]["channels"] == 1
+    assert load_denoiser(trained)[1].channels == 1
     assert not all_grey(write_prepared(tmp_path / "colour", colour=True))
 
 
@@ -142,7 +142,7 @@ def test_the_class_folders_are_counted_on_training_images(prepared: Prepared, tm
     config = SETTINGS.model_copy(update={"conditional": True, "steps": 1})
     train_diffusion(config, prepared, tmp_path, seed=1, runtime=RUNTIME)
     model, description = load_denoiser(tmp_path)
-    assert description["classes"] == {"a": 7, "b": 7}
+    assert description.classes == {"a": 7, "b": 7}
     assert isinstance(model.classes, nn.Embedding)
     assert model.classes.num_embeddings == 3, "two classes and the null class"
 
@@ -172,9 +172,9 @@ def test_the_published_network_is_trained_saved_and_loaded_as_any_other(
 
 
 def test_a_model_described_before_there_were_two_networks_is_ours(trained: Path) -> None:
-    _, description = load_denoiser(trained)
-    old = {**description, "size": {name: value for name, value in description["size"].items() if name != "published"}}
-    assert type(build_denoiser(old)) is SwinUNet
+    old = json.loads((trained / "model.json").read_text())
+    del old["size"]["published"]
+    assert type(build_denoiser(DenoiserDescription.of(old))) is SwinUNet
 
 
 def test_images_are_mirrored_only_where_that_is_allowed(prepared: Prepared) -> None:

@@ -24,7 +24,7 @@ def test_interval_holds_the_mean_and_tells_n() -> None:
 def test_five_cases_have_no_interval() -> None:
     interval = bootstrap_mean(np.array([0.2, 0.4, 0.3, 0.1, 0.5]), seed=0)
     assert (interval.mean, interval.ci95, interval.n) == (pytest.approx(0.3), None, 5)
-    assert "no interval" in str(interval)
+    assert "too few cases" in str(interval)
 
 
 @pytest.mark.parametrize("values", [[], [0.5, np.nan, 0.7], [[0.1, 0.2]]])

@@ -22,6 +22,7 @@ from tskd.engine import Runtime, open_runtime
 from tskd.engine.batches import to_images
 from tskd.errors import UserError
 from tskd.losses.pretraining import info_nce
+from tskd.models.description import NetworkDescription
 from tskd.models.flops import inference_flops
 from tskd.models.moco import momentum_at
 from tskd.models.registry import STUDENT_FILE, build_model
@@ -34,13 +35,7 @@ from tskd.types import Batch
 SIZE = 32
 EVERY_LOOK = replace(open_runtime(EngineConfig(accelerator="cpu")), checkpoint_seconds=0)
 """Saves the state whenever it may: here after every second step."""
-STUDENT: dict[str, Any] = {
-    "kind": "timm",
-    "arguments": {"backbone": SMALL_VIT, "decoder": "plain"},
-    "classes": ["lesion"],
-    "image_size": SIZE,
-    "weights": None,
-}
+STUDENT = NetworkDescription("timm", {"backbone": SMALL_VIT, "decoder": "plain"}, ("lesion",), SIZE)
 CONFIGS: dict[str, PretrainConfig] = {
     "mae": MaeConfig(steps=7, batch_size=4, validate_every=2, decoder_width=32, decoder_depth=1),
     "moco_v3": MocoConfig(steps=7, batch_size=4, validate_every=2, hidden=16, width=8, momentum=0.5),
@@ -206,10 +201,10 @@ def test_each_process_finds_its_images_among_those_of_all() -> None:
 
 def test_mae_costs_a_fraction_and_the_momentum_encoder_is_told_apart() -> None:
     """Of the encoder: MAE runs a quarter of the tokens, MoCo v3 two views forward and backward and two forward."""
-    student = build_model({**STUDENT, "image_size": 128})
+    student = build_model(replace(STUDENT, image_size=128))
     student.decoder.requires_grad_(False)
     encoder = encoder_flops(student, 128)
-    mae, moco = (step_cost(config, {**STUDENT, "image_size": 128}) for config in CONFIGS.values())
+    mae, moco = (step_cost(config, replace(STUDENT, image_size=128)) for config in CONFIGS.values())
     assert 0.25 * encoder < mae.student < 0.4 * encoder
     assert mae.teacher == 0
     assert 1.9 * encoder < moco.student < 2.2 * encoder

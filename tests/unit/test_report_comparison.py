@@ -22,7 +22,7 @@ from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
 from tskd.report import write_report
 from tskd.report.blocks import Charts, Pictures, Table
-from tskd.report.comparison.folder import ComparisonFolder, open_comparison, value_title
+from tskd.report.comparison.folder import ComparisonFolder, open_comparison, read_table, value_title
 from tskd.report.comparison.page import comparison_page, how_to_use
 from tskd.report.shareable import shareable
 from tskd.report.text import signed
@@ -70,8 +70,8 @@ def test_means_and_intervals_are_over_seeds_and_cases(folder: Path) -> None:
     assert list(comparison.cells) == [("cones", "4"), ("cones", "8")]
     for cells in comparison.cells.values():
         for cell in cells:
-            assert [line["seed"] for line in cell.lines] == ["0", "1"]
-            folders = [folder / "artifacts" / line["evaluation"] for line in cell.lines]
+            assert cell.runs["seed"].tolist() == ["0", "1"]
+            folders = [folder / "artifacts" / name for name in cell.runs["evaluation"]]
             scores = np.array([list(case_means(read_cases(path), "dice").values()) for path in folders])
             assert cell.dice == pytest.approx(scores.mean())
             assert cell.interval == difference_interval(scores, seed=0)
@@ -203,7 +203,7 @@ def test_a_value_that_stands_for_all_is_called_so(copied: Path) -> None:
 def test_values_with_other_test_images_are_not_laid_side_by_side(copied: Path, tmp_path: Path) -> None:
     """An axis may change the test set: another split has its own images."""
     compare_labels(copied)
-    lines = open_comparison(copied).lines
+    lines = open_comparison(copied).runs.to_dict("records")
     changed = next(one["evaluation"] for one in lines if (one["method"], one["data.labels"]) == ("scratch", "8"))
     scored = Artifact(copied / "artifacts" / changed)
     (data,) = (one for one in finished_in(copied / "artifacts") if one.digest == scored.manifest["inputs"]["data"])
@@ -380,7 +380,7 @@ def test_a_transfer_set_that_is_gone_is_left_out(copied: Path) -> None:
 def test_failures_are_those_of_task_specific_distillation(folder: Path) -> None:
     sections = {section.name: section for section in comparison_page(open_comparison(folder)).sections}
     blocks = [block for block in sections["failures"].blocks if isinstance(block, Pictures)]
-    scores = read_cases(folder / "artifacts" / open_comparison(folder).cells["cones", "4"][0].lines[0]["evaluation"])
+    scores = read_cases(folder / "artifacts" / open_comparison(folder).cells["cones", "4"][0].first["evaluation"])
     statuses = [row.score.status for row in scores]
     whose = "cones, 4 labelled images, task-specific distillation"
     expected = {
@@ -523,7 +523,7 @@ def test_without_artifacts_the_table_is_still_reported(copied: Path) -> None:
 
 def test_changed_predictions_are_not_believed(copied: Path) -> None:
     comparison = open_comparison(copied)
-    first = comparison.lines[0]["evaluation"]
+    first = comparison.runs["evaluation"].iloc[0]
     (copied / "artifacts" / first / "cases.csv").write_text("case,image\n")
     cell = next(iter(comparison.cells.values()))[0]
     assert cell.interval is None
@@ -576,3 +576,21 @@ def test_a_table_that_says_other_scores_than_the_evaluations_is_refused(copied: 
         writer.writerows(lines)
     with pytest.raises(UserError, match=rf"dice of {lines[1]['run']} in table\.csv is not that of artifacts/evaluate-"):
         open_comparison(copied)
+
+
+def test_figures_are_read_as_numbers_and_the_values_of_axes_as_they_are(tmp_path: Path) -> None:
+    """An axis may hold 010 or NA; a mean of texts, or a label budget of 10.0, would be another comparison."""
+    table = tmp_path / "table.csv"
+    table.write_text("run,method,note,seed,dice,seconds\nr1,task_kd,'=1,010,0.30000000000000004,12\nr2,NA,,1,,\n")
+    frame = read_table(table)
+    assert frame["dice"].tolist()[0] == 0.1 + 0.2, "every bit: it is compared with the evaluation's"
+    assert frame["dice"].isna().tolist() == [False, True]
+    assert frame["seconds"].sum() == 12
+    assert frame[["method", "note", "seed"]].values.tolist() == [["task_kd", "=1", "010"], ["NA", "", "1"]]
+
+
+@pytest.mark.parametrize("row", ["r1,task_kd,much", "r1,task_kd,0.5,more"])
+def test_a_table_that_is_none_is_refused(row: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(f"run,method,dice\n{row}\n")
+    with pytest.raises(ValueError, match=r"much|fields"):
+        read_table(tmp_path / "table.csv")

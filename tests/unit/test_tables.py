@@ -10,7 +10,7 @@ from tskd.comparison.grid import Grid, GridRun
 from tskd.comparison.job import Outcome
 from tskd.comparison.tables import table_columns, table_rows, write_table
 from tskd.recipe.schema import Recipe
-from tskd.stages.network_costs import Network, architecture
+from tskd.stages.network_costs import Network
 
 SCORES = {
     "model": "student", "dataset": "tested", "dice": 0.8, "dice_ci95": [0.7, 0.9], "iou": 0.7, "hd95_px": 12.0,
@@ -60,10 +60,3 @@ def test_without_an_interval_its_fields_are_empty_and_units_are_those_that_occur
 def test_the_header_is_there_without_rows(tmp_path: Path) -> None:
     write_table(tmp_path / "tests.csv", [], ["a", "b"])
     assert (tmp_path / "tests.csv").read_text() == "a,b\n"
-
-
-def test_networks_that_differ_in_weights_alone_have_one_architecture() -> None:
-    description = {"kind": "timm", "arguments": {"backbone": "x"}, "image_size": 64, "classes": ["a"]}
-    trained = {**description, "weights": "offline", "title": "seed 3", "trained": ["q"], "file": "student.safetensors"}
-    assert architecture(trained) == architecture(description)
-    assert architecture({**trained, "adaptation": {"rank": 4}}) != architecture(description)

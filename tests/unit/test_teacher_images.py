@@ -36,6 +36,7 @@ from tskd.data.transfer_set import TransferRecord, TransferSet, images_path, wri
 from tskd.engine import ImageBatches, open_runtime
 from tskd.engine.batches import to_images
 from tskd.errors import RunFailed
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.recipe.schema import AugmentConfig, EngineConfig
 from tskd.stages.cache import build_cache, plan_cache
@@ -52,12 +53,7 @@ TOLERANCE = 0.2
 """Pixels of the student; 8 bit alone allow 0.13, a grid that is off by half a pixel of either gives 0.33 or more."""
 NATIVE = {"b": (96, 150), "a": (120, 100), "c": (48, 48), "d": (200, 90)}
 """Name -> height and width; the order of the rows is not that of the names."""
-STUDENT = {
-    "kind": "timm",
-    "arguments": {"backbone": SMALL_VIT, "decoder": "plain"},
-    "classes": ["one", "two", "three"],
-    "image_size": SIZE,
-}
+STUDENT = NetworkDescription("timm", {"backbone": SMALL_VIT, "decoder": "plain"}, ("one", "two", "three"), SIZE)
 RUNTIME = open_runtime(EngineConfig(accelerator="cpu"))
 GEOMETRY = [
     (0.0, (False, False), 0.0),

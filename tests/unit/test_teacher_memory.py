@@ -10,6 +10,7 @@ from tests.unit.test_plan import recipe
 from tskd.comparison.plan import PlanStore
 from tskd.engine import open_runtime
 from tskd.experiment.run import Run
+from tskd.models.description import NetworkDescription
 from tskd.recipe.schema import TeacherConfig
 from tskd.stages.teacher import TeacherSource, parts_of_batch
 
@@ -28,12 +29,12 @@ from tskd.stages.teacher import TeacherSource, parts_of_batch
     ],
 )
 def test_sam_sees_four_images_of_512_px_at_once(kind: str, size: int, batch: int, processes: int, parts: int) -> None:
-    source = TeacherSource("test", {"kind": kind, "image_size": size}, "")
+    source = TeacherSource("test", NetworkDescription(kind, {}, ("any",), size), "")
     assert parts_of_batch(TeacherConfig(batch_size=batch), source, processes) == parts
 
 
 def test_the_settings_word_goes_before_ours() -> None:
-    source = TeacherSource("test", {"kind": "sam", "image_size": 512}, "")
+    source = TeacherSource("test", NetworkDescription("sam", {}, ("any",), 512), "")
     assert parts_of_batch(TeacherConfig(batch_size=16, accumulate=1), source, 1) == 1
 
 

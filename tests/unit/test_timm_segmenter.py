@@ -16,6 +16,7 @@ from tskd.errors import UserError
 from tskd.experiment.methods import check_names
 from tskd.experiment.run import describe_student
 from tskd.models.backbones import NO_ENCODER, patch_for
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.recipe.schema import StudentConfig, load_recipe
@@ -41,7 +42,7 @@ def test_other_backbones_cut_images_their_own_way(backbone: str) -> None:
 def test_every_allowed_size_of_a_student_can_be_cut() -> None:
     for size in range(32, 1025, 16):
         student = describe_student(StudentConfig(), weights=None, classes=["one"], image_size=size)
-        assert size % student["arguments"]["patch"] == 0
+        assert size % student.arguments["patch"] == 0
 
 
 def test_a_stated_patch_is_taken_and_one_that_does_not_divide_the_image_refused() -> None:
@@ -86,9 +87,8 @@ def test_weights_of_larger_patches_answer_alike_on_what_both_can_see(tmp_path: P
     larger = (kernels.reshape(64, 3, 64) @ shrink.T).reshape(64, 3, 16, 16)
     state = timm.create_model(SMALL_VIT, patch_size=16, img_size=64).state_dict() | {"patch_embed.proj.weight": larger}
     save_file(state, tmp_path / "p16.safetensors")
-    description = {"kind": "timm", "arguments": {"backbone": SMALL_VIT, "decoder": "plain", "patch": 8},
-                   "classes": ["one"], "image_size": 64, "weights": str(tmp_path / "p16.safetensors")}  # fmt: skip
-    student: Any = build_model(description)
+    arguments = {"backbone": SMALL_VIT, "decoder": "plain", "patch": 8}
+    student: Any = build_model(NetworkDescription("timm", arguments, ("one",), 64, str(tmp_path / "p16.safetensors")))
     torch.testing.assert_close(student.encoder.model.patch_embed.proj.weight.detach(), kernels, rtol=1e-3, atol=1e-3)
 
 

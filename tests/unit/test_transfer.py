@@ -21,7 +21,7 @@ from tskd.data.transfer_set import TransferSet, images_path, read_samples
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import Paused, UserError
 from tskd.metrics.quality import summarise
-from tskd.models.registry import save_model
+from tskd.models.registry import save_tensors
 from tskd.recipe.schema import DiffusionConfig, EngineConfig, TransferConfig
 from tskd.seeding import numpy_generator
 from tskd.stages.denoisers import FILE, build_denoiser
@@ -136,7 +136,7 @@ def denoiser(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Pa
     torch.manual_seed(0)
     model = build_denoiser(description)
     torch.nn.init.normal_(cast("Any", model.head)[2].weight, std=0.1)
-    save_model(folder, model, description, file=FILE)
+    save_tensors(folder, model.state_dict(), description.as_dict(), file=FILE)
     return folder
 
 

@@ -18,6 +18,7 @@ from tests import published
 from tests.made_up import SMALL_VIT
 from tskd.errors import UserError
 from tskd.experiment.preflight import check_networks
+from tskd.models.description import NetworkDescription
 from tskd.models.pixels import Normalise
 from tskd.models.registry import build_model, load_model, save_model
 from tskd.models.weight_files import identify, require_pixels
@@ -100,7 +101,7 @@ def test_twins_that_pad_otherwise_have_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b0\.pth fits efficientnet_b0 and tf_efficientnet_b0.* teacher\.name=timm/"):
         describe_teacher(TeacherConfig(weights=str(file)), download=False)
     named = TeacherConfig(weights=str(file), name="timm/tf_efficientnet_b0", pixels="imagenet")
-    assert describe_teacher(named, download=False).description["arguments"]["backbone"] == "tf_efficientnet_b0"
+    assert describe_teacher(named, download=False).arguments["backbone"] == "tf_efficientnet_b0"
 
 
 def test_pixels_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
@@ -151,8 +152,8 @@ def test_metas_file_beside_nothing_is_the_default_sam(tmp_path: Path, monkeypatc
     monkeypatch.setenv("TSKD_WEIGHTS", str(tmp_path))
     for config in (TeacherConfig(), TeacherConfig(name="sam"), TeacherConfig(weights="sam_vit_b_01ec64.pth")):
         source = choose_teacher(config, ("lesion",), 64, download=False)
-        assert source.description["arguments"]["source"] == str(file)
-        assert source.description["image_size"] == 512
+        assert source.description.arguments["source"] == str(file)
+        assert source.description.image_size == 512
 
 
 @pytest.mark.parametrize(("size", "side"), [(64, 70), (112, 112), (128, 126)])
@@ -161,7 +162,7 @@ def test_patches_of_14_pixels_are_never_cut(tmp_path: Path, size: int, side: int
     file = write(tmp_path / "v2.pth", published.dinov2())
     source = choose_teacher(TeacherConfig(weights=str(file), image_size=size), ("lesion",), 64, download=False)
     model: Any = build_model(source.description)
-    assert (source.description["image_size"], model.image_size) == (size, side)
+    assert (source.description.image_size, model.image_size) == (size, side)
     assert model(torch.rand(1, 3, size, size)).logits.shape[-1] == size
 
 
@@ -189,7 +190,7 @@ def test_each_image_is_stretched_by_itself() -> None:
 
 def test_a_saved_model_remembers_its_pixels(tmp_path: Path) -> None:
     arguments = {"backbone": SMALL_VIT, "decoder": "plain", "pixels": "minmax"}
-    description = {"kind": "timm", "arguments": arguments, "weights": None, "classes": ["a"], "image_size": 32}
+    description = NetworkDescription("timm", arguments, ("a",), 32)
     save_model(tmp_path, build_model(description).eval(), description, file="model.safetensors")
     model, images = load_model(tmp_path), torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(model(images).logits, model(images / 2).logits, rtol=1e-3, atol=1e-4)

@@ -22,6 +22,7 @@ from tskd.console import screen
 from tskd.experiment.methods import METHODS
 from tskd.metrics.bias_variance import Decomposition
 from tskd.metrics.comparison import PairTest
+from tskd.metrics.intervals import interval_text
 from tskd.report import REPORT
 from tskd.report.text import P_VALUE, dice_of, missed
 
@@ -143,12 +144,11 @@ def _tests(tests: Sequence[tuple[Any, PairTest]]) -> Table:
     for column in ("group", "compared", "difference", "95 % interval", P_VALUE, "win/tie/loss"):
         table.add_column(column, justify="left" if column in ("group", "compared") else "right")
     for columns, test in tests:
-        interval = "too few cases" if test.ci95_low is None else f"{test.ci95_low:+.3f} to {test.ci95_high:+.3f}"
         table.add_row(
             Text(", ".join(cell.plain for cell in _values(columns.values()))),
             Text(f"{test.method} - {test.baseline}"),
             f"{test.difference:+.3f}",
-            interval,
+            interval_text((test.ci95_low, test.ci95_high), "{:+.3f}".format),
             f"{test.p_holm:.3g}",
             f"{test.wins}/{test.ties}/{test.losses}",
         )

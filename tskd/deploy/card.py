@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 from tskd.console import printable
+from tskd.deploy.description import BundleDescription, InputRule
+from tskd.metrics.intervals import interval_text
 from tskd.metrics.segmentation import NOTHING_TO_FIND
 
 _TITLES = {
@@ -37,15 +40,17 @@ LIMITS = (
 )
 
 
-def model_card(description: Mapping[str, Any]) -> str:
-    """Return the card as Markdown from the bundle's description (``model.json``)."""
+def model_card(description: BundleDescription) -> str:
+    """Return the card of a bundle as Markdown."""
     sections = (_head, _use, _data, _scores, _classes, _network, _export, _running)
-    told = _as_text(description)
+    told = BundleDescription(**{one.name: _as_text(getattr(description, one.name)) for one in fields(description)})
     return "\n\n".join(section(told) for section in sections) + "\n"
 
 
 def _as_text(value: Any) -> Any:
     """Return values whose texts are text in Markdown too: names come from other people's files."""
+    if isinstance(value, InputRule):
+        return replace(value, intensities=_as_text(value.intensities))
     if isinstance(value, Mapping):
         return {key: _as_text(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -56,21 +61,21 @@ def _as_text(value: Any) -> Any:
     return line.replace("|", "\\|").replace("`", "'").replace("](", "]\\(")
 
 
-def _head(description: Mapping[str, Any]) -> str:
-    origin = _ORIGINS.get(description["method"], "trained")
+def _head(description: BundleDescription) -> str:
+    origin = _ORIGINS.get(description.method, "trained")
     return (
-        f"# {description['dataset']}: segmentation of {', '.join(description['classes'])}\n\n"
-        f"A small segmentation network, {origin} by `tskd` (method `{description['method']}`)."
+        f"# {description.dataset}: segmentation of {', '.join(description.classes)}\n\n"
+        f"A small segmentation network, {origin} by `tskd` (method `{description.method}`)."
     )
 
 
-def _use(description: Mapping[str, Any]) -> str:
+def _use(description: BundleDescription) -> str:
     limits = "\n".join(f"- {limit}" for limit in LIMITS)
     return f"## Intended use and limits\n\n{INTENDED_USE}\n\n{limits}"
 
 
-def _data(description: Mapping[str, Any]) -> str:
-    images, cases = description["images"], description["cases"]
+def _data(description: BundleDescription) -> str:
+    images, cases = description.images, description.cases
     uses = {
         "train": "trained on, with labels",
         "val": "selection of weights, with labels",
@@ -81,12 +86,12 @@ def _data(description: Mapping[str, Any]) -> str:
     return (
         f"## Data\n\n| use | images | cases |\n|---|---:|---:|\n{rows}\n\n"
         "A case is a patient or a volume, or images that look alike; no case of the test is in another row. "
-        f"sha256 of the prepared data: `{description['training_data_sha256']}`."
+        f"sha256 of the prepared data: `{description.training_data_sha256}`."
     )
 
 
-def _scores(description: Mapping[str, Any]) -> str:
-    scores = description["scores"]
+def _scores(description: BundleDescription) -> str:
+    scores = description.scores
     unit = _unit(next(iter(scores.values()), {}))
     lines = [_score_row(_TITLES.get(name, name), scores[name], unit) for name in _ordered(scores)]
     level = next((one.get("level", "image") for one in scores.values()), "image")
@@ -112,9 +117,9 @@ def _by_slice(scores: Mapping[str, Any]) -> str:
     )
 
 
-def _tested_on(description: Mapping[str, Any]) -> str:
-    tested = {scores.get("dataset", description["dataset"]) for scores in description["scores"].values()}
-    others = sorted(tested - {description["dataset"]})
+def _tested_on(description: BundleDescription) -> str:
+    tested = {scores.get("dataset", description.dataset) for scores in description.scores.values()}
+    others = sorted(tested - {description.dataset})
     return f" of {', '.join(others)}, which it was not trained on" if others else ""
 
 
@@ -126,11 +131,11 @@ def _rivals(scores: Mapping[str, Any]) -> str:
     return "\n\nBetter than this model by Dice: " + ", ".join(_TITLES.get(name, name) for name in better) + "."
 
 
-def _classes(description: Mapping[str, Any]) -> str:
-    by_class = description["scores"].get("student", {}).get("classes", {})
-    unit = _unit(description["scores"].get("student", {}))
+def _classes(description: BundleDescription) -> str:
+    by_class = description.scores.get("student", {}).get("classes", {})
+    unit = _unit(description.scores.get("student", {}))
     lines = ["| 0 | background | | | |"]
-    for label, name in enumerate(description["classes"], start=1):
+    for label, name in enumerate(description.classes, start=1):
         one = by_class.get(str(label), {})
         lines.append(f"| {label} | {name} | {_number(one, 'dice')} | {_interval(one)} | {_distance(one, unit)} |")
     return (
@@ -139,22 +144,22 @@ def _classes(description: Mapping[str, Any]) -> str:
     )
 
 
-def _network(description: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{key} `{value}`" for key, value in description["arguments"].items())
-    versions = ", ".join(f"{name} {version}" for name, version in description["versions"].items())
-    window = description["input"]["window"]
-    rules = description["input"]["intensities"] or ["intensities: 8-bit values as they are"]
+def _network(description: BundleDescription) -> str:
+    settings = ", ".join(f"{key} `{value}`" for key, value in description.arguments.items())
+    versions = ", ".join(f"{name} {version}" for name, version in description.versions.items())
+    window = description.input.window
+    rules = description.input.intensities or ["intensities: 8-bit values as they are"]
     stated = f"{window[0]:g} becomes black, {window[1]:g} white" if window else "; ".join(rules)
     return (
-        f"## Network\n\n- {settings}, {description['export']['parameters']:,} parameters; sees images at "
-        f"{description['image_size']} px, answers at their own size\n"
-        f"- input: {description['input']['colour']}; {stated}\n"
+        f"## Network\n\n- {settings}, {description.export['parameters']:,} parameters; sees images at "
+        f"{description.image_size} px, answers at their own size\n"
+        f"- input: RGB, grey repeated; {stated}\n"
         f"- made with {versions}"
     )
 
 
-def _export(description: Mapping[str, Any]) -> str:
-    export = description["export"]
+def _export(description: BundleDescription) -> str:
+    export = description.export
     parity, latency = export["parity"], export["latency"]
     times = ", ".join(f"{ms:g} ms with {n} thread(s)" for n, ms in latency["ms_by_threads"].items())
     height, width = latency["image"]
@@ -170,7 +175,7 @@ def _export(description: Mapping[str, Any]) -> str:
     return "## Exported file\n\n" + "\n".join(lines)
 
 
-def _running(description: Mapping[str, Any]) -> str:
+def _running(description: BundleDescription) -> str:
     return (
         "## Running it\n\n"
         "```\ntskd predict MODEL_FOLDER IMAGES --out PREDICTIONS\n```\n\n"
@@ -211,5 +216,4 @@ def _distance(scores: Mapping[str, Any], unit: str) -> str:
 def _interval(scores: Mapping[str, Any]) -> str:
     if "dice" in scores and scores["dice"] is None:
         return NOTHING_TO_FIND
-    bounds = scores.get("dice_ci95")
-    return f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "too few cases"
+    return interval_text(scores.get("dice_ci95"))

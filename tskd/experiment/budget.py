@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
-from tskd.artifacts import MADE_FROM, Artifact, canonical_json
+from tskd.artifacts import MADE_FROM, Artifact
+from tskd.models.description import NetworkDescription
 from tskd.models.flops import inference_flops, training_flops
 from tskd.models.registry import adapt, build_model
 from tskd.recipe.schema import DistillConfig, FinetuneConfig
@@ -48,26 +48,25 @@ class Compute(NamedTuple):
     """What gives targets: the teacher's adaptation and answers, or a momentum encoder."""
 
 
-def network_flops(description: Mapping[str, Any], count: Callable[[nn.Module, int], int] = training_flops) -> int:
+def network_flops(description: NetworkDescription, count: Callable[[nn.Module, int], int] = training_flops) -> int:
     """Return what ``count`` says of a described network at its size, by default one image forward and backward.
 
     Each answer is kept for the life of the process: a plan of many runs asks for the same few networks.
     """
-    return _counted(canonical_json({**description, "weights": None}), count)
+    return _counted(description.bare(), count)
 
 
 @cache
-def _counted(text: str, count: Callable[[nn.Module, int], int]) -> int:
-    description = json.loads(text)
-    return count(build_model(description), description["image_size"])
+def _counted(description: NetworkDescription, count: Callable[[nn.Module, int], int]) -> int:
+    return count(build_model(description), description.image_size)
 
 
-def adaptation_flops(description: Mapping[str, Any]) -> int:
+def adaptation_flops(description: NetworkDescription) -> int:
     """Return the operations of one image forward and backward through a teacher that is adapted as described."""
-    return _counted_adapted(canonical_json({**description, "weights": None}))
+    return _counted_adapted(description.bare())
 
 
-def answering_flops(description: Mapping[str, Any]) -> int:
+def answering_flops(description: NetworkDescription) -> int:
     """Return the operations of one image forward through a described network at its size."""
     return network_flops(description, _of_inference)
 
@@ -77,11 +76,10 @@ def _of_inference(model: nn.Module, image_size: int) -> int:
 
 
 @cache
-def _counted_adapted(text: str) -> int:
-    description = json.loads(text)
+def _counted_adapted(description: NetworkDescription) -> int:
     model = build_model(description)
     adapt(model, description)
-    return training_flops(model, description["image_size"])
+    return training_flops(model, description.image_size)
 
 
 def student_budget(distill: DistillConfig, finetune: FinetuneConfig, *, flops_per_image: int) -> Budget:

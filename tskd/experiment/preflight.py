@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from tskd.artifacts import canonical_json
 from tskd.errors import UserError
 from tskd.experiment.methods import asks_for_weights
 from tskd.experiment.run import describe_student
-from tskd.models.lora import AdaptationName, set_adaptation
+from tskd.models.description import AdaptationName, NetworkDescription
+from tskd.models.lora import set_adaptation
 from tskd.models.mae import require_transformer
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
@@ -35,9 +34,9 @@ def check_networks(recipe: Recipe) -> None:
     backbone = teacher.name.partition("/")[2]
     there = teacher.weights is not None and (teacher.weights == RANDOM or find_weights(teacher.weights))
     if there and not backbone:
-        backbone = describe_teacher(teacher, download=False).description["arguments"].get("backbone", "")
+        backbone = describe_teacher(teacher, download=False).arguments.get("backbone", "")
     description = describe_student(student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
-    _try_to_build(canonical_json(description), masked="mae" in (recipe.method, *recipe.rivals))
+    _try_to_build(description, masked="mae" in (recipe.method, *recipe.rivals))
     if backbone:
         size = teacher.image_size or recipe.data.image_size
         _try_to_adapt(backbone, size, teacher.adaptation, teacher.rank, checkpointing=teacher.gradient_checkpointing)
@@ -60,9 +59,9 @@ def _check_control(channels: Sequence[int], image_size: int) -> None:
 
 
 @cache
-def _try_to_build(description: str, *, masked: bool) -> None:
+def _try_to_build(description: NetworkDescription, *, masked: bool) -> None:
     """Build and forget; a plan of many runs asks for the same few students."""
-    student = build_model(json.loads(description))
+    student = build_model(description)
     if masked:
         require_transformer(student)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tskd.experiment.budget import (
     student_budget,
 )
 from tskd.models.backbones import patch_for
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import load_model
 from tskd.models.weight_files import identify
 from tskd.recipe.schema import (
@@ -119,7 +120,7 @@ class Run:
     @cached_property
     def teacher_data(self) -> Artifact:
         """The images and masks as the teacher sees them: the prepared data, or the same rows at its own size."""
-        size = self.teacher_source.description["image_size"]
+        size = self.teacher_source.description.image_size
         return teacher_images.build(self.bench, self.recipe.data, self.prepared_artifact, size)
 
     @cached_property
@@ -165,14 +166,14 @@ class Run:
     # --- student ---
 
     @cached_property
-    def student_description(self) -> dict[str, Any]:
+    def student_description(self) -> NetworkDescription:
         """The network that every method but the controls ends with, and where its weights start."""
         student = self.recipe.student
         return describe_student(student, weights=student.weights if student.start == "weights" else None, **self._sizes)
 
     @property
     def _sizes(self) -> dict[str, Any]:
-        return {"classes": list(self.prepared.classes), "image_size": self.prepared.image_size}
+        return {"classes": self.prepared.classes, "image_size": self.prepared.image_size}
 
     @cached_property
     def budget(self) -> Budget:
@@ -203,7 +204,7 @@ class Run:
         if within is not None:
             steps = steps_within(within, config.batch_size * self.budget.flops_per_image)
             config = config.model_copy(update={"steps": steps})
-        description = {**self.student_description, "weights": None}  # a start holds them all
+        description = self.student_description.bare()  # a start holds them all
         return finetune.build(self.bench, config, description, self.prepared_artifact, start)
 
     # --- starts: what a student learns before the labels ---
@@ -265,7 +266,7 @@ class Run:
     @cached_property
     def imagenet(self) -> Artifact:
         """The student whose backbone comes from the weight file of the recipe."""
-        return imagenet.build(self.bench, {**self.student_description, "weights": self.recipe.student.weights})
+        return imagenet.build(self.bench, replace(self.student_description, weights=self.recipe.student.weights))
 
     # --- controls ---
 
@@ -285,7 +286,7 @@ class Run:
         )  # fmt: skip
 
     @property
-    def _control(self) -> tuple[ControlConfig, dict[str, Any], Artifact]:
+    def _control(self) -> tuple[ControlConfig, NetworkDescription, Artifact]:
         """The U-Net's settings, as long as the student's compute allows, its description, and the data."""
         config = self.recipe.control
         description = control.describe(config, **self._sizes)
@@ -306,7 +307,7 @@ class Run:
 
 def describe_student(
     student: StudentConfig, *, weights: str | None, classes: Sequence[str], image_size: int
-) -> dict[str, Any]:
+) -> NetworkDescription:
     """Return what the registry builds a recipe's student from.
 
     A weight file that is named says what pixels every student of the recipe sees, so that all start alike.
@@ -314,9 +315,7 @@ def describe_student(
     arguments: dict[str, Any] = {"backbone": student.backbone, "decoder": student.decoder, **_expected_by(student)}
     patch = student.patch or patch_for(student.backbone, image_size)
     arguments |= {} if patch is None else {"patch": patch}
-    return {
-        "kind": "timm", "arguments": arguments, "weights": weights, "classes": list(classes), "image_size": image_size,
-    }  # fmt: skip
+    return NetworkDescription("timm", arguments, tuple(classes), image_size, weights)
 
 
 def _expected_by(student: StudentConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +27,13 @@ class Interval:
     n: int
 
     def __str__(self) -> str:
-        span = f"{self.ci95[0]:.3f} to {self.ci95[1]:.3f}" if self.ci95 else "no interval"
-        return f"{self.mean:.3f} ({span}, n = {self.n})"
+        return f"{self.mean:.3f} ({interval_text(self.ci95)}, n = {self.n})"
+
+
+def interval_text(bounds: Sequence[float | None] | None, show: Callable[[float], str] = "{:.3f}".format) -> str:
+    """Return an interval in words, each bound as ``show`` prints it; there is none for fewer than ``LEAST_CASES``."""
+    low, high = bounds or (None, None)
+    return "too few cases" if low is None or high is None else f"{show(low)} to {show(high)}"
 
 
 def expanded_level(n: int, *, level: float = 0.95) -> float:

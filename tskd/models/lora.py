@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,9 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from tskd.errors import UserError
+from tskd.models.description import AdaptationName
 from tskd.models.fitting import compare_tensors
 
-AdaptationName = Literal["lora", "probe", "full"]
 _QUERY_OR_VALUE = re.compile(r"(?:.*\.)?(?:q|v|wq|wv|q_proj|v_proj|query|value)")
 _FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "qk": ("q", "k")}
 """Fused projections by their name in timm and transformers, and the parts they hold."""

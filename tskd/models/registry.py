@@ -1,9 +1,9 @@
-"""Models by kind: a description (plain JSON) builds the network, and its tensors lie beside it in safetensors."""
+"""Models by kind: a description builds the network, and its tensors lie beside it in safetensors."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tskd.artifacts import canonical_json, file_sha256, write_json
+from tskd.artifacts import file_sha256, write_json
 from tskd.errors import UserError
 from tskd.models.control import DynUNetSegmenter
+from tskd.models.description import DESCRIPTION, NetworkDescription, read_description
 from tskd.models.lora import adapter_state, load_adapter_state, set_adaptation
 from tskd.models.sam import load_sam
 from tskd.models.timm_segmenter import TimmSegmenter
@@ -28,10 +29,8 @@ from tskd.models.weights import (
 )
 from tskd.recipe.schema import OFFLINE
 
-DESCRIPTION = "model.json"
 STUDENT_FILE = "student.safetensors"
 """Where every stage that trains the student puts its weights: each is a start of the next."""
-Description = Mapping[str, Any]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "timm": TimmSegmenter,
@@ -41,26 +40,26 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 """Kind -> builder, called with ``classes``, ``image_size`` and the description's ``arguments``."""
 
 
-def build_model(description: Description) -> nn.Module:
-    """Return the network of a description ``{kind, classes, image_size, arguments}``, base weights included.
+def build_model(description: NetworkDescription) -> nn.Module:
+    """Return the network of a description, base weights included.
 
-    ``classes`` are names. Random parts are drawn from torch's global generator: seed it before.
+    Random parts are drawn from torch's global generator: seed it before.
     """
-    kind = description["kind"]
+    kind = description.kind
     if kind not in MODELS:
         raise UserError(f"model kind {kind!r} is not known. Choose one of: {', '.join(sorted(MODELS))}")
-    sizes = {"classes": len(description["classes"]), "image_size": description["image_size"]}
-    model = MODELS[kind](**description["arguments"], **sizes)
-    if description.get("weights"):
-        load_backbone(model, description["arguments"]["backbone"], description["weights"])
+    sizes = {"classes": len(description.classes), "image_size": description.image_size}
+    model = MODELS[kind](**description.arguments, **sizes)
+    if description.weights:
+        load_backbone(model, description.arguments["backbone"], description.weights)
     return model
 
 
-def description_digest(description: Description) -> str:
+def description_digest(description: NetworkDescription) -> str:
     """Return what a description stands for as one text; a weight file counts by its content, not by its place."""
-    weights = description["weights"]
+    weights = description.weights
     content = file_sha256(weight_file(Path(weights).expanduser())) if weights and weights != OFFLINE else weights
-    return canonical_json({**description, "weights": content})
+    return replace(description, weights=content).as_text()
 
 
 def load_backbone(model: nn.Module, backbone: str, weights: str) -> None:
@@ -92,32 +91,40 @@ def offline_state() -> dict[str, torch.Tensor]:
     return load_state(path, sha256=EFFICIENTNET_LITE0_SHA256)
 
 
-def adapt(model: nn.Module, description: Description) -> tuple[str, ...]:
-    """Freeze and adapt a teacher as ``description["adaptation"]`` says; return the names of what trains."""
-    adaptation = description["adaptation"]
-    return set_adaptation(model, adaptation["name"], rank=adaptation["rank"], alpha=adaptation["alpha"]).trainable
+def adapt(model: nn.Module, description: NetworkDescription) -> tuple[str, ...]:
+    """Freeze and adapt a teacher as its description says; return the names of what trains."""
+    adaptation = description.adaptation
+    assert adaptation is not None, "only a teacher is adapted"
+    return set_adaptation(model, adaptation.name, rank=adaptation.rank, alpha=adaptation.alpha).trainable
 
 
-def save_model(folder: Path, model: nn.Module, description: Description, *, file: str) -> None:
-    """Write the description and the tensors: all of them, or those that differ from the base for an adapted teacher."""
-    if description.get("adaptation"):
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_state(model).items()}
-        safetensors.torch.save_file(tensors, folder / file)
-    else:
-        safetensors.torch.save_file(_unshared(model.state_dict()), folder / file)
-    write_json(folder / DESCRIPTION, {**description, "file": file})
+def save_model(
+    folder: Path, model: nn.Module, description: NetworkDescription, *, file: str, more: Mapping[str, Any] | None = None
+) -> None:
+    """Write the description and the tensors: all of them, or those that differ from the base for an adapted teacher.
+
+    ``more``: what else ``model.json`` shall say.
+    """
+    tensors = adapter_state(model) if description.adaptation else model.state_dict()
+    save_tensors(folder, tensors, {**description.as_dict(), **(more or {})}, file=file)
+
+
+def save_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], described: Mapping[str, Any], *, file: str) -> None:
+    """Write tensors, and what ``model.json`` shall say of the network whose they are."""
+    safetensors.torch.save_file(_unshared(tensors), folder / file)
+    write_json(folder / DESCRIPTION, {**described, "file": file})
 
 
 def load_model(folder: Path) -> nn.Module:
     """Return the network that :func:`save_model` wrote, in evaluation mode."""
-    description = read_description(folder)
-    path = folder / description["file"]
-    if description.get("adaptation"):
+    description, file = read_description(folder)
+    path = folder / file
+    if description.adaptation:
         model = build_model(description)
         adapt(model, description)
         load_adapter_state(model, safetensors.torch.load_file(path))
     else:
-        model = build_model({**description, "weights": None})
+        model = build_model(description.bare())
         safetensors.torch.load_model(model, path)
     return model.eval()
 
@@ -131,9 +138,3 @@ def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         first.setdefault(tensor.data_ptr(), name)
     return {name: tensors[name].detach().cpu().contiguous() for name in first.values()}
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """Return the description of a saved model."""
-    description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    return description

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
+
+from tskd.metrics.intervals import interval_text
 
 INTERVAL = "95\u00a0% interval"
 """Never broken between number and sign."""
@@ -27,9 +30,9 @@ def signed(value: float, digits: int = 3) -> str:
     return _minus(f"{value:+.{digits}f}")
 
 
-def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
-    """Return a 95 % interval in words; there is none for fewer than six cases."""
-    return f"{number(bounds[0], digits)} to {number(bounds[1], digits)}" if bounds else "too few cases"
+def interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
+    """Return a 95 % interval in words."""
+    return interval_text(bounds, partial(number, digits=digits))
 
 
 def interval_of(scores: Mapping[str, Any], measure: str, digits: int = 3) -> str:

@@ -77,7 +77,7 @@ def store_answers(bench: Workbench, config: DistillConfig, lesson: Lesson, folde
     guide, shown = lesson.guide.load(), lesson.seen_by_guide
     layout = plan_cache(
         guide, build_model(lesson.student), shown,
-        image_size=lesson.student["image_size"], views=config.views, seed=bench.seed,
+        image_size=lesson.student.image_size, views=config.views, seed=bench.seed,
     )  # fmt: skip
     spent = gflops(layout.images * layout.views * inference_flops(guide, shown.images.shape[1]))
     metrics = build_cache(guide, shown, layout, config.augment, folder, runtime=bench.runtime)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from tskd.artifacts import Artifact
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.recipe.schema import ControlConfig
 from tskd.seeding import derive
@@ -23,7 +24,7 @@ VERSION = 5
 def build(
     bench: Workbench,
     config: ControlConfig,
-    description: Mapping[str, Any],
+    description: NetworkDescription,
     data: Artifact,
     labelled: Callable[[], Labelled] | None = None,
     *,
@@ -42,15 +43,14 @@ def build(
     return bench.train("control", make, config, inputs={"data": data.digest, **(inputs or {})}, version=VERSION)
 
 
-def describe(config: ControlConfig, *, classes: list[str], image_size: int) -> dict[str, Any]:
+def describe(config: ControlConfig, *, classes: Sequence[str], image_size: int) -> NetworkDescription:
     """Return what the registry builds the U-Net from."""
-    arguments = {"channels": list(config.channels)}
-    return {"kind": "dynunet", "arguments": arguments, "weights": None, "classes": classes, "image_size": image_size}
+    return NetworkDescription("dynunet", {"channels": list(config.channels)}, tuple(classes), image_size)
 
 
 def train_control(
     config: ControlConfig,
-    description: Mapping[str, Any],
+    description: NetworkDescription,
     labelled: Labelled,
     prepared: Prepared,
     folder: Path,

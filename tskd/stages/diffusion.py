@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,21 @@ from tskd.models.diffusion import (
     sample,
     to_uint8,
 )
-from tskd.models.registry import save_model
+from tskd.models.registry import save_tensors
 from tskd.models.swin_unet import PRESETS, check_image_size
 from tskd.models.timm_segmenter import resize_images
 from tskd.overlays import contact_sheet
 from tskd.recipe.schema import DiffusionConfig
 from tskd.seeding import derive, numpy_generator, torch_generator
-from tskd.stages.denoisers import FILE, SAMPLING_SETTINGS, SEEN_CASES, build_denoiser, own_seed, plan_of
+from tskd.stages.denoisers import (
+    FILE,
+    SAMPLING_SETTINGS,
+    SEEN_CASES,
+    DenoiserDescription,
+    build_denoiser,
+    own_seed,
+    plan_of,
+)
 from tskd.stages.label_training import training_metrics
 from tskd.stages.workbench import Workbench
 from tskd.types import Batch, StepFn
@@ -102,28 +110,25 @@ def train_diffusion(
     if runtime.fabric.is_global_zero:
         check = grid.draw(model, folder / SAMPLE_SHEET)
         (warn if check.noise or check.repeated else say)(f"diffusion: {check.message}")
-        save_model(folder, model, description, file=FILE)
+        save_tensors(folder, model.state_dict(), description.as_dict(), file=FILE)
         write_json(folder / SEEN_CASES, sorted(prepared.cases(*SEEN_PARTS)))
     check = runtime.fabric.broadcast(check)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     found = {"pure_noise": check.noise, "one_image_repeated": check.repeated, "verdict": check.message}
-    return training_metrics(
-        result, images=len(names), grey=description["channels"] == 1, parameters=parameters, **found
+    return training_metrics(result, images=len(names), grey=description.channels == 1, parameters=parameters, **found)
+
+
+def describe(config: DiffusionConfig, prepared: Prepared, classes: Mapping[str, int]) -> DenoiserDescription:
+    """Return which denoiser the settings ask for."""
+    return DenoiserDescription(
+        preset=config.preset,
+        size=PRESETS[config.preset],
+        image_size=config.image_size or prepared.image_size,
+        channels=1 if all_grey(prepared) else 3,
+        classes=dict(classes),
+        prediction=config.prediction,
+        schedule=config.schedule,
     )
-
-
-def describe(config: DiffusionConfig, prepared: Prepared, classes: Mapping[str, int]) -> dict[str, Any]:
-    """Return all that it takes to build the denoiser again and to sample from it, as plain JSON."""
-    return {
-        "kind": "swin_unet_denoiser",
-        "preset": config.preset,
-        "size": asdict(PRESETS[config.preset]),
-        "image_size": config.image_size or prepared.image_size,
-        "channels": 1 if all_grey(prepared) else 3,
-        "classes": dict(classes),
-        "prediction": config.prediction,
-        "schedule": config.schedule,
-    }
 
 
 def require_image_size(config: DiffusionConfig, image_size: int) -> None:
@@ -167,15 +172,15 @@ class DenoisingBatches:
 
     @classmethod
     def of(
-        cls, config: DiffusionConfig, prepared: Prepared, description: Mapping[str, Any], *, seed: int
+        cls, config: DiffusionConfig, prepared: Prepared, description: DenoiserDescription, *, seed: int
     ) -> DenoisingBatches:
         """Return the batches for a described denoiser."""
         return cls(
             prepared=prepared,
             rows=prepared.rows(*SEEN_PARTS),
             batch_size=config.batch_size,
-            image_size=description["image_size"],
-            channels=description["channels"],
+            image_size=description.image_size,
+            channels=description.channels,
             mirror=allowed_flips(config.flip, prepared.classes)[0],
             seed=seed,
         )

@@ -14,6 +14,7 @@ from tskd.artifacts import Artifact
 from tskd.engine import Batches, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import allowed_flips
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose, match_grid, match_size
+from tskd.models.description import NetworkDescription
 from tskd.models.flops import gflops, inference_flops, training_flops
 from tskd.models.projections import Distilled, matching_level
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
@@ -71,7 +72,7 @@ def learn(
 
 def distill(
     config: DistillConfig,
-    description: Mapping[str, Any],
+    description: NetworkDescription,
     batches: Batches,
     ask_teacher: Ask,
     folder: Path,
@@ -88,7 +89,7 @@ def distill(
     student = build_model(description)
     answer = ask_teacher(batches(0, 0, config.accumulate))
     level, module = attach_projection(student, answer, decode=config.decoder_weight > 0)
-    flops = training_flops(module, description["image_size"], _of_both)
+    flops = training_flops(module, description.image_size, _of_both)
     training = distillation(config, module, level, batches, ask_teacher, seed=seed)
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:

@@ -37,7 +37,8 @@ def read_cases(folder: Path) -> list[ScoreRow]:
 def read_scores(folder: Path) -> list[ScoreRow]:
     """Return all scores of an evaluation: of every image, and of volumes where there are any."""
     with (folder / CASES).open(newline="", encoding="utf-8", errors=_BYTES) as file:
-        return [ScoreRow.from_dict(original(line)) for line in csv.DictReader(file)]
+        lines = ({name: original(value) for name, value in line.items()} for line in csv.DictReader(file))
+        return [ScoreRow.from_dict(line) for line in lines]
 
 
 def write_cases(scores: Sequence[ScoreRow], path: Path) -> None:

@@ -33,11 +33,13 @@ from tskd.console import say, warn
 from tskd.data.prepared import PARTS, Prepared
 from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, write_sums
 from tskd.deploy.card import model_card
+from tskd.deploy.description import BundleDescription, InputRule
 from tskd.deploy.network_file import Answer, ask, open_session
 from tskd.deploy.onnx_export import Deployable, silenced, write_onnx
 from tskd.errors import RunFailed, UserError
 from tskd.metrics.segmentation import agreement
-from tskd.models.registry import load_model, read_description, save_model
+from tskd.models.description import read_description
+from tskd.models.registry import load_model, save_tensors
 from tskd.recipe.schema import ExportConfig
 from tskd.run_file import REMEDY, RunFile, read_run
 from tskd.stages.network_answers import median_ms, network_answer
@@ -176,13 +178,25 @@ def export(
     (folder / ONNX_INT8).unlink(missing_ok=True)  # of an interrupted attempt
     if config.int8:
         metrics["int8"] = asdict(ship_int8(folder, cases))
-    description = {
-        **_identity(read_description(student)),
-        "method": method,
-        **_provenance(prepared, scores, data_digest, axis),
-        "export": metrics,
-    }
-    save_model(folder, segmenter, description, file=WEIGHTS)
+    network, _ = read_description(student)
+    dataset, versions = prepared.dataset, environment()
+    rules = [note for note in dataset["notes"] if note.startswith("intensities:")]
+    description = BundleDescription(
+        kind=network.kind,
+        classes=network.classes,
+        image_size=network.image_size,
+        arguments=network.arguments,
+        method=method,
+        input=InputRule(dataset["window"], axis, rules),
+        dataset=dataset["name"],
+        training_data_sha256=data_digest,
+        images={part: len(prepared.rows(part)) for part in PARTS},
+        cases={part: len(prepared.cases(part)) for part in PARTS},
+        scores={name: _score_fields(values) for name, values in scores.items()},
+        versions={"python": versions["python"], **versions["libraries"]},
+        export=metrics,
+    )
+    save_tensors(folder, segmenter.state_dict(), description.as_dict(), file=WEIGHTS)
     write_atomic(folder / CARD, model_card(description).encode())
     write_sums(folder)
     return metrics
@@ -307,39 +321,6 @@ def _prepared_of(student: Artifact) -> Artifact:
     if prepared is None:
         raise UserError(f"{student.path.parent}: the data the student was trained on is gone. {REMEDY}")
     return whole(prepared.path, REMEDY)
-
-
-def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what rebuilds the network; the place of its first weights is a path on this machine and stays here."""
-    kept = {key: description[key] for key in ("kind", "classes", "image_size", "arguments")}
-    return kept | {"weights": None}
-
-
-def _provenance(
-    prepared: Prepared, scores: Mapping[str, Mapping[str, Any]], data_digest: str, axis: int
-) -> dict[str, Any]:
-    dataset = prepared.dataset
-    versions = environment()
-    return {
-        "input": {
-            "shape": ["height", "width", 3],
-            "dtype": "uint8",
-            "colour": "RGB, grey repeated",
-            "window": dataset["window"],
-            "axis": axis,
-            "intensities": [note for note in dataset["notes"] if note.startswith("intensities:")],
-        },
-        "outputs": {
-            "classes": {"shape": ["height", "width"], "dtype": "uint8"},
-            "probabilities": {"shape": [len(dataset["classes"]) + 1, "height", "width"], "dtype": "float32"},
-        },
-        "dataset": dataset["name"],
-        "training_data_sha256": data_digest,
-        "images": {part: len(prepared.rows(part)) for part in PARTS},
-        "cases": {part: len(prepared.cases(part)) for part in PARTS},
-        "scores": {name: _score_fields(values) for name, values in scores.items()},
-        "versions": {"python": versions["python"], **versions["libraries"]},
-    }
 
 
 def _score_fields(values: Mapping[str, Any]) -> dict[str, Any]:

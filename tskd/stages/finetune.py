@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_model
 from tskd.artifacts import Artifact
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import STUDENT_FILE, build_model, description_digest
 from tskd.recipe.schema import FinetuneConfig
 from tskd.seeding import derive
@@ -22,7 +22,7 @@ VERSION = 5
 
 
 def build(
-    bench: Workbench, config: FinetuneConfig, description: Mapping[str, Any], data: Artifact, start: Artifact | None
+    bench: Workbench, config: FinetuneConfig, description: NetworkDescription, data: Artifact, start: Artifact | None
 ) -> Artifact:
     """Return the student of that description fine-tuned from a start, or (None) trained from random weights."""
     started = {} if start is None else {"start": start.digest}
@@ -40,7 +40,7 @@ def build(
 
 def finetune(
     config: FinetuneConfig,
-    description: Mapping[str, Any],
+    description: NetworkDescription,
     start: Path | None,
     prepared: Prepared,
     folder: Path,

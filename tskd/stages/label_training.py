@@ -18,6 +18,7 @@ from tskd.engine.batches import ImageArray, allowed_flips, to_images
 from tskd.losses.classes import hard_prediction
 from tskd.losses.segmentation import label_loss
 from tskd.metrics.segmentation import agreement
+from tskd.models.description import NetworkDescription
 from tskd.models.flops import gflops, training_flops
 from tskd.models.registry import STUDENT_FILE, save_model
 from tskd.recipe.schema import AugmentConfig, TrainConfig
@@ -95,7 +96,7 @@ def training_metrics(result: FitResult, **more: Any) -> dict[str, Any]:
 
 def train_on_labels(
     config: TrainConfig,
-    description: Mapping[str, Any],
+    description: NetworkDescription,
     model: torch.nn.Module,
     labelled: Labelled,
     prepared: Prepared,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import nn
 
 from tskd.artifacts import Artifact
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import description_digest
 from tskd.stages.shown import as_input
 
@@ -29,8 +29,7 @@ class Guide:
 class Lesson:
     """One student, one guide, one transfer set."""
 
-    student: Mapping[str, Any]
-    """The student's description."""
+    student: NetworkDescription
     guide: Guide
     transfer: Artifact
     data: Artifact
@@ -58,6 +57,6 @@ class Lesson:
         return TransferSet(self.transfer.path, Prepared(self.shown.path))
 
 
-def pretraining_inputs(student: Mapping[str, Any], transfer: Artifact, data: Artifact) -> dict[str, str]:
+def pretraining_inputs(student: NetworkDescription, transfer: Artifact, data: Artifact) -> dict[str, str]:
     """Return what every pre-training on a transfer set depends on."""
     return {"data": data.digest, "transfer": transfer.digest, "student": description_digest(student)}

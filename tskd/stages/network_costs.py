@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from tskd.artifacts import Artifact, Builder, canonical_json
+from tskd.artifacts import Artifact, Builder
 from tskd.console import progress
-from tskd.models.registry import load_model, read_description
+from tskd.models.description import read_description
+from tskd.models.registry import load_model
 from tskd.stages.network_answers import median_ms, network_answer
 
 VERSION = 1
-_TRAINED = frozenset({"weights", "title", "trained", "file"})
-"""Parts of a description that say where its weights come from, not what the network is."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +45,12 @@ def measure_networks(store: Builder, models: Iterable[Artifact], *, image_size: 
     return found
 
 
-def architecture(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what two networks have in common that differ in their weights alone."""
-    return {name: value for name, value in description.items() if name not in _TRAINED}
-
-
 def _measure(store: Builder, model: Artifact, image_size: int) -> Network:
-    kind = architecture(read_description(model.path))
+    description, _ = read_description(model.path)
     artifact = store.build(
         "network",
         lambda folder: asdict(_look_at(model.path, image_size)),
-        config={"architecture": canonical_json(kind), "image_size": image_size},
+        config={"architecture": description.architecture(), "image_size": image_size},
         inputs={},
         seed=0,
         version=VERSION,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tskd.artifacts import Artifact, canonical_json
+from tskd.artifacts import Artifact
 from tskd.console import warn
 from tskd.data.augment import Photometry, apply_photometry, draw_photometry, draw_resized_crops, move_images
 from tskd.data.prepared import Prepared
@@ -22,6 +21,7 @@ from tskd.engine import Runtime, Training, fit
 from tskd.engine.batches import ImageArray, allowed_flips, to_images
 from tskd.engine.order import batch_order, part_of
 from tskd.losses.pretraining import hidden_patch_loss, info_nce, normalise_patches
+from tskd.models.description import NetworkDescription
 from tskd.models.diffusion import to_uint8
 from tskd.models.flops import count_flops, gflops
 from tskd.models.mae import MaskedAutoencoder
@@ -103,7 +103,7 @@ class CropBatches:
 
 
 def build(
-    bench: Workbench, config: PretrainConfig, description: Mapping[str, Any], transfer: Artifact, data: Artifact
+    bench: Workbench, config: PretrainConfig, description: NetworkDescription, transfer: Artifact, data: Artifact
 ) -> Artifact:
     """Return the student whose encoder has learned from the transfer images alone, MAE or MoCo v3 by ``config``."""
     return bench.train(
@@ -120,7 +120,7 @@ def build(
 
 def pretrain(
     config: PretrainConfig,
-    description: Mapping[str, Any],
+    description: NetworkDescription,
     transfer: TransferSet,
     folder: Path,
     *,
@@ -136,7 +136,7 @@ def pretrain(
         transfer.names,
         batch_size=config.batch_size,
         smallest=config.crop,
-        flip=allowed_flips(config.flip, description["classes"]),
+        flip=allowed_flips(config.flip, description.classes),
         objective=objective,
         seed=derive(seed, "transfer batches"),
     )
@@ -189,15 +189,14 @@ def moco_step(temperature: float, runtime: Runtime | None = None) -> StepFn:
     return step
 
 
-def step_cost(config: PretrainConfig, description: Mapping[str, Any]) -> StepCost:
+def step_cost(config: PretrainConfig, description: NetworkDescription) -> StepCost:
     """Return what a step costs; the answer is kept for the life of the process."""
-    return _counted(config, canonical_json({**description, "weights": None}))
+    return _counted(config, description.bare())
 
 
 @cache
-def _counted(config: PretrainConfig, text: str) -> StepCost:
-    description = json.loads(text)
-    objective, size = build_objective(config, build_model(description)), description["image_size"]
+def _counted(config: PretrainConfig, description: NetworkDescription) -> StepCost:
+    objective, size = build_objective(config, build_model(description)), description.image_size
     views = torch.zeros(2, objective.views, 3, size, size)
     batch = Batch(views[:, 0], views, noise=torch.zeros(2, objective.tokens))
     total = count_flops(lambda: objective.step(objective.module.train(), batch)["loss"].backward())

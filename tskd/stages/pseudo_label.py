@@ -5,7 +5,6 @@ No features and no probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tskd.artifacts import Artifact
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime, Training, fit
+from tskd.models.description import NetworkDescription
 from tskd.models.flops import gflops, training_flops
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.recipe.schema import DistillConfig
@@ -34,7 +34,7 @@ UNUSED_SETTINGS = frozenset(
 def build(
     bench: Workbench,
     config: DistillConfig,
-    description: Mapping[str, Any],
+    description: NetworkDescription,
     masks: Artifact,
     transfer: Artifact,
     data: Artifact,
@@ -55,7 +55,7 @@ def build(
 
 def learn_pseudo_labels(
     config: DistillConfig,
-    description: Mapping[str, Any],
+    description: NetworkDescription,
     labelled: Labelled,
     folder: Path,
     *,
@@ -65,10 +65,8 @@ def learn_pseudo_labels(
     """Train a student on pseudo-labels, for as long and in the way distillation would; save it."""
     torch.manual_seed(derive(seed, "student"))
     student = build_model(description)
-    flops = training_flops(student, description["image_size"])
-    batches = labelled_batches(
-        labelled, description["classes"], config, config.augment, derive(seed, "transfer batches")
-    )
+    flops = training_flops(student, description.image_size)
+    batches = labelled_batches(labelled, description.classes, config, config.augment, derive(seed, "transfer batches"))
     training = Training("pseudo-labels", student, label_step, batches, config, seed)
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:

@@ -21,6 +21,7 @@ from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import GATE, QUALITY, read_samples
 from tskd.engine.batches import to_images
 from tskd.metrics.quality import LEAST_IMAGES, diversity, kid, nearest, psnr_to_nearest, summarise
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model, load_model
 from tskd.models.weights import EFFICIENTNET_LITE0, efficientnet_lite0_path
 from tskd.recipe.schema import OFFLINE
@@ -117,13 +118,8 @@ def imagenet_features(image_size: int, device: torch.device) -> Features | None:
     """Return features of EfficientNet-Lite0 trained on ImageNet; None where its weights are not installed."""
     if efficientnet_lite0_path() is None:
         return None
-    description = {
-        "kind": "timm",
-        "classes": ["unused"],
-        "image_size": image_size,
-        "arguments": {"backbone": EFFICIENTNET_LITE0, "decoder": "pyramid"},
-        "weights": OFFLINE,
-    }
+    arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": "pyramid"}
+    description = NetworkDescription("timm", arguments, ("unused",), image_size, OFFLINE)
     return embedding_features(build_model(description), device)
 
 

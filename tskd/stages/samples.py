@@ -85,7 +85,7 @@ def open_sampler(
     model, description = load_denoiser(denoiser)
     half = HALF.get(runtime.precision)
     changes = {"solver": config.sampler, "steps": config.sampling_steps, "guidance": config.guidance, "half": half}
-    counts = np.array(list(description["classes"].values()), dtype=np.float64)
+    counts = np.array(list(description.classes.values()), dtype=np.float64)
     device = runtime.fabric.device
     shares = (counts / counts.sum()).tolist() if counts.size else []
     return DiffusionSampler(model.to(device), plan_of(description, **changes), shares, image_size, seed, device)

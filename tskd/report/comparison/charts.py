@@ -78,7 +78,7 @@ def resources_section(comparison: ComparisonFolder) -> Section | None:
     groups: dict[str, dict[str, list[Cell]]] = {}
     sized = IMAGE_SIZE in comparison.axes and comparison.compared != IMAGE_SIZE
     for cell in (cell for cells in comparison.groups.values() for cell in cells):
-        line = cell.lines[0]
+        line = cell.first
         sizes = [value_title(IMAGE_SIZE, line[IMAGE_SIZE])] if sized else []
         place = groups.setdefault(", ".join([line[DATASET], *sizes]), {})
         place.setdefault(cell.look.title, []).append(cell)
@@ -127,7 +127,7 @@ def _line(method: str, columns: list[list[Cell]], places: list[float]) -> Series
 def _bias_chart(comparison: ComparisonFolder, title: str, lines: list[Line]) -> Chart:
     by_method = {line[METHOD]: line for line in lines}
     methods = ordered(by_method)
-    parts = {name: [float(by_method[method][key]) for method in methods] for key, name in _PARTS.items()}
+    parts = {name: [by_method[method][key] for method in methods] for key, name in _PARTS.items()}
     names = [comparison.method_titles.get(method, method) for method in methods]
     return stacked_chart(names, parts, Axis("squared error"), title=title)
 

@@ -27,3 +27,8 @@ STATISTICS_COLUMNS = frozenset({
     "tie_margin", "n_cases", "n_seeds", "axis", "first", "last", "mean_rank", "mean_score",
 })  # fmt: skip
 """The same of tests.csv, changes.csv and ranks.csv, with a column for every axis not compared or averaged."""
+_WORDS = frozenset({
+    "level", "run", "status", "error", "title", "evaluation", "measure", "baseline", "axis", "first", "last",
+})  # fmt: skip
+FIGURES = (RESULT_COLUMNS | STATISTICS_COLUMNS) - _WORDS
+"""Columns that hold a number or nothing; all others, the axes too, hold words as the grid has them."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 
 from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_damage, finished, finished_in
 from tskd.cells import original
@@ -19,7 +20,7 @@ from tskd.data.prepared import Prepared
 from tskd.errors import UserError
 from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
-from tskd.report.comparison.files import COMPARISON, DATASET, METHOD, TABLE
+from tskd.report.comparison.files import COMPARISON, DATASET, FIGURES, METHOD, TABLE
 from tskd.report.pictures import Predictions
 from tskd.report.run.transfer import TransferView, view_transfer
 from tskd.report.styles import Look, look_of, ordered
@@ -28,35 +29,40 @@ from tskd.stages.evaluation_files import read_cases
 _NEEDED = frozenset({"name", "axes", "replicates", "grid", "budget_rule", "runs", "failed"})
 _COLUMNS = ("run", "status", "method", "title", "dataset", "dice", "n_cases", "evaluation")
 
-Line = Mapping[str, str]
+Line = Mapping[str, Any]
+"""A row of a table: a number or None in the columns of ``FIGURES``, else a text."""
 Setting = tuple[str, ...]
 """The data set and the values of the axes that vary, method and replicates aside."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One method in one setting, over its replicates: runs that differ in seed and label draw."""
 
     method: str
     look: Look
-    lines: tuple[Line, ...]
-    """One a replicate."""
+    runs: pandas.DataFrame
+    """Rows of the table, one a replicate."""
     interval: tuple[float, float] | None
     """95 % interval of mean Dice over replicates and cases; None: too few cases, or their scores are gone."""
 
     def mean(self, column: str) -> float | None:
         """Return the mean of a column over replicates; None where it is not there."""
-        values = [float(line[column]) for line in self.lines if line.get(column)]
-        return float(np.mean(values)) if values else None
+        return _number(self.runs[column].mean()) if column in self.runs else None
+
+    @property
+    def first(self) -> Line:
+        """The row of its first replicate."""
+        return _lines(self.runs)[0]
 
     @property
     def level(self) -> str:
         """What its scores are of: ``volume``, or ``image``, as in tables from before volumes were scored."""
-        return self.lines[0].get("level") or "image"
+        return str(self.first.get("level") or "image")
 
     @property
     def dice(self) -> float:
-        return float(np.mean([float(line["dice"]) for line in self.lines]))
+        return float(self.runs["dice"].mean())
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,13 @@ class ComparisonFolder:
     path: Path
     description: Mapping[str, Any]
     """What ``comparison.json`` holds."""
-    lines: tuple[Line, ...]
-    """What ``table.csv`` holds."""
+    runs: pandas.DataFrame
+    """What ``table.csv`` holds, read by :func:`read_table`."""
 
     @property
     def failed(self) -> list[Line]:
         """The runs without a score."""
-        return [line for line in self.lines if not line["dice"]]
+        return _lines(self.runs[self.runs["dice"].isna()])
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -86,28 +92,30 @@ class ComparisonFolder:
 
     @property
     def _between(self) -> list[str]:
-        columns = list(self.lines[0])
+        columns = list(map(str, self.runs))
         return columns[columns.index(DATASET) + 1 : columns.index("dice")]
 
     @property
     def method_titles(self) -> dict[str, str]:
         """What tables call each method: its name alone where its runs failed, or where several have one title."""
-        names = {line[METHOD]: line[METHOD] for line in self.lines}
-        titles = {line[METHOD]: line["title"] for line in self.lines if line["title"]}
+        titled = self.runs[self.runs["title"] != ""]
+        titles = dict(zip(titled[METHOD], titled["title"]))
+        names = {name: name for name in self.runs[METHOD]}
         counts = Counter(titles.values())
         return names | {name: title for name, title in titles.items() if counts[title] == 1}
 
     @cached_property
     def cells(self) -> dict[Setting, list[Cell]]:
         """Every method in every setting, methods in the order of tables."""
-        groups: dict[Setting, dict[str, list[Line]]] = {}
-        for line in self.lines:
-            if line["dice"]:
-                setting = (line[DATASET], *(line[axis] for axis in self.axes))
-                groups.setdefault(setting, {}).setdefault(line[METHOD], []).append(line)
+        scored = self.runs.dropna(subset=["dice"])
+        settings = scored.groupby([DATASET, *self.axes], sort=False)
+        by_method: dict[Setting, dict[str, pandas.DataFrame]] = {
+            tuple(map(str, key)): {str(name): one for name, one in runs.groupby(METHOD, sort=False)}
+            for key, runs in settings
+        }
         return {
             setting: [self._cell(name, methods[name]) for name in ordered(methods)]
-            for setting, methods in sorted(groups.items(), key=lambda group: _in_order(group[0]))
+            for setting, methods in sorted(by_method.items(), key=lambda group: _in_order(group[0]))
         }
 
     @property
@@ -139,7 +147,7 @@ class ComparisonFolder:
         """Title -> the first group of each data set."""
         first: dict[str, tuple[str, list[Cell]]] = {}
         for title, cells in self.groups.items():
-            first.setdefault(cells[0].lines[0][DATASET], (title, cells))
+            first.setdefault(cells[0].first[DATASET], (title, cells))
         return dict(first.values())
 
     def called(self, value: str) -> str:
@@ -163,13 +171,13 @@ class ComparisonFolder:
     def _words(self, dataset: str, values: Iterable[tuple[str, str]], *, without: str = "") -> str:
         return ", ".join([dataset, *(value_title(axis, value) for axis, value in values if axis != without)])
 
-    def table(self, name: str) -> list[dict[str, str]]:
-        """Return the lines of another table of the folder; none where it was not written."""
-        return _read_csv(self.path / name) if (self.path / name).is_file() else []
+    def table(self, name: str) -> list[Line]:
+        """Return the rows of another table of the folder; none where it was not written."""
+        return _lines(read_table(self.path / name)) if (self.path / name).is_file() else []
 
     def predictions(self, cell: Cell) -> Predictions | None:
         """Return what a method predicted in its first replicate; None where that or the data it scored are gone."""
-        artifact, title = self._evaluation(cell.lines[0]), cell.look.title
+        artifact, title = self._evaluation(cell.first), cell.look.title
         prepared = self._prepared(artifact.manifest["inputs"]["data"]) if artifact else None
         return Predictions(title, title, artifact.path, prepared) if artifact and prepared else None
 
@@ -186,7 +194,7 @@ class ComparisonFolder:
 
     def trainings(self, cell: Cell) -> list[Artifact]:
         """Return a cell's model in its first replicate and the trainings it came from, the first of them first."""
-        path = self.path / "runs" / f"{cell.lines[0]['run']}.json"
+        path = self.path / "runs" / f"{cell.first['run']}.json"
         state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         name = state.get("artifacts", {}).get("model")  # none where the run was tried again since, and failed
         model = finished(self.path / ARTIFACTS / name) if name else None
@@ -231,7 +239,7 @@ class ComparisonFolder:
 
     def data_digest(self, cell: Cell) -> str | None:
         """Return the digest of the prepared data that a cell was scored on; None where its scores are gone."""
-        evaluation = self._evaluation(cell.lines[0])
+        evaluation = self._evaluation(cell.first)
         return str(evaluation.manifest["inputs"]["data"]) if evaluation else None
 
     def _evaluation(self, line: Line) -> Artifact | None:
@@ -240,10 +248,10 @@ class ComparisonFolder:
             return None
         return artifact
 
-    def _cell(self, method: str, lines: Sequence[Line]) -> Cell:
-        ordered_lines = sorted(lines, key=lambda line: [line[name] for name in self.replicates])
+    def _cell(self, method: str, runs: pandas.DataFrame) -> Cell:
+        runs = runs.sort_values(list(self.replicates), kind="stable") if self.replicates else runs
         look = look_of(method, self.method_titles[method], place=list(self.method_titles).index(method))
-        return Cell(method, look, tuple(ordered_lines), self._interval(ordered_lines))
+        return Cell(method, look, runs, self._interval(_lines(runs)))
 
     def _interval(self, lines: Sequence[Line]) -> tuple[float, float] | None:
         """Return the interval of mean Dice, within 0 and 1, by a bootstrap over replicates and cases, equal in all."""
@@ -281,16 +289,16 @@ def open_comparison(path: Path) -> ComparisonFolder:
     """Return the comparison in a folder. Raises UserError where its files are missing or not what they should be."""
     try:
         description = json.loads((path / COMPARISON).read_text(encoding="utf-8"))
-        lines = _read_csv(path / TABLE)
-    except (OSError, ValueError, csv.Error) as error:
+        runs = read_table(path / TABLE)
+    except (OSError, ValueError) as error:
         raise _damaged(path, f"{COMPARISON} or {TABLE} cannot be read") from error
     if missing := sorted(_NEEDED - description.keys() if isinstance(description, dict) else _NEEDED):
         raise _damaged(path, f"{COMPARISON} lacks {', '.join(missing)}")
-    if missing := [name for name in _COLUMNS if not lines or name not in lines[0]]:
+    if missing := [name for name in _COLUMNS if runs.empty or name not in runs]:
         raise _damaged(path, f"{TABLE} has no rows, or lacks {', '.join(missing)}")
-    if doubt := next(_doubts(path, lines), None):
+    if doubt := next(_doubts(path, _lines(runs)), None):
         raise _damaged(path, doubt)
-    return ComparisonFolder(path, description, tuple(lines))
+    return ComparisonFolder(path, description, runs)
 
 
 def _doubts(path: Path, lines: Iterable[Line]) -> Iterator[str]:
@@ -299,7 +307,7 @@ def _doubts(path: Path, lines: Iterable[Line]) -> Iterator[str]:
         evaluation = finished(path / ARTIFACTS / line["evaluation"]) if line["evaluation"] else None
         measured = evaluation.metrics if evaluation else {}
         for name in measured.keys() & line.keys():
-            if line[name] and isinstance(measured[name], int | float) and as_number(line[name]) != measured[name]:
+            if line[name] is not None and isinstance(measured[name], int | float) and line[name] != measured[name]:
                 yield f"{name} of {line['run']} in {TABLE} is not that of {ARTIFACTS}/{line['evaluation']}"
 
 
@@ -317,9 +325,28 @@ def _in_order(setting: Setting) -> tuple[tuple[bool, float, str], ...]:
     return tuple((number is None, number or 0.0, value) for number, value in zip(numbers, setting))
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [original(line) for line in csv.DictReader(file)]
+def read_table(path: Path) -> pandas.DataFrame:
+    """Return a table of a comparison, figures as numbers (nan: an empty field) and all else as it was written.
+
+    Raises ValueError where a figure is no number or rows have other lengths than the head.
+    """
+    empty = {name: [""] for name in FIGURES}
+    frame = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=empty, float_precision="round_trip")
+    if not isinstance(frame.index, pandas.RangeIndex):  # pandas takes what is too much for names of rows
+        raise ValueError("rows have more fields than the head")
+    for name in frame:
+        frame[name] = frame[name].astype(float) if name in FIGURES else frame[name].map(original)
+    return frame
+
+
+def _lines(frame: pandas.DataFrame) -> list[Line]:
+    """Return the rows of a table, an empty figure as None."""
+    return [{str(name): _number(one) for name, one in line.items()} for line in frame.to_dict("records")]
+
+
+def _number(value: Any) -> Any:
+    """Return a value, nan as None."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _damaged(path: Path, what: str) -> UserError:

@@ -65,7 +65,7 @@ def comparison_page(comparison: ComparisonFolder, *, room: int = ROOM) -> Page:
     description = comparison.description
     return Page(
         title=str(description["name"]),
-        kicker=f"Comparison of {counted(len(comparison.lines), 'run')}",
+        kicker=f"Comparison of {counted(len(comparison.runs), 'run')}",
         verdict=comparison_verdict(comparison),
         caveat=_caveat(comparison),
         sections=tuple(one for one in sections if one is not None),
@@ -123,7 +123,7 @@ def failed_section(comparison: ComparisonFolder) -> Section | None:
 def reproduce_section(comparison: ComparisonFolder) -> Section | None:
     """Grid, versions and what it took."""
     description = comparison.description
-    seconds = sum(float(line["seconds"]) for line in comparison.lines if line.get("seconds"))
+    seconds = comparison.runs["seconds"].sum() if "seconds" in comparison.runs else 0.0
     machines = description.get("executor", {})
     known = machines.get("executor")
     workers = machines.get("workers") or (1 if known == "local" else None)
@@ -178,7 +178,7 @@ def _caveat(comparison: ComparisonFolder) -> str:
     """Return what limits the numbers: few runs, failed runs, runs that have not ended."""
     description, counts = (
         comparison.description,
-        [len(cell.lines) for found in comparison.cells.values() for cell in found],
+        [len(cell.runs) for found in comparison.cells.values() for cell in found],
     )
     fewest, most = min(counts, default=0), max(counts, default=0)
     said = [f"{f'{fewest} to ' if fewest < most else ''}{counted(most, 'run')} a method and setting."]
@@ -192,10 +192,10 @@ def _caveat(comparison: ComparisonFolder) -> str:
         )
     if comparison.failed:
         said.append(
-            f"{counted(len(comparison.failed), 'run')} of {len(comparison.lines)} failed: see below. Their seeds are "
+            f"{counted(len(comparison.failed), 'run')} of {len(comparison.runs)} failed: see below. Their seeds are "
             "left out of the tests of their own methods and of the ranks, and of no mean."
         )
-    if waiting := description["runs"] - len(comparison.lines):
+    if waiting := description["runs"] - len(comparison.runs):
         said.append(f"{counted(waiting, 'run')} of {description['runs']} not ended yet.")
     return " ".join(said)
 
@@ -208,9 +208,7 @@ def _span(comparison: ComparisonFolder) -> tuple[float, float]:
 
 
 def _forest(title: str, cells: list[Cell], span: tuple[float, float]) -> Chart:
-    rows = [
-        Estimate(cell.look, cell.dice, cell.interval, [float(line["dice"]) for line in cell.lines]) for cell in cells
-    ]
+    rows = [Estimate(cell.look, cell.dice, cell.interval, cell.runs["dice"].tolist()) for cell in cells]
     return forest_chart(rows, title=title, measure=dice_of(cells[0].level), span=span)
 
 
@@ -238,7 +236,7 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
             *_errors(cell),
             teraflops(cell.mean("student_gflops")),
             teraflops(cell.mean("teacher_gflops")),
-            str(len(cell.lines)),
+            str(len(cell.runs)),
         )
         for cell in cells
     )
@@ -255,7 +253,7 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
 
 def _test_cases(cells: list[Cell]) -> str:
     """Return on how many cases cells were scored: where what is compared changes the test set, from fewest to most."""
-    counts = [int(cell.lines[0]["n_cases"]) for cell in cells]
+    counts = [int(cell.first["n_cases"]) for cell in cells]
     fewest, most = min(counts), max(counts)
     return counted(most, "test case") if fewest == most else f"{fewest} to {most} test cases"
 

@@ -36,12 +36,12 @@ def _test_table(comparison: ComparisonFolder) -> Table | None:
             **_pair_cells(comparison, line),
             **{axis_title(group): line[group] for group in groups},
             **_tested_cells(line, "difference"),
-            "better / tied / worse": f"{line['wins']} / {line['ties']} / {line['losses']}",
+            "better / tied / worse": " / ".join(number(line[name], 0) for name in ("wins", "ties", "losses")),
             **_size_cells(line),
         }
         for line in lines
     ]
-    margins = ", ".join({f"{float(line['tie_margin']):g} ({_measure_title(line['measure'])})": 0 for line in lines})
+    margins = ", ".join({f"{line['tie_margin']:g} ({_measure_title(line['measure'])})": 0 for line in lines})
     note = (
         f"Interval: paired bootstrap over replicates and cases; not corrected for being several. {P_NOTE} "
         f"A tie is a case that differs by at most {margins}."
@@ -68,22 +68,21 @@ def _change_table(comparison: ComparisonFolder) -> Table | None:
 
 
 def _pair_cells(comparison: ComparisonFolder, line: Line) -> dict[str, str]:
-    return {name: comparison.method_titles.get(line[name], line[name]) for name in ("method", "baseline")}
+    return {name: comparison.method_titles.get(line[name], str(line[name])) for name in ("method", "baseline")}
 
 
 def _tested_cells(line: Line, what: str) -> dict[str, str]:
     """Return measure, ``what`` is tested, interval and p of a line of tests.csv or changes.csv."""
-    bounds = (float(line["ci95_low"]), float(line["ci95_high"])) if line["ci95_low"] else None
     return {
         "measure": _measure_title(line["measure"]),
-        what: signed(float(line["difference"]), _digits(line)),
-        INTERVAL: interval(bounds, _digits(line)),
-        P_VALUE: p_value(float(line["p_holm"])),
+        what: signed(line["difference"], _digits(line)),
+        INTERVAL: interval((line["ci95_low"], line["ci95_high"]), _digits(line)),
+        P_VALUE: p_value(line["p_holm"]),
     }
 
 
 def _size_cells(line: Line) -> dict[str, str]:
-    return {"cases": line["n_cases"], "replicates": line["n_seeds"]}
+    return {"cases": number(line["n_cases"], 0), "replicates": number(line["n_seeds"], 0)}
 
 
 def _rank_table(comparison: ComparisonFolder) -> Table | None:
@@ -94,9 +93,9 @@ def _rank_table(comparison: ComparisonFolder) -> Table | None:
             "method": comparison.method_titles.get(line["method"], line["method"]),
             **{axis_title(group): line[group] for group in groups},
             "measure": _measure_title(line["measure"]),
-            "mean rank": number(float(line["mean_rank"]), 2),
-            "mean score": number(float(line["mean_score"]), _digits(line)),
-            "cases": line["n_cases"],
+            "mean rank": number(line["mean_rank"], 2),
+            "mean score": number(line["mean_score"], _digits(line)),
+            "cases": number(line["n_cases"], 0),
         }
         for line in lines
     ]
@@ -119,7 +118,7 @@ def _table(title: str, rows: Sequence[Mapping[str, str]], note: str) -> Table | 
     )
 
 
-def _groups(lines: list[dict[str, str]], kind: type[PairTest | MeanRank]) -> list[str]:
+def _groups(lines: Sequence[Line], kind: type[PairTest | MeanRank]) -> list[str]:
     """Return the columns that say to which group a line belongs, where there is more than one."""
     names = {one.name for one in fields(kind)}
     return [name for name in next(iter(lines), {}) if name not in names and len({line[name] for line in lines}) > 1]

@@ -73,7 +73,7 @@ def _best_value(comparison: ComparisonFolder, dataset: str) -> str | None:
     if len(baselines) != 1:
         return None
     baseline, axis = baselines.pop(), axis_title(comparison.compared)
-    gains = {value: float(np.mean([float(line["difference"]) for line in lines])) for value, lines in tests.items()}
+    gains = {value: float(np.mean([line["difference"] for line in lines])) for value, lines in tests.items()}
     best = max(gains, key=lambda value: gains[value])
     found = _tested(tests[best], tests[best][0]["method"])
     differs = f"differs by {signed(gains[best])}{' on average' if len(tests[best]) > 1 else ''}{found}"
@@ -108,7 +108,7 @@ def _tested(tests: Sequence[Line], ours: str) -> str:
     if not tests:
         return ", a pair that was not tested"
     gains = [_gain(line, ours) for line in tests]
-    alone = ", for one training of each" if all(line["n_seeds"] == "1" for line in tests) else ""
+    alone = ", for one training of each" if all(line["n_seeds"] == 1 for line in tests) else ""
     better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     if len(gains) == 1:
         return f", which is {f'clear ({CLEAR})' if gains[0] else f'not clear ({UNCLEAR})'}{alone}"
@@ -120,6 +120,6 @@ def _gain(line: Line, ours: str) -> float:
 
     The interval is over seeds and cases. p has no say: it takes the trainings as given, and finds their luck.
     """
-    difference = float(line["difference"]) if line["method"] == ours else -float(line["difference"])
-    bounds = [float(line[end] or 0) for end in ("ci95_low", "ci95_high")]
+    difference: float = line["difference"] if line["method"] == ours else -line["difference"]
+    bounds = [line[end] or 0.0 for end in ("ci95_low", "ci95_high")]
     return difference if min(bounds) * max(bounds) > 0 else 0.0

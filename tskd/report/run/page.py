@@ -235,7 +235,7 @@ def _paired_table(run: RunFolder, tests: Sequence[PairTest]) -> Table | None:
         (
             capital(run.title(test.method)),
             signed(test.difference),
-            interval(None if test.ci95_low is None or test.ci95_high is None else (test.ci95_low, test.ci95_high)),
+            interval((test.ci95_low, test.ci95_high)),
             f"{test.wins} / {test.ties} / {test.losses}",
             p_value(test.p_holm),
         )

@@ -14,6 +14,7 @@ from PIL import Image
 from tskd.artifacts import Artifact, find_damage
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import GATE, QUALITY, SAMPLE_SHEET, images_path, read_samples
+from tskd.metrics.intervals import interval_text
 from tskd.report.blocks import Block, Facts, Picture, Pictures, Points, Section, Table, section
 from tskd.report.pictures import Album
 from tskd.report.run.folder import RunFolder
@@ -136,7 +137,7 @@ def _kid(space: Mapping[str, Any], key: str) -> str:
     kid = space.get(key, {})
     if "mean" not in kid:
         return NOTHING
-    return f"{kid['mean']:.4g} ({kid['ci95'][0]:.4g} to {kid['ci95'][1]:.4g})".replace("-", "−")
+    return f"{kid['mean']:.4g} ({interval_text(kid['ci95'], '{:.4g}'.format)})".replace("-", "−")
 
 
 def _made_up(view: TransferView, album: Album) -> Pictures | None:

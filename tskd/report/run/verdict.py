@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tskd.metrics.comparison import DICE, PairTest, compare_methods
+from tskd.metrics.intervals import interval_text
 from tskd.metrics.segmentation import NOTHING_TO_FIND, case_means
 from tskd.report.pictures import Predictions
 from tskd.report.run.folder import BEFORE_FINETUNE, STUDENT, RunFolder
@@ -59,7 +60,7 @@ def _clause(test: PairTest, rival: str) -> str:
     if test.ci95_low is None or test.ci95_high is None:
         return f"{signed(gain)} against the {rival}, on too few cases to say more"
     low, high = -test.ci95_high, -test.ci95_low
-    figures = f"({signed(gain)}, {INTERVAL} {signed(low)} to {signed(high)})"
+    figures = f"({signed(gain)}, {INTERVAL} {interval_text((low, high), signed)})"
     if low > 0:
         return f"better than the {rival} {figures}"
     if high < 0:
