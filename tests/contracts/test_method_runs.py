@@ -163,3 +163,34 @@ def test_weights_can_be_the_start_of_all_but_scratch(open_run: OpenRun, folder: 
     assert distances[1] < 0.5 * distances[0]
     assert changed.finetuned(None).path == usual.finetuned(None).path
     assert changed.finetuned(changed.imagenet).path == usual.finetuned(usual.imagenet).path, "trained once"
+
+
+def test_several_teachers_answer_as_one_and_waste_no_label(folder: Path, open_run: OpenRun) -> None:
+    """A member that saw its own fold, members that are the same, or a student that learns from one of them alone."""
+    run = open_run("task_kd")
+    several = run.recipe.teacher.model_copy(update={"members": 2, "adaptation": "auto"})
+    labels = run.recipe.data.model_copy(update={"val_share": 0.0})
+    run = Run(run.recipe.model_copy(update={"teacher": several, "data": labels}), run.out, run.runtime)
+    first, second = run.teacher_members
+    assert len(run.prepared.rows("train")) == SETTINGS["data"]["labels"]
+    assert not len(run.prepared.rows("val"))
+    assert first.digest != second.digest
+    assert {*first.metrics} >= {"held_out_dice"}
+    assert "val_dice" not in first.metrics
+    assert load_model(first.path).encoder.conv1[0].weight.requires_grad, (
+        "a convolutional teacher trains all its weights"
+    )
+    images = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        mean = (
+            sum(
+                load_model(one.path)(looked).logits.sigmoid().flip(axes)
+                for one in (first, second)
+                for looked, axes in ((images, ()), (images.flip(3), (3,)))
+            )
+            / 4
+        )
+        assert torch.allclose(load_model(run.teacher.path)(images).logits.sigmoid(), mean, atol=1e-5)
+    assert run.distilled_by(run.teacher).manifest["inputs"]["teacher"] == run.teacher.digest
+    spent = compute_of(run.teacher, run.bench.used.values()).teacher_gflops
+    assert spent == pytest.approx(sum(one.metrics["teacher_gflops"] for one in (first, second)))

@@ -36,6 +36,14 @@ CASES = {
         for decoder in DECODERS
     },
     "dynunet": description("dynunet", channels=[8, 16, 32]),
+    "ensemble": description(
+        "ensemble",
+        members=[
+            description("timm", backbone=BACKBONES["convolutional"], decoder="pyramid").as_dict(),
+            description("dynunet", channels=[8, 16, 32]).as_dict(),
+        ],
+        flip=[True, False],
+    ),
 }
 NEEDS_FILES = {"sam"}
 """Kinds that are built from a checkpoint; their contract is tested beside their parity."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def test_official_validation_cases_beyond_the_budget_do_not_train():
         ({"label_cases": 76}, "label_cases=76 .* 75 labelled cases"),
         ({"labels": 10, "label_cases": 10}, "both given"),
         ({"test_share": 1.5}, "test_share=1.5"),
-        ({"val_share": 0.0}, "val_share=0.0"),
+        ({"val_share": 1.0}, "val_share=1.0"),
     ],
 )
 def test_a_wrong_budget_says_what_there_is(budget, message: str):
@@ -245,3 +246,21 @@ def test_a_file_that_is_no_split(tmp_path: Path, text: str, message: str):
 def test_a_missing_split_file(tmp_path: Path):
     with pytest.raises(UserError, match=r"split\.json cannot be read"):
         load_split(tmp_path / "split.json")
+
+
+def test_without_a_validation_share_every_label_of_the_budget_trains():
+    """A label kept back although none was to be, or another test set than the other rule's."""
+    records, presence = single_images(100)
+    all_train = make_split(records, presence=presence, labels=20, val_share=0)
+    assert (len(all_train.train), all_train.val) == (20, ())
+    selected = make_split(records, presence=presence, labels=20)
+    assert set(all_train.train) == {*selected.train, *selected.val}
+    assert all_train.test == selected.test
+
+
+def test_cases_that_a_data_set_keeps_for_validation_never_train():
+    records, presence = single_images(30)
+    official = [replace(record, split="val" if place < 5 else None) for place, record in enumerate(records)]
+    split = make_split(official, presence=presence, val_share=0)
+    kept = {record.id for record in official[:5]}
+    assert kept.isdisjoint({*split.train, *split.val, *split.unlabelled, *split.test})

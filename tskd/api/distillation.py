@@ -199,7 +199,7 @@ class _Work:
             batches=labelled_batches(self.material.labelled, self.classes, config, config.augment, seed),
             settings=config,
             seed=self.seed,
-            validate=validation(prepared) if prepared is not None and len(prepared.rows("val")) else None,
+            validate=validation(prepared) if prepared is not None else None,
         )
 
     def _claim(self) -> None:

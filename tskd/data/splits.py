@@ -73,14 +73,15 @@ def make_split(
     ``presence`` maps the id of every labelled record to the classes in its mask. ``labels`` counts labelled images,
     ``label_cases`` labelled cases, validation included; None takes all. For one seed a smaller budget is a subset of
     a larger one, in ``train`` and in ``val``, and ``test`` does not depend on it. Another ``budget_seed`` (None: as
-    ``seed``) draws other labels for the same test.
+    ``seed``) draws other labels for the same test. With a ``val_share`` of 0 all labels train, but for those of cases
+    that the data set itself keeps for validation: these are left out.
 
     A split stated by the data set holds; where it names no labelled test case, ``test_share`` of the labelled
     training cases is held out, and of cases without a stated split in any case. Officially ``val`` and ``test`` cases
     never train, so what has no label there, or lies beyond the budget, is left out; so is what has no label in a
     case that validates.
 
-    Raises UserError if the data or the budget leaves one of train, val and test without a case.
+    Raises UserError if the data or the budget leaves one of train, val (unless its share is 0) and test without a case.
     """
     _require_shares(val_share, test_share)
     cases = _group_cases(records, presence)
@@ -88,7 +89,7 @@ def make_split(
     tested = {case.name for case in test}
     eligible = [case for case in cases if case.labelled and case.name not in tested]
     order = _budget_order(eligible, val_share, seed if budget_seed is None else budget_seed)
-    _require_cases(order, test)
+    _require_cases(order, test, {"train", "val"} if val_share else {"train"})
     chosen = _choose_labelled(order, labels=labels, label_cases=label_cases)
     train = {id_ for item in order if item.side == "train" for id_ in item.case.labelled if id_ in chosen}
     val = chosen - train
@@ -198,10 +199,10 @@ def _budget_order(cases: Sequence[_Case], val_share: float, seed: int) -> list[_
     """Return the training side's labelled cases, each with its side, in the order in which budgets take them."""
     eligible = [case for case in cases if case.official != "test"]
     official_val = [case for case in eligible if case.official == "val"]
-    if not official_val:
-        order = _stratified_order(eligible, seed, "labels")
-        return [_Budgeted(case, _turn(place, val_share)) for place, case in enumerate(order)]
     training = [case for case in eligible if case.official != "val"]
+    if not official_val or not val_share:
+        order = _stratified_order(training, seed, "labels")
+        return [_Budgeted(case, _turn(place, val_share)) for place, case in enumerate(order)]
     queues = {
         "train": _stratified_order(training, seed, "labels"),
         "val": _stratified_order(official_val, seed, "official val"),
@@ -215,7 +216,7 @@ def _turn(place: int, val_share: float) -> Literal["train", "val"]:
 
 
 def _val_quota(count: int, val_share: float) -> int:
-    return 0 if count < 2 else min(max(round(count * val_share), 1), count - 1)
+    return 0 if count < 2 or not val_share else min(max(round(count * val_share), 1), count - 1)
 
 
 def _take(queues: Mapping[str, list[_Case]], side: Literal["train", "val"]) -> _Budgeted:
@@ -242,22 +243,21 @@ def _image_order(order: Sequence[_Budgeted]) -> list[str]:
 
     Otherwise a budget below the size of the first case (a volume) would leave nothing to validate on.
     """
-    first = next(item for item in order if item.side == "train")
-    second = next(item for item in order if item.side == "val")
-    turns = zip_longest(first.case.labelled, second.case.labelled)
-    rest = (item.case.labelled for item in order if item is not first and item is not second)
+    firsts = [item for side in ("train", "val") if (item := next((one for one in order if one.side == side), None))]
+    turns = zip_longest(*(item.case.labelled for item in firsts))
+    rest = (item.case.labelled for item in order if not any(item is first for first in firsts))
     return [id_ for id_ in chain(chain.from_iterable(turns), chain.from_iterable(rest)) if id_ is not None]
 
 
 def _require_shares(val_share: float, test_share: float) -> None:
-    for name, share in (("val_share", val_share), ("test_share", test_share)):
-        if not 0 < share < 1:
-            raise UserError(f"{name}={share} is no share: a number between 0 and 1 is needed, for example 0.2.")
+    if not 0 <= val_share < 1:
+        raise UserError(f"val_share={val_share} is no share: 0 or a number below 1 is needed, for example 0.2.")
+    if not 0 < test_share < 1:
+        raise UserError(f"test_share={test_share} is no share: a number between 0 and 1 is needed, for example 0.2.")
 
 
-def _require_cases(order: Sequence[_Budgeted], test: Sequence[_Case]) -> None:
-    sides = {item.side for item in order}
-    if sides == {"train", "val"} and test:
+def _require_cases(order: Sequence[_Budgeted], test: Sequence[_Case], wanted: set[str]) -> None:
+    if wanted <= {item.side for item in order} and test:
         return
     raise UserError(
         f"Too few labelled cases: {sum(item.side == 'train' for item in order)} are left to train, "

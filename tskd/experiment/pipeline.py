@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import count
@@ -136,6 +136,8 @@ def _execute(run: Run) -> RunFile:
     ablation = run.ablation(models["student"][1]).metrics
     networks = {name: asdict(measured[one.path.name]) for name, (_, one) in models.items()}
     metrics = {name: artifact.metrics | compute(run, models[name][1]) for name, artifact in scores.items()}
+    if members := member_scores(run, models):
+        metrics["teacher"]["members"] = members
     if "teacher" in scores:
         paths = scores["teacher"].path, scores["student"].path
         metrics["student"]["teacher_agreement"] = round(evaluate.mean_agreement(*paths, run.tested), 4)
@@ -166,12 +168,25 @@ def _execute(run: Run) -> RunFile:
     return found
 
 
+def member_scores(run: Run, models: Mapping[str, tuple[str, Artifact]]) -> list[float]:
+    """Return the Dice on the test images of each teacher that answers together with others; none where one answers."""
+    together = models.get("teacher")
+    if together is None or "members" not in together[1].metrics:
+        return []
+    titles = (f"teacher, member {number}" for number in count(1))
+    scores = [run.evaluation(member, title).metrics["dice"] for member, title in zip(run.teacher_members, titles)]
+    if None not in scores:
+        say(f"teacher: {len(scores)} members, Dice {min(scores):.3f} to {max(scores):.3f} each by itself")
+    return scores
+
+
 def _say_what_for(run: Run) -> None:
     """Say which images are used for what, and which models will be made."""
     prepared, tested = run.prepared, run.tested
     train, val, unlabelled = (len(prepared.rows(part)) for part in ("train", "val", "unlabelled"))
+    chosen = f"and {val} to choose weights by" if val else "(weights are not chosen: the last averaged ones are kept)"
     say(
-        f"run: {train} labelled images to train on and {val} to choose weights by, {unlabelled} without labels, "
+        f"run: {train} labelled images to train on {chosen}, {unlabelled} without labels, "
         f"{len(tested.rows('test'))} test images in {len(tested.cases('test'))} cases, at {prepared.image_size} px"
     )
     beside = ", ".join(METHODS[name].title for name in _rivals(run.recipe))

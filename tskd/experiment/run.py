@@ -12,6 +12,7 @@ from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
+from tskd.engine.batches import allowed_flips
 from tskd.errors import UserError
 from tskd.experiment.budget import (
     Budget,
@@ -23,6 +24,7 @@ from tskd.experiment.budget import (
 )
 from tskd.models.backbones import patch_for
 from tskd.models.description import NetworkDescription
+from tskd.models.ensemble import mirrors
 from tskd.models.registry import load_model
 from tskd.models.weight_files import identify
 from tskd.recipe.schema import (
@@ -40,6 +42,7 @@ from tskd.stages import (
     control,
     diffusion,
     distill,
+    ensemble,
     evaluate,
     finetune,
     imagenet,
@@ -125,7 +128,19 @@ class Run:
 
     @cached_property
     def teacher(self) -> Artifact:
-        return self._adapted(self.recipe.teacher, self.teacher_source)
+        """The adapted teacher, or several as one."""
+        config, members = self.recipe.teacher, self.teacher_members
+        if not members:
+            return self._adapted(config, self.teacher_source)
+        return ensemble.build(self.bench, members, flip=self._teacher_flip)
+
+    @cached_property
+    def teacher_members(self) -> tuple[Artifact, ...]:
+        """The teachers that answer together; none where one answers by itself, and not for mirrored images."""
+        config = self.recipe.teacher
+        if config.members == 1:
+            return (self._adapted(config, self.teacher_source),) if config.mirror else ()
+        return tuple(self._adapted(config, self.teacher_source, number) for number in range(config.members))
 
     @cached_property
     def probed_teacher(self) -> Artifact:
@@ -137,8 +152,8 @@ class Run:
         prepared = self.prepared
         return teacher.choose_teacher(config, prepared.classes, prepared.image_size, download=self.download)
 
-    def _adapted(self, config: TeacherConfig, source: TeacherSource) -> Artifact:
-        return teacher.build(self.bench, config, source, self.prepared_artifact, self.teacher_data)
+    def _adapted(self, config: TeacherConfig, source: TeacherSource, member: int | None = None) -> Artifact:
+        return teacher.build(self.bench, config, source, self.prepared_artifact, self.teacher_data, member=member)
 
     @cached_property
     def diffusion(self) -> Artifact:
@@ -189,11 +204,23 @@ class Run:
         """
         teacher_config, config = self.recipe.teacher, self.recipe.distill
         description = self.teacher_source.description
-        adaptation = teacher_config.steps * teacher_config.batch_size * adaptation_flops(description)
+        members, looks = teacher_config.members, self._looks
+        adaptation = members * teacher_config.steps * teacher_config.batch_size * adaptation_flops(description)
         wanted = self.recipe.transfer  # counted by the settings: a diffusion model is not trained for it
         images = transfer.count_real(wanted, self.prepared) + wanted.synthetic + wanted.augmented
         seen = images * config.views if cache.cache_pays(config, images) else config.steps * config.batch_size
-        return self.budget.total + adaptation + seen * answering_flops(description)
+        return self.budget.total + adaptation + seen * looks * answering_flops(description)
+
+    @property
+    def _looks(self) -> int:
+        """How often a network answers for one answer of the teacher: each member, for each mirrored image."""
+        config = self.recipe.teacher
+        together = config.members > 1 or config.mirror
+        return config.members * (1 + len(mirrors(self._teacher_flip))) if together else 1
+
+    @property
+    def _teacher_flip(self) -> tuple[bool, bool]:
+        return allowed_flips(self.recipe.teacher.augment.flip, self.prepared.classes)
 
     def finetuned(self, start: Artifact | None, *, within: int | None = None) -> Artifact:
         """Return the student fine-tuned from a start, or (None) trained on the labels from random weights.

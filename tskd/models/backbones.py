@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tskd.errors import UserError
+from tskd.models.lora import has_attention
 
 NO_ENCODER = "none"
 """The backbone of a network that is its decoder's skip alone: what an encoder has to beat."""
@@ -85,6 +86,13 @@ def has_one_scale(backbone: str) -> bool:
     _require_known(backbone)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return len(set(_strides(timm.create_model(backbone, num_classes=0)))) == 1
+
+
+def is_transformer(backbone: str) -> bool:
+    """Say whether a network of timm's attends; UserError for a name that timm does not know."""
+    _require_known(backbone)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return has_attention(timm.create_model(backbone, num_classes=0))
 
 
 def build_encoder(fit: Fit) -> Any:

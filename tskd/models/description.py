@@ -80,7 +80,8 @@ class NetworkDescription:
         )
 
 
-def read_description(folder: Path) -> tuple[NetworkDescription, str]:
-    """Return the description of a saved network, and the name of the file of its tensors."""
+def read_description(folder: Path) -> tuple[NetworkDescription, str | None]:
+    """Return the description of a saved network, and the name of the file of its tensors; None: its members' folders
+    hold them."""
     values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     return NetworkDescription.of(values), values["file"]

@@ -96,6 +96,12 @@ def set_adaptation(
     return Adaptation(tuple(trained), sum(tensor.numel() for tensor in trained.values()))
 
 
+def has_attention(encoder: nn.Module) -> bool:
+    """Say whether a network attends by linear layers, as transformers do: by the names of its queries and values."""
+    layers = (name for name, module in encoder.named_modules() if isinstance(module, nn.Linear))
+    return any(_QUERY_OR_VALUE.fullmatch(name) or name.rpartition(".")[2] in _FUSED for name in layers)
+
+
 def lora_targets(encoder: nn.Module) -> list[str]:
     """Return the names of the layers in ``encoder`` that get adapters, after splitting its fused attention.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from tskd.artifacts import file_sha256, write_json
 from tskd.errors import UserError
+from tskd.models import ensemble
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.description import DESCRIPTION, NetworkDescription, read_description
 from tskd.models.lora import adapter_state, load_adapter_state, set_adaptation
@@ -32,10 +34,19 @@ from tskd.recipe.schema import OFFLINE
 STUDENT_FILE = "student.safetensors"
 """Where every stage that trains the student puts its weights: each is a start of the next."""
 
+
+def _build_ensemble(
+    members: Sequence[Mapping[str, Any]], flip: Sequence[bool], *, classes: int, image_size: int
+) -> nn.Module:
+    networks = [build_model(NetworkDescription.of(member)) for member in members]
+    return ensemble.Ensemble(networks, flip=(flip[0], flip[1]))
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "timm": TimmSegmenter,
     "sam": load_sam,
     "dynunet": DynUNetSegmenter,
+    ensemble.KIND: _build_ensemble,
 }
 """Kind -> builder, called with ``classes``, ``image_size`` and the description's ``arguments``."""
 
@@ -115,9 +126,35 @@ def save_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], described: M
     write_json(folder / DESCRIPTION, {**described, "file": file})
 
 
+def save_ensemble(folder: Path, members: Sequence[Path], *, flip: tuple[bool, bool]) -> None:
+    """Write several saved networks, which share their classes, as one whose folder holds theirs."""
+    described = []
+    for number, member in enumerate(members):
+        description, file = read_description(member)
+        described.append(description)
+        place = member_folder(folder, number)
+        place.mkdir(exist_ok=True)
+        assert file is not None, "an ensemble's members are no ensembles"
+        for name in (DESCRIPTION, file):
+            shutil.copyfile(member / name, place / name)
+    arguments = {"members": [one.bare().as_dict() for one in described], "flip": list(flip)}
+    size = max(one.image_size for one in described)
+    whole = NetworkDescription(ensemble.KIND, arguments, described[0].classes, size)
+    write_json(folder / DESCRIPTION, {**whole.as_dict(), "file": None})
+
+
+def member_folder(folder: Path, number: int) -> Path:
+    """Return where a member of a saved ensemble lies."""
+    return folder / f"member_{number}"
+
+
 def load_model(folder: Path) -> nn.Module:
-    """Return the network that :func:`save_model` wrote, in evaluation mode."""
+    """Return the network that :func:`save_model` or :func:`save_ensemble` wrote, in evaluation mode."""
     description, file = read_description(folder)
+    if file is None:  # an ensemble: each member's folder says how it is adapted
+        arguments = description.arguments
+        networks = [load_model(member_folder(folder, number)) for number in range(len(arguments["members"]))]
+        return ensemble.Ensemble(networks, flip=tuple(arguments["flip"])).eval()
     path = folder / file
     if description.adaptation:
         model = build_model(description)

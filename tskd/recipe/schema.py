@@ -93,8 +93,9 @@ class DataConfig(SourceConfig):
     """Label budget in cases, instead of ``labels``."""
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
     """Side of the square that the networks see; predictions are answered at the image's own size."""
-    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Part of the labelled budget kept for validation."""
+    val_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Part of the labelled budget kept for validation. 0: every label trains, in every arm, and nothing is selected:
+    each training runs its steps and keeps the averaged weights of the last one."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Cases kept for the test where the data set has no split of its own."""
     split_seed: int = 0
@@ -154,7 +155,14 @@ class TeacherConfig(TrainConfig):
     gradient_checkpointing: bool = False
     """Blocks of the encoder are computed again in the backward pass instead of kept: far less memory, 40 %
     more time, the same result. For SAM and networks without batch norm."""
-    adaptation: Literal["lora", "probe", "full"] = "lora"
+    adaptation: Literal["auto", "lora", "probe", "full"] = "lora"
+    """``lora``: adapters in a frozen encoder; ``probe``: the decoder alone; ``full``: all weights; auto: adapters for
+    SAM and other transformers, all weights for convolutional networks."""
+    members: Annotated[int, Field(ge=1, le=20)] = 1
+    """Teachers that answer together: each is trained with another seed on all labels but its own fold of the cases, on
+    which it is scored (``held_out_dice``); their mean probability, over mirrored images too, teaches."""
+    mirror: bool = False
+    """One teacher answers with the mean over mirrored images too, where ``augment.flip`` allows it."""
     rank: Positive = 4
     alpha: Annotated[float, Field(gt=0)] | None = None
     """None: equal to the rank, so that the update has scale 1 as in SAMed."""

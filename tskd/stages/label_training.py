@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tskd.data.prepared import Prepared
 from tskd.engine import FitResult, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import ImageArray, allowed_flips, to_images
+from tskd.engine.fit import Validate
 from tskd.losses.classes import hard_prediction
 from tskd.losses.segmentation import label_loss
 from tskd.metrics.segmentation import agreement
@@ -50,6 +51,12 @@ def training_labels(prepared: Prepared) -> Labelled:
     return Labelled(prepared.images[: len(rows)], prepared.masks[: len(rows)], prepared.names(rows))
 
 
+def labels_without(prepared: Prepared, rows: np.ndarray) -> Labelled:
+    """Return all labelled images, those for validation included, but the rows left out."""
+    kept = np.setdiff1d(prepared.rows("train", "val"), rows)
+    return Labelled(prepared.images[kept], prepared.masks[kept], prepared.names(kept))
+
+
 def labelled_batches(
     labelled: Labelled, classes: Sequence[str], settings: TrainConfig, augment: AugmentConfig, seed: int
 ) -> ImageBatches:
@@ -65,10 +72,14 @@ def labelled_batches(
     )
 
 
-def validation(prepared: Prepared) -> Callable[[nn.Module], Mapping[str, float]]:
-    """Return the score on the validation part of the labelled budget: mean Dice over images and classes at the
-    network's size."""
+def validation(prepared: Prepared) -> Validate | None:
+    """Return the score on the validation part of the labelled budget; None where all labels train."""
     rows = prepared.rows("val")
+    return score_on(prepared, rows) if len(rows) else None
+
+
+def score_on(prepared: Prepared, rows: np.ndarray) -> Validate:
+    """Return the score on labelled rows: mean Dice over images and classes at the network's size."""
     parts = [rows[start : start + VALIDATION_BATCH] for start in range(0, len(rows), VALIDATION_BATCH)]
     classes = len(prepared.classes)
 

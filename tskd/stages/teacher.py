@@ -13,8 +13,8 @@ from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
 from tskd.errors import UserError
-from tskd.models.backbones import has_one_scale
-from tskd.models.description import Adaptation, NetworkDescription
+from tskd.models.backbones import has_one_scale, is_transformer
+from tskd.models.description import Adaptation, AdaptationName, NetworkDescription
 from tskd.models.flops import gflops, training_flops
 from tskd.models.projections import EncoderOnly
 from tskd.models.registry import adapt, build_model, save_model
@@ -30,7 +30,16 @@ from tskd.models.weights import (
 )
 from tskd.recipe.schema import OFFLINE, RANDOM, TeacherConfig
 from tskd.seeding import derive
-from tskd.stages.label_training import label_step, labelled_batches, training_labels, training_metrics, validation
+from tskd.stages.folds import held_out_rows
+from tskd.stages.label_training import (
+    label_step,
+    labelled_batches,
+    labels_without,
+    score_on,
+    training_labels,
+    training_metrics,
+    validation,
+)
 from tskd.stages.shown import as_input
 from tskd.stages.workbench import Workbench
 
@@ -40,6 +49,8 @@ SAME_RESULT = frozenset({"gradient_checkpointing"})
 """Settings that the artifact does not depend on: where memory was short, training goes on from its state with them."""
 RESOLVED = frozenset({"name", "weights", "pixels"})
 """Settings that lead to a network and its weights: those are in the fingerprint, not how they were found."""
+TOGETHER = frozenset({"members", "mirror"})
+"""Settings of what several teachers answer together: the training of one depends on its fold alone."""
 SAM_IMAGE_SIZE = 512
 SAM_PIXELS_AT_ONCE = 4 * 512**2
 """An image of 512 px needs 0.93 GB in a training step of ViT-B in float32: 16 at once would not fit a T4."""
@@ -72,18 +83,33 @@ class TeacherSource(NamedTuple):
     """Sha256 of the base weights."""
 
 
-def build(bench: Workbench, config: TeacherConfig, source: TeacherSource, data: Artifact, shown: Artifact) -> Artifact:
-    """Return the base model adapted on the labelled budget; ``shown``: the prepared ``data`` at the teacher's size."""
+def build(
+    bench: Workbench,
+    config: TeacherConfig,
+    source: TeacherSource,
+    data: Artifact,
+    shown: Artifact,
+    *,
+    member: int | None = None,
+) -> Artifact:
+    """Return the base model adapted on the labelled budget; ``shown``: the prepared ``data`` at the teacher's size.
+
+    ``member``: its number in an ensemble of ``config.members``, whose fold of the cases it does not see; None: it sees
+    the training part, and the validation part selects its weights.
+    """
+    part = {} if member is None else {"fold": f"{member} of {config.members}"}
     return bench.train(
         "teacher",
         lambda folder: train_teacher(
-            config, source, Prepared(shown.path), folder, seed=bench.seed, runtime=bench.runtime
+            config, source, Prepared(shown.path), folder, seed=bench.seed, runtime=bench.runtime, member=member
         ),
         config.model_copy(update={"accumulate": config.accumulate or 1}),  # chosen parts change no result
-        without=SAME_RESULT | RESOLVED,
-        inputs={"data": data.digest, "weights": source.digest, "network": network(source), **as_input(shown, data)},
+        without=SAME_RESULT | RESOLVED | TOGETHER,
+        inputs={
+            "data": data.digest, "weights": source.digest, "network": network(source), **as_input(shown, data), **part
+        },
         version=VERSION,
-    )
+    )  # fmt: skip
 
 
 def choose_teacher(
@@ -96,9 +122,16 @@ def choose_teacher(
     """
     base = describe_teacher(config, download=download)
     size = config.image_size or (SAM_IMAGE_SIZE if base.kind == "sam" else image_size)
-    adaptation = Adaptation(config.adaptation, config.rank, config.alpha)
+    adaptation = Adaptation(_adaptation(config, base), config.rank, config.alpha)
     description = NetworkDescription(base.kind, base.arguments, classes, size, base.weights, adaptation)
     return TeacherSource(base.title, description, base.digest or file_sha256(cast(Path, base.file)))
+
+
+def _adaptation(config: TeacherConfig, base: BaseModel) -> AdaptationName:
+    """Return how a teacher is adapted; ``auto``: convolutions gain from training them all, attention from adapters."""
+    if config.adaptation != "auto":
+        return config.adaptation
+    return "lora" if base.kind == "sam" or is_transformer(base.arguments["backbone"]) else "full"
 
 
 def describe_teacher(config: TeacherConfig, *, download: bool) -> BaseModel:
@@ -224,28 +257,36 @@ def load_bare(source: TeacherSource) -> EncoderOnly:
 
 
 def train_teacher(
-    config: TeacherConfig, source: TeacherSource, prepared: Prepared, folder: Path, *, seed: int, runtime: Runtime
+    config: TeacherConfig,
+    source: TeacherSource,
+    prepared: Prepared,
+    folder: Path,
+    *,
+    seed: int,
+    runtime: Runtime,
+    member: int | None = None,
 ) -> dict[str, Any]:
-    """Adapt the base model on the labelled budget, selected on its validation part; save what differs from the base."""
-    say(f"teacher: {source.title}")
-    torch.manual_seed(derive(seed, "teacher"))
+    """Adapt the base model on the labels; save what differs from the base.
+
+    Alone it learns from the training part, selected on the validation part. As a ``member`` it learns, from a seed of
+    its own, from all labels but its fold's, and is scored on these once, at the end: nothing is selected by them.
+    """
+    say(f"teacher: {source.title}" + ("" if member is None else f", member {member + 1} of {config.members}"))
+    own = seed if member is None else derive(seed, "member", member)
+    torch.manual_seed(derive(own, "teacher"))
     model: Any = build_model(source.description)
     trainable = adapt(model, source.description)
     flops = training_flops(model, prepared.image_size)
     if config.gradient_checkpointing:  # after the operations were counted: they are those of the method
         model.checkpoint_gradients()
     config = config.model_copy(update={"accumulate": parts_of_batch(config, source, runtime.fabric.world_size)})
-    batches = labelled_batches(
-        training_labels(prepared), prepared.classes, config, config.augment, derive(seed, "teacher batches")
-    )
+    labelled, validate, held_out = training_labels(prepared), validation(prepared), None
+    if member is not None:
+        held_out = held_out_rows(prepared, member, config.members, seed=seed)
+        labelled, validate = labels_without(prepared, held_out), None
+    batches = labelled_batches(labelled, prepared.classes, config, config.augment, derive(own, "teacher batches"))
     training = Training(
-        label="teacher",
-        module=model,
-        step=label_step,
-        batches=batches,
-        settings=config,
-        seed=seed,
-        validate=validation(prepared),
+        label="teacher", module=model, step=label_step, batches=batches, settings=config, seed=own, validate=validate
     )
     result = fit(training, folder, runtime)
     tensors = dict(model.named_parameters())
@@ -253,10 +294,12 @@ def train_teacher(
     if runtime.fabric.is_global_zero:
         more = {"title": source.title, "trained": trainable}
         save_model(folder, model, source.description, file=FILE, more=more)
+    scored = {} if held_out is None else {"held_out_dice": round(score_on(prepared, held_out)(model)["score"], 5)}
     return training_metrics(
         result,
         teacher=source.title,
         trained_parameters=count,
         trained_tensors=len(trainable),
         teacher_gflops=gflops(result.steps * config.batch_size * flops),
+        **scored,
     )
