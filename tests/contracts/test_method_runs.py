@@ -29,13 +29,14 @@ SETTINGS: dict[str, Any] = {
     "mae": {"batch_size": 2},
     "moco_v3": {"batch_size": 2, "hidden": 32, "width": 16},
     "finetune": {"steps": 8, "batch_size": 4},
+    "self_training": {"batch_size": 4},
     "control": {"channels": [8, 16, 32], "batch_size": 8},
     "engine": {"accelerator": "cpu"},
 }
 STUDENTS = sorted(METHODS.keys() - {"teacher", "control", "control_pseudo"})
 TOLERANCE = 0.03
 """Of the budget: up to a step less, and the projection that distillation trains beside so small a student (2.6 %)."""
-SELF_TAUGHT = {"agnostic_kd", "moco_v3"}
+SELF_TAUGHT = {"agnostic_kd", "moco_v3", "consistency", "copy_paste"}
 """Methods with targets that are not an adapted teacher's, and are told apart all the same."""
 
 OpenRun = Callable[..., Run]

@@ -60,6 +60,8 @@ METHODS: dict[str, Method] = {
     "pseudo_label": _pretrained(
         "student on pseudo-labels", lambda run: run.pseudo_labelled, teacher=lambda run: run.teacher
     ),
+    "consistency": Method("weak-to-strong consistency", lambda run: run.self_trained("cut_mix")),
+    "copy_paste": Method("bidirectional copy-paste", lambda run: run.self_trained("copy_paste")),
     "imagenet": Method(
         "student from ImageNet",
         lambda run: run.finetuned(run.imagenet, within=run.budget.total),  # its start has cost nothing in this run

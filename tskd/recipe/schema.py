@@ -345,6 +345,30 @@ class ControlConfig(TrainConfig):
     lr: Annotated[float, Field(gt=0)] = 2e-3
 
 
+class SelfTrainingConfig(TrainConfig):
+    """A student learns from the labels and, without labels, from its own moving average (methods ``consistency`` and
+    ``copy_paste``), with the student's training compute."""
+
+    mix: Literal["cut_mix", "copy_paste"] = "cut_mix"
+    """The methods choose it: boxes of other unlabelled images, or of labelled images in unlabelled ones and back."""
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    """Of what is learned from the average; it rises over the first 30 % of the steps."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    """The average's answer counts in pixels where its probability is at least this."""
+    augment: AugmentConfig = AugmentConfig()
+    batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 16
+    """Half of it has labels."""
+    steps: Positive = 10**9
+    """Upper limit; the number that the compute allows is used where it is smaller."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+    @model_validator(mode="after")
+    def _whole_images(self) -> SelfTrainingConfig:
+        if self.augment.crop:
+            raise ValueError("augment.crop must be 0: labelled and unlabelled images are mixed at one size")
+        return self
+
+
 class EvaluateConfig(Section):
     """How models are scored on the test images."""
 
@@ -399,6 +423,7 @@ class Recipe(Section):
     student: StudentConfig = StudentConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     control: ControlConfig = ControlConfig()
+    self_training: SelfTrainingConfig = SelfTrainingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     engine: EngineConfig = EngineConfig()

@@ -29,6 +29,8 @@ _MARKS: dict[str, tuple[int, str, bool]] = {
     "scratch": (1, "^", False),
     "scratch_total": (1, "D", True),
     "pseudo_label": (1, "v", True),
+    "consistency": (5, "D", True),
+    "copy_paste": (6, "D", True),
     "control": (2, "s", False),
     "control_pseudo": (2, "D", True),
 }
