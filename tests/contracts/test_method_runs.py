@@ -195,3 +195,17 @@ def test_several_teachers_answer_as_one_and_waste_no_label(folder: Path, open_ru
     assert run.distilled_by(run.teacher).manifest["inputs"]["teacher"] == run.teacher.digest
     spent = compute_of(run.teacher, run.bench.used.values()).teacher_gflops
     assert spent == pytest.approx(sum(one.metrics["teacher_gflops"] for one in (first, second)))
+
+
+def test_in_a_second_round_the_student_answers_beside_the_teacher(open_run: OpenRun) -> None:
+    """A second round that asks the teacher alone, or whose student is the first one."""
+    first, second = open_run("task_kd"), open_run("task_kd", {"rounds": 2})
+    assert first.distilled.digest != second.distilled.digest
+    teachers = {one.digest for one in second.bench.used.values() if one.manifest["stage"] == "ensemble"}
+    assert second.distilled.manifest["inputs"]["teacher"] in teachers
+    (together,) = (one for one in second.bench.used.values() if one.manifest["stage"] == "ensemble")
+    members = together.manifest["inputs"]
+    assert members["member_0"] == first.teacher.digest
+    assert members["member_1"] == first.finetuned(first.distilled).digest
+    before = compute_of(first.finetuned(first.distilled), first.bench.used.values())
+    assert together.metrics["teacher_gflops"] == pytest.approx(sum(before), rel=1e-5), "earlier rounds are no gift"

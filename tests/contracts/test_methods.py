@@ -55,7 +55,7 @@ def test_no_two_methods_end_with_the_same_model_or_title() -> None:
 
 
 def test_task_kd_fine_tunes_what_was_distilled_and_scratch_starts_from_nothing() -> None:
-    assert model_of("task_kd") == "finetuned(\"distilled_by('teacher',)\",)"
+    assert model_of("task_kd") == "finetuned('distilled',)"
     assert model_of("scratch") == "finetuned(None,){'within': 'budget.total'}"
 
 

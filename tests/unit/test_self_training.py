@@ -84,7 +84,7 @@ def test_the_average_follows_weights_and_statistics_and_carries_no_gradient() ->
 
 
 def test_boxes_lie_inside_and_are_as_large_as_asked() -> None:
-    drawn = boxes(torch.rand(5000, 4, generator=torch.Generator().manual_seed(0)), 40, 60, smallest=0.1, largest=0.3)
+    drawn = boxes(torch.rand(5000, 4, generator=torch.Generator().manual_seed(0)), (40, 60), (0.1, 0.3))
     share = drawn.float().mean(dim=(1, 2))
     assert drawn.shape == (5000, 40, 60)
     assert share.min() > 0.08

@@ -46,9 +46,7 @@ def _pretrained(title: str, start: Make, *, teacher: Make | None = None) -> Meth
 
 METHODS: dict[str, Method] = {
     "teacher": Method("teacher", lambda run: run.teacher, ships=False),
-    "task_kd": _pretrained(
-        "task-specific distillation", lambda run: run.distilled_by(run.teacher), teacher=lambda run: run.teacher
-    ),
+    "task_kd": _pretrained("task-specific distillation", lambda run: run.distilled, teacher=lambda run: run.teacher),
     "task_kd_probe": _pretrained(
         "task-specific distillation, probed teacher",
         lambda run: run.distilled_by(run.probed_teacher),

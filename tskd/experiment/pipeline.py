@@ -225,7 +225,7 @@ STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "transfer": transferred,
     "quality": judged_synthetic,
     "cache": lambda run: run.cache,
-    "distill": lambda run: run.distilled_by(run.teacher),
+    "distill": lambda run: run.distilled,
     "pretrain": started,
     "finetune": student,
     "control": lambda run: run.control,

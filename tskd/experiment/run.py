@@ -18,6 +18,7 @@ from tskd.experiment.budget import (
     Budget,
     adaptation_flops,
     answering_flops,
+    compute_of,
     network_flops,
     steps_within,
     student_budget,
@@ -133,7 +134,7 @@ class Run:
         config, members = self.recipe.teacher, self.teacher_members
         if not members:
             return self._adapted(config, self.teacher_source)
-        return ensemble.build(self.bench, members, flip=self._teacher_flip)
+        return self._together(members, spent_on=members)
 
     @cached_property
     def teacher_members(self) -> tuple[Artifact, ...]:
@@ -148,6 +149,14 @@ class Run:
         """The teacher whose encoder stays as it was; only its decoder has learned from the labels."""
         config = self.recipe.teacher.model_copy(update={"adaptation": "probe"})
         return self._adapted(config, self._source(config))
+
+    def _together(self, members: Sequence[Artifact], *, spent_on: Sequence[Artifact]) -> Artifact:
+        """Return networks as one; ``spent_on``: those whose trainings, with all that led to them, are all the cost."""
+
+        def spent() -> float:
+            return sum(sum(compute_of(one, self.bench.used.values())) for one in spent_on)
+
+        return ensemble.build(self.bench, members, flip=self._teacher_flip, spent=spent)
 
     def _source(self, config: TeacherConfig) -> TeacherSource:
         prepared = self.prepared
@@ -236,6 +245,16 @@ class Run:
         return finetune.build(self.bench, config, description, self.prepared_artifact, start)
 
     # --- starts: what a student learns before the labels ---
+
+    @cached_property
+    def distilled(self) -> Artifact:
+        """The student that has learned from the teacher; after the first round from the student before it as well."""
+        start = self.distilled_by(self.teacher)
+        teachers = self.teacher_members or (self.teacher,)
+        for _ in range(1, self.recipe.distill.rounds):
+            student = self.finetuned(start)
+            start = self.distilled_by(self._together((*teachers, student), spent_on=(student,)))
+        return start
 
     def distilled_by(self, adapted: Artifact) -> Artifact:
         """Return the student that has learned an adapted teacher's features and logits on the transfer set."""

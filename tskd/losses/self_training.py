@@ -1,7 +1,8 @@
-"""What a network learns from its own average's answers, where images are mixed in boxes."""
+"""Images mixed in boxes, and what a network learns from its own average's answers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from tskd.losses.classes import class_probabilities
 from tskd.types import UNLABELLED
+
+CUT_MIX = (0.02, 0.4)
+"""Smallest and largest area of the boxes of cut-mix, as shares of the image's (UniMatch)."""
 
 
 class Answers(NamedTuple):
@@ -31,13 +35,14 @@ def sure(answers: Answers, threshold: float) -> Tensor:
     return answers.masks.where(answers.confidence >= threshold, UNLABELLED)
 
 
-def boxes(numbers: Tensor, height: int, width: int, *, smallest: float, largest: float) -> Tensor:
-    """Return (B, H, W) of bool, true inside one box an image, from (B, 4) numbers in [0, 1).
+def boxes(numbers: Tensor, size: Sequence[int], areas: tuple[float, float]) -> Tensor:
+    """Return (B, H, W) of bool, true inside one box an image of ``size``, from (B, 4) numbers in [0, 1).
 
-    The box's area is between ``smallest`` and ``largest`` of the image's, its sides are in a ratio of 0.3 to 1 / 0.3,
+    The box's area is between the two shares ``areas`` of the image's, its sides are in a ratio of 0.3 to 1 / 0.3,
     and it lies inside the image (UniMatch's cut-mix, Yang et al. 2023, arXiv 2208.09910).
     """
-    area = smallest + (largest - smallest) * numbers[:, 0]
+    height, width = size
+    area = areas[0] + (areas[1] - areas[0]) * numbers[:, 0]
     ratio = torch.exp((2 * numbers[:, 1] - 1) * -torch.log(torch.tensor(0.3)))
     high = ((area * ratio).sqrt() * height).round().clamp(1, height)
     wide = ((area / ratio).sqrt() * width).round().clamp(1, width)

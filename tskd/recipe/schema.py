@@ -232,6 +232,11 @@ class DistillConfig(TrainConfig):
     """on: the teacher sees each stored view once and its answers are read from disk; auto decides by cost."""
     views: Positive = 4
     """Stored views of an image in the cache; view 0 is the image itself."""
+    mix: Share = 0.0
+    """Share of the images into which a box of another is cut; the teacher's answers are mixed alike (cut-mix)."""
+    rounds: Annotated[int, Field(ge=1, le=5)] = 1
+    """Of ``task_kd``: in each round after the first a new student learns from the teachers and the fine-tuned student
+    of the round before, who answer together. What earlier rounds cost counts as the teacher's."""
     augment: AugmentConfig = AugmentConfig()
     steps: Positive = 1200
     lr: Annotated[float, Field(gt=0)] = 1e-3

@@ -14,6 +14,7 @@ from tskd.artifacts import Artifact
 from tskd.engine import Batches, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import allowed_flips
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES, choose, match_grid, match_size
+from tskd.losses.self_training import CUT_MIX, boxes
 from tskd.models.description import NetworkDescription
 from tskd.models.flops import gflops, inference_flops, training_flops
 from tskd.models.projections import Distilled, matching_level
@@ -40,6 +41,7 @@ def build(
         "distill",
         lambda folder: learn(bench, config, lesson, stored_in(), folder),
         config,
+        without=frozenset({"rounds"} if config.mix else {"rounds", "mix"}),  # no mixing: named as before there was any
         inputs=lesson.inputs,
         version=VERSION,
     )
@@ -128,15 +130,33 @@ def distillation_step(config: DistillConfig, ask_teacher: Ask, level: int) -> St
 
     def step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         teacher = ask_teacher(batch)
-        projected, student = module(batch.views)
-        encoder = encoder_loss(projected, match_grid(teacher.features[level], projected.shape[-2:]))
+        mix = draw_mix(len(batch.views), config.mix, batch.views.device)
+        projected, student = module(mix(batch.views))
+        encoder = encoder_loss(projected, mix(match_grid(teacher.features[level], projected.shape[-2:])))
         if config.decoder_weight == 0:
             return {"loss": config.encoder_weight * encoder, "encoder_loss": encoder}
-        decoder = decoder_loss(student.logits, teacher.logits, temperature=config.temperature)
+        decoder = decoder_loss(student.logits, mix(teacher.logits), temperature=config.temperature)
         loss = config.encoder_weight * encoder + config.decoder_weight * decoder
         return {"loss": loss, "encoder_loss": encoder, "decoder_loss": decoder}
 
     return step
+
+
+def draw_mix(count: int, share: float, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return what cuts a box of the next image into that share of a batch, in planes (B, C, h, w) of any size alike.
+
+    Drawn from torch's global generator on the CPU, which the loop sets for each step; nothing is drawn for share 0.
+    """
+    if share == 0:
+        return lambda planes: planes
+    numbers = torch.rand(count, 5).to(device)
+    chosen = (numbers[:, 4] < share)[:, None, None, None]
+
+    def mix(planes: Tensor) -> Tensor:
+        box = boxes(numbers[:, :4], planes.shape[-2:], CUT_MIX)[:, None]
+        return planes.roll(1, 0).where(box & chosen, planes)
+
+    return mix
 
 
 def online(teacher: nn.Module, runtime: Runtime) -> Ask:

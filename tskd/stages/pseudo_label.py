@@ -26,7 +26,17 @@ from tskd.stages.workbench import Workbench
 
 VERSION = 2
 UNUSED_SETTINGS = frozenset(
-    {"encoder_loss", "decoder_loss", "encoder_weight", "decoder_weight", "temperature", "cache", "views"}
+    {
+        "encoder_loss",
+        "decoder_loss",
+        "encoder_weight",
+        "decoder_weight",
+        "temperature",
+        "cache",
+        "views",
+        "mix",
+        "rounds",
+    }
 )
 """Of ``distill``: a student of hard masks knows none of them."""
 

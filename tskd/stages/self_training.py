@@ -24,7 +24,7 @@ from tskd.engine import ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import allowed_flips
 from tskd.engine.order import part_of
 from tskd.losses.segmentation import label_loss
-from tskd.losses.self_training import Answers, answers_of, boxes, sure
+from tskd.losses.self_training import CUT_MIX, Answers, answers_of, boxes, sure
 from tskd.models.description import NetworkDescription
 from tskd.models.flops import gflops, inference_flops, training_flops
 from tskd.models.mean_teacher import MeanTeacher
@@ -39,9 +39,8 @@ from tskd.types import UNLABELLED, Batch, SegmentationOutput, StepFn
 VERSION = 1
 RAMP = 0.3
 """Share of the steps over which the average's answers gain their weight: at first they are noise."""
-CUT_MIX = {"smallest": 0.02, "largest": 0.4}
-PASTE = {"smallest": 0.3, "largest": 0.5}
-"""Areas of the boxes, as shares of the image's."""
+PASTE = (0.3, 0.5)
+"""Smallest and largest area of the boxes of copy-paste, as shares of the image's."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def consistency(config: SelfTrainingConfig) -> StepFn:
     def step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         half = len(batch.images) // 2
         answers = ask_average(module, batch.images[half:])
-        box = _boxes(batch, **CUT_MIX)
+        box = _boxes(batch, CUT_MIX)
         views = batch.views[half:]
         mixed = views.roll(1, 0).where(box[:, None], views)
         wanted = Answers(*(value.roll(1, 0).where(box, value) for value in answers))
@@ -153,7 +152,7 @@ def copy_paste(config: SelfTrainingConfig) -> StepFn:
     def step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         half = len(batch.images) // 2
         guessed = sure(ask_average(module, batch.images[half:]), config.threshold)
-        known, box = _masks(batch)[:half], _boxes(batch, **PASTE)
+        known, box = _masks(batch)[:half], _boxes(batch, PASTE)
         labelled, unlabelled = batch.views[:half], batch.views[half:]
         mixed = [labelled.where(box[:, None], unlabelled), unlabelled.where(box[:, None], labelled)]
         logits = module(torch.cat(mixed)).logits
@@ -186,9 +185,9 @@ def _bare(module: Any) -> Any:
     return getattr(module, "module", module)
 
 
-def _boxes(batch: Batch, *, smallest: float, largest: float) -> Tensor:
+def _boxes(batch: Batch, areas: tuple[float, float]) -> Tensor:
     assert batch.noise is not None
-    return boxes(batch.noise, *batch.images.shape[-2:], smallest=smallest, largest=largest)
+    return boxes(batch.noise, batch.images.shape[-2:], areas)
 
 
 def _masks(batch: Batch) -> Tensor:
