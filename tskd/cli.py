@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tskd.console import printable
+from tskd.console import met, printable
 from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder
 
 if TYPE_CHECKING:
@@ -350,6 +350,8 @@ def main(arguments: list[str] | None = None) -> Any:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no work
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        met(argument)
     try:
         return app(arguments)
     except UserError as error:

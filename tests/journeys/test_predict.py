@@ -30,6 +30,7 @@ from tests.dicoms import save
 from tests.journeys.conftest import Command
 from tests.unit.report_folders import run_file
 from tskd.artifacts import Store, write_atomic, write_json
+from tskd.cli import main
 from tskd.data.dicom import is_dicom
 from tskd.data.images import IntensityWindow, read_image
 from tskd.data.nifti import read_slice
@@ -742,3 +743,33 @@ def test_a_place_that_takes_no_results_is_one_line(
     assert answer.stderr.startswith(f"error: {tmp_path / 'out'}")
     assert said in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["check", "run", "predict"])
+def test_a_name_never_breaks_a_message_in_two(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Each message quotes the folder and a file; both have names that break lines, steer a terminal or turn text."""
+    root = tmp_path / "da\nta"
+    names = ("new\nline.png", "car\rriage.png", "e\x1b[31msc.png", "bi\u202edi.png", "u\u2028x.png")
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    for name in names:
+        (root / "images" / name).write_bytes(b"no image")
+        (root / "images" / f"link {name}").symlink_to("nowhere")
+        (root / "masks" / f"alone {name}").write_bytes(b"no image")
+    arguments = {
+        "check": ["check", str(root)],
+        "run": ["run", "laptop", "--data", str(root), "--out", str(tmp_path / "o\nut")],
+        "predict": ["predict", str(bundle.folder), str(root), "--out", str(tmp_path / "o\nut")],
+    }[command]
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    said = "".join(capsys.readouterr())
+    assert not set(said) & {"\r", "\x1b", "\u202e", "\u2028"}
+    assert r"new\nline.png" in said
+    broken = [
+        line for line in said.split("\n") if line.strip() in ("da", "o") or line.startswith(("ta", "ut", "line."))
+    ]
+    assert broken == []
