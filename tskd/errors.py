@@ -20,6 +20,12 @@ class Paused(Exception):
     """The time limit was reached; the state is saved and the same command goes on from it."""
 
 
+def name_of(error: BaseException) -> str:
+    """Return the type of an exception for a message; with its library where the type alone says nothing (``error``)."""
+    kind = type(error)
+    return f"{kind.__module__}.{kind.__name__}" if kind.__name__.lower() == "error" else kind.__name__
+
+
 def refused_by_system(error: OSError) -> str:
     """Return what the system refused and for which file, in one line with a remedy where there is one.
 

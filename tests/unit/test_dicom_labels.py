@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 
 from tests.dicoms import SECRETS, STUDY, save_contours, save_seg, save_series
@@ -108,8 +110,6 @@ def test_two_objects_for_a_series_are_an_error_that_names_both(tmp_path: Path) -
 
 
 def test_masks_of_its_own_come_before_a_seg_beside_the_scans(tmp_path: Path) -> None:
-    from PIL import Image
-
     series = scans(tmp_path)
     save_seg(tmp_path / "images/a/seg.dcm", series, square(1), "BINARY", ["foreground"])
     (tmp_path / "masks/a").mkdir(parents=True)
@@ -240,3 +240,15 @@ def test_a_structure_set_without_contours_labels_nothing_and_says_so(tmp_path: P
     save_contours(tmp_path / "images/a/rt.dcm", scans(tmp_path), {"Liver": []})
     assert told(tmp_path)["rt.dcm"][0].startswith("warning: draws nothing")
     assert labelled(tmp_path) == set()
+
+
+@pytest.mark.parametrize("severity", ["error", "warning"])
+def test_the_mask_of_a_scan_that_is_left_out_as_a_copy_is_called_that(tmp_path: Path, severity: str) -> None:
+    """It was called a mask without an image, and its image lay there."""
+    series = scans(tmp_path)
+    shutil.copy(series[1], series[1].with_name("a0001 (2).dcm"))
+    (tmp_path / "masks/a").mkdir(parents=True)
+    for name in ("a0001 (2)",) if severity == "error" else ("a0001 (2)", "a0001"):
+        Image.fromarray(square(1)[1] * 255).save(tmp_path / f"masks/a/{name}.png")
+    (text,) = told(tmp_path)["a0001 (2).png"]
+    assert text.startswith(f"{severity}: is the mask of a0001 (2).dcm, which is left out as a copy of a0001.dcm")

@@ -12,6 +12,7 @@ import pydicom
 from tskd.data.dicom_drawn import References, View
 from tskd.data.dicom_files import read_head
 from tskd.data.reading import reading
+from tskd.errors import name_of
 
 KIND = "RT structure set (RTSTRUCT)"
 
@@ -90,7 +91,7 @@ def read_contours(path: Path) -> Contours:
 
 def _explain(error: BaseException) -> str:
     return (
-        f"is a structure set (RTSTRUCT) that lacks what the standard demands ({type(error).__name__}), so it is no "
+        f"is a structure set (RTSTRUCT) that lacks what the standard demands ({name_of(error)}), so it is no "
         "label here. Export it again, or take it out."
     )
 

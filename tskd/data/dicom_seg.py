@@ -16,7 +16,7 @@ from tskd.data.dicom_files import Head, read_head
 from tskd.data.dicom_pixels import stored_values
 from tskd.data.dicom_series import Slice, functional_group, plane_of, slices_of
 from tskd.data.reading import reading
-from tskd.errors import UserError
+from tskd.errors import UserError, name_of
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation
@@ -104,7 +104,7 @@ def read_segments(path: Path) -> Segments:
 
 def _explain(error: BaseException) -> str:
     return (
-        f"is a segmentation (SEG) that lacks what the standard demands ({type(error).__name__}), so it is no label "
+        f"is a segmentation (SEG) that lacks what the standard demands ({name_of(error)}), so it is no label "
         "here. Save it again, for example with 3D Slicer, or take it out."
     )
 

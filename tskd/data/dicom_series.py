@@ -71,6 +71,8 @@ class Listing:
     """Files that cannot be read, with the message."""
     others: list[tuple[Path, str]] = field(default_factory=list)
     """Files that are no scans, with what they are."""
+    copies: dict[Path, Path] = field(default_factory=dict)
+    """Files left out, each with the one of its series that shows the same."""
     remarks: list[str] = field(default_factory=list)
     """Why a series is not one regular grid, each naming the folder or file."""
 
@@ -284,12 +286,14 @@ def _without_copied_files(members: list[Slice], names: dict[Path, Names], listin
             known.append(firsts[path])
         else:
             copies[path] = twin.path
-    listing.remarks += [_copy_remark(path, copies[path]) for path in sorted(copies)]
+    for path in sorted(copies):
+        _note_copy(path, copies[path], listing)
     return [item for item in members if item.path not in copies]
 
 
-def _copy_remark(path: Path, other: Path) -> str:
-    return (
+def _note_copy(path: Path, other: Path, listing: Listing) -> None:
+    listing.copies[path] = other
+    listing.remarks.append(
         f"{path}: is a copy of {other.name}, the same image twice in one series. It is left out; remove one of the two."
     )
 
@@ -412,7 +416,7 @@ def _without_copied_slices(slices: list[Slice], level: np.ndarray, listing: List
             if twin is None:
                 here.append(item)
             else:
-                listing.remarks.append(_copy_remark(item.path, twin.path))
+                _note_copy(item.path, twin.path, listing)
         kept += here
     return kept
 

@@ -31,7 +31,7 @@ from tskd.data.labels import count_bytes
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
 from tskd.deploy.network_file import Answer, ask
-from tskd.errors import UserError, refused_by_system, require_folder
+from tskd.errors import UserError, name_of, refused_by_system, require_folder
 from tskd.overlays import draw_overlay, enlargement
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _one_of_many(item: Item) -> Iterator[None]:
         raise
     except Exception as error:  # of the network, of memory, a defect of ours
         raise UserError(
-            f"{item.source}: could not be predicted ({type(error).__name__}). The others are done; "
+            f"{item.source}: could not be predicted ({name_of(error)}). The others are done; "
             "`tskd check` on its folder says whether the file can be read."
         ) from error
 

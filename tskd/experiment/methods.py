@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tskd.errors import UserError
+from tskd.errors import UserError, require_file
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES
 from tskd.models.backbones import NO_ENCODER
 from tskd.models.decoders import DECODERS
@@ -139,4 +139,5 @@ def _check_student_weights(recipe: Recipe) -> None:
             "student.decoder=pyramid."
         )
     if student.weights not in (None, OFFLINE) and not Path(student.weights).expanduser().is_file():
+        require_file(Path(student.weights).expanduser(), "a weight file")
         raise UserError(f"student.weights: there is no file {student.weights}. Give the path of a weight file.")

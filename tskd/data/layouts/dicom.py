@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tskd.data import dicom, dicom_labels, nifti
-from tskd.data.files import find_files, plain
+from tskd.data.files import find_files, plain, shown
 from tskd.data.images import IntensityWindow, map_labels, read_image, read_mask_indices
 from tskd.data.layouts.base import (
     Description,
@@ -56,7 +56,10 @@ def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     records = _with_objects(records, parts, objects, with_file(options, root), search)
     if not records and not search.faults:
         raise missing(root, "any DICOM file that is an image", DESCRIPTION)
-    search.name_unclaimed(masks, {record.mask for record in records}, {record.case for record in records})
+    claimed = {record.mask for record in records} | {
+        mask for part in parts for mask in part.masks_of_copies(masks, search)
+    }
+    search.name_unclaimed(masks, claimed, {record.case for record in records})
     return sorted(records, key=lambda record: record.id)
 
 
@@ -266,6 +269,21 @@ class _Part:
         names = (image.stem, image.name)  # names without an extension may hold dots
         found = (masks.get(plain(f"{folder}{name}{frame}")) for name in names)
         return next((path for path in found if path is not None and not nifti.is_nifti(path)), None)
+
+    def masks_of_copies(self, masks: Mapping[str, Path], search: Search) -> Iterator[Path]:
+        """Yield the masks of files that are left out as copies of others, and name each as a fault."""
+        for copy, kept in self.listing.copies.items():
+            frames = dicom.read_head(copy).frames
+            for index in [None] if frames == 1 else range(frames):
+                if (mask := self._png(masks, copy, index)) is None:
+                    continue
+                own = self._png(masks, kept, index)
+                text = f"is the mask of {shown(copy.name)}, which is left out as a copy of {shown(kept.name)}"
+                if own is None:
+                    search.fault(mask, f"{text}. Remove that scan, or name the mask as the other.")
+                else:
+                    search.fault(mask, f"{text}, whose own mask is used. Remove that scan and its mask.", "warning")
+                yield mask
 
     def _unreadable(self, path: Path, masks: Mapping[str, Path]) -> Record:
         """Return the record of a file that reading then names, so that it neither is lost nor stops the others."""
