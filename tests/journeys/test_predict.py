@@ -355,12 +355,22 @@ def test_nothing_is_overwritten_unasked_and_inputs_never(bundle: Bundle, tmp_pat
     assert path.read_bytes() == before
 
 
-def test_two_inputs_with_one_answer_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    for name in ("a.png", "a.bmp"):
+def test_two_inputs_with_one_answer_are_named_and_the_others_done(bundle: Bundle, tmp_path: Path) -> None:
+    """They ended everything before the first mask. Neither gets a mask: whose it is could not be told."""
+    for name in ("a.png", "a.bmp", "b.png", "c_0000.png"):
         Image.fromarray(pixels(20, 20)).save(tmp_path / name)
-    with pytest.raises(UserError, match=r"a\.bmp and .*a\.png would both"):
-        predict_paths(bundle, [tmp_path], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    nibabel.save(nibabel.Nifti1Image(np.zeros((20, 20, 1), np.int16), np.eye(4)), tmp_path / "c.nii")
+    options = PredictOptions(probabilities=True)
+    outcome = predict_paths(bundle, [tmp_path], tmp_path / "out", options=options)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "b.png", "b.probabilities.npz", "predictions.csv",
+    }  # fmt: skip
+    assert [line.source.name for line in outcome.failures] == ["a.bmp", "a.png", "c.nii", "c_0000.png"]
+    assert re.search(
+        r"a\.bmp: would be answered in a\.png, and so would \S*a\.png\. Rename one", outcome.failures[0].problem
+    )
+    assert "c_0000.probabilities.npz" in outcome.failures[2].problem
+    assert outcome.not_done == []
 
 
 def test_an_empty_or_missing_input_is_said_plainly(bundle: Bundle, tmp_path: Path) -> None:
@@ -476,7 +486,7 @@ def test_a_table_lists_what_was_written_before_a_stop(
 ) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
-    for number in range(3):
+    for number in range(4):
         Image.fromarray(pixels(20, 30, number)).save(scans / f"{number}.png")
     before = signal.getsignal(signal.SIGTERM)
 
@@ -488,9 +498,14 @@ def test_a_table_lists_what_was_written_before_a_stop(
         return read_image(path, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("tskd.deploy.predict.read_image", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        predict_paths(bundle, [scans], tmp_path / "out")
-    assert "stopped before the end: 2 images" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="130"):
+        main(["predict", str(bundle.folder), str(scans), "--out", str(tmp_path / "out"), "--json"])
+    said = capsys.readouterr()
+    assert "stopped before the end, 2 not done: 2 images" in said.err
+    told = json.loads(said.out)
+    assert {line["output"] for line in told["predictions"]} == {"0.png", "1.png"}
+    assert told["not_done"] == [str(scans / "2.png"), str(scans / "3.png")]
+    assert told["error"] == "stopped before the end"
     assert signal.getsignal(signal.SIGTERM) is before
     with (tmp_path / "out/predictions.csv").open(newline="") as file:
         assert {line["output"] for line in csv.DictReader(file)} == {"0.png", "1.png"}
