@@ -34,7 +34,9 @@ def refused_by_system(error: OSError) -> str:
     if error.errno is None:
         raise error
     said = error.strerror or os.strerror(error.errno)
-    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # of a copy it is the second file that has no room
+    place = error.filename2 if full and error.filename2 is not None else error.filename
+    where = "" if place is None else f"{os.fsdecode(place)}: "
     return f"{where}{said}.{_REMEDIES.get(error.errno, '')}"
 
 
