@@ -11,6 +11,7 @@ from tskd.errors import UserError, require_file
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES
 from tskd.models.backbones import NO_ENCODER
 from tskd.models.decoders import DECODERS
+from tskd.recipe.explanations import shown
 from tskd.recipe.schema import OFFLINE, RANDOM
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def check_names(recipe: Recipe) -> None:
     )
     for key, name, known in choices:
         if name not in known:
-            raise UserError(f"{key}: {name!r} is not known. Choose one of: {', '.join(sorted(known))}")
+            raise UserError(f"{key}: {shown(name)} is not known. Choose one of: {', '.join(sorted(known))}")
     _check_teacher_weights(recipe)
     _check_student_weights(recipe)
 
