@@ -315,7 +315,7 @@ def _read_npz(path: Path, *, shapes_only: bool) -> dict[str, Tensor]:
                 return {name: torch.from_numpy(archive[name]) for name in archive.files}
             return {name: torch.empty(_npy_shape(archive, name), device="meta") for name in archive.files}
     except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a whole archive of arrays ({error}): bring it anew.") from error
+        raise UserError(f"{path} is not a whole archive of arrays ({name_of(error)}): bring it anew.") from error
 
 
 def _npy_shape(archive: Any, name: str) -> tuple[int, ...]:
