@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.sr.codedict import codes
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 SECRETS = ("Doe", "Jane", "SECRET-7")
 """What every file says of its patient."""
@@ -41,6 +44,14 @@ def save(values: np.ndarray, path: Path, *, compress: str | None = None, **tags:
     return path
 
 
+STUDY = {
+    "StudyInstanceUID": "1.2.840.1", "FrameOfReferenceUID": "1.2.840.2", "SliceThickness": 3, "StudyID": "",
+    "PatientBirthDate": "", "PatientSex": "", "AccessionNumber": "", "StudyDate": "", "StudyTime": "",
+    "ReferringPhysicianName": "",
+}  # fmt: skip
+"""What objects copy from the scans that they are drawn on."""
+
+
 def save_series(folder: Path, origins: Sequence[Sequence[float]], *, name: str = "IM", **tags: object) -> list[Path]:
     """Write a CT series, a slice at each origin (LPS), 6 rows and 4 columns with values that tell slices apart."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,3 +64,62 @@ def save_series(folder: Path, origins: Sequence[Sequence[float]], *, name: str =
         )
         for number, origin in enumerate(origins)
     ]  # fmt: skip
+
+
+def save_seg(
+    path: Path, series: Sequence[Path], pixels: np.ndarray | hd.Volume, kind: str, names: Sequence[str], **tags: object
+) -> Path:
+    """Write a SEG by highdicom; ``pixels`` are (file, row, column) or (file, row, column, segment), or a volume."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    liver = codes.SCT.Liver
+    segments = [
+        hd.seg.SegmentDescription(number, name, codes.SCT.Organ, liver, hd.seg.SegmentAlgorithmTypeValues.MANUAL)
+        for number, name in enumerate(names, 1)
+    ]
+    sources = [dcmread(one) for one in series]
+    seg = hd.seg.Segmentation(
+        sources, pixels, kind, segments, generate_uid(), 9, generate_uid(), 1, "made", "up", "1", "1"
+    )
+    for name, value in tags.items():
+        setattr(seg, name, value)
+    seg.save_as(path)
+    return path
+
+
+def save_contours(
+    path: Path, series: Sequence[Path], regions: Mapping[str, Sequence[np.ndarray]], *, kind: str = "CLOSED_PLANAR"
+) -> Path:
+    """Write a structure set; each contour is (N, 3) millimetres in LPS."""
+
+    def item(**tags: object) -> Dataset:
+        dataset = Dataset()
+        for name, value in tags.items():
+            setattr(dataset, name, value)
+        return dataset
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scans = [dcmread(one) for one in series]
+    images = [item(ReferencedSOPClassUID=CTImageStorage, ReferencedSOPInstanceUID=one.SOPInstanceUID) for one in scans]
+    referred = item(SeriesInstanceUID=scans[0].SeriesInstanceUID, ContourImageSequence=images)
+    study = item(RTReferencedSeriesSequence=[referred])
+    frame = item(FrameOfReferenceUID=scans[0].FrameOfReferenceUID, RTReferencedStudySequence=[study])
+    dataset = item(
+        SOPClassUID=RTStructureSetStorage, SOPInstanceUID=generate_uid(), Modality="RTSTRUCT",
+        PatientName="Doe^Jane", PatientID="SECRET-7", ReferencedFrameOfReferenceSequence=[frame],
+        StructureSetROISequence=[
+            item(ROINumber=number, ROIName=name, ReferencedFrameOfReferenceUID=scans[0].FrameOfReferenceUID)
+            for number, name in enumerate(regions, 1)
+        ],
+        ROIContourSequence=[
+            item(ReferencedROINumber=number, ContourSequence=[
+                item(ContourGeometricType=kind, NumberOfContourPoints=len(points),
+                     ContourData=[f"{value:.4f}" for value in points.ravel()])
+                for points in contours
+            ])
+            for number, contours in enumerate(regions.values(), 1)
+        ],
+    )  # fmt: skip
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
+    return path

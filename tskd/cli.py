@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tskd.console import printable
+from tskd.console import met, printable
 from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder
 
 if TYPE_CHECKING:
@@ -236,11 +236,12 @@ def predict(
     Example: tskd predict out/first/model scans/ --out masks --overlays
     """
     from tskd.deploy.bundle import open_bundle
-    from tskd.deploy.predict import PredictOptions, predict_paths
+    from tskd.deploy.predict import Outcome, PredictOptions, predict_paths
 
     options = PredictOptions(probabilities, overlays, overwrite, threads)
-    with _told_as_json(json_, lambda problem: {"classes": [], "predictions": [], "failures": [], "error": problem}):
-        outcome = predict_paths(open_bundle(model), inputs, out, options=options)
+    outcome = Outcome(())
+    with _told_as_json(json_, lambda problem: outcome.as_dict() | {"error": problem}):
+        predict_paths(open_bundle(model), inputs, out, options=options, outcome=outcome)
     if json_:
         print(json.dumps(outcome.as_dict()))
     else:
@@ -293,10 +294,16 @@ def _told_as_json(json_: bool, answer: Callable[[str], dict[str, Any]]) -> Itera
     """With ``--json`` put the ``answer`` to what ends the block on stdout, so that a script always finds an object."""
     try:
         yield
-    except (UserError, OSError) as error:
+    except (UserError, OSError, KeyboardInterrupt) as error:
         if json_:
-            print(json.dumps(answer(str(error) if isinstance(error, UserError) else refused_by_system(error))))
+            print(json.dumps(answer(_told(error))))
         raise
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped before the end"
+    return refused_by_system(error) if isinstance(error, OSError) else str(error)
 
 
 def _no_report(problem: str) -> dict[str, Any]:
@@ -350,6 +357,8 @@ def main(arguments: list[str] | None = None) -> Any:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no work
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        met(argument)
     try:
         return app(arguments)
     except UserError as error:

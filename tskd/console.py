@@ -33,8 +33,25 @@ class Advance(Protocol):
     def __call__(self, done: int, note: str = "") -> None: ...
 
 
+_broken_names: set[str] = set()
+
+
+def met(name: str) -> None:
+    """Remember the line breaks of a name, path or argument, so that :func:`printable` tells them from those of a text.
+
+    Messages quote paths as they are; what was not met, such as a name made up by hand, keeps its breaks.
+    """
+    for part in re.split("[/=]", name):
+        _broken_names.update(one for one in (part, part.rpartition(".")[0]) if "\n" in one and one.strip())
+
+
 def printable(text: str) -> str:
-    """Return a text with what could steer a terminal, or turn its direction, written as an escape; lines stay lines."""
+    """Return a text with what could steer a terminal, or turn its direction, written as an escape; lines stay lines.
+
+    Line breaks within names that were :func:`met` are escaped too.
+    """
+    for name in sorted(_broken_names, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}", lambda found: found[0].replace("\n", r"\n"), text)
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -20,6 +20,12 @@ class Paused(Exception):
     """The time limit was reached; the state is saved and the same command goes on from it."""
 
 
+def name_of(error: BaseException) -> str:
+    """Return the type of an exception for a message; with its library where the type alone says nothing (``error``)."""
+    kind = type(error)
+    return f"{kind.__module__}.{kind.__name__}" if kind.__name__.lower() == "error" else kind.__name__
+
+
 def refused_by_system(error: OSError) -> str:
     """Return what the system refused and for which file, in one line with a remedy where there is one.
 
@@ -28,7 +34,9 @@ def refused_by_system(error: OSError) -> str:
     if error.errno is None:
         raise error
     said = error.strerror or os.strerror(error.errno)
-    where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # of a copy it is the second file that has no room
+    place = error.filename2 if full and error.filename2 is not None else error.filename
+    where = "" if place is None else f"{os.fsdecode(place)}: "
     return f"{where}{said}.{_REMEDIES.get(error.errno, '')}"
 
 

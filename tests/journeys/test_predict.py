@@ -31,6 +31,7 @@ from tests.dicoms import save
 from tests.journeys.conftest import Command
 from tests.unit.report_folders import run_file
 from tskd.artifacts import Store, write_atomic, write_json
+from tskd.cli import main
 from tskd.data.dicom import is_dicom
 from tskd.data.images import IntensityWindow, read_image
 from tskd.data.nifti import read_slice
@@ -364,12 +365,22 @@ def test_nothing_is_overwritten_unasked_and_inputs_never(bundle: Bundle, tmp_pat
     assert path.read_bytes() == before
 
 
-def test_two_inputs_with_one_answer_are_refused(bundle: Bundle, tmp_path: Path) -> None:
-    for name in ("a.png", "a.bmp"):
+def test_two_inputs_with_one_answer_are_named_and_the_others_done(bundle: Bundle, tmp_path: Path) -> None:
+    """They ended everything before the first mask. Neither gets a mask: whose it is could not be told."""
+    for name in ("a.png", "a.bmp", "b.png", "c_0000.png"):
         Image.fromarray(pixels(20, 20)).save(tmp_path / name)
-    with pytest.raises(UserError, match=r"a\.bmp and .*a\.png would both"):
-        predict_paths(bundle, [tmp_path], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    nibabel.save(nibabel.Nifti1Image(np.zeros((20, 20, 1), np.int16), np.eye(4)), tmp_path / "c.nii")
+    options = PredictOptions(probabilities=True)
+    outcome = predict_paths(bundle, [tmp_path], tmp_path / "out", options=options)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "b.png", "b.probabilities.npz", "predictions.csv",
+    }  # fmt: skip
+    assert [line.source.name for line in outcome.failures] == ["a.bmp", "a.png", "c.nii", "c_0000.png"]
+    assert re.search(
+        r"a\.bmp: would be answered in a\.png, and so would \S*a\.png\. Rename one", outcome.failures[0].problem
+    )
+    assert "c_0000.probabilities.npz" in outcome.failures[2].problem
+    assert outcome.not_done == []
 
 
 def test_an_empty_or_missing_input_is_said_plainly(bundle: Bundle, tmp_path: Path) -> None:
@@ -485,7 +496,7 @@ def test_a_table_lists_what_was_written_before_a_stop(
 ) -> None:
     scans = tmp_path / "scans"
     scans.mkdir()
-    for number in range(3):
+    for number in range(4):
         Image.fromarray(pixels(20, 30, number)).save(scans / f"{number}.png")
     before = signal.getsignal(signal.SIGTERM)
 
@@ -497,9 +508,14 @@ def test_a_table_lists_what_was_written_before_a_stop(
         return read_image(path, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("tskd.deploy.predict.read_image", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        predict_paths(bundle, [scans], tmp_path / "out")
-    assert "stopped before the end: 2 images" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="130"):
+        main(["predict", str(bundle.folder), str(scans), "--out", str(tmp_path / "out"), "--json"])
+    said = capsys.readouterr()
+    assert "stopped before the end, 2 not done: 2 images" in said.err
+    told = json.loads(said.out)
+    assert {line["output"] for line in told["predictions"]} == {"0.png", "1.png"}
+    assert told["not_done"] == [str(scans / "2.png"), str(scans / "3.png")]
+    assert told["error"] == "stopped before the end"
     assert signal.getsignal(signal.SIGTERM) is before
     with (tmp_path / "out/predictions.csv").open(newline="") as file:
         assert {line["output"] for line in csv.DictReader(file)} == {"0.png", "1.png"}
@@ -752,3 +768,33 @@ def test_a_place_that_takes_no_results_is_one_line(
     assert answer.stderr.startswith(f"error: {tmp_path / 'out'}")
     assert said in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["check", "run", "predict"])
+def test_a_name_never_breaks_a_message_in_two(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Each message quotes the folder and a file; both have names that break lines, steer a terminal or turn text."""
+    root = tmp_path / "da\nta"
+    names = ("new\nline.png", "car\rriage.png", "e\x1b[31msc.png", "bi\u202edi.png", "u\u2028x.png")
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    for name in names:
+        (root / "images" / name).write_bytes(b"no image")
+        (root / "images" / f"link {name}").symlink_to("nowhere")
+        (root / "masks" / f"alone {name}").write_bytes(b"no image")
+    arguments = {
+        "check": ["check", str(root)],
+        "run": ["run", "laptop", "--data", str(root), "--out", str(tmp_path / "o\nut")],
+        "predict": ["predict", str(bundle.folder), str(root), "--out", str(tmp_path / "o\nut")],
+    }[command]
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    said = "".join(capsys.readouterr())
+    assert not set(said) & {"\r", "\x1b", "\u202e", "\u2028"}
+    assert r"new\nline.png" in said
+    broken = [
+        line for line in said.split("\n") if line.strip() in ("da", "o") or line.startswith(("ta", "ut", "line."))
+    ]
+    assert broken == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from tskd.data.intensity import IntensityWindow
 from tskd.deploy.bundle import SUMS, Bundle, open_bundle, publish, write_sums
-from tskd.errors import UserError
+from tskd.errors import UserError, refused_by_system
 
 
 def write_bundle(folder: Path, text: str = "network") -> Path:
@@ -137,3 +139,28 @@ def test_publish_keeps_the_old_bundle_until_the_new_one_is_whole(tmp_path: Path)
     publish(write_bundle(tmp_path / "third", "third"), place)
     assert (open_bundle(place).folder / "model.onnx").read_text() == "third"
     assert not list(tmp_path.glob(".model.old*"))
+
+
+@pytest.mark.parametrize("copied", [0, 1, 3])
+def test_a_full_disk_leaves_the_old_bundle_and_nothing_hidden(
+    copied: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-copied folder stayed beside the bundle and kept the disk full."""
+    place = tmp_path / "run" / "model"
+    publish(write_bundle(tmp_path / "first", "first"), place)
+    done: list[str] = []
+    copy = shutil.copyfile
+
+    def full(source: Path, target: Path) -> None:
+        if len(done) == copied:
+            raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+        done.append(target.name)
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        publish(write_bundle(tmp_path / "second", "second"), place)
+    assert [path.name for path in place.parent.iterdir()] == ["model"]
+    assert open_bundle(place).folder == place
+    assert (place / "model.onnx").read_text() == "first"
+    assert refused_by_system(caught.value).startswith(str(tmp_path / "run")), "the full disk is that of the copy"

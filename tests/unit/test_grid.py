@@ -221,3 +221,30 @@ def test_a_grid_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_bytes(b"\x89PNG\xff\xfe\x00")
     with pytest.raises(UserError, match=r"grid\.yaml is not a text file"):
         load_grid(tmp_path / "grid.yaml")
+
+
+def test_more_runs_than_anybody_trains_are_refused_at_once(tmp_path: Path) -> None:
+    """A thousand values on each of three axes made a list of 10^9 runs until the memory was full."""
+    axes = {
+        "method": ["task_kd"],
+        "seed": list(range(1000)),
+        "data.labels": list(range(1, 1001)),
+        "student.patch": [8, 16],
+    }
+    assert "its axes make 2000000 runs, of at most 10000" in refusal(tmp_path, axes=axes)
+
+
+def test_long_values_are_cut_short_in_messages(tmp_path: Path) -> None:
+    assert len(refusal(tmp_path, axes={"method": ["x" * 100_000]})) < 1000
+    assert len(refusal(tmp_path, axes={"method": ["x" * 100_000] * 2})) < 1000
+
+
+def test_a_baseline_without_an_axis_to_test_is_said(tmp_path: Path) -> None:
+    said = refusal(tmp_path, axes={"method": ["task_kd"]}, baseline="task_kd")
+    assert "baseline: 'task_kd' is given, and no axis has several values to test" in said
+
+
+def test_a_control_character_in_a_grid_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "nul.yaml").write_bytes(b"name: x\naxes: {method: [a\0b]}\n")
+    with pytest.raises(UserError, match=r"nul\.yaml is not valid YAML: .*special characters are not allowed"):
+        load_grid(tmp_path / "nul.yaml")

@@ -53,8 +53,10 @@ def test_a_state_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
         (RunFailed("the loss is not finite"), "the loss is not finite"),
         (KeyError("x"), "KeyError: 'x'"),
         ("killed", "killed"),
+        (OSError(28, "No space left on device", "a.pt"), "a.pt: No space left on device. Make room there, or choose "
+         "another place; what is finished is kept."),
     ],
-)
+)  # fmt: skip
 def test_an_error_is_one_line(error: BaseException | str, said: str) -> None:
     assert failed("a", error) == Outcome("a", said, {}, {})
 

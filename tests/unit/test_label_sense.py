@@ -40,10 +40,12 @@ SIDES = {"p0": "train", "p1": "train", "p2": "val", "p3": "test"}
 @pytest.mark.parametrize(
     ("masks", "expected"),
     [
-        (({0, 1}, {0, 2}, {0}, {1, 2}), []),
+        (({0, 1}, {0, 2}, {0, 1}, {1, 2}), []),
+        (({0, 1}, {0, 2}, {0}, {1, 2}), [("warning", "nothing to find in the validation images")]),
         (({0, 1}, {0, 1}, {0, 2}, {0, 1, 2}), [("warning", "no training image holds the class spleen")]),
-        (({0, 1, 2}, {0}, {0}, {0, 1}), [("warning", "nothing to find of the class spleen in the test images")]),
-        (({0, 1, 2}, {0}, {0}, {0}), [("warning", "nothing to find in the test images")]),
+        (({0, 1, 2}, {0}, {0, 2}, {0, 1}), [("warning", "nothing to find of the class spleen in the test images")]),
+        (({0, 1, 2}, {0}, {0}, {0}), [("warning", "nothing to find in the validation images"),
+                                      ("warning", "nothing to find in the test images")]),
         (({0}, {0}, {0, 1}, {2}), [("error", "no training image holds any foreground"),
                                    ("warning", "nothing to find of the class liver")]),
     ],

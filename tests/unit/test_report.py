@@ -492,3 +492,16 @@ def test_digests_and_versions_are_those_of_the_manifests(html: str, folder: Path
         assert Artifact(path).digest[:16] in html
     for name, version in prepared.manifest["libraries"].items():
         assert f"{name} {version}" in html
+
+
+@pytest.mark.parametrize(
+    "text", [b"", bytes(200), b"[]", b"[" * 100_000, b"\xff"], ids=["empty", "NULs", "list", "deep", "no text"]
+)
+def test_a_manifest_that_cannot_be_read_is_named_whichever_it_is(damaged: Path, text: bytes) -> None:
+    """Those of evaluations were; one of another stage ended the report with a traceback."""
+    for place in sorted((damaged / "artifacts").glob("*/manifest.json")):
+        whole = place.read_bytes()
+        place.write_bytes(text)
+        with pytest.raises(UserError, match=rf"artifacts/{place.parent.name} is damaged .manifest.json is missing"):
+            write_report(damaged)
+        place.write_bytes(whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import sys
 import zipfile
@@ -29,6 +30,7 @@ from tskd.models.weights import (
     read_weights,
     resolve_sam,
     translate_efficientnet_lite0,
+    weight_file,
 )
 
 
@@ -192,6 +194,14 @@ def test_a_folder_of_another_model_is_no_sam(tmp_path: Path) -> None:
     (other / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not readable"):
         resolve_sam(other)
+
+
+def test_a_pipe_is_called_one_and_not_waited_for(tmp_path: Path) -> None:
+    """It was said that there is no file; reading one waits for ever."""
+    os.mkfifo(tmp_path / "w.pth")
+    for read in (read_weights, weight_file, load_state):
+        with pytest.raises(UserError, match="is no file but a pipe"):
+            read(tmp_path / "w.pth")
 
 
 def test_absent_weights_are_never_fetched_unasked(monkeypatch: pytest.MonkeyPatch) -> None:

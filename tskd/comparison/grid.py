@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from tskd.artifacts import canonical_json
 from tskd.console import warn
 from tskd.errors import UserError
 from tskd.experiment.methods import check_names
+from tskd.recipe.explanations import shown
 from tskd.recipe.files import apply_override, read_settings, read_yaml, set_key
 from tskd.recipe.schema import PHANTOMS, EngineConfig, Recipe, Section, build_recipe, build_section
 from tskd.report.comparison.files import DATASET, METHOD, REPLICATE_KEYS, RESULT_COLUMNS, STATISTICS_COLUMNS
@@ -26,6 +28,10 @@ MACHINE_SETTINGS = frozenset(
     {"accelerator", "devices", "num_nodes", "strategy", "checkpoint_seconds", "threads", "tf32", "compile"}
 )
 """Settings of the engine that change no result beyond rounding: a run keeps its name when they change."""
+
+
+MOST_RUNS = 10_000
+"""Of a grid: looking at each takes milliseconds, and training it minutes."""
 
 
 class GridFile(Section):
@@ -99,6 +105,10 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     file = build_section(GridFile, source, str(path))
     _refuse(path, [*_name_problems(file.name), *_axis_problems(file.axes)])
     axes = {axis: _read_axis(axis, values) for axis, values in file.axes.items()}
+    if (count := math.prod(map(len, axes.values()))) > MOST_RUNS:
+        raise UserError(
+            f"{path}: its axes make {count} runs, of at most {MOST_RUNS}. Give fewer values, or several grids."
+        )
     _refuse(path, [*_shared_keys(axes), *_idle_overrides(axes, overrides)])
     base = _base_recipe(file, path, overrides)
     runs = _expand(path, base, axes)
@@ -156,7 +166,7 @@ def _problem_of_axis(values: Sequence[Any]) -> str | None:
         return "every mapping needs a name: it stands for its keys in tables"
     if not all(isinstance(one, Scalar) for one in names):
         return "a value is a number, a text, true, false or null; lists belong into a named mapping"
-    twice = [repr(name) for name, count in Counter(names).items() if count > 1]
+    twice = [shown(name) for name, count in Counter(names).items() if count > 1]
     return f"{', '.join(twice)} is there twice" if twice else None
 
 
@@ -274,9 +284,11 @@ def _compared_axis(axes: Mapping[str, Sequence[Scalar]]) -> str | None:
 def _comparison_problems(compared: str | None, baseline: Scalar, axes: Mapping[str, Sequence[Scalar]]) -> Iterator[str]:
     if compared is not None and compared not in axes:
         yield f"compare: {compared!r} is no axis whose values can be tested. Choose one of: {', '.join(axes)}"
+    elif baseline is not None and compared is None:
+        yield f"baseline: {shown(baseline)} is given, and no axis has several values to test. Leave it out"
     elif baseline is not None and baseline not in axes.get(compared or "", ()):
         values = ", ".join(map(str, axes.get(compared or "", ())))
-        yield f"baseline: {baseline!r} is not on the axis {compared}. Choose one of: {values}"
+        yield f"baseline: {shown(baseline)} is not on the axis {compared}. Choose one of: {values}"
 
 
 def _refuse(path: Path, problems: Sequence[str] | Iterator[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tskd.artifacts import ARTIFACTS, Artifact, manifest_damage, write_json
 from tskd.comparison.grid import GridRun
-from tskd.errors import RunFailed, UserError
+from tskd.errors import RunFailed, UserError, name_of, refused_by_system
 from tskd.metrics.segmentation import NOTHING_TO_FIND
 from tskd.recipe.schema import build_recipe
 from tskd.run_file import misquoted
@@ -98,11 +98,16 @@ def write_outcome(out: Path, outcome: Outcome) -> None:
 
 def failed(name: str, error: BaseException | str) -> Outcome:
     """Return the outcome of a run that failed, its error in one short line."""
-    said = error if isinstance(error, str) else str(error)
-    if isinstance(error, BaseException) and not isinstance(error, UserError | RunFailed):
-        said = f"{type(error).__name__}: {said}"
-    line = " ".join(said.split())
+    line = " ".join(_said(error).split())
     return Outcome(name, line if len(line) <= LONGEST_ERROR else line[: LONGEST_ERROR - 1] + "…", {}, {})
+
+
+def _said(error: BaseException | str) -> str:
+    if isinstance(error, str | UserError | RunFailed):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return refused_by_system(error)
+    return f"{name_of(error)}: {error}"
 
 
 def run_job(job: Job) -> None:

@@ -22,7 +22,7 @@ from tskd.data.images import IMAGE_SUFFIXES, read_mask_indices
 from tskd.data.intensity import PLAIN_RULE
 from tskd.data.label_sense import doubts
 from tskd.data.labels import COLOUR, count_bytes, map_labels, values_in
-from tskd.data.layouts import Dataset, LayoutOptions, folder, survey
+from tskd.data.layouts import Dataset, LayoutOptions, dicom, folder, survey
 from tskd.data.layouts.base import require_mask
 from tskd.data.layouts.pairs import Oddity, notes_on, oddities, read_paired_mask, unclear_turn
 from tskd.data.nifti import is_nifti
@@ -222,7 +222,7 @@ def _examine(dataset: Dataset, record: Record) -> _Finding:
     classes, values = mask if mask is not None else (None, ())
     odd = None
     if mask is not None and record.mask is not None:
-        odd = _attempt(dataset, record.mask, lambda: tuple(oddities(record)), problems)
+        odd = _attempt(dataset, record.mask, lambda: _oddities(dataset, record), problems)
     return _Finding(
         size=size,
         file_kind=None if image is None else _file_kind(record.image),
@@ -259,6 +259,11 @@ def _read_mask(
     if not dataset.classes:
         return None, values
     return map_labels(raw, dataset.options.labels, classes=len(dataset.classes), path=path), values
+
+
+def _oddities(dataset: Dataset, record: Record) -> tuple[Oddity, ...]:
+    over = dataset.layout == dicom.DICOM.name and dicom.overlaps(record, dataset.options)
+    return (*oddities(record), *(("overlap",) if over else ()))
 
 
 def _file_kind(path: Path) -> str:

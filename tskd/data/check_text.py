@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from tskd.console import printable
 from tskd.data.duplicates import settle_duplicates
 from tskd.data.files import readable, shown
 from tskd.data.labels import COLOUR
@@ -194,4 +195,4 @@ def _escape(text: str) -> str:
     """Return text as it is: nothing in it is markup, and nothing in it is obeyed by the terminal."""
     from rich.markup import escape
 
-    return escape("\n".join(shown(line) for line in text.split("\n")))
+    return escape("\n".join(shown(line) for line in printable(text).split("\n")))

@@ -1,7 +1,7 @@
 """What a DICOM file holds besides its pixels, how large it says it is, and whether it is a scan at all.
 
-Sizes are compared with the file and with stated limits before anything is allocated. pydicom's warnings quote what
-a file says of a patient, so they are switched off here, for the process.
+Sizes are compared with the file and with stated limits before anything is allocated. What pydicom and
+highdicom warn of quotes what a file says of a patient, so it is switched off here, for the process.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _KINDS = {
     f"{_STORAGE}66.2": "spatial fiducials",
     f"{_STORAGE}66.3": "registration (REG)",
     f"{_STORAGE}66.4": "segmentation (SEG)",
-    f"{_STORAGE}66.5": "segmentation (SEG)",
+    f"{_STORAGE}66.5": "surface segmentation",
     f"{_STORAGE}66.7": "segmentation (SEG)",
     f"{_STORAGE}66": "raw data",
     f"{_STORAGE}67": "real world value mapping",
@@ -76,14 +76,15 @@ _KINDS = {
 """SOP classes (PS3.4 B.5) that are no scans; a UID that ends with a dot stands for all that begin so."""
 
 
-def _silence_pydicom() -> None:
-    logger = logging.getLogger("pydicom")
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
-    warnings.filterwarnings("ignore", module=r"(pydicom|tskd\.data\.dicom)")
+def _silence() -> None:
+    for name in ("pydicom", "highdicom"):
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
+    warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|tskd\.data\.dicom)")
 
 
-_silence_pydicom()
+_silence()
 
 
 @dataclass(frozen=True)

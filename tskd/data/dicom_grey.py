@@ -19,7 +19,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi
 
 from tskd.data.dicom_files import Head, is_dicom, kind_of, number, read_head, reading_dicom
 from tskd.data.dicom_pixels import read_values
-from tskd.data.dicom_series import functional_group, series_of
+from tskd.data.dicom_series import functional_group, names_of
 from tskd.data.files import find_files
 from tskd.data.intensity import UNIT_RANGE, IntensityWindow, apply_window, require_finite
 from tskd.data.nifti import PERCENTILES
@@ -232,7 +232,7 @@ class _Series:
                     self.folders.clear()
                     self.known.clear()
                 self.folders[folder] = (changed, _look_through(folder))
-            members = self.folders[folder][1].get(series_of(head), [])
+            members = self.folders[folder][1].get(names_of(head).series, [])
             if own in members:
                 return tuple(members)
             del self.folders[folder]
@@ -253,7 +253,7 @@ def _look_through(folder: Path) -> dict[object, list[_Member]]:
         try:
             head = read_head(path)
             if kind_of(head) is None and head.pixels is not None:
-                found.setdefault(series_of(head), []).append(_Member(path, _stamp(path)))
+                found.setdefault(names_of(head).series, []).append(_Member(path, _stamp(path)))
         except (UserError, OSError):  # whoever reads the file itself is told
             continue
     return found

@@ -43,6 +43,12 @@ def read_values(head: Head, index: int | None) -> np.ndarray:
     """
     with reading_dicom(head.path):
         require_image(head, index)
+        return stored_values(head, index)
+
+
+def stored_values(head: Head, index: int | None) -> np.ndarray:
+    """Return what :func:`read_values` does, of a file that need not be a scan, such as a segmentation."""
+    with reading_dicom(head.path):
         _require_decoder(head)
         if head.syntax.is_encapsulated:
             return _decode_elsewhere(head.path, index or 0, _name(head.syntax))
@@ -52,6 +58,8 @@ def read_values(head: Head, index: int | None) -> np.ndarray:
 def decode(head: Head, index: int) -> np.ndarray:
     """Decode one frame in this process; raises whatever the decoder does."""
     assert head.pixels is not None
+    if head.data.BitsAllocated == 1 and head.syntax.is_little_endian and not head.syntax.is_encapsulated:
+        return _single_bits(head, head.pixels.start, index)
     options = as_pixel_options(head.data, pixel_keyword=head.pixels.keyword, pixel_vr=head.pixels.vr)
     options["number_of_frames"] = head.frames
     shifted = _is_shifted(head)
@@ -61,6 +69,16 @@ def decode(head: Head, index: int) -> np.ndarray:
         file.seek(head.pixels.start)
         values = get_decoder(head.syntax).as_array(file, index=index, **options)[0]
     return _aligned(values, head) if shifted else values
+
+
+def _single_bits(head: Head, start: int, index: int) -> np.ndarray:
+    """Return a frame of single bits, (H, W) uint8; it may begin within a byte (PS3.5 8.1.1), which pydicom refuses."""
+    count = head.size[0] * head.size[1]
+    whole, odd = divmod(index * count, 8)
+    with open_dicom(head.path) as file:
+        file.seek(start + whole)
+        packed = np.frombuffer(file.read((odd + count + 7) // 8), np.uint8)
+    return np.unpackbits(packed, bitorder="little")[odd : odd + count].reshape(head.size)
 
 
 def _is_shifted(head: Head) -> bool:

@@ -71,16 +71,20 @@ class Listing:
     """Files that cannot be read, with the message."""
     others: list[tuple[Path, str]] = field(default_factory=list)
     """Files that are no scans, with what they are."""
+    copies: dict[Path, Path] = field(default_factory=dict)
+    """Files left out, each with the one of its series that shows the same."""
     remarks: list[str] = field(default_factory=list)
     """Why a series is not one regular grid, each naming the folder or file."""
 
 
-class _Names(NamedTuple):
-    """What tells files apart; it stays in this module."""
+class Names(NamedTuple):
+    """What tells files apart: for comparisons alone, never to be shown."""
 
     series: object
     patient: object
     instance: str
+    frame: str
+    """Frame of reference, empty where none is stated."""
     sectional: bool
 
 
@@ -89,7 +93,7 @@ def list_series(paths: Iterable[Path]) -> Listing:
     listing = Listing()
     series: dict[object, tuple[int, list[Slice]]] = {}
     patients: dict[object, int] = {}
-    names: dict[Path, _Names] = {}
+    names: dict[Path, Names] = {}
     for path in sorted(paths):
         try:
             head = read_head(path)
@@ -97,7 +101,7 @@ def list_series(paths: Iterable[Path]) -> Listing:
                 listing.others.append((path, kind))
                 continue
             require_image(head, None if head.frames == 1 else 0)
-            names[path] = _names_of(head)
+            names[path] = names_of(head)
             number, members = series.setdefault(names[path].series, (len(series) + 1, []))
             patient = patients.setdefault(names[path].patient, len(patients) + 1)
             members += _slices_of(head, number, patient)
@@ -119,7 +123,7 @@ def grid_affines(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
     step = (np.array(last.origin) - np.array(first.origin)) / (len(slices) - 1)
     normal = _normal(first)
     straight = normal * np.linalg.norm(step)
-    plane = _plane(first)
+    plane = plane_of(first)
     sheared, upright = (np.column_stack([plane[:, :2], third, plane[:, 2]]) for third in (step, straight))
     return _in_ras(sheared), _in_ras(upright)
 
@@ -129,15 +133,26 @@ def plane_affine(path: Path, *, index: int | None = None) -> np.ndarray:
 
     Raises :class:`UserError` where the file has no position, orientation or spacing.
     """
-    head = read_head(path)
-    with reading_dicom(path):
-        (found,) = [one for one in _slices_of(head, 1, 1) if one.index == index or head.frames == 1]
+    found = slice_at(path, index)
     if found.orientation is None or found.origin is None or found.spacing is None:
         raise UserError(
             f"{path}: has no ImagePositionPatient, ImageOrientationPatient or PixelSpacing, so a label volume cannot "
             "be laid over it. Give its masks as PNG files named like the DICOM files."
         )
-    return _in_ras(_plane(found))
+    return _in_ras(plane_of(found))
+
+
+def slice_at(path: Path, index: int | None) -> Slice:
+    """Return one frame of a file with what itself says of its place; raises :class:`UserError` naming the file."""
+    head = read_head(path)
+    with reading_dicom(path):
+        (found,) = [one for one in slices_of(head) if one.index == index or head.frames == 1]
+        return found
+
+
+def slices_of(head: Head) -> list[Slice]:
+    """Return the frames of a file with what they themselves say of their places; raises :class:`UserError`."""
+    return _slices_of(head, 1, 1)
 
 
 def functional_group(data: pydicom.Dataset, index: int | None, sequence: str) -> pydicom.Dataset:
@@ -150,17 +165,19 @@ def functional_group(data: pydicom.Dataset, index: int | None, sequence: str) ->
     return data
 
 
-def series_of(head: Head) -> object:
-    """Return what tells a file's series from the others of its folder; for comparisons alone, never to be shown."""
-    return _names_of(head).series
-
-
-def _names_of(head: Head) -> _Names:
+def names_of(head: Head) -> Names:
+    """Return what tells a file's series and image from others; for comparisons alone, never to be shown."""
     with reading_dicom(head.path):
         data = head.data
         series = str(data.get("SeriesInstanceUID") or "") or head.path.parent
         patient = str(data["PatientID"].value) if data.get("PatientID") else series
-        return _Names(series, patient, str(data.get("SOPInstanceUID") or ""), data.get("Modality") in _SECTIONAL)
+        return Names(
+            series,
+            patient,
+            str(data.get("SOPInstanceUID") or ""),
+            str(data.get("FrameOfReferenceUID") or ""),
+            data.get("Modality") in _SECTIONAL,
+        )
 
 
 def _slices_of(head: Head, series: int, patient: int) -> list[Slice]:
@@ -222,8 +239,8 @@ def _vector(source: pydicom.Dataset, keyword: str, length: int) -> np.ndarray | 
     return found if found.size == length and (np.abs(found) < _FAR_MM).all() else None
 
 
-def _plane(one: Slice) -> np.ndarray:
-    """Return the (3, 3) matrix from (column, row, 1) to millimetres in LPS."""
+def plane_of(one: Slice) -> np.ndarray:
+    """Return the (3, 3) matrix from (column, row, 1) to millimetres in LPS of a slice that states its place."""
     assert one.orientation is not None
     assert one.origin is not None
     assert one.spacing is not None
@@ -243,7 +260,7 @@ def _normal(one: Slice) -> np.ndarray:
     return normal / np.linalg.norm(normal)
 
 
-def _place(members: list[Slice], names: dict[Path, _Names], listing: Listing) -> None:
+def _place(members: list[Slice], names: dict[Path, Names], listing: Listing) -> None:
     """Add the slices of one series to the listing, in order, with volumes, grids and remarks."""
     members = _without_copied_files(members, names, listing)
     placed = [item for item in members if item.position is not None]
@@ -257,7 +274,7 @@ def _place(members: list[Slice], names: dict[Path, _Names], listing: Listing) ->
     listing.slices += [*done, *_without_positions(loose, names, listing)]
 
 
-def _without_copied_files(members: list[Slice], names: dict[Path, _Names], listing: Listing) -> list[Slice]:
+def _without_copied_files(members: list[Slice], names: dict[Path, Names], listing: Listing) -> list[Slice]:
     """Leave out files that hold the same image as another of the series under the same instance UID."""
     kept: dict[str, list[Slice]] = {}
     copies: dict[Path, Path] = {}
@@ -269,12 +286,14 @@ def _without_copied_files(members: list[Slice], names: dict[Path, _Names], listi
             known.append(firsts[path])
         else:
             copies[path] = twin.path
-    listing.remarks += [_copy_remark(path, copies[path]) for path in sorted(copies)]
+    for path in sorted(copies):
+        _note_copy(path, copies[path], listing)
     return [item for item in members if item.path not in copies]
 
 
-def _copy_remark(path: Path, other: Path) -> str:
-    return (
+def _note_copy(path: Path, other: Path, listing: Listing) -> None:
+    listing.copies[path] = other
+    listing.remarks.append(
         f"{path}: is a copy of {other.name}, the same image twice in one series. It is left out; remove one of the two."
     )
 
@@ -293,7 +312,7 @@ def _show_the_same(one: Slice, other: Slice) -> bool:
     return np.array_equal(first, second)
 
 
-def _without_positions(loose: list[Slice], names: dict[Path, _Names], listing: Listing) -> list[Slice]:
+def _without_positions(loose: list[Slice], names: dict[Path, Names], listing: Listing) -> list[Slice]:
     files = {item.path for item in loose}
     if len(files) > 1 and any(names[path].sectional for path in files):
         unknown = any(item.instance is None for item in loose)
@@ -397,7 +416,7 @@ def _without_copied_slices(slices: list[Slice], level: np.ndarray, listing: List
             if twin is None:
                 here.append(item)
             else:
-                listing.remarks.append(_copy_remark(item.path, twin.path))
+                _note_copy(item.path, twin.path, listing)
         kept += here
     return kept
 

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tskd.data.dicom_pixels import READY, decode_file
+from tskd.errors import name_of
 
 _MEMORY = 8 * 2**30  # bytes of address space: damaged data ask for any amount
 
@@ -34,7 +35,7 @@ def answer(line: bytes) -> tuple[dict[str, object], np.ndarray | None]:
 def _reason(error: BaseException) -> str:
     """pydicom sums up all decoders in one RuntimeError; what is not supported is told there in its words."""
     unsupported = "does not support" in str(error) or isinstance(error, NotImplementedError)
-    return "NotImplementedError" if unsupported else type(error).__name__
+    return "NotImplementedError" if unsupported else name_of(error)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tskd.console import met
 from tskd.data.reading import reading
 from tskd.errors import UserError
 
@@ -206,6 +207,7 @@ class _Walk:
         return folders
 
     def _sort(self, entry: os.DirEntry[str], path: Path, folders: list[Path]) -> None:
+        met(entry.name)
         if is_hidden(entry.name):
             self.hidden.append(path)
             return

@@ -56,8 +56,8 @@ _REMEDY = "label it somewhere, or take it out of `classes`."
 def _doubts_of_sides(
     found: Mapping[str, frozenset[int]], names: Sequence[str], present: frozenset[int], sides: Mapping[str, str]
 ) -> Iterator[Doubt]:
-    trained, tested = (
-        _union(values for id_, values in found.items() if sides.get(id_) == side) for side in ("train", "test")
+    trained, validated, tested = (
+        _union(values for id_, values in found.items() if sides.get(id_) == side) for side in ("train", "val", "test")
     )
     if trained is not None and not trained & present:
         message = "no training image holds any foreground: there is nothing to learn."
@@ -65,6 +65,9 @@ def _doubts_of_sides(
     elif trained is not None and (unseen := sorted(present - trained)):
         message = f"no training image holds {_named(unseen, names)}."
         yield Doubt(message, "It cannot be learned: label it in training cases, or correct the split.", "warning")
+    if validated is not None and not validated & present:
+        message = "nothing to find in the validation images: none of their masks holds any foreground."
+        yield Doubt(message, "Which training step was best cannot be told; put cases that show some there.", "warning")
     if tested is not None and not tested & present:
         message = "nothing to find in the test images: none of their masks holds any foreground."
         yield Doubt(message, "No score can be told; put cases that show some into the test.", "warning")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tskd.errors import UserError, not_allowed
+from tskd.errors import UserError, name_of, not_allowed
 
 Explain = Callable[[BaseException], str | None]
 """What an exception of a library means, in whole sentences that end with the remedy; None: nothing special."""
@@ -54,9 +54,9 @@ def _plain(error: BaseException, what: str) -> str:
     if code in _TOO_MANY_OPEN:
         return "the system allows no more open files. Close other programs, or raise the limit (ulimit -n)."
     if code in _DRIVE:
-        return f"the disk or network drive does not answer ({type(error).__name__}). Try again when it does."
+        return f"the disk or network drive does not answer ({name_of(error)}). Try again when it does."
     return (
-        f"the {what} is damaged, cut short, or in an encoding that cannot be read ({type(error).__name__}). "
+        f"the {what} is damaged, cut short, or in an encoding that cannot be read ({name_of(error)}). "
         "Copy it again from the source, or remove it."
     )
 

@@ -108,7 +108,7 @@ def require_page(pages: int, path: Path, index: int | None) -> None:
     if index is None and pages > 1:
         raise UserError(
             f"{path}: holds {pages} pages or frames, and which of them is the image cannot be known. "
-            "Save each page as a file of its own, or name the page (Record.index)."
+            "Save each page as a file of its own."
         )
     if index is not None and not 0 <= index < pages:
         raise UserError(f"{path}: page {index} asked for, the file holds {pages} (0 to {pages - 1}).")

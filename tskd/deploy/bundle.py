@@ -153,13 +153,19 @@ def publish(source: Path, place: Path) -> None:
     """
     partial, old = (place.with_name(f".{place.name}.{what}.{os.getpid()}") for what in ("new", "old"))
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in (*read_sums(source), SUMS):
-        shutil.copyfile(source / name, partial / name)
-    _verify(Bundle(partial))
-    if place.exists():
-        place.rename(old)
-    partial.rename(place)
+    try:
+        partial.mkdir(parents=True)
+        for name in (*read_sums(source), SUMS):
+            shutil.copyfile(source / name, partial / name)
+        _verify(Bundle(partial))
+        if place.exists():
+            place.rename(old)
+        partial.rename(place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
+        if old.exists() and not place.exists():
+            old.rename(place)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -31,7 +31,7 @@ from tskd.data.labels import count_bytes
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
 from tskd.deploy.network_file import Answer, ask
-from tskd.errors import UserError, refused_by_system, require_folder
+from tskd.errors import UserError, name_of, refused_by_system, require_folder
 from tskd.overlays import draw_overlay, enlargement
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class Outcome:
     classes: tuple[str, ...]
     predictions: list[Prediction] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    not_done: list[Path] = field(default_factory=list)
+    """Sources that are still to be predicted; none at the end, unless the work was stopped."""
     seconds: float = 0.0
     """From the first file read to the last one written."""
 
@@ -101,7 +103,8 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for ``--json``."""
         failures = [{"file": str(failure.source), "problem": failure.problem} for failure in self.failures]
-        return {"classes": list(self.classes), "predictions": self.lines(), "failures": failures}
+        left = {"not_done": [str(source) for source in self.not_done]} if self.not_done else {}
+        return {"classes": list(self.classes), "predictions": self.lines(), "failures": failures, **left}
 
     def summary(self, out: Path) -> str:
         """Return what was done in one line; ``out`` is where :func:`predict_paths` was told to write."""
@@ -122,33 +125,6 @@ class Outcome:
             raise UserError(f"{len(self.failures)} inputs could not be predicted; all others are done:{named}")
 
 
-def predict_paths(
-    bundle: Bundle, inputs: Sequence[Path], out: Path, *, options: PredictOptions | None = None
-) -> Outcome:
-    """Predict files and folders into the folder ``out``; return what was found and what could not be read.
-
-    An image gives ``<name>.png`` with class indices at the same relative path, a NIfTI volume a label volume on its
-    grid, a DICOM series a NIfTI label volume where its slices form one grid, else an image a slice. ``predictions.csv``
-    lists areas. A file that cannot be read is named on stderr and does not stop the others. Raises UserError where
-    there is nothing to predict, two results would have one name, or results exist and ``overwrite`` is not set.
-    """
-    options = options or PredictOptions()
-    require_folder(out)
-    items, failures, remarks = find_items(inputs, results=out, axis=bundle.axis)
-    for remark in [*remarks, *(failure.problem for failure in failures)]:
-        warn(remark)
-    if not items and not failures:
-        raise UserError(
-            f"{', '.join(map(str, inputs))}: no image found. Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI."
-        )
-    _refuse_conflicts(items, out, options)
-    outcome = Outcome(bundle.classes, failures=failures)
-    work = _Work(bundle.session(options.threads), bundle.window, bundle.axis, len(bundle.classes), out, options)
-    with _until_terminated():
-        _predict_and_list(items, work, outcome)
-    return outcome
-
-
 @contextmanager
 def _until_terminated() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, so that what is finished is listed."""
@@ -162,6 +138,45 @@ def _until_terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@_until_terminated()
+def predict_paths(
+    bundle: Bundle,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    options: PredictOptions | None = None,
+    outcome: Outcome | None = None,
+) -> Outcome:
+    """Predict files and folders into the folder ``out``; return what was found and what could not be read.
+
+    An image gives ``<name>.png`` with class indices at the same relative path, a NIfTI volume a label volume on its
+    grid, a DICOM series a NIfTI label volume where its slices form one grid, else an image a slice. ``predictions.csv``
+    lists areas. A file that cannot be read is named on stderr and does not stop the others, nor do two whose results
+    would have one name: neither is predicted. A given ``outcome`` is filled as the work goes, so that it tells what is
+    done also where that is stopped. Raises UserError where there is nothing to predict, or results exist and
+    ``overwrite`` is not set.
+    """
+    options = options or PredictOptions()
+    outcome = outcome or Outcome(())
+    outcome.classes = bundle.classes
+    require_folder(out)
+    found, failures, remarks = find_items(inputs, results=out, axis=bundle.axis)
+    items, alike = _apart(found, options)
+    failures += alike
+    for remark in [*remarks, *(failure.problem for failure in failures)]:
+        warn(remark)
+    if not items and not failures:
+        raise UserError(
+            f"{', '.join(map(str, inputs))}: no image found. Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI."
+        )
+    _refuse_replacing(items, out, options)
+    outcome.failures += failures
+    outcome.not_done += [item.source for item in items]
+    work = _Work(bundle.session(options.threads), bundle.window, bundle.axis, len(bundle.classes), out, options)
+    _predict_and_list(items, work, outcome)
+    return outcome
+
+
 def _predict_and_list(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
     """Predict all items and write the table; stopped by hand, by SIGTERM or by a full disk it holds what is done."""
     began = time.monotonic()
@@ -173,7 +188,7 @@ def _predict_and_list(items: Sequence[Item], work: _Work, outcome: Outcome) -> N
     except BaseException:
         outcome.seconds = time.monotonic() - began
         _list_where_it_can_be_written(outcome, work.out)
-        warn(f"stopped before the end: {outcome.summary(work.out)}")
+        warn(f"stopped before the end, {len(outcome.not_done)} not done: {outcome.summary(work.out)}")
         raise
     outcome.seconds = time.monotonic() - began
     _write_table(outcome, work.out)
@@ -196,6 +211,7 @@ def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
                     work.predict(item, outcome, partial(_advance, advance, done))
             except UserError as error:
                 outcome.fail(item.source, str(error))
+            outcome.not_done.pop(0)
             done += len(item.frames)
             advance(done)
 
@@ -212,7 +228,7 @@ def _one_of_many(item: Item) -> Iterator[None]:
         raise
     except Exception as error:  # of the network, of memory, a defect of ours
         raise UserError(
-            f"{item.source}: could not be predicted ({type(error).__name__}). The others are done; "
+            f"{item.source}: could not be predicted ({name_of(error)}). The others are done; "
             "`tskd check` on its folder says whether the file can be read."
         ) from error
 
@@ -364,20 +380,28 @@ def _results(item: Item, options: PredictOptions) -> Iterator[Path]:
             yield _extra(item, place, "overlay.png")
 
 
-def _refuse_conflicts(items: Sequence[Item], out: Path, options: PredictOptions) -> None:
-    origin: dict[Path, Item] = {}
-    for item in items:
+def _apart(items: Sequence[Item], options: PredictOptions) -> tuple[list[Item], list[Failure]]:
+    """Return the items whose results have names of their own, and a failure for each of those that share one."""
+    claims: dict[Path, list[int]] = {}
+    for number, item in enumerate(items):
         for path in _results(item, options):
-            other = origin.setdefault(path, item)
-            if other is not item:
-                raise UserError(
-                    f"{other.source} and {item.source} would both be answered in {path}. "
-                    "Rename one, or predict them into two folders."
-                )
+            claims.setdefault(path, []).append(number)
+    alike: dict[int, Failure] = {}
+    for path, numbers in claims.items():
+        for number in numbers if len(numbers) > 1 else ():
+            other = items[next(one for one in numbers if one != number)].source
+            text = f"would be answered in {path}, and so would {other}. Rename one, or predict them into two folders."
+            alike.setdefault(number, Failure(items[number].source, f"{items[number].source}: {text}"))
+    return [item for number, item in enumerate(items) if number not in alike], list(alike.values())
+
+
+def _refuse_replacing(items: Sequence[Item], out: Path, options: PredictOptions) -> None:
+    """Raise UserError where results would replace an input, or what is there already."""
+    results = [path for item in items for path in _results(item, options)]
     sources = {frame.path.resolve() for item in items for frame in item.frames}
-    if hit := next((path for path in origin if (out / path).resolve() in sources), None):
+    if hit := next((path for path in results if (out / path).resolve() in sources), None):
         raise UserError(f"{out / hit} is one of the inputs; results never replace them. Choose another --out.")
-    existing = [path for path in (*origin, Path(TABLE)) if _exists(out / path)]
+    existing = [path for path in (*results, Path(TABLE)) if _exists(out / path)]
     if existing and not options.overwrite:
         raise UserError(
             f"{out}: {len(existing)} of the results exist already, first {existing[0]}. "

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tskd.errors import UserError
+from tskd.errors import UserError, require_file
 from tskd.losses.distance import DECODER_LOSSES, ENCODER_LOSSES
 from tskd.models.backbones import NO_ENCODER
 from tskd.models.decoders import DECODERS
+from tskd.recipe.explanations import shown
 from tskd.recipe.schema import OFFLINE, RANDOM
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def check_names(recipe: Recipe) -> None:
     )
     for key, name, known in choices:
         if name not in known:
-            raise UserError(f"{key}: {name!r} is not known. Choose one of: {', '.join(sorted(known))}")
+            raise UserError(f"{key}: {shown(name)} is not known. Choose one of: {', '.join(sorted(known))}")
     _check_teacher_weights(recipe)
     _check_student_weights(recipe)
 
@@ -139,4 +140,5 @@ def _check_student_weights(recipe: Recipe) -> None:
             "student.decoder=pyramid."
         )
     if student.weights not in (None, OFFLINE) and not Path(student.weights).expanduser().is_file():
+        require_file(Path(student.weights).expanduser(), "a weight file")
         raise UserError(f"student.weights: there is no file {student.weights}. Give the path of a weight file.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tskd.errors import UserError
 from tskd.losses.classes import with_background
+from tskd.recipe.explanations import shown
 
 RELATION_GRID = 12
 """Side to which feature maps are pooled before all pairs of positions are compared."""
@@ -111,7 +112,7 @@ DECODER_LOSSES: dict[str, DecoderLoss] = {"mse": logit_mse, "kl": logit_kl, "dic
 def choose(losses: dict[str, Callable[..., Tensor]], name: str, key: str) -> Callable[..., Tensor]:
     """Return the loss of that name; UserError names the recipe's key and the names allowed."""
     if name not in losses:
-        raise UserError(f"{key}: {name!r} is not known. Choose one of: {', '.join(sorted(losses))}")
+        raise UserError(f"{key}: {shown(name)} is not known. Choose one of: {', '.join(sorted(losses))}")
     return losses[name]
 
 

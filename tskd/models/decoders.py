@@ -12,6 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from tskd.errors import UserError
+from tskd.recipe.explanations import shown
 
 SKIP_DROP = 0.5
 """Share of the training images whose skip is zeros."""
@@ -130,5 +131,5 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
 def build_decoder(name: str, feature_dims: Sequence[int], *, stride: int, classes: int) -> nn.Module:
     """Return the decoder of that name for features whose last has the stride; UserError lists the names."""
     if name not in DECODERS:
-        raise UserError(f"decoder {name!r} is not known. Choose one of: {', '.join(sorted(DECODERS))}")
+        raise UserError(f"decoder {shown(name)} is not known. Choose one of: {', '.join(sorted(DECODERS))}")
     return DECODERS[name](feature_dims, stride=stride, classes=classes)

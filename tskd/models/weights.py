@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tskd.artifacts import file_sha256
-from tskd.errors import UserError
+from tskd.errors import UserError, name_of, require_file
 
 SAM_DEFAULT = "facebook/sam-vit-base"
 META_SAM_DEFAULT = "sam_vit_b_01ec64.pth"
@@ -70,7 +70,13 @@ def weight_file(place: Path) -> Path:
             return file
     if place.is_dir():
         raise UserError(f"{place} holds no {' or '.join(_TENSOR_FILES)}: give the path of the weight file.")
-    raise UserError(f"There is no weight file {place}: check the path.")
+    raise _no_file(place)
+
+
+def _no_file(path: Path) -> UserError:
+    """Return the error for a path at which no weight file lies; raises it where a pipe or device does."""
+    require_file(path, "a weight file")
+    return UserError(f"There is no weight file {path}: check the path.")
 
 
 def find_weights(weights: str) -> Path | None:
@@ -136,7 +142,7 @@ class Contents(NamedTuple):
 def load_state(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a weight file by name, as :func:`read_weights` does; ``sha256``: the expected digest."""
     if not path.is_file():
-        raise UserError(f"There is no weight file {path}: check the path.")
+        raise _no_file(path)
     if sha256 is not None and file_sha256(path) != sha256:
         raise UserError(
             f"{path} is damaged or altered: its sha256 is {file_sha256(path)}, expected {sha256}. Bring it anew."
@@ -152,7 +158,7 @@ def read_weights(path: Path, *, shapes_only: bool = False) -> Contents:
     file, another suffix, and a pickle that holds more than plain data.
     """
     if not path.is_file():
-        raise UserError(f"There is no weight file {path}: check the path.")
+        raise _no_file(path)
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"{path} is no known weight file: allowed are .safetensors, .npz, and .pth, .pt or .bin holding tensors "
@@ -272,7 +278,7 @@ def _download_sam(name: str) -> Path:
     try:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{name} could not be downloaded ({type(error).__name__}). {_how_to_bring(name)}") from error
+        raise UserError(f"{name} could not be downloaded ({name_of(error)}). {_how_to_bring(name)}") from error
     if not _is_sam(folder):
         raise UserError(f"{name} is not a SAM checkpoint with config.json and model.safetensors.")
     return folder
@@ -309,7 +315,7 @@ def _read_npz(path: Path, *, shapes_only: bool) -> dict[str, Tensor]:
                 return {name: torch.from_numpy(archive[name]) for name in archive.files}
             return {name: torch.empty(_npy_shape(archive, name), device="meta") for name in archive.files}
     except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a whole archive of arrays ({error}): bring it anew.") from error
+        raise UserError(f"{path} is not a whole archive of arrays ({name_of(error)}): bring it anew.") from error
 
 
 def _npy_shape(archive: Any, name: str) -> tuple[int, ...]:
@@ -341,7 +347,7 @@ def _read_pickle(path: Path, *, shapes_only: bool) -> Any:
                 f"{path} holds no plain weights: some are sparse or quantised. Save the model's state_dict() with "
                 "dense tensors of floating point numbers."
             ) from error
-        raise UserError(f"{path} is damaged or not a weight file ({type(error).__name__}): bring it anew.") from error
+        raise UserError(f"{path} is damaged or not a weight file ({name_of(error)}): bring it anew.") from error
 
 
 def _unwrap(path: Path, content: Any) -> Contents:

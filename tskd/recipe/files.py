@@ -31,13 +31,15 @@ def parse_yaml(text: str, source: str) -> Any:
 
     Raises UserError naming ``source`` and the line of the mistake, or what is too large, too many or too deep.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)  # refuses control characters itself
         node = loader.get_single_node()
         if node is None:
             return None
         if _count(node, {}) > MOST_VALUES:
-            raise UserError(f"{source}: its aliases stand for more than {MOST_VALUES} values. Write out what is meant.")
+            raise UserError(
+                f"{source}: holds more than {MOST_VALUES} values, those of its aliases counted. Write what is meant."
+            )
         value = loader.construct_document(node)
         _refuse_huge(value, source)
     except RecursionError as error:

@@ -62,6 +62,14 @@ def with_stated(options: LayoutOptions, stated: DatasetFile) -> LayoutOptions:
     )
 
 
+def with_file(options: LayoutOptions, root: Path) -> LayoutOptions:
+    """Return the options with what the dataset.yaml of volumes says; without it where describing will refuse it."""
+    try:
+        return with_stated(options, read_volumes_yaml(root))
+    except UserError:
+        return options
+
+
 def read_volumes_yaml(root: Path) -> DatasetFile:
     """Read the dataset.yaml of volumes; raises :class:`UserError` too for what volumes say themselves."""
     stated = read_dataset_yaml(root)

@@ -1,18 +1,18 @@
-"""DICOM series, a folder a case, with masks as PNG files or as one NIfTI label volume a case."""
+"""DICOM series, a folder a case, with masks as PNG files, as one NIfTI label volume a case, or as SEG or RTSTRUCT."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from tskd.data import dicom, nifti
-from tskd.data.files import find_files, plain
+from tskd.data import dicom, dicom_labels, nifti
+from tskd.data.files import find_files, plain, shown
 from tskd.data.images import IntensityWindow, map_labels, read_image, read_mask_indices
 from tskd.data.layouts.base import (
     Description,
@@ -20,11 +20,12 @@ from tskd.data.layouts.base import (
     LayoutOptions,
     Search,
     classes_by_map,
+    is_image,
     missing,
     require_mask,
     require_same_size,
 )
-from tskd.data.layouts.dataset_yaml import DATASET_YAML, read_volumes_yaml, with_stated
+from tskd.data.layouts.dataset_yaml import DATASET_YAML, read_volumes_yaml, with_file, with_stated
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -33,6 +34,7 @@ DESCRIPTION = """\
   images/*.dcm                      files without a folder: cases patient001, ... in the order of files
   masks/<case>/<dicom name>.png     label index, 0/255 for one class; multi-frame: <dicom name>_<frame, 4 digits>.png
   masks/<case>.nii[.gz]             or one label volume a case, laid over the slices by its coordinates
+  SEG or RTSTRUCT                   or DICOM objects anywhere in images/ or masks/ that refer to the series
   dataset.yaml                      optional: name, classes, labels, window
   (without masks/: unlabelled; a folder of DICOM files alone will do too)"""
 
@@ -47,10 +49,17 @@ def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     if not files and not search.faults:
         raise missing(root, "any DICOM file", DESCRIPTION)
     masks = search.by_id(root / "masks", lambda path: True, _mask_id)
-    records = [record for part in _parts(folder, files) for record in part.records(masks)]
+    objects = [path for path in masks.values() if _is_label_object(path)]
+    masks = {id: path for id, path in masks.items() if path not in objects}
+    parts = _parts(folder, files)
+    records = [record for part in parts for record in part.records(masks)]
+    records = _with_objects(records, parts, objects, with_file(options, root), search)
     if not records and not search.faults:
         raise missing(root, "any DICOM file that is an image", DESCRIPTION)
-    search.name_unclaimed(masks, {record.mask for record in records}, {record.case for record in records})
+    claimed = {record.mask for record in records} | {
+        mask for part in parts for mask in part.masks_of_copies(masks, search)
+    }
+    search.name_unclaimed(masks, claimed, {record.case for record in records})
     return sorted(records, key=lambda record: record.id)
 
 
@@ -58,13 +67,22 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
     """Name the classes by options or dataset.yaml; tell the rule and range of grey levels, and odd series."""
     stated = read_volumes_yaml(root)
     options = with_stated(options, stated)
-    notes = [*grey_notes(records, options), *_series_notes(root)]
+    objects = sorted({record.mask for record in records if record.mask is not None and _is_label_object(record.mask)})
+    notes = [*grey_notes(records, options), *_series_notes(root, objects)]
     if options.classes is None:
-        one = (("foreground",), "classes not named: one is assumed")
-        classes, note = one if options.labels is None else classes_by_map(options.labels)
+        classes, note = _classes(options, objects)
         options = replace(options, classes=classes)
         notes.append(note)
     return Description(stated.name or plain(root.resolve().name), options, tuple(notes))
+
+
+def _classes(options: LayoutOptions, objects: Sequence[Path]) -> tuple[tuple[str, ...], str]:
+    """Return class names and a note where nobody stated them: by the label map, by what objects name, else one."""
+    if options.labels is not None:
+        return classes_by_map(options.labels)
+    if names := dicom_labels.names_in(objects):
+        return names, f"classes as {len(objects)} SEG or RTSTRUCT name them, in the order of their numbers"
+    return ("foreground",), "classes not named: one is assumed"
 
 
 def grey_notes(records: Sequence[Record], options: LayoutOptions) -> list[str]:
@@ -91,8 +109,8 @@ def _range(windows: Sequence[IntensityWindow]) -> str:
     return f"{low} becomes black, {high} white"
 
 
-def _series_notes(root: Path) -> list[str]:
-    """Return why series are no regular grids, and which files are no scans."""
+def _series_notes(root: Path, labels: Sequence[Path]) -> list[str]:
+    """Return why series are no regular grids, and which files are no scans, nor one of the ``labels``."""
     folder = root / "images" if (root / "images").is_dir() else root
     listings = [part.listing for part in _parts(folder, find_files(folder, _is_dicom).files)]
     remarks = [remark for listing in listings for remark in listing.remarks]
@@ -101,7 +119,7 @@ def _series_notes(root: Path) -> list[str]:
     ]
     if len(notes) > _SHOWN:
         notes = [*notes[:_SHOWN], f"series: {len(notes) - _SHOWN} more remarks of this kind"]
-    others = Counter(kind for listing in listings for _, kind in listing.others)
+    others = Counter(kind for listing in listings for path, kind in listing.others if path not in labels)
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
     return [*notes, f"passed over, since they are no scans: {told}"] if others else notes
 
@@ -112,12 +130,22 @@ def read_dicom_image(record: Record, options: LayoutOptions) -> np.ndarray:
 
 
 def read_dicom_mask(record: Record, options: LayoutOptions) -> np.ndarray:
-    """Read one mask, (H, W) uint8 class index, from its PNG file or from the case's label volume."""
+    """Read one mask, (H, W) uint8 class index, from its PNG file, the case's label volume, a SEG or an RTSTRUCT."""
     path = require_mask(record)
+    classes = options.classes or ("foreground",)
+    if _is_label_object(path):
+        return dicom_labels.read_classes(record, classes, options.labels)
     size = dicom.read_head(record.image).size
     raw = _overlaid(path, record, size) if nifti.is_nifti(path) else read_mask_indices(path)
     raw = require_same_size(raw, record, size)
-    return map_labels(raw, options.labels, classes=len(options.classes or ("foreground",)), path=path)
+    return map_labels(raw, options.labels, classes=len(classes), path=path)
+
+
+def overlaps(record: Record, options: LayoutOptions) -> bool:
+    """Tell whether classes lie over one another in a mask of a SEG or RTSTRUCT."""
+    if record.mask is None or not _is_label_object(record.mask):
+        return False
+    return dicom_labels.overlap(record, options.classes or (), options.labels)
 
 
 def fits(root: Path) -> bool:
@@ -141,6 +169,57 @@ def _first_files(folder: Path) -> list[Path]:
 
 def _is_dicom(path: Path) -> bool:
     return path.name != "DICOMDIR" and dicom.is_dicom(path)
+
+
+def _is_label_object(path: Path) -> bool:
+    """Tell whether a mask is a SEG or RTSTRUCT; a damaged file is none, and reading it says what is wrong."""
+    if is_image(path) or nifti.is_nifti(path):
+        return False
+    try:
+        return dicom_labels.is_label_object(path)
+    except UserError:
+        return False
+
+
+def _with_objects(
+    records: Sequence[Record], parts: Sequence[_Part], given: Sequence[Path], options: LayoutOptions, search: Search
+) -> list[Record]:
+    """Return the records, those without a mask labelled by the SEG or RTSTRUCT that was drawn on their series.
+
+    ``given`` are those in masks/, which must fit; others lie beside the scans, and are passed over where they do not.
+    """
+    beside = [path for part in parts for path, kind in part.listing.others if kind in dicom_labels.READERS]
+    if not beside and not given:
+        return list(records)
+    slices = [item for part in parts for item in part.listing.slices]
+    unlabelled = {(record.image, record.index) for record in records if record.mask is None}
+    matches = dicom_labels.match([*beside, *given], slices, unlabelled)
+    for path, message, wrong in matches.faults:
+        search.fault(path, message, "error" if wrong or path in given else "warning")
+    used = Counter(matches.labels.values())
+    for path in given:
+        if path not in used and all(path != fault.path for fault in search.faults):
+            search.fault(
+                path, "was drawn on no series here that lacks a mask. Put its series into images/, or remove it."
+            )
+    for path in used:
+        if options.classes and (text := dicom_labels.unknown_parts(path, options.classes, options.labels)):
+            search.fault(path, text, "warning")
+    search.notes += [*_counted(used), *matches.notes]
+    return [
+        record if record.mask else replace(record, mask=matches.labels.get((record.image, record.index)))
+        for record in records
+    ]
+
+
+def _counted(used: Counter[Path]) -> list[str]:
+    """Return in words how many masks come from objects of each kind."""
+    files, masks = Counter[str](), Counter[str]()
+    for path, count in used.items():
+        kind = dicom_labels.read_drawn(path).kind
+        files[kind] += 1
+        masks[kind] += count
+    return [f"masks: {masks[kind]} from {files[kind]} {kind}" for kind in sorted(files)]
 
 
 def _mask_id(path: Path, folder: Path) -> str:
@@ -190,6 +269,21 @@ class _Part:
         names = (image.stem, image.name)  # names without an extension may hold dots
         found = (masks.get(plain(f"{folder}{name}{frame}")) for name in names)
         return next((path for path in found if path is not None and not nifti.is_nifti(path)), None)
+
+    def masks_of_copies(self, masks: Mapping[str, Path], search: Search) -> Iterator[Path]:
+        """Yield the masks of files that are left out as copies of others, and name each as a fault."""
+        for copy, kept in self.listing.copies.items():
+            frames = dicom.read_head(copy).frames
+            for index in [None] if frames == 1 else range(frames):
+                if (mask := self._png(masks, copy, index)) is None:
+                    continue
+                own = self._png(masks, kept, index)
+                text = f"is the mask of {shown(copy.name)}, which is left out as a copy of {shown(kept.name)}"
+                if own is None:
+                    search.fault(mask, f"{text}. Remove that scan, or name the mask as the other.")
+                else:
+                    search.fault(mask, f"{text}, whose own mask is used. Remove that scan and its mask.", "warning")
+                yield mask
 
     def _unreadable(self, path: Path, masks: Mapping[str, Path]) -> Record:
         """Return the record of a file that reading then names, so that it neither is lost nor stops the others."""

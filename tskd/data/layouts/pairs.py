@@ -13,9 +13,9 @@ from tskd.data.images import image_size, label_is_in_alpha, read_mask_indices
 from tskd.data.layouts.base import Fault, is_image, require_mask, require_same_size
 from tskd.types import Record
 
-Oddity = Literal["turned", "perhaps turned", "alpha"]
+Oddity = Literal["turned", "perhaps turned", "alpha", "overlap"]
 """What a reader of a pair should know: its mask was turned with the photograph by EXIF; whether it had to be cannot be
-told from the sizes; its label is in alpha."""
+told from the sizes; its label is in alpha; its classes lie over one another."""
 
 
 def read_paired_mask(record: Record, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -46,6 +46,7 @@ def notes_on(found: Iterable[Oddity]) -> tuple[str, ...]:
     notes = {
         "turned": "EXIF: {} masks of the stored size are turned with their photographs, as EXIF states",
         "alpha": "alpha: {} masks have one colour throughout; the label is taken from alpha, where it is opaque",
+        "overlap": "overlap: in {} masks classes lie over one another; the one named later in `classes` is kept",
     }
     return tuple(text.format(found.count(kind)) for kind, text in notes.items() if kind in found)
 

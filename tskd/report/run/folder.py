@@ -111,12 +111,16 @@ def open_run(path: Path) -> RunFolder:
     for name in sorted(evaluations | {*run.summary.artifacts.values()}):
         if name not in run.stages:
             raise damaged_run(path, f"artifacts/{name} is gone")
+    for artifact in run.stages.values():  # before any manifest is read
+        _refuse_damage(path, artifact, manifest_damage(artifact))
     data = {run.stages[name].manifest["inputs"]["data"] for name in (*evaluations, run.student.path.name)}
     if not data <= {artifact.digest for artifact in run.made_by("prepare")}:
         raise damaged_run(path, "the prepared data are gone")
-    shown = {artifact.path for artifact in run.made_by("prepare")} | {run.stages[name].path for name in evaluations}
-    for artifact in run.stages.values():  # of those whose files are not on the page the figures are
-        damage = next(find_damage(artifact), None) if artifact.path in shown else manifest_damage(artifact)
-        if damage:
-            raise damaged_run(path, f"artifacts/{artifact.path.name} is damaged ({damage})")
+    for artifact in (*run.made_by("prepare"), *(run.stages[name] for name in evaluations)):  # whose files are shown
+        _refuse_damage(path, artifact, next(find_damage(artifact), None))
     return run
+
+
+def _refuse_damage(path: Path, artifact: Artifact, damage: str | None) -> None:
+    if damage:
+        raise damaged_run(path, f"artifacts/{artifact.path.name} is damaged ({damage})")
