@@ -96,6 +96,11 @@ class Builder(Protocol):
     """Answers requests for artifacts."""
 
     @property
+    def root(self) -> Path:
+        """The folder that they lie in."""
+        ...
+
+    @property
     def used(self) -> Mapping[str, Artifact]:
         """Every artifact that was asked for, by folder name."""
         ...

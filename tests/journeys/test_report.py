@@ -18,6 +18,7 @@ from tskd.experiment.pipeline import execute
 from tskd.experiment.run import Run
 from tskd.experiment.summary import print_summary
 from tskd.recipe.schema import build_recipe
+from tskd.report.run.folder import open_run
 
 TINY = {
     "rivals": ["scratch"],
@@ -59,7 +60,7 @@ def without_date(page: bytes) -> bytes:
 
 @pytest.mark.slow
 def test_the_terminal_says_what_the_page_says(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(out)
+    print_summary(open_run(out))
     said = " ".join(capsys.readouterr().out.split())
     page = (out / "report.html").read_text(encoding="utf-8")
     verdict = unescape(page.partition('class="verdict">')[2].partition("<")[0])

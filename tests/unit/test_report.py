@@ -27,7 +27,7 @@ from tskd.report.pictures import Album, Gallery, failures
 from tskd.report.run.folder import RunFolder, open_run
 from tskd.report.run.page import run_page
 from tskd.report.run.training import stage_title
-from tskd.report.run.verdict import paired_tests, verdict
+from tskd.report.run.verdict import verdict
 from tskd.report.shareable import shareable
 from tskd.report.write import render
 
@@ -97,7 +97,7 @@ def test_training_compute_is_told_with_its_rule(html: str) -> None:
 
 def test_differences_are_paired_by_case(folder: Path) -> None:
     run = open_run(folder)
-    tests = {test.method: test for test in paired_tests(run)}
+    tests = {test.method: test for test in run.tests}
     for name in ("teacher", "scratch", "control"):
         expected = run.metrics[name]["dice"] - run.metrics["student"]["dice"]
         assert tests[name].difference == pytest.approx(expected, abs=1e-12)
@@ -195,9 +195,9 @@ def test_volumes_are_the_headline_and_slices_come_second(tmp_path: Path, capsys:
     assert "with 4 volumes (8 slices) at" in scores.lead
     assert f"scores 3-D Dice {own['dice']:.3f} on 4 test cases" in page.verdict
     assert next(one for one in page.sections if one.name == "failures").lead.startswith("Slices on which the student")
-    (test,) = paired_tests(run)
+    (test,) = run.tests
     assert test.difference == pytest.approx(run.metrics["control"]["dice"] - own["dice"])
-    print_summary(folder)
+    print_summary(open_run(folder))
     said = capsys.readouterr().out
     assert "tested on 4 volumes (8 slices)" in said
     assert "3-D Dice" in said
@@ -217,7 +217,7 @@ def test_where_there_is_nothing_to_find_no_score_is_told(tmp_path: Path, capsys:
     assert [cell for row in table_of(page.sections[0], "Dice").rows for cell in row[1:7]] == ["–"] * 12
     html = write_report(folder).read_text(encoding="utf-8")
     assert "1.000" not in re.sub("<svg.*?</svg>", "", html.split("Worst, median")[0], flags=re.DOTALL)
-    print_summary(folder)
+    print_summary(open_run(folder))
     said = capsys.readouterr().out
     assert "nothing to find in the test images" in said
     assert "1.000" not in said

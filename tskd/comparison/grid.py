@@ -17,7 +17,7 @@ from tskd.artifacts import canonical_json
 from tskd.console import warn
 from tskd.errors import UserError
 from tskd.experiment.methods import check_names
-from tskd.recipe.files import apply_override, read_settings, read_yaml, set_key
+from tskd.recipe.files import Change, as_change, read_settings, read_yaml, set_key
 from tskd.recipe.schema import PHANTOMS, EngineConfig, Recipe, Section, build_recipe, build_section
 from tskd.report.comparison.files import DATASET, METHOD, REPLICATE_KEYS, RESULT_COLUMNS, STATISTICS_COLUMNS
 
@@ -86,11 +86,12 @@ class Grid:
         return tuple(axis for axis in self.axes if axis not in (*self.replicates, self.compare))
 
 
-def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
-    """Return the grid of a YAML file; ``overrides`` (``section.key=value``) change the recipe that all runs share.
+def load_grid(path: Path, changes: Sequence[str | Change] = ()) -> Grid:
+    """Return the grid of a YAML file; ``changes`` are made to the recipe that all runs share.
 
     Raises UserError that names every setting of every run that does not fit.
     """
+    made = [as_change(one) for one in changes]
     if not path.is_file():
         raise UserError(f"{path}: no such grid. Give the path of a YAML file with name, recipe and axes.")
     source = read_yaml(path)
@@ -99,8 +100,8 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
     file = build_section(GridFile, source, str(path))
     _refuse(path, [*_name_problems(file.name), *_axis_problems(file.axes)])
     axes = {axis: _read_axis(axis, values) for axis, values in file.axes.items()}
-    _refuse(path, [*_shared_keys(axes), *_idle_overrides(axes, overrides)])
-    base = _base_recipe(file, path, overrides)
+    _refuse(path, [*_shared_keys(axes), *_idle_changes(axes, made)])
+    base = _base_recipe(file, path, made)
     runs = _expand(path, base, axes)
     names = {axis: tuple(name for name, _ in values) for axis, values in axes.items()}
     replicates = tuple(axis for axis, values in axes.items() if _keys(values) <= REPLICATE_KEYS)
@@ -170,11 +171,10 @@ def _shared_keys(axes: Mapping[str, Axis]) -> Iterator[str]:
     yield from (f"axes: {key} is set by {count} axes. Keep it in one" for key, count in setters.items() if count > 1)
 
 
-def _idle_overrides(axes: Mapping[str, Axis], overrides: Sequence[str]) -> Iterator[str]:
+def _idle_changes(axes: Mapping[str, Axis], changes: Sequence[Change]) -> Iterator[str]:
     """Name settings of the command line that an axis would overwrite, or that make an axis one of phantoms idle."""
     keys = [(axis, key) for axis, values in axes.items() for key in sorted(_keys(values))]
-    for override, (axis, key) in product(overrides, keys):
-        given, value = (part.strip() for part in override.partition("=")[::2])
+    for (given, value), (axis, key) in product(changes, keys):
         if _overlap(given, key) or _hides(given, value, key):
             yield f"{given} is given, but the axis {axis} sets {key}. Change the axis in the file"
 
@@ -183,7 +183,7 @@ def _overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def _hides(given: str, value: str, key: str) -> bool:
+def _hides(given: str, value: Any, key: str) -> bool:
     """Tell whether a data folder takes the place of the phantoms that an axis draws."""
     section = given.removesuffix("root")
     return given.endswith("data.root") and value != PHANTOMS and f"{key}.".startswith(f"{section}phantom.")
@@ -206,10 +206,10 @@ def _crossed_replicates(axes: Mapping[str, Sequence[Scalar]]) -> Iterator[str]:
         )
 
 
-def _base_recipe(file: GridFile, path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def _base_recipe(file: GridFile, path: Path, changes: Sequence[Change]) -> dict[str, Any]:
     values = read_settings(path.parent / file.recipe) if isinstance(file.recipe, str) else _copy(file.recipe)
-    for override in overrides:
-        apply_override(values, override)
+    for key, value in changes:
+        set_key(values, key, value)
     return build_recipe(values, f"{path}: recipe").model_dump(mode="json")
 
 

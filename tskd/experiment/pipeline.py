@@ -17,7 +17,8 @@ from tskd.experiment.budget import BUDGET_RULE, compute_of
 from tskd.experiment.methods import METHODS, Make
 from tskd.experiment.run import Run
 from tskd.recipe.schema import Recipe
-from tskd.report import write_report
+from tskd.report import write_run_report
+from tskd.report.run.folder import RunFolder
 from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages import evaluate, export, quality
 from tskd.stages.network_costs import measure_networks
@@ -110,8 +111,8 @@ def transferred(run: Run) -> Artifact:
     return run.transfer
 
 
-def execute(run: Run) -> RunFile:
-    """Run the recipe's method to the end and return what ``run.json`` holds.
+def execute(run: Run) -> RunFolder:
+    """Run the recipe's method to the end, write its report, and return what its folder holds.
 
     Raises UserError where another run is at work in the output folder: the last to end would take the other's place.
     """
@@ -122,7 +123,7 @@ def execute(run: Run) -> RunFile:
         return _execute(run)
 
 
-def _execute(run: Run) -> RunFile:
+def _execute(run: Run) -> RunFolder:
     if any(METHODS[name].start or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)):
         count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     _say_what_for(run)
@@ -159,11 +160,12 @@ def _execute(run: Run) -> RunFile:
         stages=run.costs,
         recipe=run.recipe.model_dump(mode="json"),
     )
+    folder = RunFolder(run.out, found)  # its artifacts were verified when they were found, or have just been made
     if run.runtime.fabric.is_global_zero:
         publish(bundle.path, run.out / FOLDER)
         write_run(run.out, found)
-        write_report(run.out)
-    return found
+        write_run_report(folder)
+    return folder
 
 
 def _say_what_for(run: Run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -76,12 +76,6 @@ def _refuse_huge(value: Any, source: str, where: str = "") -> None:
         raise UserError(f"{source}: {f'{where}: ' if where else ''}a whole number is larger than 2**63 - 1.")
 
 
-def quoted(text: str) -> str:
-    """Return a YAML text that stands for any name of a file, also one with emoji or bytes that are no UTF-8."""
-    plain = (one if one.isascii() and one.isprintable() and one not in '"\\' else f"\\U{ord(one):08x}" for one in text)
-    return f'"{"".join(plain)}"'
-
-
 def read_yaml(path: Path) -> Any:
     """Return the value of a YAML file; raises UserError where it is no text or no YAML, or too large to be one."""
     require_file(path, "a YAML file")
@@ -119,9 +113,19 @@ def read_settings(path: Path) -> dict[str, Any]:
     return values
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Change nested settings in place as ``section.key=value`` says."""
-    key, separator, text = override.partition("=")
+class Change(NamedTuple):
+    """One setting of a recipe, and what it shall be."""
+
+    key: str
+    """``section.key``."""
+    value: Any
+
+
+def as_change(written: str | Change) -> Change:
+    """Return a change, also of ``section.key=value``, whose value is YAML; raises UserError for what is none."""
+    if isinstance(written, Change):
+        return written
+    key, separator, text = written.partition("=")
     if not separator or not key.strip():
-        raise UserError(f"--set {override}: write section.key=value, for example --set teacher.rank=16")
-    set_key(values, key.strip(), parse_yaml(text, f"--set {override}"))
+        raise UserError(f"--set {written}: write section.key=value, for example --set teacher.rank=16")
+    return Change(key.strip(), parse_yaml(text, f"--set {written}"))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tskd.errors import UserError
 from tskd.recipe.explanations import describe_mistake
-from tskd.recipe.files import apply_override, read_settings
+from tskd.recipe.files import Change, as_change, read_settings, set_key
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -404,8 +404,8 @@ class Recipe(Section):
                 raise refused(type(self), error, "Recipe") from error
 
 
-def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of a file (None: all defaults) with ``section.key=value`` overrides applied in order.
+def load_recipe(path: Path | None = None, changes: Sequence[str | Change] = ()) -> Recipe:
+    """Return the recipe of a file (None: all defaults) with changes (``section.key=value`` too) applied in order.
 
     Raises UserError naming every key or value that does not fit.
     """
@@ -414,8 +414,8 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
     if path is not None:
         source = str(path)
         values = read_settings(path)
-    for override in overrides:
-        apply_override(values, override)
+    for key, value in map(as_change, changes):
+        set_key(values, key, value)
     return build_recipe(values, source)
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
-
-from tskd.metrics.comparison import DICE, PairTest, compare_methods
+from tskd.metrics.comparison import PairTest
 from tskd.metrics.intervals import interval_text
-from tskd.metrics.segmentation import NOTHING_TO_FIND, case_means
-from tskd.report.pictures import Predictions
+from tskd.metrics.segmentation import NOTHING_TO_FIND
 from tskd.report.run.folder import BEFORE_FINETUNE, STUDENT, RunFolder
 from tskd.report.text import INTERVAL, counted, dice_of, interval, number, signed
 
@@ -21,15 +18,7 @@ CAVEAT = (
 )
 
 
-def paired_tests(run: RunFolder) -> tuple[PairTest, ...]:
-    """Return the test of every other model against the student on the same cases: differences are model - student."""
-    scores = {name: _by_case(one) for name, one in run.predictions.items()}
-    if len(scores) < 2 or run.metrics[STUDENT]["dice"] is None:
-        return ()
-    return compare_methods(scores, DICE, seed=0, baseline=STUDENT)
-
-
-def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
+def verdict(run: RunFolder) -> str:
     """Return one sentence on the student against the control and the best of the other rivals."""
     own = run.metrics[STUDENT]
     labels, cases = counted(run.summary.labels, "labelled image"), counted(own["n_cases"], "test case")
@@ -41,10 +30,10 @@ def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
     head = (
         f"With {labels} the {run.title(STUDENT)} scores {dice_of(run.level)} {number(own['dice'])}{bounds} on {cases}"
     )
-    rivals = {test.method: test for test in tests if test.method not in NO_RIVALS}
+    rivals = {test.method: test for test in run.tests if test.method not in NO_RIVALS}
     clauses = [_clause(rivals[name], run.title(name)) for name in _hardest(rivals)]
     said = f"{head}: {', and '.join(clauses)}." if clauses else f"{head}; no rival was trained beside it."
-    taught = [_clause(test, "teacher") for test in tests if test.method == "teacher"]
+    taught = [_clause(test, "teacher") for test in run.tests if test.method == "teacher"]
     return f"{said} It is {taught[0]}." if taught else said
 
 
@@ -66,8 +55,3 @@ def _clause(test: PairTest, rival: str) -> str:
     if high < 0:
         return f"worse than the {rival} {figures}"
     return f"not clearly different from the {rival} {figures}"
-
-
-def _by_case(predictions: Predictions) -> np.ndarray:
-    """Return (1, C) mean Dice of each case."""
-    return np.array([list(case_means(predictions.scores, "dice").values())])
