@@ -21,7 +21,7 @@ from tskd.recipe.schema import build_recipe
 from tskd.report.run.folder import open_run
 
 TINY = {
-    "rivals": ["scratch"],
+    "baselines": ["scratch"],
     "data": {"image_size": 32, "labels": 12, "phantom": {"family": "abdomen", "train": 40, "test": 8, "size": 48}},
     "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 4, "batch_size": 8},
     "diffusion": {"steps": 4, "batch_size": 4, "image_size": 16, "sampling_steps": 2},

@@ -258,7 +258,7 @@ HEAD = "With 20 labelled images the student scores Dice 0.500 (95\u00a0% interva
 @pytest.mark.parametrize(
     ("tests", "said"),
     [
-        ([], "; no rival was trained beside it."),
+        ([], "; no baseline was trained beside it."),
         (
             [pair("control", -0.1, -0.15, -0.05)],
             ": better than the control (U-Net) (+0.100, 95\u00a0% interval +0.050 to +0.150).",
@@ -278,19 +278,19 @@ HEAD = "With 20 labelled images the student scores Dice 0.500 (95\u00a0% interva
         ),
         (
             [pair("teacher", 0.3, 0.2, 0.4)],
-            "; no rival was trained beside it. "
+            "; no baseline was trained beside it. "
             "It is worse than the teacher (−0.300, 95\u00a0% interval −0.400 to −0.200).",
         ),
     ],
 )
-def test_the_verdict_is_one_sentence_that_names_the_hardest_rivals(tests: list[PairTest], said: str) -> None:
+def test_the_verdict_is_one_sentence_that_names_the_hardest_baselines(tests: list[PairTest], said: str) -> None:
     assert verdict(RUN, tests) == HEAD + said
 
 
 def test_a_u_net_that_is_shipped_is_called_one() -> None:
     run = RunFolder(RUN.path, replace(RUN.summary, method="control_pseudo"))
     assert run.title("student") == "U-Net"
-    assert verdict(run, []) == HEAD.replace("student", "U-Net") + "; no rival was trained beside it."
+    assert verdict(run, []) == HEAD.replace("student", "U-Net") + "; no baseline was trained beside it."
 
 
 def test_stages_that_a_run_has_several_of_say_for_which_model(root: Path, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_what_a_run_did_without_leaves_its_section_out(root: Path, tmp_path: Pat
     run = make_run(tmp_path, root, ("student",), transfer=False)
     page = run_page(open_run(run))
     assert "transfer" not in sections_of(page)
-    assert "no rival was trained beside it" in page.verdict
+    assert "no baseline was trained beside it" in page.verdict
     assert [block.title for block in page.sections[0].blocks if isinstance(block, Table)] == [""], "no paired table"
     for log in run.glob("artifacts/finetune-*/metrics.jsonl"):
         log.unlink()

@@ -50,7 +50,7 @@ def test_aliases_are_not_forbidden() -> None:
 
 def test_a_long_value_is_not_repeated_whole(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"seed: {'x' * 50_000}\nrivals: {{{', '.join(f'k{n}: 1' for n in range(9999))}}}")
+    path.write_text(f"seed: {'x' * 50_000}\nbaselines: {{{', '.join(f'k{n}: 1' for n in range(9999))}}}")
     with pytest.raises(UserError, match="seed: ") as caught:
         load_recipe(path)
     assert len(str(caught.value)) < 1000

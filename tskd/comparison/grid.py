@@ -17,7 +17,7 @@ from tskd.artifacts import canonical_json
 from tskd.console import warn
 from tskd.errors import UserError
 from tskd.experiment.methods import check_names
-from tskd.recipe.files import Change, as_change, read_settings, read_yaml, set_key
+from tskd.recipe.files import Change, as_change, current_key, read_settings, read_yaml, set_key
 from tskd.recipe.schema import PHANTOMS, EngineConfig, Recipe, Section, build_recipe, build_section
 from tskd.report.comparison.files import DATASET, METHOD, REPLICATE_KEYS, RESULT_COLUMNS, STATISTICS_COLUMNS
 
@@ -37,7 +37,7 @@ class GridFile(Section):
     axes: dict[str, list[Any]]
     """Recipe key -> values; or a name of its own -> mappings of a ``name`` and the keys that vary together."""
     compare: str | None = None
-    """The axis whose values are tested against each other; None: ``method``, or else the first that is no replicate."""
+    """The axis whose values are tested against each other; None: ``method``, else the first that is not a replicate."""
     baseline: Any = None
     """The value of that axis which all others are tested against; None: every pair is tested."""
     bias_variance: bool = False
@@ -121,9 +121,9 @@ Axis = list[tuple[Scalar, dict[str, Any]]]
 
 def _read_axis(axis: str, values: Sequence[Any]) -> Axis:
     return [
-        (value["name"], {key: one for key, one in value.items() if key != "name"})
+        (value["name"], {current_key(key): one for key, one in value.items() if key != "name"})
         if isinstance(value, dict)
-        else (value, {axis: value})
+        else (value, {current_key(axis): value})
         for value in values
     ]
 
@@ -273,7 +273,7 @@ def _compared_axis(axes: Mapping[str, Sequence[Scalar]]) -> str | None:
 
 def _comparison_problems(compared: str | None, baseline: Scalar, axes: Mapping[str, Sequence[Scalar]]) -> Iterator[str]:
     if compared is not None and compared not in axes:
-        yield f"compare: {compared!r} is no axis whose values can be tested. Choose one of: {', '.join(axes)}"
+        yield f"compare: {compared!r} is not an axis whose values can be tested. Choose one of: {', '.join(axes)}"
     elif baseline is not None and baseline not in axes.get(compared or "", ()):
         values = ", ".join(map(str, axes.get(compared or "", ())))
         yield f"baseline: {baseline!r} is not on the axis {compared}. Choose one of: {values}"

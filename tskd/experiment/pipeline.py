@@ -28,9 +28,9 @@ from tskd.stages.transfer import count_real
 def trained_models(
     run: Run, *, announce: Callable[[str], None] = lambda title: None
 ) -> dict[str, tuple[str, Artifact]]:
-    """Return name in run.json -> (title, model) of everything that the recipe's method and its rivals make.
+    """Return name in run.json -> (title, model) of everything that the recipe's method and its baselines make.
 
-    ``announce`` is told the title of each before it is made. A rival is known by another name where the method's own
+    ``announce`` is told the title of each before it is made. A baseline is known by another name where the method's own
     teacher has its name and is a different one.
     """
     models: dict[str, tuple[str, Artifact]] = {}
@@ -38,7 +38,7 @@ def trained_models(
         announce(title)
         model = make(run)
         if name in models and models[name][1].path != model.path:
-            models[f"rival_{name}"] = f"{title} (rival)", model
+            models[f"baseline_{name}"] = f"{title} (baseline)", model
         else:
             models[name] = title, model
     return models
@@ -49,16 +49,16 @@ def _wanted(recipe: Recipe) -> Iterator[tuple[str, str, Make]]:
     method = METHODS[recipe.method]
     if method.teacher is not None:
         yield "teacher", METHODS["teacher"].title, method.teacher
-        if method.start is not None:
-            yield "student_before_finetune", "student before fine-tuning", method.start
+        if method.initialisation is not None:
+            yield "student_before_finetune", "student before fine-tuning", method.initialisation
     yield "student", method.title, method.model
-    yield from ((rival, METHODS[rival].title, METHODS[rival].model) for rival in _rivals(recipe))
+    yield from ((baseline, METHODS[baseline].title, METHODS[baseline].model) for baseline in _baselines(recipe))
 
 
-def _rivals(recipe: Recipe) -> list[str]:
+def _baselines(recipe: Recipe) -> list[str]:
     """Return the methods that are trained beside the recipe's own."""
     controls = ("control",) if recipe.control.enabled else ()
-    return [name for name in dict.fromkeys((*recipe.rivals, *controls)) if name != recipe.method]
+    return [name for name in dict.fromkeys((*recipe.baselines, *controls)) if name != recipe.method]
 
 
 def student(run: Run) -> Artifact:
@@ -97,7 +97,7 @@ def judged_synthetic(run: Run) -> Artifact | None:
     """
     if not run.recipe.transfer.synthetic:
         return None
-    teachers = [METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)]
+    teachers = [METHODS[name].teacher for name in (run.recipe.method, *run.recipe.baselines)]
     judged = quality.build(
         run.bench, run.transfer, run.samples, run.prepared_artifact, next((ask(run) for ask in teachers if ask), None)
     )  # fmt: skip
@@ -124,7 +124,9 @@ def execute(run: Run) -> RunFolder:
 
 
 def _execute(run: Run) -> RunFolder:
-    if any(METHODS[name].start or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)):
+    if any(
+        METHODS[name].initialisation or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.baselines)
+    ):
         count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     _say_what_for(run)
     models = trained_models(run, announce=_counted(run.recipe))
@@ -176,7 +178,7 @@ def _say_what_for(run: Run) -> None:
         f"run: {train} labelled images to train on and {val} to choose weights by, {unlabelled} without labels, "
         f"{len(tested.rows('test'))} test images in {len(tested.cases('test'))} cases, at {prepared.image_size} px"
     )
-    beside = ", ".join(METHODS[name].title for name in _rivals(run.recipe))
+    beside = ", ".join(METHODS[name].title for name in _baselines(run.recipe))
     say(f"run: {METHODS[run.recipe.method].title}{f', and beside it {beside}' if beside else ''}; each trains in turn")
 
 
@@ -197,11 +199,11 @@ def compute(run: Run, model: Artifact) -> dict[str, float]:
 
 def started(run: Run) -> Artifact:
     """Return the student of the recipe's method before fine-tuning; UserError where it has no pre-training."""
-    start = METHODS[run.recipe.method].start
-    if start is None:
-        known = ", ".join(name for name, method in METHODS.items() if method.start is not None)
+    initialisation = METHODS[run.recipe.method].initialisation
+    if initialisation is None:
+        known = ", ".join(name for name, method in METHODS.items() if method.initialisation is not None)
         raise UserError(f"method {run.recipe.method!r} has no pre-training. Set method to one of: {known}")
-    return start(run)
+    return initialisation(run)
 
 
 STAGES: dict[str, Callable[[Run], Artifact | None]] = {

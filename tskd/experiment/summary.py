@@ -13,10 +13,10 @@ from tskd.report import REPORT
 from tskd.report.run.ablation import uses_sentence
 from tskd.report.run.folder import STUDENT, RunFolder
 from tskd.report.run.verdict import verdict
-from tskd.report.text import INTERVAL, capital, dice_of, interval_of, invented, missed, number, scored
+from tskd.report.text import INTERVAL, capital, dice_of, false_positives, interval_of, missed, number, scored
 
 PLAIN_WIDTH = 100
-"""Columns of the table where the output is no terminal."""
+"""Columns of the table where the output is not a terminal."""
 
 
 def print_summary(run: RunFolder) -> None:
@@ -30,7 +30,7 @@ def print_summary(run: RunFolder) -> None:
     for name in run.models:
         table.add_row(*(Text(cell) for cell in _cells(run, name)))
     console.print(table)
-    console.print(Text(verdict(run)))
+    console.print(Text(verdict(run, run.tests)))
     if said := uses_sentence(run.metrics[STUDENT]["dice"], summary.ablation):
         console.print(Text(said))
     console.print(Text(f"{duration(summary.seconds)}; everything is in {out}, to be read in {out / REPORT}"))
@@ -44,4 +44,4 @@ def _cells(run: RunFolder, name: str) -> Iterator[str]:
     yield number(scores[f"hd95_{run.unit}"], 1)
     yield str(scores["n_cases"])
     yield missed(scores)
-    yield invented(scores)
+    yield false_positives(scores)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tskd.errors import UserError
 from tskd.recipe.explanations import describe_mistake
-from tskd.recipe.files import Change, as_change, read_settings, set_key
+from tskd.recipe.files import Change, as_change, current_settings, read_settings, set_key
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -305,7 +305,7 @@ class StudentConfig(Section):
     the installed weights of the backbone ``tf_efficientnet_lite0``."""
     pixels: Pixels = "auto"
     """As ``teacher.pixels``; without ``weights``, auto is what timm says of the backbone."""
-    start: Literal["random", "weights"] = "random"
+    initialisation: Literal["random", "weights"] = "random"
     """``weights``: every other method starts from that file too, ``scratch`` and ``scratch_total`` excepted."""
 
 
@@ -320,7 +320,7 @@ class FinetuneConfig(TrainConfig):
     scratch_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate where the student starts from random weights."""
     keep_start: bool = False
-    """A trained start is kept as it is where no later weights score better on the validation part."""
+    """A pre-trained initialisation is kept as it is where no later weights score better on the validation part."""
 
 
 class ControlConfig(TrainConfig):
@@ -377,9 +377,14 @@ class EngineConfig(Section):
 class Recipe(Section):
     """One experiment."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _under_current_names(cls, values: Any) -> Any:
+        return current_settings(values) if isinstance(values, Mapping) else values
+
     seed: int = 0
     method: str = "task_kd"
-    rivals: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
     """Methods that are trained and scored beside it, e.g. ``[scratch]``."""
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -420,7 +425,7 @@ def load_recipe(path: Path | None = None, changes: Sequence[str | Change] = ()) 
 
 
 def section_of(settings: Section) -> str | None:
-    """Return the recipe's name of a section; None for one that is no part of a recipe."""
+    """Return the recipe's name of a section; None for one that is not part of a recipe."""
     kinds = ((name, field.annotation) for name, field in Recipe.model_fields.items())
     return next((name for name, kind in kinds if kind is type(settings)), None)
 

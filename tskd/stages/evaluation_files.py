@@ -17,7 +17,7 @@ from tskd.metrics.segmentation import ScoreRow, headline
 
 CASES, PREDICTIONS, SUMMARY = "cases.csv", "predictions", "summary.json"
 _BYTES = "surrogateescape"
-"""Of an id that comes from a file name which is no UTF-8: its bytes are written and read back as they are."""
+"""Of an id that comes from a file name which is not UTF-8: its bytes are written and read back as they are."""
 
 
 def prediction_path(folder: Path, row: int) -> Path:

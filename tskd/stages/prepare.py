@@ -260,7 +260,7 @@ def _refuse_leaks(pairs: Sequence[DuplicatePair], split: Split, config: DataConf
     if exact and not config.allow_duplicates:
         listed = "".join(f"\n  {pair.first} = {pair.second}" for pair in exact[:_SHOWN])
         raise UserError(
-            f"{len(exact)} images are in training and in test alike, so the test would flatter:{listed}\n"
+            f"{len(exact)} images are in both training and test, so the test scores would be too good:{listed}\n"
             "Take one of each pair out, or accept it with --set data.allow_duplicates=true"
         )
     if near := len(across) - len(exact):

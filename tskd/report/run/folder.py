@@ -59,9 +59,8 @@ class RunFolder:
     @cached_property
     def metrics(self) -> Mapping[str, Mapping[str, Any]]:
         """The scores of every model by name, as its evaluation wrote them, and what its training has cost."""
-        return {
-            name: {**told, **read_summary(self.evaluation(name).path)} for name, told in self.summary.metrics.items()
-        }
+        kept = {name: read_summary(self.path / ARTIFACTS / one) for name, one in self.summary.evaluations.items()}
+        return {name: {**told, **kept.get(name, {})} for name, told in self.summary.metrics.items()}
 
     @cached_property
     def tests(self) -> tuple[PairTest, ...]:

@@ -25,9 +25,9 @@ from tskd.report.text import (
     capital,
     counted,
     dice_of,
+    false_positives,
     interval,
     interval_of,
-    invented,
     missed,
     number,
     p_value,
@@ -60,7 +60,7 @@ def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
     return Page(
         title=run.summary.dataset,
         kicker=_kicker(run),
-        verdict=verdict(run),
+        verdict=verdict(run, run.tests),
         caveat=CAVEAT,
         sections=tuple(one for one in sections if one is not None),
         footnote=album.note,
@@ -101,7 +101,8 @@ def failures_section(run: RunFolder, gallery: Gallery) -> Section | None:
     student = run.predictions[STUDENT]
     images = "Slices" if run.level == "volume" else "Images"
     above = "the Dice by slice" if run.level == "volume" else "the Dice above"
-    lead = f"{images} on which the {run.title(STUDENT)} misses a class or invents it; each counts as 0 in {above}."
+    wrong = f"the {run.title(STUDENT)} misses a class or finds one that is not there"
+    lead = f"{images} on which {wrong}; each counts as 0 in {above}."
     return section("failures", "Failure cases", lead, failures(gallery, student))
 
 
@@ -152,7 +153,7 @@ def _score_table(run: RunFolder) -> Table:
                 number(_distance_where_found(run.predictions[name].scores), 1),
                 *(number(one[_VOLUME_ERROR], 1) for _ in errors_ml),
                 missed(one),
-                invented(one),
+                false_positives(one),
             )
         )
     dice = (dice_of(run.level), INTERVAL, "IoU")
@@ -185,7 +186,7 @@ def _slice_table(run: RunFolder) -> Table | None:
             interval_of(one, "dice"),
             number(one[f"hd95_{unit}"], 1),
             missed(one),
-            invented(one),
+            false_positives(one),
         )
         for name, one in by_slice.items()
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tskd.metrics.comparison import PairTest
 from tskd.metrics.intervals import interval_text
@@ -10,7 +10,7 @@ from tskd.metrics.segmentation import NOTHING_TO_FIND
 from tskd.report.run.folder import BEFORE_FINETUNE, STUDENT, RunFolder
 from tskd.report.text import INTERVAL, counted, dice_of, interval, number, signed
 
-NO_RIVALS = frozenset({STUDENT, BEFORE_FINETUNE, "teacher", "rival_teacher"})
+NO_BASELINES = frozenset({STUDENT, BEFORE_FINETUNE, "teacher", "baseline_teacher", "rival_teacher"})
 """Models that the student is not measured against: itself, and large models."""
 CAVEAT = (
     "One training of each model. The intervals say what other test cases could have shown, not what another seed or "
@@ -18,8 +18,8 @@ CAVEAT = (
 )
 
 
-def verdict(run: RunFolder) -> str:
-    """Return one sentence on the student against the control and the best of the other rivals."""
+def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
+    """Return one sentence on the student against the control and the best of the other baselines."""
     own = run.metrics[STUDENT]
     labels, cases = counted(run.summary.labels, "labelled image"), counted(own["n_cases"], "test case")
     if own["dice"] is None:
@@ -30,28 +30,28 @@ def verdict(run: RunFolder) -> str:
     head = (
         f"With {labels} the {run.title(STUDENT)} scores {dice_of(run.level)} {number(own['dice'])}{bounds} on {cases}"
     )
-    rivals = {test.method: test for test in run.tests if test.method not in NO_RIVALS}
-    clauses = [_clause(rivals[name], run.title(name)) for name in _hardest(rivals)]
-    said = f"{head}: {', and '.join(clauses)}." if clauses else f"{head}; no rival was trained beside it."
-    taught = [_clause(test, "teacher") for test in run.tests if test.method == "teacher"]
+    baselines = {test.method: test for test in tests if test.method not in NO_BASELINES}
+    clauses = [_clause(baselines[name], run.title(name)) for name in _hardest(baselines)]
+    said = f"{head}: {', and '.join(clauses)}." if clauses else f"{head}; no baseline was trained beside it."
+    taught = [_clause(test, "teacher") for test in tests if test.method == "teacher"]
     return f"{said} It is {taught[0]}." if taught else said
 
 
-def _hardest(rivals: Mapping[str, PairTest]) -> list[str]:
+def _hardest(baselines: Mapping[str, PairTest]) -> list[str]:
     """Return the control and the best of the others, whichever there are."""
-    others = [name for name in rivals if name != "control"]
-    best = [max(others, key=lambda name: rivals[name].difference)] if others else []
-    return (["control"] if "control" in rivals else []) + best
+    others = [name for name in baselines if name != "control"]
+    best = [max(others, key=lambda name: baselines[name].difference)] if others else []
+    return (["control"] if "control" in baselines else []) + best
 
 
-def _clause(test: PairTest, rival: str) -> str:
+def _clause(test: PairTest, baseline: str) -> str:
     gain = -test.difference
     if test.ci95_low is None or test.ci95_high is None:
-        return f"{signed(gain)} against the {rival}, on too few cases to say more"
+        return f"{signed(gain)} against the {baseline}, on too few cases to say more"
     low, high = -test.ci95_high, -test.ci95_low
     figures = f"({signed(gain)}, {INTERVAL} {interval_text((low, high), signed)})"
     if low > 0:
-        return f"better than the {rival} {figures}"
+        return f"better than the {baseline} {figures}"
     if high < 0:
-        return f"worse than the {rival} {figures}"
-    return f"not clearly different from the {rival} {figures}"
+        return f"worse than the {baseline} {figures}"
+    return f"not clearly different from the {baseline} {figures}"
