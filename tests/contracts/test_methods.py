@@ -54,11 +54,6 @@ def test_no_two_methods_end_with_the_same_model_or_title() -> None:
     assert len({method.title for method in METHODS.values()}) == len(METHODS)
 
 
-def test_task_kd_fine_tunes_what_was_distilled_and_scratch_starts_from_nothing() -> None:
-    assert model_of("task_kd") == "finetuned(\"distilled_by('teacher',)\",)"
-    assert model_of("scratch") == "finetuned(None,){'within': 'budget.total'}"
-
-
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_method_asks_for_an_adapted_teacher_only_if_it_says_so(method: str) -> None:
     run, says = Recorder(), METHODS[method].teacher

@@ -24,10 +24,6 @@ def refusal(*overrides: str, path: Path | None = None) -> str:
     return str(error.value)
 
 
-def test_without_a_file_the_defaults_hold() -> None:
-    assert load_recipe() == Recipe()
-
-
 def test_an_empty_file_holds_the_defaults(tmp_path: Path) -> None:
     assert load_recipe(recipe_file(tmp_path, "# nothing yet\n")) == Recipe()
 

@@ -16,7 +16,7 @@ from tskd.data.known_digests import KnownDigests
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were read, in order; stamps count at once, so that no test has to wait."""
-    monkeypatch.setattr(known_digests, "_RACY_NS", -(10**12))
+    monkeypatch.setattr(known_digests, "RACY_NS", -(10**12))
     read: list[Path] = []
 
     def sha256(path: Path) -> str:
@@ -60,7 +60,7 @@ def test_a_file_of_the_same_size_and_date_is_read_again(how: str, reads: list[Pa
 def test_a_file_written_just_now_is_not_remembered(
     reads: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(known_digests, "_RACY_NS", 2_000_000_000)
+    monkeypatch.setattr(known_digests, "RACY_NS", 2_000_000_000)
     file = tmp_path / "a.png"
     file.write_bytes(b"one")
     digest(file, tmp_path / "hashes.json")

@@ -11,7 +11,7 @@ import pytest
 
 from tskd.artifacts import Artifact
 from tskd.errors import UserError
-from tskd.experiment.pipeline import _counted, execute, exported, trained_models
+from tskd.experiment.pipeline import announcer, execute, exported, trained_models
 from tskd.recipe.schema import load_recipe
 
 
@@ -53,9 +53,9 @@ def test_a_u_net_that_is_the_method_is_what_is_shipped_and_no_baseline_of_itself
     }
 
 
-def test_every_model_is_announced_once_and_counted_before_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_model_is_announced_once_andannouncer_before_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
     run: Any = NamedRun("baselines=[scratch]")
-    trained_models(run, announce=_counted(run.recipe))
+    trained_models(run, announce=announcer(run.recipe))
     assert re.findall(r"model (\d of \d), (.*) \(0 s so far\)", capsys.readouterr().err) == [
         ("1 of 5", "teacher"),
         ("2 of 5", "student before fine-tuning"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tskd.artifacts import file_sha256, write_json
 
-_RACY_NS = 2_000_000_000
+RACY_NS = 2_000_000_000
 """A file that was touched so shortly before it was hashed may change again within its time stamp's precision."""
 
 
@@ -30,7 +30,7 @@ class KnownDigests:
         name = str(file.absolute())
         known = self._before.get(name)
         digest = str(known[-1]) if known and known[:-1] == marks else file_sha256(file)
-        if now - max(status.st_mtime_ns, status.st_ctime_ns) > _RACY_NS:
+        if now - max(status.st_mtime_ns, status.st_ctime_ns) > RACY_NS:
             self._seen[name] = [*marks, digest]
         return digest
 

@@ -129,7 +129,7 @@ def _execute(run: Run) -> RunFolder:
     ):
         count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     _say_what_for(run)
-    models = trained_models(run, announce=_counted(run.recipe))
+    models = trained_models(run, announce=announcer(run.recipe))
     say(f"run: scores of {len(models)} models, then the model to ship and the report")
     scores = evaluations(run)
     if "transfer" in vars(run):  # a method has learned from it
@@ -182,7 +182,7 @@ def _say_what_for(run: Run) -> None:
     say(f"run: {METHODS[run.recipe.method].title}{f', and beside it {beside}' if beside else ''}; each trains in turn")
 
 
-def _counted(recipe: Recipe) -> Callable[[str], None]:
+def announcer(recipe: Recipe) -> Callable[[str], None]:
     """Return what says which of how many models is made, and how long the run has taken so far."""
     began, number, total = time.monotonic(), count(1), len(list(_wanted(recipe)))
 

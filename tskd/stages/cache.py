@@ -125,7 +125,7 @@ def build_cache(
     with explained, progress("cache: teacher", layout.shards) as advance:
         for shard in range(fabric.global_rank, layout.shards, fabric.world_size):
             if not shard_path(folder, shard).exists():
-                _write_shard(teacher, transfer, layout, augment, folder, shard, runtime)
+                write_shard(teacher, transfer, layout, augment, folder, shard, runtime)
             advance(shard + 1)
     fabric.barrier()
     if fabric.is_global_zero:
@@ -148,7 +148,7 @@ def _require_room(layout: CacheLayout, folder: Path) -> None:
     require_room(folder, layout.bytes - written, what="the teacher's answers", remedy=remedy)
 
 
-def _write_shard(
+def write_shard(
     teacher: nn.Module,
     transfer: TransferSet,
     layout: CacheLayout,
