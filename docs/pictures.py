@@ -1,6 +1,7 @@
 """Draw the pictures of the documentation from the report of a run: sections as a browser shows them, as WebP.
 
-tskd run quick --set data.phantom.train=120 --set data.labels=20 --set distill.steps=100 --out out/pictures
+tskd run quick --out out/pictures --set data.phantom.train=120 --set data.labels=20 --set distill.steps=100 \\
+    --set control.steps=100
 python docs/pictures.py out/pictures
 """
 
