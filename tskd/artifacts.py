@@ -33,7 +33,7 @@ MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a stage's resumable state; it is removed when the stage is finished."""
 TRAINING_LOG = "metrics.jsonl"
-"""Log of a training; it holds times, so it is no part of the digest."""
+"""Log of a training; it holds times, so it is not part of the digest."""
 MADE_FROM = ("start", "teacher", "masks")
 """Inputs that a model's training went through; the data and the transfer set are the same for every method."""
 _CLOCK, _PART = "clock.json", ".part"
@@ -94,6 +94,11 @@ class Processes:
 
 class Builder(Protocol):
     """Answers requests for artifacts."""
+
+    @property
+    def root(self) -> Path:
+        """The folder that they lie in."""
+        ...
 
     @property
     def used(self) -> Mapping[str, Artifact]:
@@ -267,7 +272,7 @@ def manifest_damage(artifact: Artifact) -> str | None:
 
     Its fingerprint has to follow from what it says it was made from, its folder's name from the fingerprint, its digest
     from its list of files, and its seal from all of it. Manifests from before there were seals are taken without one:
-    a seal tells what was changed by accident or in passing, it is no signature.
+    a seal tells what was changed by accident or in passing, it is not a signature.
     """
     whole = finished(artifact.path)
     if whole is None:
@@ -438,7 +443,7 @@ def _make(path: Path, make: Make, identity: dict[str, Any], making: _Making) -> 
 
 
 def _drop_hidden(folder: Path) -> None:
-    """Remove temporary files and folders, which are hidden: a killed attempt left them, and they are no result."""
+    """Remove temporary files and folders, which are hidden: a killed attempt left them, and they are not a result."""
     for path in [path for path in folder.rglob("*") if path.name[0] == "."]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

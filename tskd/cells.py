@@ -7,7 +7,7 @@ from typing import Any
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 ENCODING_ERRORS = "backslashreplace"
-"""How a name that is no text (bytes of a file name that are no UTF-8) is written into a UTF-8 file."""
+"""How a name that is not a text (bytes of a file name that are not UTF-8) is written into a UTF-8 file."""
 
 
 def harmless(row: Mapping[str, Any]) -> dict[str, Any]:

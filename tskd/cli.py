@@ -17,6 +17,7 @@ from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require
 
 if TYPE_CHECKING:
     from tskd.experiment.run import Run
+    from tskd.recipe.files import Change
     from tskd.recipe.schema import Recipe
 
 app = typer.Typer(
@@ -319,9 +320,9 @@ def _execute(run: Run, *, json_: bool) -> None:
     if not run.runtime.fabric.is_global_zero:
         return
     if json_:
-        print(json.dumps(found.as_dict(), default=str))
+        print(json.dumps(found.summary.as_dict(), default=str))
     else:
-        print_summary(run.out)
+        print_summary(found)
 
 
 def _load(recipe: str | None, data: str | None, overrides: list[str] | None) -> Recipe:
@@ -331,10 +332,10 @@ def _load(recipe: str | None, data: str | None, overrides: list[str] | None) -> 
     return load_recipe(None if recipe is None else find_recipe(recipe), _changes(data, overrides))
 
 
-def _changes(data: str | None, overrides: list[str] | None) -> list[str]:
-    from tskd.recipe.files import quoted
+def _changes(data: str | None, overrides: list[str] | None) -> list[str | Change]:
+    from tskd.recipe.files import Change
 
-    return [*(overrides or []), *([] if data is None else [f"data.root={quoted(data)}"])]
+    return [*(overrides or []), *([] if data is None else [Change("data.root", data)])]
 
 
 def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, download: bool = False) -> Run:

@@ -29,7 +29,7 @@ def name_of(error: BaseException) -> str:
 def refused_by_system(error: OSError) -> str:
     """Return what the system refused and for which file, in one line with a remedy where there is one.
 
-    Errors without a number are no answer of the system's but a library's, and are raised again: they are defects.
+    Errors without a number come from a library, not from the system, and are raised again: they are defects.
     """
     if error.errno is None:
         raise error
@@ -69,7 +69,7 @@ def require_folder(out: Path) -> None:
 def require_file(path: Path, what: str) -> None:
     """Raise UserError where ``path`` is a pipe, a socket or a device: to read one may never end."""
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path} is no file but a pipe, a socket or a device. Give {what}.")
+        raise UserError(f"{path} is not a file but a pipe, a socket or a device. Give {what}.")
 
 
 def not_allowed(path: Path) -> UserError:

@@ -24,6 +24,7 @@ from tskd.artifacts import (
 )
 from tskd.console import warn
 from tskd.errors import UserError
+from tskd.recipe.files import current_settings
 
 REMEDY = "Run `tskd run` with the same settings again: it makes what is missing."
 _SHOWN = 5
@@ -120,7 +121,8 @@ def changed_settings(out: Path, recipe: Mapping[str, Any]) -> list[str]:
     """
     try:
         before = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["recipe"]
-        old, new = (dict(_leaves({**one, "engine": {}})) for one in (before, recipe))
+        known = (current_settings(one, notice=False) for one in (before, recipe))
+        old, new = (dict(_leaves({**one, "engine": {}})) for one in known)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     changed = [key for key in new if old.get(key) != new[key]]
@@ -144,7 +146,7 @@ def _doubts(out: Path, summary: Mapping[str, Any]) -> Iterator[str]:
     """Yield why the scores or the names of artifacts cannot be believed."""
     for key in ("metrics", "artifacts", "evaluations"):
         if not isinstance(summary[key], dict):
-            yield f"{key} in {RUN_FILE} is no table of names"
+            yield f"{key} in {RUN_FILE} is not a table of names"
     for name in sorted({*summary["artifacts"].values(), *summary["evaluations"].values()}, key=str):
         if not isinstance(name, str) or Path(name).name != name:
             yield f"{RUN_FILE} names an artifact that cannot be one"

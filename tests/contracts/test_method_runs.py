@@ -124,9 +124,9 @@ def test_all_students_are_the_same_network(open_run: OpenRun) -> None:
     assert [name for name, file in files.items() if shapes(file) != expected] == []
 
 
-@pytest.mark.parametrize("method", [name for name in STUDENTS if METHODS[name].start])
+@pytest.mark.parametrize("method", [name for name in STUDENTS if METHODS[name].initialisation])
 def test_pretraining_changes_the_encoder_and_fine_tuning_starts_there(method: str, open_run: OpenRun) -> None:
-    run, start = open_run(method), METHODS[method].start
+    run, start = open_run(method), METHODS[method].initialisation
     assert start is not None
     began = load_file(start(run).path / "student.safetensors")
     final = load_file(METHODS[method].model(run).path / "student.safetensors")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,33 @@ from tskd.models.weights import efficientnet_lite0_path
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def run(name: str, *arguments: object) -> list[dict[str, Any]]:
-    line = [sys.executable, BENCHMARKS / name, "--quick", "--json", "--threads", "1", *arguments]
-    answer = subprocess.run([str(part) for part in line], capture_output=True, text=True, timeout=400, check=True)
-    rows: list[dict[str, Any]] = json.loads(answer.stdout)["rows"]
-    return rows
+Run = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def run(forked: Command) -> Run:
+    """Run a benchmark in small and return its rows."""
+
+    def run(name: str, *arguments: object) -> list[dict[str, Any]]:
+        answer = forked(BENCHMARKS / name, "--quick", "--json", *arguments)
+        assert answer.returncode == 0, answer.stderr
+        rows: list[dict[str, Any]] = json.loads(answer.stdout)["rows"]
+        return rows
+
+    return run
 
 
 @pytest.mark.slow
-def test_distillation_is_timed_in_three_ways() -> None:
-    (row,) = run("distill.py", "--batch", 4)
+def test_distillation_is_timed_in_three_ways(run: Run) -> None:
+    (row,) = run("distill.py", "--threads", 1, "--batch", 4)
     speeds = [row[f"{way}, images/s"] for way in ("student alone", "cached", "online")]
     assert min(speeds) > 0
     assert row["cached / online"] == pytest.approx(speeds[1] / speeds[2])
 
 
 @pytest.mark.slow
-def test_growing_transfer_sets_are_timed_and_weighed() -> None:
-    rows = run("scale.py")
+def test_growing_transfer_sets_are_timed_and_weighed(run: Run) -> None:
+    rows = run("scale.py", "--threads", 1)
     assert [row["images"] for row in rows] == [8, 16]
     assert all(row["cache ms"] > 0 and row["step ms"] > 0 and row["sample ms"] > 0 for row in rows)
     assert all(row["sample MB"] > 100 for row in rows)
@@ -41,12 +50,12 @@ def test_growing_transfer_sets_are_timed_and_weighed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(efficientnet_lite0_path() is None, reason="KID is on the offline teacher's features")
-def test_solvers_are_timed_beside_their_kid(tskd: Command, tmp_path: Path) -> None:
+def test_solvers_are_timed_beside_their_kid(run: Run, tskd: Command, tmp_path: Path) -> None:
     phantoms = ["train=24", "test=8", "size=32", "family=dermoscopy"]
     sets = [f"--set=data.phantom.{one}" for one in phantoms]
     settings = ["--set=data.image_size=32", "--set=data.labels=8", "--set=diffusion.steps=1"]
     assert tskd("stage", "diffusion", "--out", tmp_path, *sets, *settings).returncode == 0
-    *solvers, real = run("sampling.py", "--out", tmp_path, "--count", 8)
+    *solvers, real = run("sampling.py", "--threads", 1, "--out", tmp_path, "--count", 8)
     assert [row["solver"] for row in solvers] == ["dpmsolver++", "ddim"]
     assert all(float(row["KID"]) > float(real["KID"]) for row in solvers), (
         "an untrained model is no match for real images"
@@ -54,17 +63,15 @@ def test_solvers_are_timed_beside_their_kid(tskd: Command, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_equal_methods_are_simulated() -> None:
-    line = [sys.executable, str(BENCHMARKS / "null.py"), "--quick", "--json"]
-    answer = subprocess.run(line, capture_output=True, text=True, timeout=400, check=True)
-    rows = json.loads(answer.stdout)["rows"]
+def test_equal_methods_are_simulated(run: Run) -> None:
+    rows = run("null.py")
     assert {row["seeds"] for row in rows} == {1, 3, 5}
     assert all(0 <= row[share] <= 100 for row in rows for share in ("p < 0.05, %", "interval without 0, %"))
 
 
 @pytest.mark.slow
-def test_precisions_are_timed_against_float32() -> None:
-    usual, half = run("engine.py")
+def test_precisions_are_timed_against_float32(run: Run) -> None:
+    usual, half = run("engine.py", "--threads", 1)
     assert (usual["way"], half["way"]) == ("32-true", "bf16-mixed")
     assert usual["step / 32-true"] == 1
     assert half["step / 32-true"] == pytest.approx(half["step s"] / usual["step s"])
@@ -72,13 +79,13 @@ def test_precisions_are_timed_against_float32() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)  # about a minute of processor time, in a dozen processes: long on a busy machine
-def test_the_figures_of_a_gpu_can_be_taken_part_by_part(tmp_path: Path) -> None:
+def test_the_figures_of_a_gpu_can_be_taken_part_by_part(forked: Command, tmp_path: Path) -> None:
     """On the CPU with tiny networks: every part answers, and what has an answer is not measured again."""
-    program = [sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "--json", "--out", str(tmp_path), "--minutes"]
-    nothing = json.loads(subprocess.run([*program, "0"], capture_output=True, text=True, check=True).stdout)
+    program = partial(forked, BENCHMARKS / "gpu.py", "--tiny", "--json", "--out", tmp_path, "--minutes")
+    nothing = json.loads(program(0).stdout)
     assert not nothing["parts"]
     assert all("the time is over" in note for note in nothing["missing"].values())
-    ended = subprocess.run([*program, "20"], capture_output=True, text=True, check=False)
+    ended = program(20)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
     assert not found["missing"]
@@ -94,5 +101,5 @@ def test_the_figures_of_a_gpu_can_be_taken_part_by_part(tmp_path: Path) -> None:
     assert [row["processes"] for row in parts["processes"]] == [1, 2]
     assert parts["processes"][0]["Dice"] == pytest.approx(parts["processes"][1]["Dice"], abs=0.02)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    subprocess.run([*program, "20"], capture_output=True, check=True)
+    assert program(20).returncode == 0
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}

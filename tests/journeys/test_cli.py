@@ -44,7 +44,7 @@ def test_help_and_import_stay_light() -> None:
         (("compare", "missing.yaml"), ["missing.yaml", "no such grid"]),
         (("run", "--set", "method=teacher"), ["'teacher' is what students learn from", "task_kd", "control_pseudo"]),
         (("run", "--set", "distill.encoder_loss=nothing"), ["nothing", "cosine"]),
-        (("run", "--set", "rivals=[mae]", "--set", "student.backbone=resnet10t"), ["mae", "deit_small_patch16_224"]),
+        (("run", "--set", "baselines=[mae]", "--set", "student.backbone=resnet10t"), ["mae", "deit_small_patch16_224"]),
     ],
 )
 def test_a_mistake_gets_one_message_and_exit_code_2(

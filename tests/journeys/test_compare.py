@@ -26,10 +26,10 @@ from tskd.data.phantoms import write_phantoms
 MEASURED = {"seconds", "peak_memory_mb", "peak_gpu_memory_mb", "latency_ms"}
 RECIPE: dict[str, Any] = {
     "data": {"image_size": 32, "labels": 10, "phantom": {"family": "dermoscopy", "train": 20, "test": 8, "size": 32}},
-    "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 6, "batch_size": 4},
+    "teacher": {"name": "timm/test_resnet", "weights": "random", "adaptation": "full", "steps": 6, "batch_size": 4},
     "distill": {"steps": 6, "batch_size": 4, "cache": "on", "views": 2},
     "finetune": {"steps": 4, "batch_size": 4},
-    "student": {"patch": 16},
+    "student": {"backbone": "test_vit", "patch": 16},
     "evaluate": {"overlays": 0},
     "engine": {"accelerator": "cpu", "checkpoint_seconds": 0, "threads": 1},
 }

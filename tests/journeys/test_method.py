@@ -29,7 +29,7 @@ CHANGES = {
 @pytest.mark.skipif(efficientnet_lite0_path() is None, reason="the offline teacher is not installed")
 def test_the_distilled_student_beats_the_student_from_scratch(tmp_path: Path) -> None:
     recipe = demo_recipe(CHANGES)
-    found = execute(Run(recipe, tmp_path, open_runtime(recipe.engine)))
+    found = execute(Run(recipe, tmp_path, open_runtime(recipe.engine))).summary
     metrics = found.metrics
     assert metrics["student"]["dice"] >= metrics["scratch"]["dice"] + MARGIN
     assert metrics["student"]["n_images"] == metrics["scratch"]["n_images"] == 80

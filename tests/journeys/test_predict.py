@@ -148,7 +148,7 @@ def test_bundle_rebuilds_the_network_and_names_no_case(run: FinishedRun, bundle:
     assert str(run.out).encode() not in content
 
 
-def test_card_tells_scores_of_rivals_and_the_verdict_on_int8(bundle: Bundle) -> None:
+def test_card_tells_scores_of_baselines_and_the_verdict_on_int8(bundle: Bundle) -> None:
     card = (bundle.folder / "MODEL_CARD.md").read_text()
     expected = (
         "not a medical device",

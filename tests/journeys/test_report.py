@@ -18,9 +18,10 @@ from tskd.experiment.pipeline import execute
 from tskd.experiment.run import Run
 from tskd.experiment.summary import print_summary
 from tskd.recipe.schema import build_recipe
+from tskd.report.run.folder import open_run
 
 TINY = {
-    "rivals": ["scratch"],
+    "baselines": ["scratch"],
     "data": {"image_size": 32, "labels": 12, "phantom": {"family": "abdomen", "train": 40, "test": 8, "size": 48}},
     "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 4, "batch_size": 8},
     "diffusion": {"steps": 4, "batch_size": 4, "image_size": 16, "sampling_steps": 2},
@@ -59,7 +60,7 @@ def without_date(page: bytes) -> bytes:
 
 @pytest.mark.slow
 def test_the_terminal_says_what_the_page_says(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(out)
+    print_summary(open_run(out))
     said = " ".join(capsys.readouterr().out.split())
     page = (out / "report.html").read_text(encoding="utf-8")
     verdict = unescape(page.partition('class="verdict">')[2].partition("<")[0])

@@ -18,10 +18,16 @@ from tskd.recipe.schema import Recipe, build_recipe
 
 TINY = {
     "data": {"image_size": 32, "labels": 12, "phantom": {"family": "dermoscopy", "train": 24, "test": 6, "size": 48}},
-    "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 40, "validate_every": 10},
+    "teacher": {
+        "name": "timm/test_resnet",
+        "weights": "random",
+        "adaptation": "full",
+        "steps": 40,
+        "validate_every": 10,
+    },
     "distill": {"steps": 60, "batch_size": 8, "cache": "on", "views": 2},
     "finetune": {"steps": 40, "batch_size": 8, "validate_every": 10},
-    "student": {"patch": 16},
+    "student": {"backbone": "test_vit", "patch": 16},
     "control": {"steps": 40, "batch_size": 8, "channels": [8, 16, 32]},
     "engine": {"checkpoint_seconds": 0, "accelerator": "cpu"},
 }

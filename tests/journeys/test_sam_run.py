@@ -43,7 +43,7 @@ def tiny_sam(folder: Path) -> Path:
 def test_a_tiny_sam_teaches_through_the_whole_method(tmp_path: Path) -> None:
     teacher = {**SETTINGS["teacher"], "weights": str(tiny_sam(tmp_path / "sam-tiny"))}
     recipe = build_recipe({**SETTINGS, "teacher": teacher}, "test")
-    summary = execute(Run(recipe, tmp_path / "out", open_runtime(recipe.engine)))
+    summary = execute(Run(recipe, tmp_path / "out", open_runtime(recipe.engine))).summary
     assert summary.teacher == "SAM (sam-tiny)"
     assert {"teacher", "student", "student_before_finetune"} <= summary.metrics.keys()
     folder = tmp_path / "out/artifacts" / summary.artifacts["teacher"]

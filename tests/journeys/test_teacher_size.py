@@ -11,9 +11,10 @@ from tests.journeys.conftest import Command
 
 RECIPE = {
     "data": {"image_size": 32, "labels": 8, "phantom": {"family": "dermoscopy", "train": 12, "test": 6, "size": 96}},
-    "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "image_size": 64, "steps": 4},
+    "teacher": {"name": "timm/test_resnet", "weights": "random", "adaptation": "full", "image_size": 64, "steps": 4},
     "distill": {"steps": 4, "batch_size": 4, "views": 2, "cache": "on"},
     "finetune": {"steps": 4, "batch_size": 4},
+    "student": {"backbone": "test_vit", "patch": 8},
     "control": {"enabled": False},
     "engine": {"accelerator": "cpu"},
 }

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, Store, write_json
+from tskd.data.known_digests import KnownDigests
 from tskd.data.phantoms import Phantom, draw_phantom
 from tskd.data.prepared import Prepared
 from tskd.engine import open_runtime
@@ -96,7 +97,7 @@ def _patients(count: int) -> list[Phantom]:
 def open_prepared(store: Store, root: Path, labels: int) -> Artifact:
     config = DataConfig(root=str(root), image_size=SIZE, labels=labels)
     dataset = open_data(config, root)
-    inputs = {"data": dataset_digest(dataset)}
+    inputs = {"data": dataset_digest(dataset, KnownDigests(store.root / ".hashes.json"))}
     make = lambda folder: prepare(config, dataset, folder)  # noqa: E731
     return store.build("prepare", make, config={"labels": labels}, inputs=inputs, seed=0, version=1)
 

@@ -13,7 +13,7 @@ import pytest
 import tskd
 from tests.unit.report_folders import draw_data, make_run
 from tskd.api.experiments import RunResult
-from tskd.api.recipes import as_overrides
+from tskd.api.recipes import as_changes
 from tskd.report.run.folder import open_run
 
 
@@ -70,8 +70,8 @@ def test_a_recipe_is_changed_by_sections_and_by_keys() -> None:
         tskd.load_recipe("labtop")
 
 
-def test_changes_are_written_as_the_command_line_has_them() -> None:
-    assert as_overrides({"data": {"root": "my data"}, "seed": 1}) == ['data.root="my data"', "seed=1"]
+def test_changes_of_a_section_are_those_of_its_settings() -> None:
+    assert as_changes({"data": {"root": Path("my data")}, "seed": 1}) == [("data.root", "my data"), ("seed", 1)]
 
 
 def test_importing_and_loading_take_no_torch(folder: Path) -> None:

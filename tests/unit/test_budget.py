@@ -123,11 +123,11 @@ def test_a_model_costs_what_led_to_it_and_nothing_else(shelf: Shelf) -> None:
     )
     final = shelf.put("finetune", "final", {"student_gflops": 3.0}, start=start, data=data)
     alone = shelf.put("pretrain", "mae", {"student_gflops": 9.0}, transfer=transfer, data=data)
-    rival = shelf.put("finetune", "rival", {"student_gflops": 3.0}, start=alone, data=data)
+    baseline = shelf.put("finetune", "baseline", {"student_gflops": 3.0}, start=alone, data=data)
     assert shelf.cost(teacher) == (0.0, 100.0)
     assert shelf.cost(start) == (10.0, 105.0)
     assert shelf.cost(final) == (13.0, 105.0)
-    assert shelf.cost(rival) == (12.0, 0.0), "the transfer set is every method's: who judged it is not this one's cost"
+    assert shelf.cost(baseline) == (12.0, 0.0), "the transfer set is every method's: who judged it is no cost of it"
 
 
 def test_a_fine_tuning_that_kept_its_start_costs_both(shelf: Shelf) -> None:

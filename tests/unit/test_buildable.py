@@ -26,7 +26,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("who", ["method=mae", "rivals=[scratch, mae]"])
+@pytest.mark.parametrize("who", ["method=mae", "baselines=[scratch, mae]"])
 def test_mae_needs_a_vision_transformer(who: str) -> None:
     check_networks(recipe(who))
     check_networks(recipe(backbone="resnet10t"))
@@ -35,7 +35,7 @@ def test_mae_needs_a_vision_transformer(who: str) -> None:
             check_networks(recipe(who, backbone=other))
 
 
-@pytest.mark.parametrize("who", ["method=imagenet", "rivals=[imagenet]", "student.start=weights"])
+@pytest.mark.parametrize("who", ["method=imagenet", "baselines=[imagenet]", "student.initialisation=weights"])
 def test_weights_have_to_fit_the_backbone_where_they_are_used(who: str, weights: Path) -> None:
     given = f"student.weights={weights}"
     check_networks(recipe(who, given))
@@ -89,7 +89,7 @@ def test_the_diffusion_model_has_to_suit_the_images_where_it_is_asked_for() -> N
         check_networks(recipe("diffusion.preset=base", "diffusion.image_size=48", "transfer.synthetic=8"))
 
 
-@pytest.mark.parametrize("who", ["control.enabled=true", "method=control", "rivals=[control_pseudo]"])
+@pytest.mark.parametrize("who", ["control.enabled=true", "method=control", "baselines=[control_pseudo]"])
 def test_a_u_net_needs_two_pixels_at_its_lowest_level(who: str) -> None:
     """MONAI's instance norm refuses a single one, and that in the first step, after other models have trained."""
     given = ("control.enabled=false", who)

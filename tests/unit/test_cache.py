@@ -157,18 +157,18 @@ def test_finished_shards_survive_a_kill_and_the_result_is_the_same(
 ) -> None:
     teacher, augment = Equivariant(), AugmentConfig()
     whole = built(teacher, transfer, tmp_path / "whole", augment)
-    write = cache._write_shard
+    write = cache.write_shard
 
     def killed_at_the_second(*arguments: Any, **more: Any) -> None:
         if shard_path(tmp_path / "broken", 0).exists():
             raise Killed
         write(*arguments, **more)
 
-    monkeypatch.setattr(cache, "_write_shard", killed_at_the_second)
+    monkeypatch.setattr(cache, "write_shard", killed_at_the_second)
     with pytest.raises(Killed):
         built(teacher, transfer, tmp_path / "broken", augment)
     kept = shard_path(tmp_path / "broken", 0).stat().st_mtime_ns
-    monkeypatch.setattr(cache, "_write_shard", write)
+    monkeypatch.setattr(cache, "write_shard", write)
     broken = built(teacher, transfer, tmp_path / "broken", augment)
     assert shard_path(broken, 0).stat().st_mtime_ns == kept
     assert [path.read_bytes() for path in sorted(whole.glob("*.safetensors"))] == [

@@ -24,10 +24,6 @@ def refusal(*overrides: str, path: Path | None = None) -> str:
     return str(error.value)
 
 
-def test_without_a_file_the_defaults_hold() -> None:
-    assert load_recipe() == Recipe()
-
-
 def test_an_empty_file_holds_the_defaults(tmp_path: Path) -> None:
     assert load_recipe(recipe_file(tmp_path, "# nothing yet\n")) == Recipe()
 
@@ -168,3 +164,22 @@ def test_the_cache_is_switched_as_the_messages_say(word: str, tmp_path: Path) ->
 def test_a_batch_is_cut_into_equal_parts() -> None:
     assert "batch_size 16 cannot be cut into 3 equal parts" in refusal("teacher.accumulate=3")
     assert load_recipe(None, ["teacher.accumulate=4"]).teacher.accumulate == 4
+
+
+OLD_NAMES = "rivals: [scratch]\nstudent: {start: weights, patch: 8}\n"
+
+
+def test_a_recipe_of_version_0_1_is_read_with_a_notice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(recipe_file(tmp_path, OLD_NAMES))
+    assert (recipe.baselines, recipe.student.initialisation, recipe.student.patch) == (("scratch",), "weights", 8)
+    said = capsys.readouterr().err
+    assert "rivals is called baselines now" in said
+    assert "student.start is called student.initialisation now" in said
+
+
+def test_old_and_new_names_change_one_setting(tmp_path: Path) -> None:
+    """A command of a shell script must not be overruled by the file because it has the old name, nor the new one."""
+    for written, changed in (("rivals", "baselines"), ("baselines", "rivals")):
+        path = recipe_file(tmp_path, f"{written}: [scratch]\n")
+        assert load_recipe(path, [f"{changed}=[mae]"]).baselines == ("mae",)
+    assert Recipe(rivals=("scratch",)).baselines == ("scratch",)  # type: ignore[call-arg]

@@ -32,7 +32,9 @@ def test_every_layouts_tree_is_shown(layout: object) -> None:
 
 
 def test_the_rule_of_the_budget_is_quoted_whole() -> None:
-    quoted = " ".join(line.removeprefix("> ") for line in page("explanation/rivals.md").splitlines() if line[:1] == ">")
+    quoted = " ".join(
+        line.removeprefix("> ") for line in page("explanation/baselines.md").splitlines() if line[:1] == ">"
+    )
     assert quoted.replace("`", "") == BUDGET_RULE
 
 

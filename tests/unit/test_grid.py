@@ -69,7 +69,7 @@ def test_replicates_are_axes_of_seeds_and_label_draws_alone(tmp_path: Path) -> N
 
 
 def test_crossed_replicates_are_refused(tmp_path: Path) -> None:
-    """Runs that share a label draw are not independent: nine of them are no nine seeds."""
+    """Runs that share a label draw are not independent: nine of them are not nine seeds."""
     with pytest.raises(
         UserError, match=r"seed and data\.budget_seed repeat .* are crossed: .* vary together in one axis"
     ):
@@ -187,7 +187,7 @@ def test_every_problem_is_named_with_the_number_of_runs_that_have_it(tmp_path: P
         ({"axis": {}}, "axis: unknown key. Did you mean axes? Allowed here: axes, baseline"),
         ({"recipe": {"teacher": {"rnk": 3}}}, "teacher.rnk: unknown key"),
         ({"recipe": "absent.yaml"}, "no such recipe"),
-        ({"compare": "seed"}, "'seed' is no axis whose values can be tested. Choose one of: method, data.labels"),
+        ({"compare": "seed"}, "'seed' is not an axis whose values can be tested. Choose one of: method, data.labels"),
         ({"baseline": "mae"}, "baseline: 'mae' is not on the axis method. Choose one of: task_kd, scratch"),
         ({"recipe": {"engine": {"devices": 2}}}, "a run of a comparison has one device"),
         ({"axes": {"evaluate.data.rot": ["a"]}}, "rot: unknown key. Did you mean evaluate.data.root? Allowed here: "),

@@ -11,7 +11,7 @@ import pytest
 
 from tskd.artifacts import Artifact
 from tskd.errors import UserError
-from tskd.experiment.pipeline import _counted, execute, exported, trained_models
+from tskd.experiment.pipeline import announcer, execute, exported, trained_models
 from tskd.recipe.schema import load_recipe
 
 
@@ -37,7 +37,7 @@ def models_of(*overrides: str) -> dict[str, tuple[str, str]]:
 
 
 def test_a_run_scores_teacher_both_students_and_the_control() -> None:
-    assert models_of("rivals=[scratch]") == {
+    assert models_of("baselines=[scratch]") == {
         "teacher": ("teacher", "teacher"),
         "student_before_finetune": ("student before fine-tuning", "distilled-teacher"),
         "student": ("task-specific distillation", "finetuned-distilled-teacher"),
@@ -46,16 +46,16 @@ def test_a_run_scores_teacher_both_students_and_the_control() -> None:
     }
 
 
-def test_a_u_net_that_is_the_method_is_what_is_shipped_and_no_rival_of_itself() -> None:
-    assert models_of("method=control", "rivals=[control, scratch]") == {
+def test_a_u_net_that_is_the_method_is_what_is_shipped_and_no_baseline_of_itself() -> None:
+    assert models_of("method=control", "baselines=[control, scratch]") == {
         "student": ("control (U-Net)", "control"),
         "scratch": ("student from scratch", "finetuned-nothing"),
     }
 
 
-def test_every_model_is_announced_once_and_counted_before_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
-    run: Any = NamedRun("rivals=[scratch]")
-    trained_models(run, announce=_counted(run.recipe))
+def test_every_model_is_announced_once_andannouncer_before_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    run: Any = NamedRun("baselines=[scratch]")
+    trained_models(run, announce=announcer(run.recipe))
     assert re.findall(r"model (\d of \d), (.*) \(0 s so far\)", capsys.readouterr().err) == [
         ("1 of 5", "teacher"),
         ("2 of 5", "student before fine-tuning"),
@@ -65,11 +65,11 @@ def test_every_model_is_announced_once_and_counted_before_it_is_made(capsys: pyt
     ]
 
 
-def test_a_rival_teacher_does_not_take_the_place_of_the_one_that_taught() -> None:
-    models = models_of("method=task_kd_probe", "rivals=[teacher]", "control.enabled=false")
+def test_a_baseline_teacher_does_not_take_the_place_of_the_one_that_taught() -> None:
+    models = models_of("method=task_kd_probe", "baselines=[teacher]", "control.enabled=false")
     assert models["teacher"] == ("teacher", "probed_teacher")
-    assert models["rival_teacher"] == ("teacher (rival)", "teacher")
-    assert "rival_teacher" not in models_of("rivals=[teacher]")
+    assert models["baseline_teacher"] == ("teacher (baseline)", "teacher")
+    assert "baseline_teacher" not in models_of("baselines=[teacher]")
 
 
 def test_a_run_ends_with_a_small_model() -> None:

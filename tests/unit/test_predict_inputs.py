@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tskd.deploy.inputs import Failure, Item, _in_folder, find_items
+from tskd.deploy.inputs import Failure, Item, find_items, items_in
 
 
 def write(*paths: Path) -> None:
@@ -20,11 +20,11 @@ def write(*paths: Path) -> None:
 
 
 def items(root: Path, results: Path) -> list[str]:
-    return [one.source.relative_to(root).as_posix() for one in _in_folder(root, results, 2) if isinstance(one, Item)]
+    return [one.source.relative_to(root).as_posix() for one in items_in(root, results, 2) if isinstance(one, Item)]
 
 
 def failures(root: Path, results: Path) -> dict[str, str]:
-    found = (one for one in _in_folder(root, results, 2) if isinstance(one, Failure))
+    found = (one for one in items_in(root, results, 2) if isinstance(one, Failure))
     return {one.source.relative_to(root).as_posix(): one.problem for one in found}
 
 
@@ -97,6 +97,6 @@ def test_names_stay_as_they_are(tmp_path: Path) -> None:
     """Ids are compared in NFC; a mask is named as its scan is, byte for byte."""
     name = unicodedata.normalize("NFD", "Müller.png")
     write(tmp_path / "in" / name)
-    (item,) = _in_folder(tmp_path / "in", tmp_path / "out", 2)
+    (item,) = items_in(tmp_path / "in", tmp_path / "out", 2)
     assert isinstance(item, Item)
     assert item.output == Path(name)

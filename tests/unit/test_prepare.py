@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from PIL import Image
 
 from tskd.data.exif import ORIENTATION
+from tskd.data.layouts import Dataset
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
 from tskd.recipe.schema import DataConfig
 from tskd.stages.prepare import prepare
 from tskd.stages.source_data import open_data
+from tskd.types import Record
 
 STORED = (16, 24)
 
@@ -92,3 +95,23 @@ def test_a_broken_volume_is_named_once_not_once_a_slice(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^1 files cannot be used") as caught:
         prepared(tmp_path / "data", tmp_path / "out", window=(0, 10))
     assert str(caught.value).count("p3.nii") == 1
+
+
+@pytest.mark.parametrize(("room", "times"), [(10**9, 1), (0, 2)])
+def test_a_test_image_is_decoded_once_where_there_is_room_to_hold_it(
+    room: int, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tskd.stages.prepare.HELD_BYTES", room)
+    decoded, read_image = Counter[str](), Dataset.read_image
+
+    def counted(dataset: Dataset, record: Record) -> np.ndarray:
+        decoded[record.id] += 1
+        return read_image(dataset, record)
+
+    monkeypatch.setattr(Dataset, "read_image", counted)
+    data = prepared(write(tmp_path / "data", [1] * 8), tmp_path / "out", classes=["cyst"])
+    assert decoded == {str(number): times if number > 5 else 1 for number in range(8)}
+    (row, _) = data.rows("test")
+    with Image.open(tmp_path / "data/images" / f"{data.records[row].id}.png") as image:
+        assert np.array_equal(data.native_image(row), np.asarray(image))
+    assert data.native_mask(row)[2:6, 3:20].all()

@@ -27,7 +27,7 @@ from tskd.report.pictures import Album, Gallery, failures
 from tskd.report.run.folder import RunFolder, open_run
 from tskd.report.run.page import run_page
 from tskd.report.run.training import stage_title
-from tskd.report.run.verdict import paired_tests, verdict
+from tskd.report.run.verdict import verdict
 from tskd.report.shareable import shareable
 from tskd.report.write import render
 
@@ -97,7 +97,7 @@ def test_training_compute_is_told_with_its_rule(html: str) -> None:
 
 def test_differences_are_paired_by_case(folder: Path) -> None:
     run = open_run(folder)
-    tests = {test.method: test for test in paired_tests(run)}
+    tests = {test.method: test for test in run.tests}
     for name in ("teacher", "scratch", "control"):
         expected = run.metrics[name]["dice"] - run.metrics["student"]["dice"]
         assert tests[name].difference == pytest.approx(expected, abs=1e-12)
@@ -195,9 +195,9 @@ def test_volumes_are_the_headline_and_slices_come_second(tmp_path: Path, capsys:
     assert "with 4 volumes (8 slices) at" in scores.lead
     assert f"scores 3-D Dice {own['dice']:.3f} on 4 test cases" in page.verdict
     assert next(one for one in page.sections if one.name == "failures").lead.startswith("Slices on which the student")
-    (test,) = paired_tests(run)
+    (test,) = run.tests
     assert test.difference == pytest.approx(run.metrics["control"]["dice"] - own["dice"])
-    print_summary(folder)
+    print_summary(open_run(folder))
     said = capsys.readouterr().out
     assert "tested on 4 volumes (8 slices)" in said
     assert "3-D Dice" in said
@@ -217,7 +217,7 @@ def test_where_there_is_nothing_to_find_no_score_is_told(tmp_path: Path, capsys:
     assert [cell for row in table_of(page.sections[0], "Dice").rows for cell in row[1:7]] == ["–"] * 12
     html = write_report(folder).read_text(encoding="utf-8")
     assert "1.000" not in re.sub("<svg.*?</svg>", "", html.split("Worst, median")[0], flags=re.DOTALL)
-    print_summary(folder)
+    print_summary(open_run(folder))
     said = capsys.readouterr().out
     assert "nothing to find in the test images" in said
     assert "1.000" not in said
@@ -258,7 +258,7 @@ HEAD = "With 20 labelled images the student scores Dice 0.500 (95\u00a0% interva
 @pytest.mark.parametrize(
     ("tests", "said"),
     [
-        ([], "; no rival was trained beside it."),
+        ([], "; no baseline was trained beside it."),
         (
             [pair("control", -0.1, -0.15, -0.05)],
             ": better than the control (U-Net) (+0.100, 95\u00a0% interval +0.050 to +0.150).",
@@ -278,19 +278,19 @@ HEAD = "With 20 labelled images the student scores Dice 0.500 (95\u00a0% interva
         ),
         (
             [pair("teacher", 0.3, 0.2, 0.4)],
-            "; no rival was trained beside it. "
+            "; no baseline was trained beside it. "
             "It is worse than the teacher (−0.300, 95\u00a0% interval −0.400 to −0.200).",
         ),
     ],
 )
-def test_the_verdict_is_one_sentence_that_names_the_hardest_rivals(tests: list[PairTest], said: str) -> None:
+def test_the_verdict_is_one_sentence_that_names_the_hardest_baselines(tests: list[PairTest], said: str) -> None:
     assert verdict(RUN, tests) == HEAD + said
 
 
 def test_a_u_net_that_is_shipped_is_called_one() -> None:
     run = RunFolder(RUN.path, replace(RUN.summary, method="control_pseudo"))
     assert run.title("student") == "U-Net"
-    assert verdict(run, []) == HEAD.replace("student", "U-Net") + "; no rival was trained beside it."
+    assert verdict(run, []) == HEAD.replace("student", "U-Net") + "; no baseline was trained beside it."
 
 
 def test_stages_that_a_run_has_several_of_say_for_which_model(root: Path, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_what_a_run_did_without_leaves_its_section_out(root: Path, tmp_path: Pat
     run = make_run(tmp_path, root, ("student",), transfer=False)
     page = run_page(open_run(run))
     assert "transfer" not in sections_of(page)
-    assert "no rival was trained beside it" in page.verdict
+    assert "no baseline was trained beside it" in page.verdict
     assert [block.title for block in page.sections[0].blocks if isinstance(block, Table)] == [""], "no paired table"
     for log in run.glob("artifacts/finetune-*/metrics.jsonl"):
         log.unlink()

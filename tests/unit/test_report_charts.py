@@ -24,27 +24,27 @@ from tskd.report.charts import (
 )
 from tskd.report.styles import _MARKS, look_of, ordered
 
-OURS, RIVAL = look_of("task_kd", "ours"), look_of("scratch", "<scratch> & $x$")
+OURS, SCRATCH = look_of("task_kd", "ours"), look_of("scratch", "<scratch> & $x$")
 PLACES = [0.5, 6.0, 60.0]
 
 
 def curve(*, logarithmic: bool) -> Chart:
     series = [
         Series(OURS, PLACES, [0.5, 0.7, 0.9], [(0.1, 0.8), None, (0.8, 0.97)]),
-        Series(RIVAL, PLACES, [0.4, 0.6, 0.8], [(0.2, 0.5), (0.5, 0.7), (0.7, 0.9)]),
+        Series(SCRATCH, PLACES, [0.4, 0.6, 0.8], [(0.2, 0.5), (0.5, 0.7), (0.7, 0.9)]),
     ]
     x = Axis("labels", PLACES, ["a", "b", "c"], logarithmic=logarithmic)
     return line_chart(series, x, Axis("Dice"), title=f"curve {logarithmic}")
 
 
 def charts() -> list[Chart]:
-    rows = [Estimate(OURS, 0.6, (0.5, 0.7), [0.1, 0.9]), Estimate(RIVAL, 0.4, None)]
+    rows = [Estimate(OURS, 0.6, (0.5, 0.7), [0.1, 0.9]), Estimate(SCRATCH, 0.4, None)]
     return [
         curve(logarithmic=True),
         curve(logarithmic=False),
         forest_chart(rows, title="forest", measure="Dice"),
         scatter_chart(rows, [5.0, 5.0], Axis("size", logarithmic=True), Axis("Dice"), title="scatter"),
-        stacked_chart(["ours", RIVAL.title], {"bias": [0.1, 0.2], "variance": [-0.01, 0.1]}, Axis("e"), title="bars"),
+        stacked_chart(["ours", SCRATCH.title], {"bias": [0.1, 0.2], "variance": [-0.01, 0.1]}, Axis("e"), title="bars"),
     ]
 
 
@@ -98,7 +98,8 @@ def test_names_in_charts_are_text() -> None:
 
 def test_a_logarithmic_axis_has_plain_numbers() -> None:
     chart = scatter_chart(
-        [Estimate(OURS, 0.6, None), Estimate(RIVAL, 0.4, None)], [0.5, 90.0], Axis("n", logarithmic=True), Axis("Dice"),
+        [Estimate(OURS, 0.6, None), Estimate(SCRATCH, 0.4, None)], [0.5, 90.0],
+        Axis("n", logarithmic=True), Axis("Dice"),
         title="log",
     )  # fmt: skip
     labels = re.findall(r">([^<]*)</text>", chart.svg)

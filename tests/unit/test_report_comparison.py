@@ -94,7 +94,7 @@ def test_the_verdict_counts_settings_and_tests(folder: Path, copied: Path) -> No
         lines = list(csv.DictReader(file))
     gain = np.mean([float(line["difference"]) for line in lines])
     clear = sum(float(line["ci95_low"]) > 0 for line in lines)
-    head = "Task-specific distillation has the highest mean Dice in 2 of 2 settings; against its strongest rival, "
+    head = "Task-specific distillation has the highest mean Dice in 2 of 2 settings; against its strongest baseline, "
     gained = f"student from scratch, it differs by {gain:+.3f} on average: "
     counts = f"clearly better (0 outside the 95\u00a0% interval) in {clear} of 2 tests, worse in 0."
     assert found == head + gained + counts
@@ -137,8 +137,8 @@ def test_the_verdict_on_one_setting_has_no_counts(copied: Path) -> None:
         kept = [line for line in lines if "cones,8" not in line and "bad,failed" not in line]
         (copied / name).write_text("\n".join(kept) + "\n")
     assert re.fullmatch(
-        r"Task-specific distillation has the highest mean Dice; against its strongest rival, student from scratch, it "
-        r"differs by \+0\.\d{3}, which is clear \(0 outside the 95\u00a0% interval\)\.",
+        r"Task-specific distillation has the highest mean Dice; against its strongest baseline, student from scratch, "
+        r"it differs by \+0\.\d{3}, which is clear \(0 outside the 95\u00a0% interval\)\.",
         verdict_of(copied),
     )
 
@@ -243,7 +243,7 @@ def verdict_of(folder: Path) -> str:
     return comparison_page(open_comparison(folder)).verdict
 
 
-def test_without_a_rival_the_verdict_names_the_best_setting(copied: Path) -> None:
+def test_without_a_baseline_the_verdict_names_the_best_setting(copied: Path) -> None:
     lines = (copied / "table.csv").read_text().splitlines()
     (copied / "table.csv").write_text("\n".join(line for line in lines if "scratch" not in line) + "\n")
     said = verdict_of(copied)

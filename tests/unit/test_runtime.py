@@ -82,5 +82,5 @@ def test_compiling_without_a_compiler_is_refused_before_any_work(monkeypatch: py
     torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has what is asked for"
 )
 def test_a_device_that_is_not_there_is_said_before_any_work() -> None:
-    with pytest.raises(UserError, match=r"accelerator gpu, 1 device\(s\).* cannot be had on this machine"):
+    with pytest.raises(UserError, match=r"accelerator gpu, 1 device\(s\).* is not available on this machine"):
         open_runtime(EngineConfig(accelerator="gpu"))

@@ -244,7 +244,7 @@ def test_what_is_in_no_mask_has_counts_and_no_score() -> None:
 
 
 def test_ids_of_any_name_come_back_from_the_table_of_cases(tmp_path: Path) -> None:
-    """Names that are no UTF-8, and such as a spreadsheet would run: predictions are found by them again."""
+    """Names that are not UTF-8, and such as a spreadsheet would run: predictions are found by them again."""
     names = ["\udce4rzte", "=HYPERLINK(1)", "-scan", "'quoted'", "Ärzte 😀"]
     (score,) = score_case(np.ones((4, 4), np.uint8), np.ones((4, 4), np.uint8), classes=1, spacing=None)
     write_cases([ScoreRow(name, name, 1, "px", score) for name in names], tmp_path / "cases.csv")

@@ -9,7 +9,7 @@ import pytest
 
 from tskd.data.layouts.dataset_yaml import read_dataset_yaml
 from tskd.errors import UserError
-from tskd.recipe.files import parse_yaml, quoted, read_yaml
+from tskd.recipe.files import Change, parse_yaml, read_yaml
 from tskd.recipe.schema import load_recipe
 
 LAUGHS = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
@@ -50,7 +50,7 @@ def test_aliases_are_not_forbidden() -> None:
 
 def test_a_long_value_is_not_repeated_whole(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"seed: {'x' * 50_000}\nrivals: {{{', '.join(f'k{n}: 1' for n in range(9999))}}}")
+    path.write_text(f"seed: {'x' * 50_000}\nbaselines: {{{', '.join(f'k{n}: 1' for n in range(9999))}}}")
     with pytest.raises(UserError, match="seed: ") as caught:
         load_recipe(path)
     assert len(str(caught.value)) < 1000
@@ -75,7 +75,7 @@ def test_a_huge_file_is_no_recipe(tmp_path: Path) -> None:
     "name", ["Ärzte 😀", 'a "quoted" \\name', "line\nbreak", "tab\t", "\udce4 latin-1", "null", "1e3"]
 )
 def test_any_name_of_a_folder_reaches_the_recipe_as_it_is(name: str) -> None:
-    assert load_recipe(None, [f"data.root={quoted(name)}"]).data.root == name
+    assert load_recipe(None, [Change("data.root", name)]).data.root == name
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def stored_in(folder: Path, teacher: nn.Module, shown: TransferSet, augment: Aug
     build_cache(teacher, shown, layout, augment, folder, runtime=RUNTIME)
 
 
-def test_a_guide_of_features_alone_is_cached_and_asked_at_its_own_size(
+def test_a_teacher_of_features_alone_is_cached_and_asked_at_its_own_size(
     prepared: Prepared, sharp: Prepared, listed: Path, tmp_path: Path
 ) -> None:
     shown, seen, augment = TransferSet(listed, sharp), TransferSet(listed, prepared), AugmentConfig()

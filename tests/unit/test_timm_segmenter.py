@@ -105,7 +105,7 @@ def test_without_an_encoder_the_skip_is_all_there_is() -> None:
         TimmSegmenter(NO_ENCODER, "plain", classes=1, image_size=64)
 
 
-@pytest.mark.parametrize("who", ["method=agnostic_kd", "rivals=[mae]", "method=moco_v3"])
+@pytest.mark.parametrize("who", ["method=agnostic_kd", "baselines=[mae]", "method=moco_v3"])
 def test_without_an_encoder_there_is_none_to_pre_train(who: str) -> None:
     with pytest.raises(UserError, match=r"starts from a trained encoder, and with student.backbone=none there is none"):
         check_names(load_recipe(None, ["student.backbone=none", who]))

@@ -118,7 +118,7 @@ def distill(
         if material.classes is not None and count is None:
             names, count = material.classes, len(material.classes)
         size = material.image_size
-        guide = AsSegmenter(
+        answering = AsSegmenter(
             _loaded(teacher),
             image_size=size,
             classes=count,
@@ -127,12 +127,12 @@ def distill(
             name="teacher",
         )
         learner = AsSegmenter(
-            student, image_size=size, classes=count or guide.classes, background=student_background,
+            student, image_size=size, classes=count or answering.classes, background=student_background,
             features=student_features, name="student",
         )  # fmt: skip
-        _require_fit(guide, learner, material)
-        names = names or tuple(f"class{index}" for index in range(1, guide.classes + 1))
-        work = _Work(config, then, guide, learner, material, names, seed, runtime, folder)
+        _require_fit(answering, learner, material)
+        names = names or tuple(f"class{index}" for index in range(1, answering.classes + 1))
+        work = _Work(config, then, answering, learner, material, names, seed, runtime, folder)
         log = work.done()
     return Distilled(student.eval(), names, size, work.with_features, tuple(log), learner)
 

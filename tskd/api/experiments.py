@@ -169,13 +169,13 @@ def compare(
     **changes: Any,
 ) -> ComparisonResult:
     """Run a grid of methods, budgets, seeds and settings, as `tskd compare` does, and return its tables."""
-    from tskd.api.recipes import as_overrides
+    from tskd.api.recipes import as_changes
     from tskd.comparison.grid import load_grid
     from tskd.comparison.workflow import Machines
     from tskd.comparison.workflow import compare as compare_all
     from tskd.recipe.built_in import find_grid
 
-    found = load_grid(find_grid(grid), as_overrides({**changes_of(data), **changes}))
+    found = load_grid(find_grid(grid), as_changes({**changes_of(data), **changes}))
     folder = Path(out) if out is not None else Path("out/compare") / found.name
     compare_all(found, folder, Machines(workers=workers))
     return ComparisonResult(folder)

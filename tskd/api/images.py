@@ -76,7 +76,7 @@ def gather(images: Any, labels: Any, *, image_size: int | None, out: Path, data:
     if isinstance(images, str | Path):
         return _of_folder(Path(images), labels, image_size, out, data)
     if data:
-        raise UserError(f"data ({', '.join(data)}) says how a folder is read, and the images are no folder.")
+        raise UserError(f"data ({', '.join(data)}) says how a folder is read, and the images are not a folder.")
     if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
         raise UserError(
             f"images: a {type(images).__name__} cannot be read by index. Give an array (N, H, W[, C]), a list of "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tskd.recipe.built_in import find_recipe
-from tskd.recipe.files import read_settings, set_key
+from tskd.recipe.files import Change, read_settings, set_key
 from tskd.recipe.schema import Recipe, build_recipe
 
 
@@ -30,12 +29,12 @@ def changes_of(data: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     return {} if data is None else {"data.root": str(data)}
 
 
-def as_overrides(changes: Mapping[str, Any]) -> list[str]:
-    """Return changes as the command line writes them: ``section.key=value``."""
+def as_changes(changes: Mapping[str, Any]) -> list[Change]:
+    """Return keyword arguments as changes of single settings."""
     flat: dict[str, Any] = {}
     for key, value in changes.items():
         flat |= {f"{key}.{inner}": one for inner, one in value.items()} if isinstance(value, Mapping) else {key: value}
-    return [f"{key}={json.dumps(value)}" for key, value in flat.items()]
+    return [Change(key, str(value) if isinstance(value, Path) else value) for key, value in flat.items()]
 
 
 def _values(recipe: Recipe | str | Path | None) -> tuple[str, dict[str, Any]]:

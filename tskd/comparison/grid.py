@@ -19,7 +19,7 @@ from tskd.console import warn
 from tskd.errors import UserError
 from tskd.experiment.methods import check_names
 from tskd.recipe.explanations import shown
-from tskd.recipe.files import apply_override, read_settings, read_yaml, set_key
+from tskd.recipe.files import Change, as_change, current_key, read_settings, read_yaml, set_key
 from tskd.recipe.schema import PHANTOMS, EngineConfig, Recipe, Section, build_recipe, build_section
 from tskd.report.comparison.files import DATASET, METHOD, REPLICATE_KEYS, RESULT_COLUMNS, STATISTICS_COLUMNS
 
@@ -43,7 +43,7 @@ class GridFile(Section):
     axes: dict[str, list[Any]]
     """Recipe key -> values; or a name of its own -> mappings of a ``name`` and the keys that vary together."""
     compare: str | None = None
-    """The axis whose values are tested against each other; None: ``method``, or else the first that is no replicate."""
+    """The axis whose values are tested against each other; None: ``method``, else the first that is not a replicate."""
     baseline: Any = None
     """The value of that axis which all others are tested against; None: every pair is tested."""
     bias_variance: bool = False
@@ -92,11 +92,12 @@ class Grid:
         return tuple(axis for axis in self.axes if axis not in (*self.replicates, self.compare))
 
 
-def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
-    """Return the grid of a YAML file; ``overrides`` (``section.key=value``) change the recipe that all runs share.
+def load_grid(path: Path, changes: Sequence[str | Change] = ()) -> Grid:
+    """Return the grid of a YAML file; ``changes`` are made to the recipe that all runs share.
 
     Raises UserError that names every setting of every run that does not fit.
     """
+    made = [as_change(one) for one in changes]
     if not path.is_file():
         raise UserError(f"{path}: no such grid. Give the path of a YAML file with name, recipe and axes.")
     source = read_yaml(path)
@@ -109,8 +110,8 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         raise UserError(
             f"{path}: its axes make {count} runs, of at most {MOST_RUNS}. Give fewer values, or several grids."
         )
-    _refuse(path, [*_shared_keys(axes), *_idle_overrides(axes, overrides)])
-    base = _base_recipe(file, path, overrides)
+    _refuse(path, [*_shared_keys(axes), *_idle_changes(axes, made)])
+    base = _base_recipe(file, path, made)
     runs = _expand(path, base, axes)
     names = {axis: tuple(name for name, _ in values) for axis, values in axes.items()}
     replicates = tuple(axis for axis, values in axes.items() if _keys(values) <= REPLICATE_KEYS)
@@ -130,9 +131,9 @@ Axis = list[tuple[Scalar, dict[str, Any]]]
 
 def _read_axis(axis: str, values: Sequence[Any]) -> Axis:
     return [
-        (value["name"], {key: one for key, one in value.items() if key != "name"})
+        (value["name"], {current_key(key): one for key, one in value.items() if key != "name"})
         if isinstance(value, dict)
-        else (value, {axis: value})
+        else (value, {current_key(axis): value})
         for value in values
     ]
 
@@ -180,11 +181,10 @@ def _shared_keys(axes: Mapping[str, Axis]) -> Iterator[str]:
     yield from (f"axes: {key} is set by {count} axes. Keep it in one" for key, count in setters.items() if count > 1)
 
 
-def _idle_overrides(axes: Mapping[str, Axis], overrides: Sequence[str]) -> Iterator[str]:
+def _idle_changes(axes: Mapping[str, Axis], changes: Sequence[Change]) -> Iterator[str]:
     """Name settings of the command line that an axis would overwrite, or that make an axis one of phantoms idle."""
     keys = [(axis, key) for axis, values in axes.items() for key in sorted(_keys(values))]
-    for override, (axis, key) in product(overrides, keys):
-        given, value = (part.strip() for part in override.partition("=")[::2])
+    for (given, value), (axis, key) in product(changes, keys):
         if _overlap(given, key) or _hides(given, value, key):
             yield f"{given} is given, but the axis {axis} sets {key}. Change the axis in the file"
 
@@ -193,7 +193,7 @@ def _overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def _hides(given: str, value: str, key: str) -> bool:
+def _hides(given: str, value: Any, key: str) -> bool:
     """Tell whether a data folder takes the place of the phantoms that an axis draws."""
     section = given.removesuffix("root")
     return given.endswith("data.root") and value != PHANTOMS and f"{key}.".startswith(f"{section}phantom.")
@@ -216,10 +216,10 @@ def _crossed_replicates(axes: Mapping[str, Sequence[Scalar]]) -> Iterator[str]:
         )
 
 
-def _base_recipe(file: GridFile, path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def _base_recipe(file: GridFile, path: Path, changes: Sequence[Change]) -> dict[str, Any]:
     values = read_settings(path.parent / file.recipe) if isinstance(file.recipe, str) else _copy(file.recipe)
-    for override in overrides:
-        apply_override(values, override)
+    for key, value in changes:
+        set_key(values, key, value)
     return build_recipe(values, f"{path}: recipe").model_dump(mode="json")
 
 
@@ -283,7 +283,7 @@ def _compared_axis(axes: Mapping[str, Sequence[Scalar]]) -> str | None:
 
 def _comparison_problems(compared: str | None, baseline: Scalar, axes: Mapping[str, Sequence[Scalar]]) -> Iterator[str]:
     if compared is not None and compared not in axes:
-        yield f"compare: {compared!r} is no axis whose values can be tested. Choose one of: {', '.join(axes)}"
+        yield f"compare: {compared!r} is not an axis whose values can be tested. Choose one of: {', '.join(axes)}"
     elif baseline is not None and compared is None:
         yield f"baseline: {shown(baseline)} is given, and no axis has several values to test. Leave it out"
     elif baseline is not None and baseline not in axes.get(compared or "", ()):

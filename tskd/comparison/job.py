@@ -23,7 +23,7 @@ RUNS = "runs"
 """Folder of the runs' states and logs in a comparison's folder."""
 RECHECK = "Give --recheck: the same comparison then makes anew what is damaged."
 DATA_STAGES = frozenset({"phantoms", "prepare"})
-"""Stages that are no part of a method."""
+"""Stages that are not part of a method."""
 LONGEST_ERROR = 300
 
 

@@ -168,7 +168,7 @@ def _decompositions(lines: Sequence[dict[str, Any]]) -> Table:
 
 
 def _values(values: Iterable[Any]) -> list[Text]:
-    """Return cells that show their text as it is: square brackets are no markup."""
+    """Return cells that show their text as it is: square brackets are not markup."""
     return [Text("-" if value is None else str(value)) for value in values]
 
 

@@ -135,7 +135,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     """Return file name to sha256; raises UserError for a missing list, or one that is not of plain file names."""
     path = folder / SUMS
     if not path.is_file():
-        raise UserError(f"{folder} is no bundle: it has no {SUMS}. Give the folder `{FOLDER}` that a run wrote.")
+        raise UserError(f"{folder} is not a bundle: it has no {SUMS}. Give the folder `{FOLDER}` that a run wrote.")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     matches = [_SUM_LINE.fullmatch(line) for line in lines]
     entries = {match[2]: match[1] for match in matches if match is not None}

@@ -17,7 +17,8 @@ _TITLES = {
     "student_before_finetune": "this model before fine-tuning on labels",
     "scratch": "same network, trained on the labels alone",
     "teacher": "teacher (the model it learned from)",
-    "rival_teacher": "another teacher",
+    "baseline_teacher": "another teacher",
+    "rival_teacher": "another teacher",  # as version 0.1 called it
     "control": "control (U-Net, same labels)",
 }
 
@@ -103,7 +104,7 @@ def _scores(description: BundleDescription) -> str:
         "|---|---:|---|---:|---:|---:|---:|\n" + "\n".join(lines) + "\n\n"
         f"Means over cases {what} at their own size, bootstrap intervals over cases. Where mask and prediction are "
         f"both empty Dice is 1 and the distance 0; where only one is, Dice is 0 and the distance the {level} diagonal "
-        f"(missed, false positive: counted over {level}s and classes).{_by_slice(scores)}{_rivals(scores)}"
+        f"(missed, false positive: counted over {level}s and classes).{_by_slice(scores)}{_baselines(scores)}"
     )
 
 
@@ -123,7 +124,7 @@ def _tested_on(description: BundleDescription) -> str:
     return f" of {', '.join(others)}, which it was not trained on" if others else ""
 
 
-def _rivals(scores: Mapping[str, Any]) -> str:
+def _baselines(scores: Mapping[str, Any]) -> str:
     own = scores.get("student", {}).get("dice")
     better = [] if own is None else [name for name in scores if (scores[name].get("dice") or 0) > own]
     if not better:

@@ -103,14 +103,14 @@ def counted(kinds: Counter[str]) -> str:
 def _given(path: Path, results: Path, axis: int) -> Iterator[Found]:
     """Yield what an input holds; what a shell's ``*`` names besides files, such as a pipe, stops no other input."""
     if path.is_dir():
-        yield from _in_folder(path, results, axis)
+        yield from items_in(path, results, axis)
     elif path.is_file():
         yield from _in_files([path], path.parent, axis)
     else:
         yield Failure(path, f"{path}: is no file but a broken link, pipe or device, which cannot be read. Remove it.")
 
 
-def _in_folder(root: Path, results: Path, axis: int) -> Iterator[Found]:
+def items_in(root: Path, results: Path, axis: int) -> Iterator[Found]:
     """Yield what is in a folder; files of one subfolder stay together, since a DICOM series lies in one."""
     by_folder: dict[Path, list[Path]] = {}
     own = results.resolve()

@@ -67,7 +67,7 @@ def ask(session: InferenceSession, image: np.ndarray) -> Answer:
 
 
 def _require_alone(path: Path) -> None:
-    """Raise UserError where a file is no ONNX, or names data outside it, which no list of digests covers."""
+    """Raise UserError where a file is not an ONNX, or names data outside it, which no list of digests covers."""
     import onnx
     from google.protobuf.message import DecodeError
 

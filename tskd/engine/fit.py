@@ -29,7 +29,7 @@ from tskd.types import Batch, StepFn
 LOG_EVERY = 10
 """Steps between two looks at the loss: each look makes a GPU wait."""
 LEAST_SCALE = 1.0
-"""Of float16 gradients. A gradient that is not finite at its true size is no overflow of scaling; from the first scale
+"""Of float16 gradients. A gradient that is not finite at its true size is not overflow of scaling; from the first scale
 (2^16) it takes 17 skipped steps in a row to get below."""
 
 Validate = Callable[[nn.Module], Mapping[str, float]]

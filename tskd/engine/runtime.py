@@ -80,7 +80,7 @@ def open_runtime(config: EngineConfig, *, minutes: float | None = None) -> Runti
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise UserError(
             f"engine: accelerator {config.accelerator}, {config.devices} device(s), strategy {strategy}, precision "
-            f"{config.precision} cannot be had on this machine: {error} `tskd doctor` shows what it has."
+            f"{config.precision} is not available on this machine: {error} `tskd doctor` shows what it has."
         ) from error
     if not started_by_fabric():
         fabric.launch()

@@ -17,9 +17,9 @@ from tskd.models.registry import adapt, build_model
 from tskd.recipe.schema import DistillConfig, FinetuneConfig
 
 BUDGET_RULE = (
-    "In every arm the student has the same architecture and the same fine-tuning recipe (a pre-trained start at a "
-    "lower learning rate than random weights, lower still in early blocks), and the network that is trained gets the "
-    "floating-point operations of the student's distillation and fine-tuning together, pre-training included, as "
+    "In every arm the student has the same architecture and the same fine-tuning recipe (a pre-trained initialisation "
+    "at a lower learning rate than random weights, lower still in early blocks), and the network that is trained gets "
+    "the floating-point operations of the student's distillation and fine-tuning together, pre-training included, as "
     "counted by torch (2 a multiply-add; student_gflops), and scratch_total the teacher's as well; what only gives "
     "targets is told apart (teacher_gflops): a teacher's adaptation and answers, and the momentum encoder of MoCo v3. "
     "Making a transfer set, a diffusion model included, is data, not training: it is in no count of operations, and "

@@ -7,7 +7,7 @@ from typing import Any
 from tskd.recipe.schema import Recipe, build_recipe
 
 SETTINGS: dict[str, Any] = {
-    "rivals": ["scratch"],
+    "baselines": ["scratch"],
     "data": {
         "image_size": 64,
         "labels": 20,

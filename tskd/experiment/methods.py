@@ -32,7 +32,7 @@ class Method:
     """As tables and reports call it."""
     model: Make
     """The trained model, ready to be scored."""
-    start: Make | None = None
+    initialisation: Make | None = None
     """The student before fine-tuning; None: there is none."""
     teacher: Make | None = None
     """The adapted teacher whose answers it learns; None: it never needs one."""
@@ -40,9 +40,9 @@ class Method:
     """Its model is small enough for a clinic's machine: ``tskd run`` ends with it in a bundle."""
 
 
-def _pretrained(title: str, start: Make, *, teacher: Make | None = None) -> Method:
-    """Return the method that fine-tunes a start."""
-    return Method(title, lambda run: run.finetuned(start(run)), start, teacher)
+def _pretrained(title: str, initialisation: Make, *, teacher: Make | None = None) -> Method:
+    """Return the method that fine-tunes a pre-trained initialisation."""
+    return Method(title, lambda run: run.finetuned(initialisation(run)), initialisation, teacher)
 
 
 METHODS: dict[str, Method] = {
@@ -63,7 +63,7 @@ METHODS: dict[str, Method] = {
     "copy_paste": Method("bidirectional copy-paste", lambda run: run.self_trained("copy_paste")),
     "imagenet": Method(
         "student from ImageNet",
-        lambda run: run.finetuned(run.imagenet, within=run.budget.total),  # its start has cost nothing in this run
+        lambda run: run.finetuned(run.imagenet, within=run.budget.total),  # it starts from what cost this run nothing
         lambda run: run.imagenet,
     ),
     "scratch": Method("student from scratch", lambda run: run.finetuned(None, within=run.budget.total)),
@@ -76,7 +76,7 @@ METHODS: dict[str, Method] = {
         "control (U-Net) with pseudo-labels", lambda run: run.control_pseudo, teacher=lambda run: run.teacher
     ),
 }
-"""The names that ``method`` and ``rivals`` of a recipe may have."""
+"""The names that ``method`` and ``baselines`` of a recipe may have."""
 
 
 _ENCODERS_ALONE = ("agnostic_kd", "mae", "moco_v3", "imagenet")
@@ -89,7 +89,7 @@ def check_names(recipe: Recipe) -> None:
     """Raise UserError for a name that nothing answers to or weights that are not there, before any work."""
     choices: tuple[tuple[str, str, Mapping[str, object]], ...] = (
         ("method", recipe.method, METHODS),
-        *(("rivals", rival, METHODS) for rival in recipe.rivals),
+        *(("baselines", baseline, METHODS) for baseline in recipe.baselines),
         ("student.decoder", recipe.student.decoder, DECODERS),
         ("distill.encoder_loss", recipe.distill.encoder_loss, ENCODER_LOSSES),
         ("distill.decoder_loss", recipe.distill.decoder_loss, DECODER_LOSSES),
@@ -103,9 +103,9 @@ def check_names(recipe: Recipe) -> None:
 
 def asks_for_weights(recipe: Recipe) -> str | None:
     """Return what of a recipe starts from ``student.weights``, in its words; None: nothing does."""
-    if "imagenet" in (recipe.method, *recipe.rivals):
+    if "imagenet" in (recipe.method, *recipe.baselines):
         return "imagenet"
-    return "student.start=weights" if recipe.student.start == "weights" else None
+    return "student.initialisation=weights" if recipe.student.initialisation == "weights" else None
 
 
 def _check_teacher_weights(recipe: Recipe) -> None:
@@ -114,7 +114,7 @@ def _check_teacher_weights(recipe: Recipe) -> None:
             "teacher.weights: the offline teacher has weights of its own, and these would not be used. Say whose they "
             "are: teacher.name=sam or teacher.name=timm/<backbone>; or leave teacher.weights out."
         )
-    untaught = [name for name in (recipe.method, *recipe.rivals) if name in _FROM_THE_UNADAPTED]
+    untaught = [name for name in (recipe.method, *recipe.baselines) if name in _FROM_THE_UNADAPTED]
     if recipe.teacher.weights == RANDOM and untaught:
         raise UserError(
             f"{untaught[0]}: the teacher's encoder teaches what it knows before it has seen a label, and with "
@@ -125,7 +125,7 @@ def _check_teacher_weights(recipe: Recipe) -> None:
 
 def _check_student_weights(recipe: Recipe) -> None:
     student, wanted = recipe.student, asks_for_weights(recipe)
-    pretrained = [name for name in (recipe.method, *recipe.rivals) if name in _ENCODERS_ALONE]
+    pretrained = [name for name in (recipe.method, *recipe.baselines) if name in _ENCODERS_ALONE]
     if student.backbone == NO_ENCODER and (pretrained or wanted):
         raise UserError(
             f"{pretrained[0] if pretrained else wanted} starts from a trained encoder, and with "

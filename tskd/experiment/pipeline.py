@@ -17,7 +17,8 @@ from tskd.experiment.budget import BUDGET_RULE, compute_of
 from tskd.experiment.methods import METHODS, Make
 from tskd.experiment.run import Run
 from tskd.recipe.schema import Recipe
-from tskd.report import write_report
+from tskd.report import write_run_report
+from tskd.report.run.folder import RunFolder
 from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages import evaluate, export, quality
 from tskd.stages.network_costs import measure_networks
@@ -27,9 +28,9 @@ from tskd.stages.transfer import count_real
 def trained_models(
     run: Run, *, announce: Callable[[str], None] = lambda title: None
 ) -> dict[str, tuple[str, Artifact]]:
-    """Return name in run.json -> (title, model) of everything that the recipe's method and its rivals make.
+    """Return name in run.json -> (title, model) of everything that the recipe's method and its baselines make.
 
-    ``announce`` is told the title of each before it is made. A rival is known by another name where the method's own
+    ``announce`` is told the title of each before it is made. A baseline is known by another name where the method's own
     teacher has its name and is a different one.
     """
     models: dict[str, tuple[str, Artifact]] = {}
@@ -37,7 +38,7 @@ def trained_models(
         announce(title)
         model = make(run)
         if name in models and models[name][1].path != model.path:
-            models[f"rival_{name}"] = f"{title} (rival)", model
+            models[f"baseline_{name}"] = f"{title} (baseline)", model
         else:
             models[name] = title, model
     return models
@@ -48,16 +49,16 @@ def _wanted(recipe: Recipe) -> Iterator[tuple[str, str, Make]]:
     method = METHODS[recipe.method]
     if method.teacher is not None:
         yield "teacher", METHODS["teacher"].title, method.teacher
-        if method.start is not None:
-            yield "student_before_finetune", "student before fine-tuning", method.start
+        if method.initialisation is not None:
+            yield "student_before_finetune", "student before fine-tuning", method.initialisation
     yield "student", method.title, method.model
-    yield from ((rival, METHODS[rival].title, METHODS[rival].model) for rival in _rivals(recipe))
+    yield from ((baseline, METHODS[baseline].title, METHODS[baseline].model) for baseline in _baselines(recipe))
 
 
-def _rivals(recipe: Recipe) -> list[str]:
+def _baselines(recipe: Recipe) -> list[str]:
     """Return the methods that are trained beside the recipe's own."""
     controls = ("control",) if recipe.control.enabled else ()
-    return [name for name in dict.fromkeys((*recipe.rivals, *controls)) if name != recipe.method]
+    return [name for name in dict.fromkeys((*recipe.baselines, *controls)) if name != recipe.method]
 
 
 def student(run: Run) -> Artifact:
@@ -96,7 +97,7 @@ def judged_synthetic(run: Run) -> Artifact | None:
     """
     if not run.recipe.transfer.synthetic:
         return None
-    teachers = [METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)]
+    teachers = [METHODS[name].teacher for name in (run.recipe.method, *run.recipe.baselines)]
     judged = quality.build(
         run.bench, run.transfer, run.samples, run.prepared_artifact, next((ask(run) for ask in teachers if ask), None)
     )  # fmt: skip
@@ -110,8 +111,8 @@ def transferred(run: Run) -> Artifact:
     return run.transfer
 
 
-def execute(run: Run) -> RunFile:
-    """Run the recipe's method to the end and return what ``run.json`` holds.
+def execute(run: Run) -> RunFolder:
+    """Run the recipe's method to the end, write its report, and return what its folder holds.
 
     Raises UserError where another run is at work in the output folder: the last to end would take the other's place.
     """
@@ -122,11 +123,13 @@ def execute(run: Run) -> RunFile:
         return _execute(run)
 
 
-def _execute(run: Run) -> RunFile:
-    if any(METHODS[name].start or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.rivals)):
+def _execute(run: Run) -> RunFolder:
+    if any(
+        METHODS[name].initialisation or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.baselines)
+    ):
         count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
     _say_what_for(run)
-    models = trained_models(run, announce=_counted(run.recipe))
+    models = trained_models(run, announce=announcer(run.recipe))
     say(f"run: scores of {len(models)} models, then the model to ship and the report")
     scores = evaluations(run)
     if "transfer" in vars(run):  # a method has learned from it
@@ -161,11 +164,12 @@ def _execute(run: Run) -> RunFile:
         stages=run.costs,
         recipe=run.recipe.model_dump(mode="json"),
     )
+    folder = RunFolder(run.out, found)  # its artifacts were verified when they were found, or have just been made
     if run.runtime.fabric.is_global_zero:
         publish(bundle.path, run.out / FOLDER)
         write_run(run.out, found)
-        write_report(run.out)
-    return found
+        write_run_report(folder)
+    return folder
 
 
 def member_scores(run: Run, models: Mapping[str, tuple[str, Artifact]]) -> list[float]:
@@ -189,11 +193,11 @@ def _say_what_for(run: Run) -> None:
         f"run: {train} labelled images to train on {chosen}, {unlabelled} without labels, "
         f"{len(tested.rows('test'))} test images in {len(tested.cases('test'))} cases, at {prepared.image_size} px"
     )
-    beside = ", ".join(METHODS[name].title for name in _rivals(run.recipe))
+    beside = ", ".join(METHODS[name].title for name in _baselines(run.recipe))
     say(f"run: {METHODS[run.recipe.method].title}{f', and beside it {beside}' if beside else ''}; each trains in turn")
 
 
-def _counted(recipe: Recipe) -> Callable[[str], None]:
+def announcer(recipe: Recipe) -> Callable[[str], None]:
     """Return what says which of how many models is made, and how long the run has taken so far."""
     began, number, total = time.monotonic(), count(1), len(list(_wanted(recipe)))
 
@@ -210,11 +214,11 @@ def compute(run: Run, model: Artifact) -> dict[str, float]:
 
 def started(run: Run) -> Artifact:
     """Return the student of the recipe's method before fine-tuning; UserError where it has no pre-training."""
-    start = METHODS[run.recipe.method].start
-    if start is None:
-        known = ", ".join(name for name, method in METHODS.items() if method.start is not None)
+    initialisation = METHODS[run.recipe.method].initialisation
+    if initialisation is None:
+        known = ", ".join(name for name, method in METHODS.items() if method.initialisation is not None)
         raise UserError(f"method {run.recipe.method!r} has no pre-training. Set method to one of: {known}")
-    return start(run)
+    return initialisation(run)
 
 
 STAGES: dict[str, Callable[[Run], Artifact | None]] = {

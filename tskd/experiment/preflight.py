@@ -36,13 +36,13 @@ def check_networks(recipe: Recipe) -> None:
     if there and not backbone:
         backbone = describe_teacher(teacher, download=False).arguments.get("backbone", "")
     description = describe_student(student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
-    _try_to_build(description, masked="mae" in (recipe.method, *recipe.rivals))
+    _try_to_build(description, masked="mae" in (recipe.method, *recipe.baselines))
     if backbone:
         size = teacher.image_size or recipe.data.image_size
         _try_to_adapt(backbone, size, teacher.adaptation, teacher.rank, checkpointing=teacher.gradient_checkpointing)
     if there or teacher.name.startswith("timm/"):  # its size comes first: it is told without the file
         describe_teacher(teacher, download=False)
-    if any(name.startswith("control") for name in (recipe.method, *recipe.rivals)) or recipe.control.enabled:
+    if any(name.startswith("control") for name in (recipe.method, *recipe.baselines)) or recipe.control.enabled:
         _check_control(recipe.control.channels, recipe.data.image_size)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)

@@ -59,7 +59,7 @@ from tskd.stages import (
     transfer,
     transfer_masks,
 )
-from tskd.stages.lesson import Guide, Lesson
+from tskd.stages.lesson import Lesson, Teacher
 from tskd.stages.teacher import TeacherSource
 from tskd.stages.workbench import Workbench
 
@@ -194,7 +194,9 @@ class Run:
     def student_description(self) -> NetworkDescription:
         """The network that every method but the controls ends with, and where its weights start."""
         student = self.recipe.student
-        return describe_student(student, weights=student.weights if student.start == "weights" else None, **self._sizes)
+        return describe_student(
+            student, weights=student.weights if student.initialisation == "weights" else None, **self._sizes
+        )
 
     @property
     def _sizes(self) -> dict[str, Any]:
@@ -233,7 +235,7 @@ class Run:
         return allowed_flips(self.recipe.teacher.augment.flip, self.prepared.classes)
 
     def finetuned(self, start: Artifact | None, *, within: int | None = None) -> Artifact:
-        """Return the student fine-tuned from a start, or (None) trained on the labels from random weights.
+        """Return the student fine-tuned from an initialisation, or (None) trained on the labels from random weights.
 
         ``within``: the operations it may take, where this run has no pre-training; None: as long as the recipe says.
         """
@@ -241,10 +243,10 @@ class Run:
         if within is not None:
             steps = steps_within(within, config.batch_size * self.budget.flops_per_image)
             config = config.model_copy(update={"steps": steps})
-        description = self.student_description.bare()  # a start holds them all
+        description = self.student_description.bare()  # the initialisation holds them all
         return finetune.build(self.bench, config, description, self.prepared_artifact, start)
 
-    # --- starts: what a student learns before the labels ---
+    # --- initialisations: what a student learns before the labels ---
 
     @cached_property
     def distilled(self) -> Artifact:
@@ -258,27 +260,25 @@ class Run:
 
     def distilled_by(self, adapted: Artifact) -> Artifact:
         """Return the student that has learned an adapted teacher's features and logits on the transfer set."""
-        return self._distilled(self.recipe.distill, _adapted_guide(adapted))
+        return self._distilled(self.recipe.distill, _answers_of(adapted))
 
     @cached_property
     def distilled_agnostic(self) -> Artifact:
         """The student whose encoder has learned the features that the teacher has before its adaptation."""
         source = self.teacher_source
         config = self.recipe.distill.model_copy(update={"encoder_weight": 1.0, "decoder_weight": 0.0})
-        return self._distilled(config, Guide(teacher.bare_digest(source), lambda: teacher.load_bare(source)))
+        return self._distilled(config, Teacher(teacher.bare_digest(source), lambda: teacher.load_bare(source)))
 
     @property
     def cache(self) -> Artifact | None:
         """The adapted teacher's stored answers; None where computing them online is cheaper."""
-        return cache.build(
-            self.bench, self._affordable(self.recipe.distill), self._lesson(_adapted_guide(self.teacher))
-        )
+        return cache.build(self.bench, self._affordable(self.recipe.distill), self._lesson(_answers_of(self.teacher)))
 
-    def _lesson(self, guide: Guide) -> Lesson:
-        return Lesson(self.student_description, guide, self.transfer, self.prepared_artifact, self.teacher_data)
+    def _lesson(self, answering: Teacher) -> Lesson:
+        return Lesson(self.student_description, answering, self.transfer, self.prepared_artifact, self.teacher_data)
 
-    def _distilled(self, config: DistillConfig, guide: Guide) -> Artifact:
-        config, lesson = self._affordable(config), self._lesson(guide)
+    def _distilled(self, config: DistillConfig, answering: Teacher) -> Artifact:
+        config, lesson = self._affordable(config), self._lesson(answering)
         return distill.build(self.bench, config, lesson, lambda: cache.build(self.bench, config, lesson))
 
     def _affordable(self, config: DistillConfig) -> DistillConfig:
@@ -382,5 +382,5 @@ def _expected_by(student: StudentConfig) -> dict[str, Any]:
         return stated
 
 
-def _adapted_guide(teacher: Artifact) -> Guide:
-    return Guide(teacher.digest, lambda: load_model(teacher.path))
+def _answers_of(teacher: Artifact) -> Teacher:
+    return Teacher(teacher.digest, lambda: load_model(teacher.path))

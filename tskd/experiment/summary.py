@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -12,19 +11,18 @@ from rich.text import Text
 from tskd.console import duration, screen
 from tskd.report import REPORT
 from tskd.report.run.ablation import uses_sentence
-from tskd.report.run.folder import STUDENT, RunFolder, open_run
-from tskd.report.run.verdict import paired_tests, verdict
-from tskd.report.text import INTERVAL, capital, dice_of, interval_of, invented, missed, number, scored
+from tskd.report.run.folder import STUDENT, RunFolder
+from tskd.report.run.verdict import verdict
+from tskd.report.text import INTERVAL, capital, dice_of, false_positives, interval_of, missed, number, scored
 
 PLAIN_WIDTH = 100
-"""Columns of the table where the output is no terminal."""
+"""Columns of the table where the output is not a terminal."""
 
 
-def print_summary(out: Path) -> None:
-    """Print the scores of the finished run in a folder and the verdict on stdout."""
+def print_summary(run: RunFolder) -> None:
+    """Print the scores of a finished run and the verdict on stdout."""
     console = screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)
-    run = open_run(out)
-    summary = run.summary
+    out, summary = run.path, run.summary
     tested = f"tested on {scored(run.metrics[STUDENT])}"
     table = Table(title=f"{summary.dataset}, {summary.labels} labels, {tested}, seed {summary.seed}")
     for column in ("model", dice_of(run.level), INTERVAL, f"HD95 {run.unit}", "cases", "missed", "false pos."):
@@ -32,7 +30,7 @@ def print_summary(out: Path) -> None:
     for name in run.models:
         table.add_row(*(Text(cell) for cell in _cells(run, name)))
     console.print(table)
-    console.print(Text(verdict(run, paired_tests(run))))
+    console.print(Text(verdict(run, run.tests)))
     if said := uses_sentence(run.metrics[STUDENT]["dice"], summary.ablation):
         console.print(Text(said))
     console.print(Text(f"{duration(summary.seconds)}; everything is in {out}, to be read in {out / REPORT}"))
@@ -46,4 +44,4 @@ def _cells(run: RunFolder, name: str) -> Iterator[str]:
     yield number(scores[f"hd95_{run.unit}"], 1)
     yield str(scores["n_cases"])
     yield missed(scores)
-    yield invented(scores)
+    yield false_positives(scores)

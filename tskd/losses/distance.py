@@ -129,6 +129,6 @@ def match_size(logits: Tensor, size: torch.Size) -> Tensor:
     """Return logits at (H, W) ``size``, bilinear and antialiased where it is smaller; K may be 0."""
     if logits.shape[-2:] == size:
         return logits
-    if logits.shape[1] == 0:  # of a guide that has features alone
+    if logits.shape[1] == 0:  # of a teacher that has features alone
         return logits.new_empty(*logits.shape[:2], *size)
     return F.interpolate(logits.float(), size=size, mode="bilinear", antialias=True, align_corners=False)

@@ -1,4 +1,4 @@
-"""Find images that copy a training image: what a generator memorised is no new transfer image, and leaks patients.
+"""Find images that copy a training image: what a generator memorised is not a new transfer image, and leaks patients.
 
 Two steps. Coarse: grey images on a grid of ``GRID`` cells, mean and contrast removed, are correlated with every
 reference in every mirror image and shift by up to one cell; that leaves a few suspects. Fine: the distance to a suspect

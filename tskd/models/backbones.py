@@ -120,7 +120,7 @@ class NoEncoder(nn.Module):
 def patch_for(backbone: str, image_size: int) -> int | None:
     """Return the side of the patches that cut an image into ``LEAST_TOKENS`` or more, at most the backbone's own.
 
-    None where the backbone is no plain vision transformer: its tokens are its own affair.
+    None where the backbone is not a plain vision transformer: its tokens are its own affair.
     """
     own = None if backbone == NO_ENCODER else _own_patch(backbone)
     if own is None:

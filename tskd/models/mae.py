@@ -30,7 +30,7 @@ class MaskedAutoencoder(nn.Module):
     """The student's encoder sees the patches that are not hidden; a light decoder, thrown away later, draws the rest.
 
     The encoder's blocks run as they are in the student, so what is trained is exactly its encoder. Raises UserError
-    where the student's backbone is no plain vision transformer.
+    where the student's backbone is not a plain vision transformer.
     """
 
     positions: Tensor

@@ -89,7 +89,7 @@ class SamSegmenter(nn.Module):
         """Take over the parts of ``sam``; its encoder is resized in place to ``image_size`` pixels a side.
 
         ``pixels``: a name of :data:`tskd.models.pixels.PIXELS`.
-        Raises UserError where ``image_size`` is no multiple of the patch size.
+        Raises UserError where ``image_size`` is not a multiple of the patch size.
         """
         super().__init__()
         self.image_size = image_size
@@ -148,7 +148,7 @@ def resize_encoder(encoder: SamVisionEncoder, *, image_size: int) -> SamVisionEn
 
     The absolute position table is interpolated bilinearly as in SAMed. The relative tables need no work here: SAM's
     attention interpolates them linearly to its grid in every forward, and windows keep their size. At the native size
-    nothing changes. Raises UserError where ``image_size`` is no multiple of the patch size.
+    nothing changes. Raises UserError where ``image_size`` is not a multiple of the patch size.
     """
     patch = encoder.config.patch_size
     if image_size < patch or image_size % patch:

@@ -143,5 +143,7 @@ def check_sam(file: Path) -> tuple[SamConfig, Misfit]:
         expected = SamModel(config).state_dict()
     misfit = compare_tensors(state, expected)
     if not misfit.fills:
-        raise UserError(f"{file} is no complete SAM: {misfit}. Bring it anew, with the config.json that belongs to it.")
+        raise UserError(
+            f"{file} is not a complete SAM: {misfit}. Bring it anew, with the config.json that belongs to it."
+        )
     return config, misfit

@@ -136,7 +136,7 @@ class Contents(NamedTuple):
     wrapper: str
     """The key under which they lay (``model`` in ``{"model": {...}}``), or nothing."""
     left_out: tuple[str, ...]
-    """Entries beside them: other parts of a checkpoint, and what is no tensor."""
+    """Entries beside them: other parts of a checkpoint, and what is not a tensor."""
 
 
 def load_state(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
@@ -161,7 +161,7 @@ def read_weights(path: Path, *, shapes_only: bool = False) -> Contents:
         raise _no_file(path)
     if path.suffix not in SUFFIXES:
         raise UserError(
-            f"{path} is no known weight file: allowed are .safetensors, .npz, and .pth, .pt or .bin holding tensors "
+            f"{path} is not a known weight file: allowed are .safetensors, .npz, and .pth, .pt or .bin holding tensors "
             "only."
         )
     _refuse_bomb(path)
@@ -185,7 +185,7 @@ def _refuse_bomb(path: Path) -> None:
         unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > _MOST_UNPACKED * path.stat().st_size:
         raise UserError(
-            f"{path} unpacks to {unpacked / 1e6:.0f} MB, {_MOST_UNPACKED} times its size or more: these are no trained "
+            f"{path} unpacks to {unpacked / 1e6:.0f} MB, {_MOST_UNPACKED} times its size or more: not trained "
             "weights. Ask its author for a .safetensors file."
         )
 
@@ -330,7 +330,7 @@ def _npy_shape(archive: Any, name: str) -> tuple[int, ...]:
 
 
 def _read_pickle(path: Path, *, shapes_only: bool) -> Any:
-    mapped = zipfile.is_zipfile(path) and not shapes_only  # files of torch before 1.6 are no archives
+    mapped = zipfile.is_zipfile(path) and not shapes_only  # files of torch before 1.6 are not archives
     try:
         # timm's and MAE's checkpoints hold their command line, which is plain data
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
+from tskd.console import warn
 from tskd.errors import UserError, require_file
 
 
@@ -78,14 +80,8 @@ def _refuse_huge(value: Any, source: str, where: str = "") -> None:
         raise UserError(f"{source}: {f'{where}: ' if where else ''}a whole number is larger than 2**63 - 1.")
 
 
-def quoted(text: str) -> str:
-    """Return a YAML text that stands for any name of a file, also one with emoji or bytes that are no UTF-8."""
-    plain = (one if one.isascii() and one.isprintable() and one not in '"\\' else f"\\U{ord(one):08x}" for one in text)
-    return f'"{"".join(plain)}"'
-
-
 def read_yaml(path: Path) -> Any:
-    """Return the value of a YAML file; raises UserError where it is no text or no YAML, or too large to be one."""
+    """Return the value of a YAML file; raises UserError where it is not a text or no YAML, or too large to be one."""
     require_file(path, "a YAML file")
     if path.stat().st_size > MOST_BYTES:
         raise UserError(f"{path} has more than {MOST_BYTES // 1_000_000} MB. Give a YAML file.")
@@ -96,8 +92,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``section.key`` of nested settings in place; raises UserError where a part of the key is no section."""
-    *sections, last = key.split(".")
+    """Set ``section.key`` of nested settings in place; raises UserError where a part of the key is not a section."""
+    *sections, last = current_key(key).split(".")
     for section in sections:
         if values.get(section) is None:
             values[section] = {}
@@ -118,12 +114,47 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: a recipe is a mapping of sections (data, teacher, ...), not a {type(values).__name__}."
         )
-    return values
+    return current_settings(values)
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Change nested settings in place as ``section.key=value`` says."""
-    key, separator, text = override.partition("=")
+RENAMED = {"rivals": "baselines", "student.start": "student.initialisation"}
+"""Keys of version 0.1 -> what they are called now. The old ones are read, with a notice, until 0.3."""
+
+
+def current_key(key: str) -> str:
+    """Return what a key is called now; an old one is answered with a notice."""
+    if key not in RENAMED:
+        return key
+    warn(f"{key} is called {RENAMED[key]} now; version 0.3 will not know the old name.")
+    return RENAMED[key]
+
+
+def current_settings(values: Mapping[str, Any], *, notice: bool = True) -> dict[str, Any]:
+    """Return nested settings with every key as it is called now; a new name beside the old one wins."""
+    found = dict(values)
+    for old in RENAMED:
+        section, _, name = old.rpartition(".")
+        inner = found.get(section) if section else found
+        if isinstance(inner, Mapping) and name in inner:
+            now = current_key(old) if notice else RENAMED[old]
+            renamed = {now.rpartition(".")[2]: inner[name]} | {key: one for key, one in inner.items() if key != name}
+            found = {**found, section: renamed} if section else renamed
+    return found
+
+
+class Change(NamedTuple):
+    """One setting of a recipe, and what it shall be."""
+
+    key: str
+    """``section.key``."""
+    value: Any
+
+
+def as_change(written: str | Change) -> Change:
+    """Return a change, also of ``section.key=value``, whose value is YAML; raises UserError for what is none."""
+    if isinstance(written, Change):
+        return written
+    key, separator, text = written.partition("=")
     if not separator or not key.strip():
-        raise UserError(f"--set {override}: write section.key=value, for example --set teacher.rank=16")
-    set_key(values, key.strip(), parse_yaml(text, f"--set {override}"))
+        raise UserError(f"--set {written}: write section.key=value, for example --set teacher.rank=16")
+    return Change(current_key(key.strip()), parse_yaml(text, f"--set {written}"))

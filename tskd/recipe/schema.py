@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tskd.errors import UserError
 from tskd.recipe.explanations import describe_mistake
-from tskd.recipe.files import apply_override, read_settings
+from tskd.recipe.files import Change, as_change, current_settings, read_settings, set_key
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -318,7 +318,7 @@ class StudentConfig(Section):
     the installed weights of the backbone ``tf_efficientnet_lite0``."""
     pixels: Pixels = "auto"
     """As ``teacher.pixels``; without ``weights``, auto is what timm says of the backbone."""
-    start: Literal["random", "weights"] = "random"
+    initialisation: Literal["random", "weights"] = "random"
     """``weights``: every other method starts from that file too, ``scratch`` and ``scratch_total`` excepted."""
 
 
@@ -333,7 +333,7 @@ class FinetuneConfig(TrainConfig):
     scratch_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate where the student starts from random weights."""
     keep_start: bool = False
-    """A trained start is kept as it is where no later weights score better on the validation part."""
+    """A pre-trained initialisation is kept as it is where no later weights score better on the validation part."""
 
 
 class ControlConfig(TrainConfig):
@@ -414,9 +414,14 @@ class EngineConfig(Section):
 class Recipe(Section):
     """One experiment."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _under_current_names(cls, values: Any) -> Any:
+        return current_settings(values) if isinstance(values, Mapping) else values
+
     seed: int = 0
     method: str = "task_kd"
-    rivals: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
     """Methods that are trained and scored beside it, e.g. ``[scratch]``."""
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -442,8 +447,8 @@ class Recipe(Section):
                 raise refused(type(self), error, "Recipe") from error
 
 
-def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of a file (None: all defaults) with ``section.key=value`` overrides applied in order.
+def load_recipe(path: Path | None = None, changes: Sequence[str | Change] = ()) -> Recipe:
+    """Return the recipe of a file (None: all defaults) with changes (``section.key=value`` too) applied in order.
 
     Raises UserError naming every key or value that does not fit.
     """
@@ -452,13 +457,13 @@ def load_recipe(path: Path | None = None, overrides: Sequence[str] = ()) -> Reci
     if path is not None:
         source = str(path)
         values = read_settings(path)
-    for override in overrides:
-        apply_override(values, override)
+    for key, value in map(as_change, changes):
+        set_key(values, key, value)
     return build_recipe(values, source)
 
 
 def section_of(settings: Section) -> str | None:
-    """Return the recipe's name of a section; None for one that is no part of a recipe."""
+    """Return the recipe's name of a section; None for one that is not part of a recipe."""
     kinds = ((name, field.annotation) for name, field in Recipe.model_fields.items())
     return next((name for name, kind in kinds if kind is type(settings)), None)
 

@@ -65,7 +65,7 @@ def missed(scores: Mapping[str, Any], digits: int = 0) -> str:
     return _of_all(scores["missed"], scores["scored"], digits)
 
 
-def invented(scores: Mapping[str, Any], digits: int = 0) -> str:
+def false_positives(scores: Mapping[str, Any], digits: int = 0) -> str:
     """Return how often a model found a class where it is not there, of all such images and classes."""
     return _of_all(scores["false_positive"], scores["both_empty"], digits)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from tskd.report.comparison.files import COMPARISON
 from tskd.report.comparison.folder import open_comparison
 from tskd.report.comparison.page import comparison_page
 from tskd.report.pictures import ROOM
-from tskd.report.run.folder import open_run
+from tskd.report.run.folder import RunFolder, open_run
 from tskd.report.run.page import run_page
 
 REPORT = "report.html"
@@ -29,30 +31,35 @@ def write_report(folder: Path) -> Path:
 
     Raises UserError where there is neither, or where files that the report needs are missing or changed.
     """
-    path = folder / REPORT
-    write_atomic(path, _small_enough(folder))
-    return path
-
-
-def _small_enough(folder: Path) -> bytes:
-    """Return the page with as many pictures as leave it under 10 MB beside its charts and tables."""
-    for room in (ROOM, ROOM // 3, 0):
-        content = render(_page(folder, room)).encode(errors=ENCODING_ERRORS)
-        if len(content) < MOST_BYTES:
-            return content
-    warn(f"the report is {len(content) / 1e6:.0f} MB: its charts and tables alone need that much")
-    return content
-
-
-def _page(folder: Path, room: int) -> Page:
     if (folder / COMPARISON).is_file():
-        return comparison_page(open_comparison(folder), room=room)
+        return _write(folder, partial(comparison_page, open_comparison(folder)))
     if (folder / RUN_FILE).is_file():
-        return run_page(open_run(folder), room=room)
+        return write_run_report(open_run(folder))
     raise UserError(
         f"{folder}: there is no {RUN_FILE} and no {COMPARISON} here. Give the output folder of a finished "
         "`tskd run` or `tskd compare`."
     )
+
+
+def write_run_report(run: RunFolder) -> Path:
+    """Write ``report.html`` into the folder of a run and return its path."""
+    return _write(run.path, partial(run_page, run))
+
+
+def _write(folder: Path, page: Callable[..., Page]) -> Path:
+    path = folder / REPORT
+    write_atomic(path, _small_enough(page))
+    return path
+
+
+def _small_enough(page: Callable[..., Page]) -> bytes:
+    """Return the page with as many pictures as leave it under 10 MB beside its charts and tables."""
+    for room in (ROOM, ROOM // 3, 0):
+        content = render(page(room=room)).encode(errors=ENCODING_ERRORS)
+        if len(content) < MOST_BYTES:
+            return content
+    warn(f"the report is {len(content) / 1e6:.0f} MB: its charts and tables alone need that much")
+    return content
 
 
 def render(page: Page) -> str:

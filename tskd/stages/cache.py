@@ -34,7 +34,7 @@ from tskd.models.registry import build_model
 from tskd.recipe.schema import AugmentConfig, DistillConfig
 from tskd.seeding import torch_generator
 from tskd.stages.lesson import Lesson
-from tskd.stages.stored_answers import GUIDE_GFLOPS, LAYOUT, STORED, CacheLayout, _image_bytes, shard_path
+from tskd.stages.stored_answers import LAYOUT, STORED, TEACHER_GFLOPS, CacheLayout, _image_bytes, shard_path
 from tskd.stages.workbench import Workbench
 
 VERSION = 3
@@ -55,7 +55,7 @@ def cache_pays(config: DistillConfig, images: int) -> bool:
 
 
 def build(bench: Workbench, config: DistillConfig, lesson: Lesson) -> Artifact | None:
-    """Return the guide's stored answers; None where computing them online is cheaper."""
+    """Return the teacher's stored answers; None where computing them online is cheaper."""
     if not cache_pays(config, len(lesson.seen.images)):
         return None
     return bench.build(
@@ -64,7 +64,7 @@ def build(bench: Workbench, config: DistillConfig, lesson: Lesson) -> Artifact |
         config={
             "views": config.views,
             "augment": config.augment.model_dump(),
-            "precision": bench.precision,  # the guide answers under it
+            "precision": bench.precision,  # the teacher answers under it
         },
         inputs=lesson.inputs,
         version=VERSION,
@@ -73,15 +73,15 @@ def build(bench: Workbench, config: DistillConfig, lesson: Lesson) -> Artifact |
 
 
 def store_answers(bench: Workbench, config: DistillConfig, lesson: Lesson, folder: Path) -> dict[str, Any]:
-    """Ask the guide about every view of the transfer images as it sees them, and keep its answers."""
-    guide, shown = lesson.guide.load(), lesson.seen_by_guide
+    """Ask the teacher about every view of the transfer images as it sees them, and keep its answers."""
+    teacher, shown = lesson.teacher.load(), lesson.seen_by_teacher
     layout = plan_cache(
-        guide, build_model(lesson.student), shown,
+        teacher, build_model(lesson.student), shown,
         image_size=lesson.student.image_size, views=config.views, seed=bench.seed,
     )  # fmt: skip
-    spent = gflops(layout.images * layout.views * inference_flops(guide, shown.images.shape[1]))
-    metrics = build_cache(guide, shown, layout, config.augment, folder, runtime=bench.runtime)
-    return metrics | {GUIDE_GFLOPS: spent}
+    spent = gflops(layout.images * layout.views * inference_flops(teacher, shown.images.shape[1]))
+    metrics = build_cache(teacher, shown, layout, config.augment, folder, runtime=bench.runtime)
+    return metrics | {TEACHER_GFLOPS: spent}
 
 
 def plan_cache(
@@ -125,7 +125,7 @@ def build_cache(
     with explained, progress("cache: teacher", layout.shards) as advance:
         for shard in range(fabric.global_rank, layout.shards, fabric.world_size):
             if not shard_path(folder, shard).exists():
-                _write_shard(teacher, transfer, layout, augment, folder, shard, runtime)
+                write_shard(teacher, transfer, layout, augment, folder, shard, runtime)
             advance(shard + 1)
     fabric.barrier()
     if fabric.is_global_zero:
@@ -148,7 +148,7 @@ def _require_room(layout: CacheLayout, folder: Path) -> None:
     require_room(folder, layout.bytes - written, what="the teacher's answers", remedy=remedy)
 
 
-def _write_shard(
+def write_shard(
     teacher: nn.Module,
     transfer: TransferSet,
     layout: CacheLayout,

@@ -260,7 +260,7 @@ def folder_of(name: str) -> str:
 
 
 def class_counts(names: Sequence[str]) -> dict[str, int]:
-    """Return how many images each class folder holds, by name; UserError where the folders are no classes."""
+    """Return how many images each class folder holds, by name; UserError where the folders are not classes."""
     counts = Counter(folder_of(name) for name in names)
     if not 2 <= len(counts) <= MOST_CLASSES:
         raise UserError(

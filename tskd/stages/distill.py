@@ -50,7 +50,7 @@ def build(
 def learn(
     bench: Workbench, config: DistillConfig, lesson: Lesson, answers: Artifact | None, folder: Path
 ) -> dict[str, Any]:
-    """Train the student on stored answers, or (None) on the guide's own; return the metrics."""
+    """Train the student on stored answers, or (None) on the teacher's own; return the metrics."""
     common: dict[str, Any] = {
         "batch_size": config.batch_size,
         "augment": config.augment,
@@ -59,17 +59,17 @@ def learn(
     }
     batches: Batches
     if answers is None:
-        guide, shown = lesson.guide.load(), lesson.seen_by_guide.images
-        spent = gflops(config.steps * config.batch_size * inference_flops(guide, shown.shape[1]))
-        ask = online(guide, bench.runtime)
+        teacher, shown = lesson.teacher.load(), lesson.seen_by_teacher.images
+        spent = gflops(config.steps * config.batch_size * inference_flops(teacher, shown.shape[1]))
+        ask = online(teacher, bench.runtime)
         sharp = None if lesson.shown.path == lesson.data.path else shown
         batches = ImageBatches(lesson.seen.images, None, lesson.seen.names, **common, teacher_images=sharp)
-    else:  # the guide stays on the disk: it may be many times the student
-        spent = answers.metrics[stored_answers.GUIDE_GFLOPS]
+    else:  # the teacher stays on the disk: it may be many times the student
+        spent = answers.metrics[stored_answers.TEACHER_GFLOPS]
         ask = stored
         batches = stored_answers.CachedBatches(answers.path, lesson.seen, **common)
     metrics = distill(config, lesson.student, batches, ask, folder, seed=bench.seed, runtime=bench.runtime)
-    return metrics | {stored_answers.GUIDE_GFLOPS: spent}
+    return metrics | {stored_answers.TEACHER_GFLOPS: spent}
 
 
 def distill(

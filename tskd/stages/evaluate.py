@@ -24,6 +24,7 @@ from tskd.recipe.schema import EvaluateConfig
 from tskd.stages.evaluation_files import (
     CASES,
     PREDICTIONS,
+    SUMMARY,
     pick_overlays,
     prediction_path,
     read_prediction,
@@ -33,7 +34,7 @@ from tskd.stages.scoring import Scoring, Tally, summarise_levels
 from tskd.stages.workbench import Workbench
 
 VERSION = 4
-SUMMARY, OVERLAYS = "summary.json", "overlays"
+OVERLAYS = "overlays"
 
 
 def build(bench: Workbench, config: EvaluateConfig, tested: Artifact, model: Artifact, *, title: str) -> Artifact:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,9 +15,9 @@ from PIL import Image
 from tskd.cells import harmless, original
 from tskd.metrics.segmentation import ScoreRow, headline
 
-CASES, PREDICTIONS = "cases.csv", "predictions"
+CASES, PREDICTIONS, SUMMARY = "cases.csv", "predictions", "summary.json"
 _BYTES = "surrogateescape"
-"""Of an id that comes from a file name which is no UTF-8: its bytes are written and read back as they are."""
+"""Of an id that comes from a file name which is not UTF-8: its bytes are written and read back as they are."""
 
 
 def prediction_path(folder: Path, row: int) -> Path:
@@ -39,6 +41,12 @@ def read_scores(folder: Path) -> list[ScoreRow]:
     with (folder / CASES).open(newline="", encoding="utf-8", errors=_BYTES) as file:
         lines = ({name: original(value) for name, value in line.items()} for line in csv.DictReader(file))
         return [ScoreRow.from_dict(line) for line in lines]
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the means and intervals of an evaluation, by model's and data set's title too."""
+    summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return summary
 
 
 def write_cases(scores: Sequence[ScoreRow], path: Path) -> None:

@@ -24,7 +24,7 @@ VERSION = 5
 def build(
     bench: Workbench, config: FinetuneConfig, description: NetworkDescription, data: Artifact, start: Artifact | None
 ) -> Artifact:
-    """Return the student of that description fine-tuned from a start, or (None) trained from random weights."""
+    """Return that student fine-tuned from a pre-trained initialisation, or (None) trained from random weights."""
     started = {} if start is None else {"start": start.digest}
     return bench.train(
         "finetune",
@@ -50,7 +50,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Train a student on the labels, from the weights in the folder ``start`` or (None) from random ones.
 
-    A trained start is changed carefully: lower learning rate, lower still in early blocks.
+    A pre-trained initialisation is changed carefully: lower learning rate, lower still in early blocks.
     """
     torch.manual_seed(derive(seed, "student"))
     model = build_model(description)

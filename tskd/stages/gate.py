@@ -32,7 +32,7 @@ PAIRS_A_ROW = 4
 def drop_copies(
     samples: np.ndarray, prepared: Prepared, folder: Path, *, quantile: float, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the numbers of the samples that are no copies, and the headline; write ``gate.json`` and the sheets.
+    """Return the numbers of the samples that are not copies, and the headline; write ``gate.json`` and the sheets.
 
     ``samples`` is (N, S, S, 3) uint8. Raises UserError where there are too few images, or too few cases to tell a copy
     by.

@@ -15,7 +15,7 @@ def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> 
     """Raise UserError where a model was trained on a test case."""
     if shared := sorted(set(seen) & prepared.cases("test")):
         raise UserError(
-            f"{what} has seen {len(shared)} test cases (first: {', '.join(shared[:3])}); scores would flatter. "
+            f"{what} has seen {len(shared)} test cases (first: {', '.join(shared[:3])}); its scores would be too good. "
             "Train it again on this data set's training cases."
         )
 
@@ -28,8 +28,8 @@ def refuse_seen_images(prepared: Prepared, tested: Prepared) -> None:
     seen = _contents(prepared, prepared.rows("train", "val", "unlabelled"))
     if shared := _contents(tested, tested.rows("test")) & seen:
         raise UserError(
-            f"evaluate.data: {len(shared)} test images are training images of data.root as well; scores would flatter. "
-            "Take the copies out of one of the two, or set data.allow_duplicates=true."
+            f"evaluate.data: {len(shared)} test images are training images of data.root as well; its scores "
+            "would be too good. Take the copies out of one of the two, or set data.allow_duplicates=true."
         )
 
 

@@ -17,7 +17,7 @@ from tskd.stages.shown import as_input
 
 
 @dataclass(frozen=True)
-class Guide:
+class Teacher:
     """Whose answers a student learns: the adapted teacher's or, for the task-agnostic arm, the bare one's."""
 
     digest: str
@@ -27,22 +27,22 @@ class Guide:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One student, one guide, one transfer set."""
+    """One student, one teacher, one transfer set."""
 
     student: NetworkDescription
-    guide: Guide
+    teacher: Teacher
     transfer: Artifact
     data: Artifact
     """The prepared data that the transfer set's real images lie in."""
     shown: Artifact
-    """The same images at the guide's own size."""
+    """The same images at the teacher's own size."""
 
     @property
     def inputs(self) -> dict[str, str]:
         """Digests of all of them."""
         return {
             **pretraining_inputs(self.student, self.transfer, self.data),
-            "teacher": self.guide.digest,
+            "teacher": self.teacher.digest,
             **as_input(self.shown, self.data),
         }
 
@@ -52,8 +52,8 @@ class Lesson:
         return TransferSet(self.transfer.path, Prepared(self.data.path))
 
     @cached_property
-    def seen_by_guide(self) -> TransferSet:
-        """The same images as the guide sees them."""
+    def seen_by_teacher(self) -> TransferSet:
+        """The same images as the teacher sees them."""
         return TransferSet(self.transfer.path, Prepared(self.shown.path))
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tskd.artifacts import Artifact, Builder, canonical_json, file_sha256, write_json
+from tskd.artifacts import Artifact, Builder, canonical_json, write_json
 from tskd.console import progress, say, warn
 from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
 from tskd.data.grey_levels import LevelUse, describe_losses, record_use
+from tskd.data.known_digests import KnownDigests
 from tskd.data.label_sense import doubts
 from tskd.data.layouts import Dataset
 from tskd.data.layouts.pairs import Oddity, notes_on, oddities, unclear_turn
@@ -40,6 +43,10 @@ from tskd.stages.source_data import data_root, open_data
 from tskd.types import UNLABELLED, Record
 
 VERSION = 4
+HASHES = ".hashes.json"
+"""Beside the artifacts: digests of data files, for the next start."""
+HELD_BYTES = 256_000_000
+"""Of decoded images that may be test images: more than these are decoded again once the split is known."""
 _SHOWN = 10
 
 
@@ -56,13 +63,13 @@ class _Read:
 
 
 def build(store: Builder, data: DataConfig) -> Artifact:
-    """Return the data set of the settings, read once; the built-in images are drawn first where it is they."""
+    """Return the data set of the settings, read once; built-in images are drawn first."""
     dataset = open_data(data, data_root(store, data))
     return store.build(
         "prepare",
         lambda folder: prepare(data, dataset, folder),
         config=data.model_dump(exclude={"root", "phantom", "layout"}),
-        inputs={"data": dataset_digest(dataset)},
+        inputs={"data": dataset_digest(dataset, KnownDigests(store.root / HASHES))},
         seed=data.split_seed,
         version=VERSION,
     )
@@ -91,7 +98,8 @@ def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any
     Raises UserError naming every file that cannot be used, and where an identical image is in training and test.
     """
     staged = _Staging(folder, len(dataset.records), config.image_size)
-    reads = _read_all(dataset, staged)
+    may_be_tested = Held(dataset.records)
+    reads = _read_all(dataset, staged, may_be_tested)
     uses = {record.id: read.grey for record, read in zip(dataset.records, reads, strict=True)}
     if loss := describe_losses(dataset.records, uses):
         warn(" ".join(loss))
@@ -113,17 +121,22 @@ def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any
     order = _row_order(records, split)
     staged.reorder([index for index, _ in order], labelled=len(split.train) + len(split.val))
     write_prepared_records(folder, [prepared_record(records[index], part, reads[index].shape) for index, part in order])
-    _keep_native(dataset, [(row, index) for row, (index, part) in enumerate(order) if part == "test"], folder)
+    tested = [(row, index) for row, (index, part) in enumerate(order) if part == "test"]
+    _keep_native(dataset, tested, may_be_tested, folder)
     notes = _notes_on(dataset.records, reads)
     write_json(folder / DATASET, _describe(dataset, config, notes))
     return {"cases": len({record.case for record in records}), **{part: len(getattr(split, part)) for part in PARTS}}
 
 
-def dataset_digest(dataset: Dataset) -> str:
-    """Return a sha256 over everything that is read from a data set: file contents, ids, cases, splits, options."""
+def dataset_digest(dataset: Dataset, known: KnownDigests) -> str:
+    """Return a sha256 over everything that is read from a data set: file contents, ids, cases, splits, options.
+
+    Only files that are not ``known`` are read.
+    """
     paths = sorted({path for record in dataset.records for path in (record.image, record.mask) if path is not None})
     with ThreadPoolExecutor() as pool:
-        contents = dict(zip(paths, pool.map(_content_sha256, paths)))
+        contents = dict(zip(paths, pool.map(partial(_content_sha256, known), paths)))
+    known.keep()
     described = [
         (
             *(r.id, r.case, r.split, r.index, r.spacing, r.volume, r.place),
@@ -136,9 +149,9 @@ def dataset_digest(dataset: Dataset) -> str:
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 
-def _content_sha256(path: Path) -> str:
+def _content_sha256(known: KnownDigests, path: Path) -> str:
     try:
-        return file_sha256(path)
+        return known.of(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}). Check that it exists and that you may read it."
@@ -172,12 +185,37 @@ class _Staging:
             path.unlink()
 
 
-def _read_all(dataset: Dataset, staged: _Staging) -> list[_Read]:
+class Held:
+    """Decoded images that may turn out to be test images, up to ``HELD_BYTES`` of them: no file is decoded twice."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        stated = any(one.split == "test" and one.mask is not None for one in records)
+        splits = (None, "test") if stated else (None, "test", "train")
+        self._wanted = [one.mask is not None and one.split in splits for one in records]
+        self._held: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._left = HELD_BYTES
+        self._lock = Lock()
+
+    def put(self, index: int, image: np.ndarray, mask: np.ndarray | None) -> None:
+        """Keep a decoded image with its mask where it may be tested and there is room."""
+        if mask is None or not self._wanted[index]:
+            return
+        with self._lock:
+            self._left -= image.nbytes + mask.nbytes
+            if self._left >= 0:
+                self._held[index] = image, mask
+
+    def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return what was kept, and keep it no longer."""
+        return self._held.pop(index, None)
+
+
+def _read_all(dataset: Dataset, staged: _Staging, held: Held) -> list[_Read]:
     """Read all records in parallel (decoders release the interpreter lock); name all that fail, not only the first."""
 
     def read(index: int) -> _Read | str:
         try:
-            return _read_one(dataset, dataset.records[index], index, staged)
+            return _read_one(dataset, index, staged, held)
         except UserError as error:
             return str(error)
 
@@ -194,10 +232,12 @@ def _read_all(dataset: Dataset, staged: _Staging) -> list[_Read]:
     return reads
 
 
-def _read_one(dataset: Dataset, record: Record, index: int, staged: _Staging) -> _Read:
+def _read_one(dataset: Dataset, index: int, staged: _Staging, held: Held) -> _Read:
+    record = dataset.records[index]
     image = dataset.read_image(record)
     mask = None if record.mask is None else dataset.read_mask(record)
     staged.put(index, image, mask)
+    held.put(index, image, mask)
     indices = None if mask is None else frozenset(np.unique(mask).tolist()) - {UNLABELLED}
     grey = record_use(dataset, record, image)
     return _Read(image.shape, fingerprint_image(image), indices, tuple(oddities(record)), grey)
@@ -220,7 +260,7 @@ def _refuse_leaks(pairs: Sequence[DuplicatePair], split: Split, config: DataConf
     if exact and not config.allow_duplicates:
         listed = "".join(f"\n  {pair.first} = {pair.second}" for pair in exact[:_SHOWN])
         raise UserError(
-            f"{len(exact)} images are in training and in test alike, so the test would flatter:{listed}\n"
+            f"{len(exact)} images are in both training and test, so the test scores would be too good:{listed}\n"
             "Take one of each pair out, or accept it with --set data.allow_duplicates=true"
         )
     if near := len(across) - len(exact):
@@ -256,21 +296,21 @@ def _row_order(records: Sequence[Record], split: Split) -> list[tuple[int, Any]]
     return [(index_of[name], part) for part in PARTS for name in getattr(split, part)]
 
 
-def _keep_native(dataset: Dataset, rows: Sequence[tuple[int, int]], folder: Path) -> None:
+def _keep_native(dataset: Dataset, rows: Sequence[tuple[int, int]], held: Held, folder: Path) -> None:
     (folder / NATIVE).mkdir(exist_ok=True)
 
     def keep(place: tuple[int, int]) -> None:
         row, index = place
-        record = dataset.records[index]
-        for kind, read in _readers(dataset):
-            Image.fromarray(read(record)).save(native_path(folder, row, kind), compress_level=1)
+        image, mask = held.get(index) or _decode(dataset, dataset.records[index])
+        Image.fromarray(image).save(native_path(folder, row, "image"), compress_level=1)
+        Image.fromarray(mask).save(native_path(folder, row, "mask"), compress_level=1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(keep, rows))
 
 
-def _readers(dataset: Dataset) -> tuple[tuple[Any, Callable[[Record], np.ndarray]], ...]:
-    return (("image", dataset.read_image), ("mask", dataset.read_mask))
+def _decode(dataset: Dataset, record: Record) -> tuple[np.ndarray, np.ndarray]:
+    return dataset.read_image(record), dataset.read_mask(record)
 
 
 def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dict[str, Any]:

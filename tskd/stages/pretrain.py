@@ -1,4 +1,4 @@
-"""Pretrain: rival starts of the student that need no teacher. MAE and MoCo v3 learn on the transfer set."""
+"""Pretrain: initialisations of the student without a teacher, as baselines: MAE and MoCo v3 on the transfer set."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Scoring:
         return self._scores("image", record.case, record.id, prediction, self.prepared.native_mask(row), spacing)
 
     def score_stack(self, stack: Stack, predictions: Sequence[np.ndarray]) -> list[ScoreRow]:
-        """Score one volume by the predictions of its slices, a row a class; slices without a mask are no part of it."""
+        """Score one volume by the predictions of its slices, a row a class; slices without a mask are left out."""
         spacing = stack.spacing if self.units["volume"] == "mm" else None
         mask = stack.assemble(map(self.prepared.native_mask, stack.rows), missing=UNLABELLED)
         return self._scores("volume", stack.case, stack.name, stack.assemble(predictions, missing=0), mask, spacing)

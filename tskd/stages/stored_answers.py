@@ -29,7 +29,7 @@ from tskd.seeding import numpy_generator, torch_generator
 from tskd.types import Batch, SegmentationOutput
 
 LAYOUT = "cache.json"
-GUIDE_GFLOPS = "teacher_gflops"
+TEACHER_GFLOPS = "teacher_gflops"
 """Metric of a cache and of a distillation: what the answers that a student learned cost."""
 STORED = ("maps", "features", "logits")
 """The tensors of a shard, (images, views, ...) each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tskd.artifacts import Artifact, Builder, Make
@@ -20,6 +21,11 @@ class Workbench:
     runtime: Runtime
     precision: PrecisionName = "32-true"
     """The recipe's; a plan is made on a machine of another."""
+
+    @property
+    def root(self) -> Path:
+        """The folder that the artifacts lie in."""
+        return self.store.root
 
     @property
     def used(self) -> Mapping[str, Artifact]:

@@ -106,7 +106,7 @@ def _axis_charts(comparison: ComparisonFolder, axis: str) -> list[Chart]:
 
 
 def _curve(by_value: dict[str, list[Cell]], axis: str, title: str) -> Chart:
-    """Draw a line a method; a value that is no number (empty: all there are) stands at the end."""
+    """Draw a line a method; a value that is not a number (empty: all there are) stands at the end."""
     numbers = [as_number(value) for value in by_value]
     known = [number for number in numbers if number is not None]
     even = len(known) < len(numbers)

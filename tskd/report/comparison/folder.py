@@ -328,7 +328,7 @@ def _in_order(setting: Setting) -> tuple[tuple[bool, float, str], ...]:
 def read_table(path: Path) -> pandas.DataFrame:
     """Return a table of a comparison, figures as numbers (nan: an empty field) and all else as it was written.
 
-    Raises ValueError where a figure is no number or rows have other lengths than the head.
+    Raises ValueError where a figure is not a number or rows have other lengths than the head.
     """
     empty = {name: [""] for name in FIGURES}
     frame = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=empty, float_precision="round_trip")

@@ -30,8 +30,8 @@ from tskd.report.text import (
     capital,
     counted,
     dice_of,
+    false_positives,
     interval,
-    invented,
     missed,
     number,
     teraflops,
@@ -93,7 +93,7 @@ def overlays_section(comparison: ComparisonFolder, album: Album) -> Section | No
 
 
 def failures_section(comparison: ComparisonFolder, album: Album) -> Section | None:
-    """What task-specific distillation (else the best model) missed altogether or invented, for each data set."""
+    """What task-specific distillation (else the best model) missed, and its false positives, for each data set."""
     blocks: list[Block] = []
     for title, cells in comparison.first_groups.items():
         cell = max(cells, key=lambda cell: (cell.method == OURS, cell.method != TEACHER, cell.dice))
@@ -101,8 +101,8 @@ def failures_section(comparison: ComparisonFolder, album: Album) -> Section | No
             found = failures(Gallery(predictions.prepared, album), predictions)
             blocks += [replace(one, title=f"{title}, {cell.look.title}: {one.title}") for one in found]
     lead = (
-        "Images (of volumes: slices) on which a model of the first replicate misses a class or invents it; each counts "
-        "as Dice 0 where images are scored."
+        "Images (of volumes: slices) on which a model of the first replicate misses a class or finds one that is not "
+        "there; each counts as Dice 0 where images are scored."
     )
     return section("failures", "Failure cases", lead, blocks)
 
@@ -263,7 +263,7 @@ def _errors(cell: Cell) -> tuple[str, str]:
     counts = {name: cell.mean(name) for name in ("scored", "missed", "false_positive", "both_empty")}
     if None in counts.values():  # a table of an earlier version
         return number(counts["missed"], 1), number(counts["false_positive"], 1)
-    return missed(counts, digits=1), invented(counts, digits=1)
+    return missed(counts, digits=1), false_positives(counts, digits=1)
 
 
 def _overlays(comparison: ComparisonFolder, title: str, cells: list[Cell], album: Album) -> list[Block]:

@@ -16,7 +16,7 @@ UNCLEAR = f"0 within the {INTERVAL}, or too few cases for one"
 
 
 def comparison_verdict(comparison: ComparisonFolder) -> str:
-    """Return one sentence a data set; the teacher is no rival: it is the large model that the others should replace."""
+    """Return one sentence a data set; the teacher, the large model that is to be replaced, is not a baseline."""
     datasets: dict[str, list[dict[str, Cell]]] = {}
     for setting, cells in comparison.cells.items():
         datasets.setdefault(setting[0], []).append({cell.method: cell for cell in cells})
@@ -37,16 +37,16 @@ def _on(comparison: ComparisonFolder, dataset: str, settings: list[dict[str, Cel
 
 def _standing(comparison: ComparisonFolder, dataset: str, contested: list[dict[str, Cell]]) -> str:
     """Return where task-specific distillation stands on a data set."""
-    rivals = {name for cells in contested for name in cells} - {OURS, TEACHER}
+    baselines = {name for cells in contested for name in cells} - {OURS, TEACHER}
     first = sum(max(_students(cells), key=lambda cell: cell.dice).method == OURS for cells in contested)
-    gains = {name: _mean_gain(contested, name) for name in rivals}
+    gains = {name: _mean_gain(contested, name) for name in baselines}
     nearest = min(gains, key=lambda name: gains[name])
-    title, rival = comparison.method_titles[OURS], comparison.method_titles[nearest]
+    title, baseline = comparison.method_titles[OURS], comparison.method_titles[nearest]
     pair = {OURS, nearest}
     tests = [line for line in _dice_tests(comparison, dataset) if {line["method"], line["baseline"]} == pair]
     difference = f"{signed(gains[nearest])}{' on average' if len(contested) > 1 else ''}{_tested(tests, OURS)}"
     placed = f"{capital(title)} {_placed(first, len(contested))}"
-    return f"{placed}; against its strongest rival, {rival}, it differs by {difference}."
+    return f"{placed}; against its strongest baseline, {baseline}, it differs by {difference}."
 
 
 def _best(comparison: ComparisonFolder) -> str:
@@ -98,9 +98,9 @@ def _students(cells: Mapping[str, Cell]) -> list[Cell]:
     return [cell for name, cell in cells.items() if name != TEACHER]
 
 
-def _mean_gain(settings: list[dict[str, Cell]], rival: str) -> float:
+def _mean_gain(settings: list[dict[str, Cell]], baseline: str) -> float:
     """Return the mean difference of Dice over the settings where both are."""
-    return float(np.mean([cells[OURS].dice - cells[rival].dice for cells in settings if rival in cells]))
+    return float(np.mean([cells[OURS].dice - cells[baseline].dice for cells in settings if baseline in cells]))
 
 
 def _tested(tests: Sequence[Line], ours: str) -> str:

@@ -8,11 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tskd.artifacts import ARTIFACTS, MANIFEST, Artifact, find_damage, manifest_damage
 from tskd.data.prepared import Prepared
+from tskd.metrics.comparison import DICE, PairTest, compare_methods
+from tskd.metrics.segmentation import case_means
 from tskd.report.pictures import Predictions
 from tskd.report.styles import Look, look_of, ordered
 from tskd.run_file import RunFile, damaged_run, read_run
+from tskd.stages.evaluation_files import read_summary
 
 STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
 """Names in run.json of the model that is shipped, and of the same network before it saw labels."""
@@ -25,11 +30,6 @@ class RunFolder:
     path: Path
     summary: RunFile
     """What ``run.json`` holds."""
-
-    @property
-    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
-        """The scores of every model by name."""
-        return self.summary.metrics
 
     @property
     def models(self) -> list[str]:
@@ -55,6 +55,22 @@ class RunFolder:
     def unit(self) -> str:
         """Unit of the distances, ``mm`` or ``px``."""
         return "mm" if "hd95_mm" in self.metrics[STUDENT] else "px"
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
+        """The scores of every model by name, as its evaluation wrote them, and what its training has cost."""
+        kept = {name: read_summary(self.path / ARTIFACTS / one) for name, one in self.summary.evaluations.items()}
+        return {name: {**told, **kept.get(name, {})} for name, told in self.summary.metrics.items()}
+
+    @cached_property
+    def tests(self) -> tuple[PairTest, ...]:
+        """The test of every other model against the student on the same cases: differences are model - student."""
+        scores = {
+            name: np.array([list(case_means(one.scores, "dice").values())]) for name, one in self.predictions.items()
+        }
+        if len(scores) < 2 or self.metrics[STUDENT]["dice"] is None:
+            return ()
+        return compare_methods(scores, DICE, seed=0, baseline=STUDENT)
 
     @cached_property
     def stages(self) -> dict[str, Artifact]:

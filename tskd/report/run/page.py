@@ -8,7 +8,6 @@ from typing import Any
 
 from tskd.data.prepared import Part, Prepared
 from tskd.deploy.card import INTENDED_USE, LIMITS
-from tskd.metrics.comparison import PairTest
 from tskd.metrics.segmentation import ScoreRow, case_means
 from tskd.report.blocks import Block, Charts, Facts, Page, Pictures, Points, Section, Table, section
 from tskd.report.charts import Estimate, forest_chart
@@ -18,7 +17,7 @@ from tskd.report.run.folder import STUDENT, RunFolder
 from tskd.report.run.provenance import cost_section, reproduce_section
 from tskd.report.run.training import resources_section, training_section
 from tskd.report.run.transfer import transfer_section
-from tskd.report.run.verdict import CAVEAT, paired_tests, verdict
+from tskd.report.run.verdict import CAVEAT, verdict
 from tskd.report.text import (
     INTERVAL,
     P_NOTE,
@@ -26,9 +25,9 @@ from tskd.report.text import (
     capital,
     counted,
     dice_of,
+    false_positives,
     interval,
     interval_of,
-    invented,
     missed,
     number,
     p_value,
@@ -43,11 +42,10 @@ OTHERS_SHOWN = 3
 
 def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
     """Return the page of a run; ``room`` is how many bytes its pictures may take."""
-    tests = paired_tests(run)
     album = Album(room)
     gallery = Gallery(run.tested, album)
     sections = (
-        scores_section(run, tests),
+        scores_section(run),
         run_uses_section(run),
         overlays_section(run, gallery),
         failures_section(run, gallery),
@@ -62,14 +60,14 @@ def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
     return Page(
         title=run.summary.dataset,
         kicker=_kicker(run),
-        verdict=verdict(run, tests),
+        verdict=verdict(run, run.tests),
         caveat=CAVEAT,
         sections=tuple(one for one in sections if one is not None),
         footnote=album.note,
     )
 
 
-def scores_section(run: RunFolder, tests: Sequence[PairTest]) -> Section | None:
+def scores_section(run: RunFolder) -> Section | None:
     """How good every model is, and how it compares with the student case by case."""
     other = f" of {run.tested.dataset['name']}" if run.tested != run.prepared else ""
     own = run.metrics[STUDENT]
@@ -81,7 +79,7 @@ def scores_section(run: RunFolder, tests: Sequence[PairTest]) -> Section | None:
     blocks: list[Block | None] = [
         _score_table(run),
         _forest(run),
-        _paired_table(run, tests),
+        _paired_table(run),
         _class_table(run),
         _slice_table(run),
     ]
@@ -103,7 +101,8 @@ def failures_section(run: RunFolder, gallery: Gallery) -> Section | None:
     student = run.predictions[STUDENT]
     images = "Slices" if run.level == "volume" else "Images"
     above = "the Dice by slice" if run.level == "volume" else "the Dice above"
-    lead = f"{images} on which the {run.title(STUDENT)} misses a class or invents it; each counts as 0 in {above}."
+    wrong = f"the {run.title(STUDENT)} misses a class or finds one that is not there"
+    lead = f"{images} on which {wrong}; each counts as 0 in {above}."
     return section("failures", "Failure cases", lead, failures(gallery, student))
 
 
@@ -154,7 +153,7 @@ def _score_table(run: RunFolder) -> Table:
                 number(_distance_where_found(run.predictions[name].scores), 1),
                 *(number(one[_VOLUME_ERROR], 1) for _ in errors_ml),
                 missed(one),
-                invented(one),
+                false_positives(one),
             )
         )
     dice = (dice_of(run.level), INTERVAL, "IoU")
@@ -187,7 +186,7 @@ def _slice_table(run: RunFolder) -> Table | None:
             interval_of(one, "dice"),
             number(one[f"hd95_{unit}"], 1),
             missed(one),
-            invented(one),
+            false_positives(one),
         )
         for name, one in by_slice.items()
     )
@@ -228,8 +227,8 @@ def _forest(run: RunFolder) -> Charts | None:
     return Charts((chart,), note="Faint marks: single cases. Bar: 95\u00a0% interval of the mean.")
 
 
-def _paired_table(run: RunFolder, tests: Sequence[PairTest]) -> Table | None:
-    if not tests:
+def _paired_table(run: RunFolder) -> Table | None:
+    if not run.tests:
         return None
     rows = tuple(
         (
@@ -239,13 +238,13 @@ def _paired_table(run: RunFolder, tests: Sequence[PairTest]) -> Table | None:
             f"{test.wins} / {test.ties} / {test.losses}",
             p_value(test.p_holm),
         )
-        for test in tests
+        for test in run.tests
     )
     return Table(
         ("model", f"{dice_of(run.level)} difference", INTERVAL, "cases better / tied / worse", P_VALUE),
         rows,
         title=f"Against the {run.title(STUDENT)}, on the same cases",
-        note=f"Differences are model minus {run.title(STUDENT)}. Within {tests[0].tie_margin:g} is a tie. "
+        note=f"Differences are model minus {run.title(STUDENT)}. Within {run.tests[0].tie_margin:g} is a tie. "
         f"{P_NOTE} It goes by means, p by ranks; neither speaks of another training.",
     )
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from tskd.metrics.comparison import DICE, PairTest, compare_methods
+from tskd.metrics.comparison import PairTest
 from tskd.metrics.intervals import interval_text
-from tskd.metrics.segmentation import NOTHING_TO_FIND, case_means
-from tskd.report.pictures import Predictions
+from tskd.metrics.segmentation import NOTHING_TO_FIND
 from tskd.report.run.folder import BEFORE_FINETUNE, STUDENT, RunFolder
 from tskd.report.text import INTERVAL, counted, dice_of, interval, number, signed
 
-NO_RIVALS = frozenset({STUDENT, BEFORE_FINETUNE, "teacher", "rival_teacher"})
+NO_BASELINES = frozenset({STUDENT, BEFORE_FINETUNE, "teacher", "baseline_teacher", "rival_teacher"})
 """Models that the student is not measured against: itself, and large models."""
 CAVEAT = (
     "One training of each model. The intervals say what other test cases could have shown, not what another seed or "
@@ -21,16 +18,8 @@ CAVEAT = (
 )
 
 
-def paired_tests(run: RunFolder) -> tuple[PairTest, ...]:
-    """Return the test of every other model against the student on the same cases: differences are model - student."""
-    scores = {name: _by_case(one) for name, one in run.predictions.items()}
-    if len(scores) < 2 or run.metrics[STUDENT]["dice"] is None:
-        return ()
-    return compare_methods(scores, DICE, seed=0, baseline=STUDENT)
-
-
 def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
-    """Return one sentence on the student against the control and the best of the other rivals."""
+    """Return one sentence on the student against the control and the best of the other baselines."""
     own = run.metrics[STUDENT]
     labels, cases = counted(run.summary.labels, "labelled image"), counted(own["n_cases"], "test case")
     if own["dice"] is None:
@@ -41,33 +30,28 @@ def verdict(run: RunFolder, tests: Sequence[PairTest]) -> str:
     head = (
         f"With {labels} the {run.title(STUDENT)} scores {dice_of(run.level)} {number(own['dice'])}{bounds} on {cases}"
     )
-    rivals = {test.method: test for test in tests if test.method not in NO_RIVALS}
-    clauses = [_clause(rivals[name], run.title(name)) for name in _hardest(rivals)]
-    said = f"{head}: {', and '.join(clauses)}." if clauses else f"{head}; no rival was trained beside it."
+    baselines = {test.method: test for test in tests if test.method not in NO_BASELINES}
+    clauses = [_clause(baselines[name], run.title(name)) for name in _hardest(baselines)]
+    said = f"{head}: {', and '.join(clauses)}." if clauses else f"{head}; no baseline was trained beside it."
     taught = [_clause(test, "teacher") for test in tests if test.method == "teacher"]
     return f"{said} It is {taught[0]}." if taught else said
 
 
-def _hardest(rivals: Mapping[str, PairTest]) -> list[str]:
+def _hardest(baselines: Mapping[str, PairTest]) -> list[str]:
     """Return the control and the best of the others, whichever there are."""
-    others = [name for name in rivals if name != "control"]
-    best = [max(others, key=lambda name: rivals[name].difference)] if others else []
-    return (["control"] if "control" in rivals else []) + best
+    others = [name for name in baselines if name != "control"]
+    best = [max(others, key=lambda name: baselines[name].difference)] if others else []
+    return (["control"] if "control" in baselines else []) + best
 
 
-def _clause(test: PairTest, rival: str) -> str:
+def _clause(test: PairTest, baseline: str) -> str:
     gain = -test.difference
     if test.ci95_low is None or test.ci95_high is None:
-        return f"{signed(gain)} against the {rival}, on too few cases to say more"
+        return f"{signed(gain)} against the {baseline}, on too few cases to say more"
     low, high = -test.ci95_high, -test.ci95_low
     figures = f"({signed(gain)}, {INTERVAL} {interval_text((low, high), signed)})"
     if low > 0:
-        return f"better than the {rival} {figures}"
+        return f"better than the {baseline} {figures}"
     if high < 0:
-        return f"worse than the {rival} {figures}"
-    return f"not clearly different from the {rival} {figures}"
-
-
-def _by_case(predictions: Predictions) -> np.ndarray:
-    """Return (1, C) mean Dice of each case."""
-    return np.array([list(case_means(predictions.scores, "dice").values())])
+        return f"worse than the {baseline} {figures}"
+    return f"not clearly different from the {baseline} {figures}"
