@@ -17,7 +17,9 @@ from torch import Tensor
 from tests import published
 from tests.made_up import SMALL_VIT
 from tskd.errors import UserError
-from tskd.experiment.preflight import check_networks
+from tskd.experiment.opening import open_run
+from tskd.experiment.preflight import check_networks, remarks_on_weights
+from tskd.models import weight_report
 from tskd.models.pixels import Normalise
 from tskd.models.registry import build_model, load_model, save_model
 from tskd.models.weight_files import identify, require_pixels
@@ -116,9 +118,57 @@ def test_pixels_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "told").mkdir()
     (tmp_path / "told/config.json").write_text(json.dumps(told))
     known = identify(write(tmp_path / "told/model.safetensors", published.deit()))
+    assert known.inferred == ""
     assert (known.title, known.pixels, known.doubt, known.licence) == (
         "ViT: vit_tiny_patch16_224.mine", "imagenet", "", "mit",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "wrapper", "pixels", "choices"),
+    [
+        ("medsam_vit_b.pth", small_sam(), "", "minmax", ("imagenet", "minmax")),
+        ("sam_vit_b_01ec64.pth", small_sam(), "", "imagenet", ("imagenet", "minmax")),
+        ("MedSAM/model.pth", small_sam(), "", "minmax", ("imagenet", "minmax")),
+        ("private.pth", published.deit(), "model", "imagenet", ("half", "imagenet")),
+        ("my_augreg.pth", published.deit(), "", "half", ("half", "imagenet")),
+        ("vit_tiny_patch16_224.augreg_in21k.pth", published.deit(), "", "half", ("half", "imagenet")),
+    ],
+)
+def test_what_a_name_alone_tells_is_said_to_be_inferred_until_it_is_set(
+    tmp_path: Path, name: str, shapes: published.Shapes, wrapper: str, pixels: str, choices: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The tensors are equal, so a renamed file would train on other pixels without a word."""
+    file = write(tmp_path / name, shapes, wrapper=wrapper)
+    said = weight_report.as_text(report := weight_report.describe(file))
+    assert (report["pixels"], set(report["pixels_choices"])) == (pixels, set(choices))
+    overruled = f"teacher.pixels{'' if shapes == small_sam() else ' or student.pixels'}="
+    assert all(word in said for word in ("inferred: ", overruled, *choices))
+    settings = [f"teacher.weights={file}", "data.image_size=64"]
+    told = " ".join(remarks_on_weights(load_recipe(None, settings)))
+    assert told.startswith(f"{Path(name).name}: pixels {pixels} are inferred (")
+    assert "--set teacher.pixels=" in told
+    for silent in (f"teacher.pixels={pixels}", "method=scratch"):
+        assert remarks_on_weights(load_recipe(None, [*settings, silent])) == ()
+    open_run(load_recipe(None, settings), tmp_path / "out")
+    assert told in capsys.readouterr().err
+
+
+def test_a_students_pixels_are_said_to_be_inferred_too(tmp_path: Path) -> None:
+    file = write(tmp_path / "private.pth", published.deit(), wrapper="model")
+    settings = [f"student.weights={file}", "method=imagenet"]
+    (told,) = remarks_on_weights(load_recipe(None, settings))
+    assert told.endswith("If that is wrong, --set student.pixels=half|imagenet")
+    assert remarks_on_weights(load_recipe(None, [*settings, "student.pixels=half"])) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [("v2.pth", published.dinov2()), ("ti16.npz", published.augreg()), ("mobile_sam.pt", published.mobile_sam())],
+)
+def test_what_the_tensors_tell_is_not_said_to_be_inferred(tmp_path: Path, name: str, shapes: published.Shapes) -> None:
+    assert identify(write(tmp_path / name, shapes)).inferred == ""
 
 
 @pytest.mark.parametrize(

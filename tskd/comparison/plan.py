@@ -11,12 +11,12 @@ from typing import Any
 from tskd.artifacts import ARTIFACTS, Artifact, Make, Store, artifact_path, canonical_json, finished, identify
 from tskd.comparison.grid import GridRun
 from tskd.comparison.job import DATA_STAGES
-from tskd.console import progress
+from tskd.console import progress, say
 from tskd.data.prepared import digest_of_source
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import UserError
 from tskd.experiment.methods import METHODS
-from tskd.experiment.preflight import check_networks
+from tskd.experiment.preflight import check_networks, remarks_on_weights
 from tskd.experiment.run import Run
 from tskd.recipe.schema import EngineConfig
 
@@ -108,6 +108,8 @@ def plan_runs(runs: Sequence[GridRun], out: Path, *, download: bool = False) -> 
             advance(done)
     if problems:
         raise UserError("\n".join(f"{problem} ({count} of {len(runs)} runs)" for problem, count in problems.items()))
+    for remark in dict.fromkeys(remark for run in runs for remark in remarks_on_weights(run.recipe)):
+        say(remark)
     return plans
 
 

@@ -107,6 +107,12 @@ def asks_for_weights(recipe: Recipe) -> str | None:
     return "student.start=weights" if recipe.student.start == "weights" else None
 
 
+def asks_for_teacher(recipe: Recipe) -> bool:
+    """Tell whether a method of a recipe looks at images through the teacher."""
+    names = (recipe.method, *recipe.rivals)
+    return any(METHODS[name].teacher or name in ("teacher", *_FROM_THE_UNADAPTED) for name in names)
+
+
 def _check_teacher_weights(recipe: Recipe) -> None:
     if recipe.teacher.name == "offline" and recipe.teacher.weights is not None:
         raise UserError(

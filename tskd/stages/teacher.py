@@ -17,7 +17,7 @@ from tskd.models.backbones import has_one_scale
 from tskd.models.flops import gflops, training_flops
 from tskd.models.projections import EncoderOnly
 from tskd.models.registry import adapt, build_model, save_model
-from tskd.models.weight_files import WeightFile, identify, require_pixels
+from tskd.models.weight_files import WeightFile, explain_pixels, identify, require_pixels
 from tskd.models.weights import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_SHA256,
@@ -54,6 +54,8 @@ class TeacherSource(NamedTuple):
     """Sha256 of the base weights; empty where they have not been read yet."""
     file: Path | None = None
     """The base weights."""
+    remark: str = ""
+    """What a person should know of how the file was understood."""
 
 
 def build(bench: Workbench, config: TeacherConfig, source: TeacherSource, data: Artifact, shown: Artifact) -> Artifact:
@@ -127,7 +129,7 @@ def _sam_source(config: TeacherConfig, _: str, download: bool) -> TeacherSource:
     # the tensors, not their folder: what is read is what is digested
     arguments = {"source": str(known.file), "pixels": _pixels(config, known)}
     title = f"{known.title.split()[0]} ({name})"
-    return TeacherSource(title, {"kind": "sam", "arguments": arguments}, "", known.file)
+    return TeacherSource(title, {"kind": "sam", "arguments": arguments}, "", known.file, _remark(config, known))
 
 
 def _offline_source(config: TeacherConfig, _: str, download: bool) -> TeacherSource:
@@ -162,9 +164,9 @@ def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> Teache
         )
     known = identify(place, backbone)
     arguments = {**arguments, **known.arguments, "pixels": _pixels(config, known)}
-    return TeacherSource(
-        known.title, {**description, "arguments": arguments, "weights": str(known.file)}, "", known.file
-    )
+    description = {**description, "arguments": arguments, "weights": str(known.file)}
+    as_found = identify(place) if config.name == "auto" else known  # who names the backbone has said more
+    return TeacherSource(known.title, description, "", known.file, _remark(config, as_found))
 
 
 def _stated(config: TeacherConfig) -> dict[str, str]:
@@ -173,6 +175,10 @@ def _stated(config: TeacherConfig) -> dict[str, str]:
 
 def _pixels(config: TeacherConfig, known: WeightFile) -> str | None:
     return require_pixels(known, config.pixels, "teacher.pixels")
+
+
+def _remark(config: TeacherConfig, known: WeightFile) -> str:
+    return explain_pixels(known, config.pixels, "teacher.pixels")
 
 
 SOURCES: Mapping[str, Callable[[TeacherConfig, str, bool], TeacherSource]] = {
