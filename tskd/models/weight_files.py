@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from tskd.errors import UserError
+from tskd.models.backbones import build_encoder, fit_backbone
 from tskd.models.fitting import Misfit, compare_tensors
 from tskd.models.pixels import MINMAX, name_of
-from tskd.models.sam_files import MARKS, META_MARKS, check_sam, is_meta
-from tskd.models.weights import Contents, read_config, read_weights, weight_file
+from tskd.models.sam_files import check_sam, is_meta
+from tskd.models.weights import Contents, has_sam_marks, read_config, read_weights, weight_file
 
 State = dict[str, Tensor]
 APACHE = "Apache-2.0"
@@ -300,7 +301,7 @@ def identify(place: Path, backbone: str | None = None) -> WeightFile:
 @lru_cache(maxsize=64)
 def _identify(file: Path, backbone: str | None, stamp: tuple[int, int]) -> WeightFile:
     contents = read_weights(file, shapes_only=True)
-    if _is_sam(contents.tensors) and not (backbone or "").startswith("samvit_"):
+    if has_sam_marks(contents.tensors) and not (backbone or "").startswith("samvit_"):
         return _sam(file, contents, backbone)
     form, state = _form(contents)
     published = _published_as(file)
@@ -332,10 +333,6 @@ def _identify(file: Path, backbone: str | None, stamp: tuple[int, int]) -> Weigh
         unused=tuple(sorted({*contents.left_out, *_untranslated(contents.tensors, form), *fits[name].unexpected})),
         even_last=form.even_last,
     )
-
-
-def _is_sam(names: Iterable[str]) -> bool:
-    return any(set(marks) <= set(names) for marks in (MARKS, META_MARKS))
 
 
 def _sam(file: Path, contents: Contents, backbone: str | None) -> WeightFile:
@@ -387,15 +384,20 @@ def _first_fits(file: Path, state: State, form: Form, published: Published | Non
     Several networks of a group may have the same tensors: all are returned, those first that need no resampling.
     """
     named = (published.backbone,) if published else ()
+    near: dict[str, Misfit] = {}
     for group in (named, _named_in(file), *(_expand(patterns) for patterns in form.names(state))):
-        fits = {name: misfit for name in group if (misfit := _misfit(file, state, name, form)) and misfit.fills}
+        tried = {name: misfit for name in group if (misfit := _misfit(file, state, name, form))}
+        near |= tried
+        fits = {name: misfit for name, misfit in tried.items() if misfit.fills}
         whole = {name: misfit for name, misfit in fits.items() if not _beside_heads(misfit.unexpected)}
         exact = {name: misfit for name, misfit in whole.items() if _same_shapes(state, name)}
         if whole:
             return exact or whole
+    nearest = min(near, key=lambda name: len(near[name].missing) + len(near[name].misshapen), default=None)
+    told = f" The nearest, {nearest}: {near[nearest]}." if nearest else ""
     raise UserError(
-        f"{file} looks like {form.title}, but no network of timm that was tried has its tensors: name it, "
-        "teacher.name=timm/<backbone> (student.backbone for the student)."
+        f"{file} looks like {form.title}, but no network of timm that was tried has its tensors.{told} Name it, "
+        "teacher.name=timm/<backbone> (student.backbone for the student), or bring a file that is whole."
     )
 
 
@@ -619,8 +621,20 @@ def _misfit(file: Path, state: State, backbone: str, form: Form) -> Misfit | Non
     if named is None:
         return None
     own = network.state_dict()
-    spared = {name: tensor for name, tensor in own.items() if name.startswith(_HEADS) or name.endswith(_COUNTER)}
+    heads = {name for name in own if name.startswith(_HEADS)}
+    if lacking := heads - named.keys():
+        heads -= lacking & _used_by_encoder(backbone)
+    spared = {name: tensor for name, tensor in own.items() if name in heads or name.endswith(_COUNTER)}
     return compare_tensors({**spared, **named}, own)
+
+
+@lru_cache(maxsize=8)
+def _used_by_encoder(backbone: str) -> frozenset[str]:
+    """Return the names of timm's tensors that our encoder has: a plain transformer's final norm is among them."""
+    own = _reference(backbone).state_dict()
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(fit_backbone(backbone, _side(timm.get_pretrained_cfg(backbone))))
+    return frozenset(key for name in encoder.state_dict() if (key := _key(name, own)))
 
 
 def _named(file: Path, state: State, form: Form, backbone: str, network: nn.Module) -> State | None:
