@@ -100,7 +100,7 @@ class WithConstant(TwoLayers):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_shapes_alone_are_counted_as_numbers_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Budgets and finished runs hold these figures; on a meta device, where attention is another operation, they differ."""
+    """Budgets and finished runs hold these figures; a meta device, where attention is another operation, has others."""
     torch.manual_seed(0)
     network = NETWORKS[name]()
     next(network.parameters()).requires_grad_(False)

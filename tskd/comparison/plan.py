@@ -20,6 +20,8 @@ from tskd.experiment.preflight import check_networks, remarks_on_weights
 from tskd.experiment.run import Run
 from tskd.recipe.schema import EngineConfig
 
+AT_TEACHERS_SIZE = frozenset({"teacher", "teacher_images", "cache", "pseudo_masks"})
+"""Stages that show images to the teacher, whose size may be another: SAM's is 512 px unless the settings say so."""
 _SHARED = ("prepared_artifact", "tested_artifact", "teacher_source")
 
 
@@ -132,18 +134,26 @@ class _Planner:
         complete = True
         try:
             method = METHODS[run.recipe.method]
-            run.evaluation(method.model(run), method.title)
+            model = method.model(run)
+            run.evaluation(model, method.title)
+            run.ablation(model)
         except FileNotFoundError:  # it has to read what is not there yet
             complete = False
         known |= {name: vars(run)[name] for name in _SHARED if name in vars(run)}
         used |= {name: one for name, one in store.used.items() if name.rpartition("-")[0] in DATA_STAGES}
-        size = grid_run.recipe.data.image_size
         missing = tuple(
-            Part(name, stage, config, config.get("image_size") or size)
+            Part(name, stage, config, config.get("image_size") or _image_size(run, stage))
             for name, (stage, config) in store.missing.items()
         )
         found = tuple(name for name in store.used if name not in store.missing)
         return RunPlan(grid_run, missing, found, digest_of_source(run.prepared_artifact), complete)
+
+
+def _image_size(run: Run, stage: str) -> int:
+    """Return the side in px of the images that a stage of a run looks at."""
+    if stage in AT_TEACHERS_SIZE and "teacher_source" in vars(run):
+        return int(run.teacher_source.description["image_size"])
+    return run.recipe.data.image_size
 
 
 def all_missing(plans: Iterable[RunPlan]) -> dict[str, Part]:
