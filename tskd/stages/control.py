@@ -14,7 +14,7 @@ from tskd.engine import Runtime
 from tskd.models.registry import build_model
 from tskd.recipe.schema import ControlConfig
 from tskd.seeding import derive
-from tskd.stages.label_training import Labelled, train_on_labels, training_labels
+from tskd.stages.label_training import Labelled, selection, train_on_labels, training_labels
 from tskd.stages.workbench import Workbench
 
 VERSION = 5
@@ -39,7 +39,9 @@ def build(
         lessons = training_labels(prepared) if labelled is None else labelled()
         return train_control(config, description, lessons, prepared, folder, seed=bench.seed, runtime=bench.runtime)
 
-    return bench.train("control", make, config, inputs={"data": data.digest, **(inputs or {})}, version=VERSION)
+    return bench.train(
+        "control", make, config, inputs={"data": data.digest, **selection(data), **(inputs or {})}, version=VERSION
+    )
 
 
 def describe(config: ControlConfig, *, classes: list[str], image_size: int) -> dict[str, Any]:

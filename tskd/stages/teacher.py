@@ -29,7 +29,14 @@ from tskd.models.weights import (
 )
 from tskd.recipe.schema import OFFLINE, RANDOM, TeacherConfig
 from tskd.seeding import derive
-from tskd.stages.label_training import label_step, labelled_batches, training_labels, training_metrics, validation
+from tskd.stages.label_training import (
+    label_step,
+    labelled_batches,
+    selection,
+    training_labels,
+    training_metrics,
+    validation,
+)
 from tskd.stages.shown import as_input
 from tskd.stages.workbench import Workbench
 
@@ -67,7 +74,13 @@ def build(bench: Workbench, config: TeacherConfig, source: TeacherSource, data: 
         ),
         config.model_copy(update={"accumulate": config.accumulate or 1}),  # chosen parts change no result
         without=SAME_RESULT | RESOLVED,
-        inputs={"data": data.digest, "weights": source.digest, "network": network(source), **as_input(shown, data)},
+        inputs={
+            "data": data.digest,
+            "weights": source.digest,
+            "network": network(source),
+            **as_input(shown, data),
+            **selection(data),
+        },
         version=VERSION,
     )
 
