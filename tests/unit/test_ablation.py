@@ -14,6 +14,7 @@ from tests.made_up import SMALL_VIT
 from tests.unit.report_folders import draw_data, open_prepared
 from tskd.artifacts import Store
 from tskd.data.prepared import Prepared
+from tskd.metrics import segmentation
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.recipe.schema import EvaluateConfig
@@ -83,6 +84,18 @@ def test_a_network_without_a_skip_lives_by_its_features(prepared: Prepared, tmp_
     other = found["features_of_another_image"]
     assert other is not None
     assert 0 < other < whole - 0.2, "organs lie elsewhere in another image"
+
+
+def test_no_distance_is_measured_that_nobody_reads(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances of three more predictions an image, which no one reads."""
+    model = segmenter(image=True, features=False)
+    expected = ablate(model, prepared, device=CPU)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a distance was measured")
+
+    monkeypatch.setattr(segmentation, "surface_distances", refuse)
+    assert ablate(model, prepared, device=CPU) == expected
 
 
 def test_features_of_another_image_are_of_another_case(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

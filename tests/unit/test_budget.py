@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import resource
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import SamConfig, SamModel
 
+from tests import published
+from tests.made_up import SMALL_VIT
 from tskd.artifacts import Artifact, Store
 from tskd.experiment.budget import compute_of, steps_within, student_budget
+from tskd.models import flops
 from tskd.models.description import NetworkDescription
 from tskd.models.flops import gflops, inference_flops, training_flops
 from tskd.models.registry import build_model
+from tskd.models.sam import SamSegmenter
+from tskd.models.sam_files import sam_config, under_transformers_names
+from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.recipe.schema import DistillConfig, FinetuneConfig
 from tskd.stages.distill import encoder_flops
 from tskd.types import SegmentationOutput
@@ -65,6 +73,53 @@ def test_counting_changes_neither_network_nor_random_numbers() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     assert not network.training
+
+
+def _small_sam() -> SamConfig:
+    state = published.fill(published.meta_sam(**published.SMALL_SAM))  # type: ignore[arg-type]
+    return sam_config(under_transformers_names(state))
+
+
+NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
+    "attention": lambda: TimmSegmenter(SMALL_VIT, "detail", classes=2, image_size=32),
+    "convolutions": lambda: TimmSegmenter("resnet10t", "pyramid", classes=1, image_size=32),
+    "sam": lambda: SamSegmenter(SamModel(_small_sam()), classes=1, image_size=32),
+    "constants": lambda: WithConstant(),
+}
+
+
+class WithConstant(TwoLayers):
+    """Holds a tensor that is neither parameter nor buffer, as some of timm's networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.full((1, 3, 1, 1), 2.0)
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        return super().forward(images * self.scale)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_shapes_alone_are_counted_as_numbers_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Budgets and finished runs hold these figures; a meta device, where attention is another operation, has others."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    next(network.parameters()).requires_grad_(False)
+    by_numbers = training_flops(network, 32), inference_flops(network.eval(), 32)
+    monkeypatch.setattr(flops, "FEW_PIXELS", 0)
+    before, state = {k: v.clone() for k, v in network.state_dict().items()}, torch.get_rng_state()
+    assert (training_flops(network, 32), inference_flops(network.eval(), 32)) == by_numbers
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[k]) for k, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_counting_a_large_size_takes_no_memory() -> None:
+    """One plane of features at 16384 px is 5 GB: numbers would not fit beside other work."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    first, second = 3 * HIDDEN * 16384**2, HIDDEN * CLASSES * 16384**2
+    assert training_flops(TwoLayers(), 16384) == 2 * (2 * first + 3 * second)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
 
 def test_the_encoder_alone_costs_less_than_the_student() -> None:

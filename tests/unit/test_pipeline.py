@@ -39,8 +39,8 @@ def models_of(*overrides: str) -> dict[str, tuple[str, str]]:
 def test_a_run_scores_teacher_both_students_and_the_control() -> None:
     assert models_of("baselines=[scratch]") == {
         "teacher": ("teacher", "teacher"),
-        "student_before_finetune": ("student before fine-tuning", "distilled-teacher"),
-        "student": ("task-specific distillation", "finetuned-distilled-teacher"),
+        "student_before_finetune": ("student before fine-tuning", "distilled"),
+        "student": ("task-specific distillation", "finetuned-distilled"),
         "scratch": ("student from scratch", "finetuned-nothing"),
         "control": ("control (U-Net)", "control"),
     }

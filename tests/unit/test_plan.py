@@ -12,6 +12,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from tests import published
+from tskd.comparison.estimate import Estimator
 from tskd.comparison.grid import GridRun
 from tskd.comparison.plan import PlanStore, all_missing, plan_runs
 from tskd.comparison.workflow import images_of
@@ -44,12 +46,29 @@ def test_shared_parts_are_planned_once_and_nothing_is_made_but_the_data(tmp_path
     methods = ("teacher", "task_kd", "scratch", "control")
     plans = plan_runs(runs(*(recipe(method=method) for method in methods)), tmp_path)
     stages = Counter(part.stage for part in all_missing(plans).values())
-    assert stages == {"teacher": 1, "transfer": 1, "distill": 1, "finetune": 2, "control": 1, "evaluate": 4}
-    assert [part.stage for part in plans[2].missing] == ["finetune", "evaluate"]
+    assert stages == {"teacher": 1, "transfer": 1, "distill": 1, "finetune": 2, "control": 1, "evaluate": 4,
+                      "ablation": 4}  # fmt: skip
+    assert [part.stage for part in plans[2].missing] == ["finetune", "evaluate", "ablation"]
     made = {path.parent.name.rpartition("-")[0] for path in (tmp_path / "artifacts").glob("*/manifest.json")}
     assert made == {"phantoms", "prepare"}
     other_seed = plan_runs(runs(recipe(method="task_kd"), recipe(method="task_kd", seed=1)), tmp_path)
     assert {part.name for part in other_seed[0].missing}.isdisjoint(part.name for part in other_seed[1].missing)
+
+
+def test_a_teacher_is_planned_at_its_own_size(tmp_path: Path) -> None:
+    """SAM's default is 512 px: at the student's 32 a guess of its time is 256 times too short."""
+    file = tmp_path / "sam.pth"
+    torch.save(published.fill(published.meta_sam(**published.SMALL_SAM)), file)  # type: ignore[arg-type]
+    teacher = {"weights": str(file), "name": "sam", "pixels": "imagenet", "adaptation": "lora"}
+    (plan,) = plan_runs(runs(recipe(method="pseudo_label", teacher=teacher)), tmp_path)
+    sizes = {part.stage: part.image_size for part in plan.missing}
+    assert {stage for stage, size in sizes.items() if size == 512} == {"teacher", "teacher_images", "pseudo_masks"}
+    assert {size for size in sizes.values() if size != 512} == {32}
+    short = {**teacher, "image_size": 64}
+    (small,) = plan_runs(runs(recipe(method="pseudo_label", teacher=short)), tmp_path)
+    guess = Estimator(tmp_path / "artifacts")
+    large, less = (next(part for part in one.missing if part.stage == "teacher") for one in (plan, small))
+    assert guess.seconds(large)[0] == pytest.approx(64 * guess.seconds(less)[0])
 
 
 def test_what_is_there_is_found_under_the_name_it_was_planned(tmp_path: Path) -> None:

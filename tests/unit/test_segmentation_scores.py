@@ -13,6 +13,7 @@ from tskd.metrics.segmentation import (
     agreement,
     case_means,
     headline,
+    mean_dice,
     score_case,
     shared_unit,
     summarise,
@@ -250,3 +251,26 @@ def test_ids_of_any_name_come_back_from_the_table_of_cases(tmp_path: Path) -> No
     write_cases([ScoreRow(name, name, 1, "px", score) for name in names], tmp_path / "cases.csv")
     assert [row.image for row in read_scores(tmp_path)] == names
     assert b"'=HYPERLINK" in (tmp_path / "cases.csv").read_bytes()
+
+
+def test_overlaps_are_the_same_without_distances() -> None:
+    mask, prediction = np.zeros((2, 12, 12), np.uint8)
+    mask[2:8, 2:8], prediction[3:9, 2:8] = 1, 1
+    (whole,), (bare,) = (
+        score_case(prediction, mask, classes=1, spacing=None, distances=distances) for distances in (True, False)
+    )
+    assert (bare.dice, bare.iou, bare.status) == (whole.dice, whole.iou, whole.status)
+    assert math.isnan(bare.hd95)
+    assert math.isnan(bare.assd)
+
+
+def test_the_mean_dice_is_that_of_the_summary() -> None:
+    masks = np.zeros((3, 12, 12), np.uint8)
+    masks[0, 2:8, 2:8], masks[1, 1:3, 1:9] = 1, 2
+    rows = [
+        ScoreRow(case, f"{case}{number}", label, "px", one)
+        for number, (case, mask) in enumerate(zip("aab", masks, strict=True))
+        for label, one in enumerate(score_case(np.roll(mask, 2), mask, classes=3, spacing=None), start=1)
+    ]
+    assert mean_dice(rows) == summarise(rows, seed=0).dice.mean
+    assert mean_dice([row for row in rows if row.case == "b"]) is None

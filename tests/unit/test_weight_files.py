@@ -17,10 +17,13 @@ from torch import Tensor
 from tests import published
 from tests.made_up import SMALL_VIT
 from tskd.errors import UserError
-from tskd.experiment.preflight import check_networks
+from tskd.experiment.opening import open_run
+from tskd.experiment.preflight import check_networks, remarks_on_weights
+from tskd.models import weight_report
 from tskd.models.description import NetworkDescription
 from tskd.models.pixels import Normalise
 from tskd.models.registry import build_model, load_model, save_model
+from tskd.models.sam_files import under_transformers_names
 from tskd.models.weight_files import identify, require_pixels
 from tskd.recipe.schema import TeacherConfig, load_recipe
 from tskd.stages.teacher import bare_digest, choose_teacher, describe_teacher, network
@@ -117,9 +120,57 @@ def test_pixels_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "told").mkdir()
     (tmp_path / "told/config.json").write_text(json.dumps(told))
     known = identify(write(tmp_path / "told/model.safetensors", published.deit()))
+    assert known.inferred == ""
     assert (known.title, known.pixels, known.doubt, known.licence) == (
         "ViT: vit_tiny_patch16_224.mine", "imagenet", "", "mit",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "wrapper", "pixels", "choices"),
+    [
+        ("medsam_vit_b.pth", small_sam(), "", "minmax", ("imagenet", "minmax")),
+        ("sam_vit_b_01ec64.pth", small_sam(), "", "imagenet", ("imagenet", "minmax")),
+        ("MedSAM/model.pth", small_sam(), "", "minmax", ("imagenet", "minmax")),
+        ("private.pth", published.deit(), "model", "imagenet", ("half", "imagenet")),
+        ("my_augreg.pth", published.deit(), "", "half", ("half", "imagenet")),
+        ("vit_tiny_patch16_224.augreg_in21k.pth", published.deit(), "", "half", ("half", "imagenet")),
+    ],
+)
+def test_what_a_name_alone_tells_is_said_to_be_inferred_until_it_is_set(
+    tmp_path: Path, name: str, shapes: published.Shapes, wrapper: str, pixels: str, choices: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The tensors are equal, so a renamed file would train on other pixels without a word."""
+    file = write(tmp_path / name, shapes, wrapper=wrapper)
+    said = weight_report.as_text(report := weight_report.describe(file))
+    assert (report["pixels"], set(report["pixels_choices"])) == (pixels, set(choices))
+    overruled = f"teacher.pixels{'' if shapes == small_sam() else ' or student.pixels'}="
+    assert all(word in said for word in ("inferred: ", overruled, *choices))
+    settings = [f"teacher.weights={file}", "data.image_size=64"]
+    told = " ".join(remarks_on_weights(load_recipe(None, settings)))
+    assert told.startswith(f"{Path(name).name}: pixels {pixels} are inferred (")
+    assert "--set teacher.pixels=" in told
+    for silent in (f"teacher.pixels={pixels}", "method=scratch"):
+        assert remarks_on_weights(load_recipe(None, [*settings, silent])) == ()
+    open_run(load_recipe(None, settings), tmp_path / "out")
+    assert told in capsys.readouterr().err
+
+
+def test_a_students_pixels_are_said_to_be_inferred_too(tmp_path: Path) -> None:
+    file = write(tmp_path / "private.pth", published.deit(), wrapper="model")
+    settings = [f"student.weights={file}", "method=imagenet"]
+    (told,) = remarks_on_weights(load_recipe(None, settings))
+    assert told.endswith("If that is wrong, --set student.pixels=half|imagenet")
+    assert remarks_on_weights(load_recipe(None, [*settings, "student.pixels=half"])) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [("v2.pth", published.dinov2()), ("ti16.npz", published.augreg()), ("mobile_sam.pt", published.mobile_sam())],
+)
+def test_what_the_tensors_tell_is_not_said_to_be_inferred(tmp_path: Path, name: str, shapes: published.Shapes) -> None:
+    assert identify(write(tmp_path / name, shapes)).inferred == ""
 
 
 @pytest.mark.parametrize(
@@ -145,6 +196,48 @@ def test_what_a_sam_file_lacks_is_listed(tmp_path: Path) -> None:
     del shapes["mask_decoder.iou_prediction_head.layers.1.bias"]
     with pytest.raises(UserError, match=r"1 missing \(mask_decoder\.iou_prediction_head\.layers\.0\.bias\)"):
         identify(write(tmp_path / "sam.pth", shapes))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "lost"),
+    [("vit_tiny_patch16_224", "norm.weight"), ("vit_small_patch14_dinov2", "norm.bias")],
+)  # fmt: skip
+def test_a_vit_without_its_final_norm_is_refused_by_its_names_alone(tmp_path: Path, backbone: str, lost: str) -> None:
+    """It was called fitting, and refused after the data had been prepared, when it was loaded."""
+    state = timm.create_model(backbone, num_classes=0).state_dict()
+    del state[lost]
+    file = write(tmp_path / "cut.pth", state)
+    told = rf"1 missing \({lost}\)"
+    with pytest.raises(UserError, match=told):
+        identify(file)
+    with pytest.raises(UserError, match=told):
+        check_networks(load_recipe(None, [f"teacher.weights={file}", f"teacher.name=timm/{backbone}"]))
+    with pytest.raises(UserError, match=told):
+        check_networks(load_recipe(None, [f"student.weights={file}", f"student.backbone={backbone}",
+                                          "student.pixels=half", "method=imagenet"]))  # fmt: skip
+
+
+def test_what_only_a_classification_has_may_be_missing(tmp_path: Path) -> None:
+    """Files of a backbone's features alone, as timm's hub and detectors share them, lack what stands behind them."""
+    state = timm.create_model("convnext_atto", num_classes=0).state_dict()
+    file = write(tmp_path / "features.pth", {k: v for k, v in state.items() if not k.startswith("head")})
+    assert identify(file).backbone == "convnext_atto"
+
+
+@pytest.mark.parametrize("name", ["sam_vit_b_01ec64.pth", "model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("metas", [True, False])
+def test_a_folder_with_sam_and_nothing_else_is_as_good_as_its_file(tmp_path: Path, name: str, metas: bool) -> None:
+    state = published.fill(small_sam())
+    copied = {name: tensor.clone() for name, tensor in under_transformers_names(state).items()}
+    file = write(tmp_path / "mine" / name, state if metas else copied)
+    for setting in ("auto", "sam"):
+        of_file, of_folder = (
+            choose_teacher(TeacherConfig(weights=str(place), name=setting), ("lesion",), 64, download=False)
+            for place in (file, file.parent)
+        )
+        assert of_file.description == of_folder.description
+        assert of_file.digest == of_folder.digest
+    assert identify(file) == identify(file.parent)
 
 
 def test_metas_file_beside_nothing_is_the_default_sam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,10 @@ def test_a_folder_of_another_model_is_no_sam(tmp_path: Path) -> None:
     assert find_sam(str(other)) is None
     with pytest.raises(UserError, match="not a SAM checkpoint"):
         resolve_sam(other)
+    (tmp_path / "store").mkdir()
+    save_file({"a": torch.ones(1)}, tmp_path / "store" / "model.safetensors")
+    with pytest.raises(UserError, match="not a SAM checkpoint"):
+        resolve_sam(tmp_path / "store")
     (other / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not readable"):
         resolve_sam(other)

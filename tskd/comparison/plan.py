@@ -11,15 +11,17 @@ from typing import Any
 from tskd.artifacts import ARTIFACTS, Artifact, Make, Store, artifact_path, canonical_json, finished, identify
 from tskd.comparison.grid import GridRun
 from tskd.comparison.job import DATA_STAGES
-from tskd.console import progress
+from tskd.console import progress, say
 from tskd.data.prepared import digest_of_source
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import UserError
 from tskd.experiment.methods import METHODS
-from tskd.experiment.preflight import check_networks
+from tskd.experiment.preflight import check_networks, remarks_on_weights
 from tskd.experiment.run import Run
 from tskd.recipe.schema import EngineConfig
 
+AT_TEACHERS_SIZE = frozenset({"teacher", "teacher_images", "cache", "pseudo_masks"})
+"""Stages that show images to the teacher, whose size may be another: SAM's is 512 px unless the settings say so."""
 _SHARED = ("prepared_artifact", "tested_artifact", "teacher_source")
 
 
@@ -108,6 +110,8 @@ def plan_runs(runs: Sequence[GridRun], out: Path, *, download: bool = False) -> 
             advance(done)
     if problems:
         raise UserError("\n".join(f"{problem} ({count} of {len(runs)} runs)" for problem, count in problems.items()))
+    for remark in dict.fromkeys(remark for run in runs for remark in remarks_on_weights(run.recipe)):
+        say(remark)
     return plans
 
 
@@ -130,18 +134,26 @@ class _Planner:
         complete = True
         try:
             method = METHODS[run.recipe.method]
-            run.evaluation(method.model(run), method.title)
+            model = method.model(run)
+            run.evaluation(model, method.title)
+            run.ablation(model)
         except FileNotFoundError:  # it has to read what is not there yet
             complete = False
         known |= {name: vars(run)[name] for name in _SHARED if name in vars(run)}
         used |= {name: one for name, one in store.used.items() if name.rpartition("-")[0] in DATA_STAGES}
-        size = grid_run.recipe.data.image_size
         missing = tuple(
-            Part(name, stage, config, config.get("image_size") or size)
+            Part(name, stage, config, config.get("image_size") or _image_size(run, stage))
             for name, (stage, config) in store.missing.items()
         )
         found = tuple(name for name in store.used if name not in store.missing)
         return RunPlan(grid_run, missing, found, digest_of_source(run.prepared_artifact), complete)
+
+
+def _image_size(run: Run, stage: str) -> int:
+    """Return the side in px of the images that a stage of a run looks at."""
+    if stage in AT_TEACHERS_SIZE and "teacher_source" in vars(run):
+        return run.teacher_source.description.image_size
+    return run.recipe.data.image_size
 
 
 def all_missing(plans: Iterable[RunPlan]) -> dict[str, Part]:

@@ -108,6 +108,12 @@ def asks_for_weights(recipe: Recipe) -> str | None:
     return "student.initialisation=weights" if recipe.student.initialisation == "weights" else None
 
 
+def asks_for_teacher(recipe: Recipe) -> bool:
+    """Tell whether a method of a recipe looks at images through the teacher."""
+    names = (recipe.method, *recipe.baselines)
+    return any(METHODS[name].teacher or name in ("teacher", *_FROM_THE_UNADAPTED) for name in names)
+
+
 def _check_teacher_weights(recipe: Recipe) -> None:
     if recipe.teacher.name == "offline" and recipe.teacher.weights is not None:
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tskd.console import say
 from tskd.errors import require_folder
 from tskd.experiment.methods import check_names
 
@@ -18,8 +19,10 @@ def open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, downloa
     check_names(recipe)
     require_folder(out)
     from tskd.engine import open_runtime
-    from tskd.experiment.preflight import check_networks
+    from tskd.experiment.preflight import check_networks, remarks_on_weights
     from tskd.experiment.run import Run
 
     check_networks(recipe)
+    for remark in remarks_on_weights(recipe):
+        say(remark)
     return Run(recipe, out, open_runtime(recipe.engine, minutes=minutes), download)

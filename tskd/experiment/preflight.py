@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from tskd.errors import UserError
-from tskd.experiment.methods import asks_for_weights
+from tskd.experiment.methods import asks_for_teacher, asks_for_weights
 from tskd.experiment.run import describe_student
 from tskd.models.description import AdaptationName, NetworkDescription
 from tskd.models.lora import set_adaptation
 from tskd.models.mae import require_transformer
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
-from tskd.models.weight_files import identify, require_pixels
-from tskd.models.weights import find_weights
+from tskd.models.weight_files import explain_pixels, identify, require_pixels
+from tskd.models.weights import find_sam, find_weights
 from tskd.recipe.schema import OFFLINE, RANDOM, Recipe
 from tskd.stages.diffusion import require_image_size
 from tskd.stages.teacher import describe_teacher
@@ -46,6 +46,19 @@ def check_networks(recipe: Recipe) -> None:
         _check_control(recipe.control.channels, recipe.data.image_size)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)
+
+
+def remarks_on_weights(recipe: Recipe) -> tuple[str, ...]:
+    """Return what a person should know of how the recipe's weight files on this machine were understood."""
+    student, teacher = recipe.student, recipe.teacher
+    said = []
+    there = find_sam(None) if teacher.weights is None else find_weights(teacher.weights)
+    if there is not None and asks_for_teacher(recipe) and teacher.name != OFFLINE:
+        said.append(describe_teacher(teacher, download=False).remark)
+    if asks_for_weights(recipe) and student.weights not in (None, OFFLINE):
+        known = identify(Path(student.weights), student.backbone)
+        said.append(explain_pixels(known, student.pixels, "student.pixels"))
+    return tuple(filter(None, said))
 
 
 def _check_control(channels: Sequence[int], image_size: int) -> None:

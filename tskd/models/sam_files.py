@@ -12,13 +12,10 @@ from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEnc
 
 from tskd.errors import UserError
 from tskd.models.fitting import Misfit, compare_tensors
-from tskd.models.weights import read_config, read_weights
+from tskd.models.weights import META_SAM_MARKS, SAM_MARKS, read_config, read_weights
 
 State = dict[str, Tensor]
 
-META_MARKS = ("image_encoder.blocks.0.attn.rel_pos_h", "mask_decoder.mask_tokens.weight")
-MARKS = ("vision_encoder.layers.0.attn.rel_pos_h", "mask_decoder.mask_tokens.weight")
-"""Names that only SAM's checkpoints have: Meta's, and transformers'."""
 _POSITIONS = ("prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding")
 _DECODER_HEADS = 8
 """Heads of the mask decoder's attention in every published SAM; no shape tells it."""
@@ -47,7 +44,7 @@ _RENAMES = (
 
 def is_meta(names: Iterable[str]) -> bool:
     """Say whether the names are those of Meta's files (MedSAM's are the same)."""
-    return set(META_MARKS) <= set(names)
+    return set(META_SAM_MARKS) <= set(names)
 
 
 def under_transformers_names(state: Mapping[str, Tensor]) -> State:
@@ -126,7 +123,7 @@ def read_sam(file: Path, *, shapes_only: bool = False) -> tuple[SamConfig, State
     Raises UserError for a file that holds no SAM, or not all of it.
     """
     state = under_transformers_names(read_weights(file, shapes_only=shapes_only).tensors)
-    if not set(MARKS) <= state.keys():
+    if not set(SAM_MARKS) <= state.keys():
         raise UserError(f"{file} is not a SAM checkpoint: `tskd weights {file}` says what it is.")
     if read_config(file.parent).get("model_type") == "sam":
         return SamConfig.from_pretrained(file.parent), state

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from tskd.errors import UserError
+from tskd.models.backbones import build_encoder, fit_backbone
 from tskd.models.fitting import Misfit, compare_tensors
 from tskd.models.pixels import MINMAX, name_of
-from tskd.models.sam_files import MARKS, META_MARKS, check_sam, is_meta
-from tskd.models.weights import Contents, read_config, read_weights, weight_file
+from tskd.models.sam_files import check_sam, is_meta
+from tskd.models.weights import Contents, has_sam_marks, read_config, read_weights, weight_file
 
 State = dict[str, Tensor]
 APACHE = "Apache-2.0"
@@ -73,7 +74,11 @@ class WeightFile:
     pixels: str | None
     """Name of :data:`tskd.models.pixels.PIXELS`; None: as timm says of the backbone."""
     doubt: str
-    """Why ``pixels`` may be otherwise; empty: it is certain."""
+    """Why nothing tells ``pixels``; empty: something does."""
+    inferred: str
+    """What tells ``pixels`` where only a name does, of the file or inside it; empty: they are certain."""
+    choices: tuple[str, ...]
+    """What ``pixels`` may be: such weights have been published for each."""
     licence: str
     native: int
     """Side in pixels of the images it was trained on."""
@@ -296,18 +301,20 @@ def identify(place: Path, backbone: str | None = None) -> WeightFile:
 @lru_cache(maxsize=64)
 def _identify(file: Path, backbone: str | None, stamp: tuple[int, int]) -> WeightFile:
     contents = read_weights(file, shapes_only=True)
-    if _is_sam(contents.tensors) and not (backbone or "").startswith("samvit_"):
+    if has_sam_marks(contents.tensors) and not (backbone or "").startswith("samvit_"):
         return _sam(file, contents, backbone)
     form, state = _form(contents)
     published = _published_as(file)
     if backbone:
         misfit = _require_fit(file, state, backbone, form)
-        fits = dict.fromkeys((backbone, *_twin_of(backbone)), misfit)
+        # who names DeiT has said what its pixels are
+        fits = dict.fromkeys((backbone, *(_namesake(backbone) if backbone.startswith("vit_") else ())), misfit)
     else:
         fits = _first_fits(file, state, form, published)
     if published and published.backbone not in fits:
         published = None
-    pixels, doubt = _pixels(form, file, contents, published, tuple(fits))
+    choices = tuple(_expected(fits if backbone else (*fits, *(twin for name in fits for twin in _namesake(name)))))
+    pixels, told_by = _pixels(form, file, contents, published, choices)
     name, *twins = (
         fits if backbone else sorted(fits, key=lambda one: pixels not in _expected((one,)))
     )  # sorted is stable
@@ -317,17 +324,15 @@ def _identify(file: Path, backbone: str | None, stamp: tuple[int, int]) -> Weigh
         backbone=published.backbone if published else name,
         twins=tuple(twins) if published is None else (),
         pixels=pixels,
-        doubt=doubt,
+        doubt="" if told_by else f"weights of these names and shapes exist for pixels {_either(choices)}",
+        inferred="" if told_by == _CERTAIN else told_by,
+        choices=tuple(name for name in choices if name),
         licence=form.licence or (published.licence if published else _licence(fits)),
         native=form.native or (published.native if published else _side(timm.get_pretrained_cfg(name))),
         tensors=len(contents.tensors),
         unused=tuple(sorted({*contents.left_out, *_untranslated(contents.tensors, form), *fits[name].unexpected})),
         even_last=form.even_last,
     )
-
-
-def _is_sam(names: Iterable[str]) -> bool:
-    return any(set(marks) <= set(names) for marks in (MARKS, META_MARKS))
 
 
 def _sam(file: Path, contents: Contents, backbone: str | None) -> WeightFile:
@@ -344,7 +349,8 @@ def _sam(file: Path, contents: Contents, backbone: str | None) -> WeightFile:
         )
     return WeightFile(
         file=file, title=title, backbone=None, twins=(), pixels=MINMAX if medsam else "imagenet", doubt="",
-        licence=APACHE, native=vision.image_size, tensors=len(contents.tensors),
+        inferred=f"{'MedSAM' if medsam else 'not MedSAM'} by the name of the file and its folder",
+        choices=("imagenet", MINMAX), licence=APACHE, native=vision.image_size, tensors=len(contents.tensors),
         unused=(*contents.left_out, *misfit.unexpected),
     )  # fmt: skip
 
@@ -378,21 +384,30 @@ def _first_fits(file: Path, state: State, form: Form, published: Published | Non
     Several networks of a group may have the same tensors: all are returned, those first that need no resampling.
     """
     named = (published.backbone,) if published else ()
+    near: dict[str, Misfit] = {}
     for group in (named, _named_in(file), *(_expand(patterns) for patterns in form.names(state))):
-        fits = {name: misfit for name in group if (misfit := _misfit(file, state, name, form)) and misfit.fills}
+        tried = {name: misfit for name in group if (misfit := _misfit(file, state, name, form))}
+        near |= tried
+        fits = {name: misfit for name, misfit in tried.items() if misfit.fills}
         whole = {name: misfit for name, misfit in fits.items() if not _beside_heads(misfit.unexpected)}
         exact = {name: misfit for name, misfit in whole.items() if _same_shapes(state, name)}
         if whole:
             return exact or whole
+    nearest = min(near, key=lambda name: len(near[name].missing) + len(near[name].misshapen), default=None)
+    told = f" The nearest, {nearest}: {near[nearest]}." if nearest else ""
     raise UserError(
-        f"{file} looks like {form.title}, but no network of timm that was tried has its tensors: name it, "
-        "teacher.name=timm/<backbone> (student.backbone for the student)."
+        f"{file} looks like {form.title}, but no network of timm that was tried has its tensors.{told} Name it, "
+        "teacher.name=timm/<backbone> (student.backbone for the student), or bring a file that is whole."
     )
 
 
-def _twin_of(backbone: str) -> tuple[str, ...]:
-    """Return DeiT's name of a ViT: the same network, trained on other pixels."""
-    twin = re.sub("^vit_", "deit_", backbone)
+_NAMESAKES = {"vit": "deit", "deit": "vit"}
+
+
+def _namesake(backbone: str) -> tuple[str, ...]:
+    """Return DeiT's name of a ViT, or the ViT's of a DeiT: the same network, trained on other pixels."""
+    head, _, rest = backbone.partition("_")
+    twin = f"{_NAMESAKES.get(head, head)}_{rest}"
     return (twin,) if twin != backbone and timm.is_model(twin) else ()
 
 
@@ -445,6 +460,8 @@ class Published(NamedTuple):
     pixels: str | None
     licence: str
     native: int
+    by_config: bool = False
+    """Told by ``config.json``."""
 
 
 def _published_as(file: Path) -> Published | None:
@@ -458,6 +475,7 @@ def _published_as(file: Path) -> Published | None:
             name_of(told.get("mean"), told.get("std")),
             _written(told.get("license")),
             int(told.get("input_size", (224,))[-1]),
+            by_config=True,
         )
     names = _names_of_files()
     title = next((names[key] for key in (file.name, file.stem, file.parent.name) if key in names), "")
@@ -477,6 +495,7 @@ def _names_of_files() -> dict[str, str]:
     return {**{name: title for name, title in files.items() if Path(name).suffix}, **{title: title for title in titles}}
 
 
+_CERTAIN = "told by what the file is, or by config.json beside it"
 _PIXELS_BY_WORD = (
     ("radimagenet", "half"),
     ("deit", "imagenet"),
@@ -489,19 +508,24 @@ _PIXELS_BY_WORD = (
 
 
 def _pixels(
-    form: Form, file: Path, contents: Contents, published: Published | None, fits: Sequence[str]
+    form: Form, file: Path, contents: Contents, published: Published | None, choices: Sequence[str | None]
 ) -> tuple[str | None, str]:
-    """Return what pixels the weights expect, and why that is not certain."""
+    """Return what pixels the weights expect and what tells them: ``_CERTAIN``, a name alone, or (empty) nothing."""
     words = _words(file)
     by_word = next((pixels for word, pixels in _PIXELS_BY_WORD if re.search(rf"(?<![a-z]){word}", words)), None)
-    stated = form.pixels or (published.pixels if published else None) or by_word
-    if stated or published:
-        return stated, ""
-    expected = _expected(fits)
-    if len(expected) > 1 and contents.wrapper == "model":
-        return "imagenet", ""  # as Meta publishes DeiT and MAE
-    doubt = f"weights of these names and shapes exist for pixels {' and '.join(map(str, expected))}"
-    return next(iter(expected), None), doubt if len(expected) > 1 else ""
+    told = form.pixels or (published.pixels if published else None) or by_word
+    known = told or (None if published else next(iter(choices), None))
+    if form.pixels or (published and published.by_config) or len(choices) < 2:
+        return known, _CERTAIN
+    if told or published or _named_in(file):
+        return known, "told by the name of the file or its folder"
+    if contents.wrapper == "model":  # as Meta publishes DeiT and MAE
+        return "imagenet", "taken for Meta's, which lie under the key 'model' as these do"
+    return known, ""
+
+
+def _either(choices: Iterable[str | None]) -> str:
+    return " and ".join(map(str, choices))
 
 
 def _expected(fits: Iterable[str]) -> dict[str | None, None]:
@@ -542,6 +566,16 @@ def require_pixels(known: WeightFile, setting: str, key: str) -> str | None:
             f"Set {key}, or keep the name under which the file was published."
         )
     return known.pixels
+
+
+def explain_pixels(known: WeightFile, setting: str, key: str) -> str:
+    """Return what a person should know of pixels that a name alone tells; empty: they are certain, or set."""
+    if setting != "auto" or not known.inferred:
+        return ""
+    return (
+        f"{known.file.name}: pixels {known.pixels} are inferred ({known.inferred}); the same tensors exist for "
+        f"{_either(known.choices)}. If that is wrong, --set {key}={'|'.join(known.choices)}"
+    )
 
 
 # --- tensors ---
@@ -587,8 +621,20 @@ def _misfit(file: Path, state: State, backbone: str, form: Form) -> Misfit | Non
     if named is None:
         return None
     own = network.state_dict()
-    spared = {name: tensor for name, tensor in own.items() if name.startswith(_HEADS) or name.endswith(_COUNTER)}
+    heads = {name for name in own if name.startswith(_HEADS)}
+    if lacking := heads - named.keys():
+        heads -= lacking & _used_by_encoder(backbone)
+    spared = {name: tensor for name, tensor in own.items() if name in heads or name.endswith(_COUNTER)}
     return compare_tensors({**spared, **named}, own)
+
+
+@lru_cache(maxsize=8)
+def _used_by_encoder(backbone: str) -> frozenset[str]:
+    """Return the names of timm's tensors that our encoder has: a plain transformer's final norm is among them."""
+    own = _reference(backbone).state_dict()
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(fit_backbone(backbone, _side(timm.get_pretrained_cfg(backbone))))
+    return frozenset(key for name in encoder.state_dict() if (key := _key(name, own)))
 
 
 def _named(file: Path, state: State, form: Form, backbone: str, network: nn.Module) -> State | None:

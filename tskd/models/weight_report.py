@@ -35,6 +35,8 @@ def describe(place: Path) -> dict[str, Any]:
         "pixels": known.pixels,
         "pixels_in_words": _in_words(known),
         "doubt": known.doubt,
+        "inferred": known.inferred,
+        "pixels_choices": list(known.choices),
         "image_size": known.native,
         "licence": known.licence,
         "sha256": file_sha256(known.file),
@@ -50,7 +52,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         "tensors": f"{report['tensors']}, {report['mb']} MB",
         "not used": f"{len(report['unused'])} ({some(report['unused'])})" if report["unused"] else "",
         "pixels": report["pixels_in_words"],
-        "": f"not certain: {report['doubt']}" if report["doubt"] else "",
+        "": f"not certain: {report['doubt']}" if report["doubt"] else _of_inferred(report),
         "native size": f"{report['image_size']} px; other sizes work, positions are interpolated",
         "licence": f"{report['licence']}{'' if report['licence'] == 'unknown' else ' (of the published weights)'}",
         "sha256": f"{report['sha256']} (compare it with the one on the page you had it from)",
@@ -68,6 +70,13 @@ def _in_words(known: WeightFile) -> str:
         return "as timm says of the backbone"
     mean, std = ([round(value, 3) for value in values] for values in PIXELS[known.pixels])
     return f"{known.pixels}: mean {mean}, deviation {std} of RGB in 0 to 1"
+
+
+def _of_inferred(report: Mapping[str, Any]) -> str:
+    if not report["inferred"]:
+        return ""
+    who = "teacher.pixels" if report["as_student"] is None else "teacher.pixels or student.pixels"
+    return f"inferred: {report['inferred']}; overrule it by {who}={'|'.join(report['pixels_choices'])}"
 
 
 def _as_teacher(known: WeightFile, place: Path) -> str:

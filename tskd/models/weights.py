@@ -12,7 +12,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,9 @@ from tskd.artifacts import file_sha256
 from tskd.errors import UserError, name_of, require_file
 
 SAM_DEFAULT = "facebook/sam-vit-base"
+META_SAM_MARKS = ("image_encoder.blocks.0.attn.rel_pos_h", "mask_decoder.mask_tokens.weight")
+SAM_MARKS = ("vision_encoder.layers.0.attn.rel_pos_h", "mask_decoder.mask_tokens.weight")
+"""Names that only SAM's checkpoints have: Meta's, and transformers'."""
 META_SAM_DEFAULT = "sam_vit_b_01ec64.pth"
 """Meta's own file of the same network."""
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
@@ -63,11 +66,8 @@ def weight_file(place: Path) -> Path:
     """
     if place.is_file():
         return place
-    named = [place / name for name in _TENSOR_FILES]
-    others = sorted(file for file in place.glob("*") if file.suffix in SUFFIXES)
-    for file in (*named, *(others if len(others) == 1 else ())):
-        if file.is_file():
-            return file
+    if (file := _only_weights(place)) is not None:
+        return file
     if place.is_dir():
         raise UserError(f"{place} holds no {' or '.join(_TENSOR_FILES)}: give the path of the weight file.")
     raise _no_file(place)
@@ -77,6 +77,13 @@ def _no_file(path: Path) -> UserError:
     """Return the error for a path at which no weight file lies; raises it where a pipe or device does."""
     require_file(path, "a weight file")
     return UserError(f"There is no weight file {path}: check the path.")
+
+
+def _only_weights(folder: Path) -> Path | None:
+    """Return the weight file of a folder: of a usual name, or the only one there; None where there is none."""
+    named = [folder / name for name in _TENSOR_FILES]
+    others = sorted(file for file in folder.glob("*") if file.suffix in SUFFIXES)
+    return next((file for file in (*named, *(others if len(others) == 1 else ())) if file.is_file()), None)
 
 
 def find_weights(weights: str) -> Path | None:
@@ -96,7 +103,9 @@ def find_sam(weights: str | None) -> Path | None:
     """
     source = weights or SAM_DEFAULT
     local = [Path(source).expanduser(), *_in_store(source.rstrip("/").rpartition("/")[2])]
-    local += [] if weights else [*_in_store(META_SAM_DEFAULT), *_in_store("")]
+    if not weights:  # the store itself may hold anything: one file there is not what was asked for
+        stores = [store for store in _in_store("") if (store / "config.json").is_file()]
+        local += [*_in_store(META_SAM_DEFAULT), *stores]
     found = next((place for place in local if _is_sam(place)), None)
     return found or _cached_sam(source)
 
@@ -117,8 +126,8 @@ def resolve_sam(source: str | Path | None, *, download: bool = False) -> Path:
         return found
     if Path(name).expanduser().is_dir():
         raise UserError(
-            f"{name} is not a SAM checkpoint: it needs config.json with model_type sam, and model.safetensors or "
-            "pytorch_model.bin, as transformers' SamModel.save_pretrained writes them."
+            f"{name} is not a SAM checkpoint: it needs model.safetensors, pytorch_model.bin or Meta's one file with "
+            "SAM's tensors, and if there is a config.json, one with model_type sam. `tskd weights` says what a file is."
         )
     if not download:
         raise UserError(
@@ -237,11 +246,20 @@ def translate_efficientnet_lite0(state: Mapping[str, Tensor], model: nn.Module) 
 
 
 def _is_sam(place: Path) -> bool:
+    """Tell whether this is a weight file, or a folder that holds SAM by its ``config.json`` or, without one, by the
+    names in its weight file."""
     if place.is_file():
         return place.suffix in SUFFIXES
-    if not (place / "config.json").is_file() or not any((place / name).is_file() for name in _TENSOR_FILES):
-        return False
-    return read_config(place).get("model_type") == "sam"
+    if (place / "config.json").is_file():
+        there = any((place / name).is_file() for name in _TENSOR_FILES)
+        return there and read_config(place).get("model_type") == "sam"
+    file = _only_weights(place)
+    return file is not None and has_sam_marks(read_weights(file, shapes_only=True).tensors)
+
+
+def has_sam_marks(names: Iterable[str]) -> bool:
+    """Say whether the names are those of SAM's tensors: Meta's (MedSAM's are the same), or transformers'."""
+    return any(set(marks) <= set(names) for marks in (SAM_MARKS, META_SAM_MARKS))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tskd.data.prepared import Prepared
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.classes import hard_prediction
-from tskd.metrics.segmentation import summarise
+from tskd.metrics.segmentation import mean_dice
 from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.stages.scoring import Scoring, Tally
@@ -59,7 +59,7 @@ def ablate(model: nn.Module, prepared: Prepared, *, device: torch.device) -> dic
     absent = {"skips_zeroed": not model.decoder.skips, "features_of_another_image": len(prepared.cases("test")) < 2}
     kinds = [name for name in ABLATIONS if not absent.get(name)]
     rows = prepared.rows("test")
-    tallies = {name: Tally(Scoring.of(prepared)) for name in kinds}
+    tallies = {name: Tally(Scoring.of(prepared, distances=False)) for name in kinds}
     explained = memory_explained("what the student uses", device, inference_remedies("data.image_size"))
     with explained, progress("what the student uses", len(rows)) as advance:
         for done, (row, image, own, other) in enumerate(_encoded(model, prepared, rows, device), start=1):
@@ -68,8 +68,7 @@ def ablate(model: nn.Module, prepared: Prepared, *, device: torch.device) -> dic
                     prediction = hard_prediction(ABLATIONS[name](model, image, own, other))[0].cpu().numpy()
                 tallies[name].add(int(row), prediction)
             advance(done)
-    found = {name: summarise(tally.headline, seed=0) for name, tally in tallies.items()}
-    dice = {name: one.dice.mean for name, one in found.items() if not one.nothing_to_find}
+    dice = {name: mean_dice(tally.headline) for name, tally in tallies.items()}
     return {name: dice.get(name) for name in ABLATIONS}
 
 

@@ -15,7 +15,7 @@ from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.recipe.schema import ControlConfig
 from tskd.seeding import derive
-from tskd.stages.label_training import Labelled, train_on_labels, training_labels
+from tskd.stages.label_training import Labelled, selection, train_on_labels, training_labels
 from tskd.stages.workbench import Workbench
 
 VERSION = 5
@@ -40,7 +40,9 @@ def build(
         lessons = training_labels(prepared) if labelled is None else labelled()
         return train_control(config, description, lessons, prepared, folder, seed=bench.seed, runtime=bench.runtime)
 
-    return bench.train("control", make, config, inputs={"data": data.digest, **(inputs or {})}, version=VERSION)
+    return bench.train(
+        "control", make, config, inputs={"data": data.digest, **selection(data), **(inputs or {})}, version=VERSION
+    )
 
 
 def describe(config: ControlConfig, *, classes: Sequence[str], image_size: int) -> NetworkDescription:

@@ -15,7 +15,7 @@ from tskd.models.description import NetworkDescription
 from tskd.models.registry import STUDENT_FILE, build_model, description_digest
 from tskd.recipe.schema import FinetuneConfig
 from tskd.seeding import derive
-from tskd.stages.label_training import train_on_labels, training_labels
+from tskd.stages.label_training import selection, train_on_labels, training_labels
 from tskd.stages.workbench import Workbench
 
 VERSION = 5
@@ -33,7 +33,7 @@ def build(
             seed=bench.seed, runtime=bench.runtime,
         ),
         config,
-        inputs={"data": data.digest, "student": description_digest(description), **started},
+        inputs={"data": data.digest, "student": description_digest(description), **started, **selection(data)},
         version=VERSION,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tskd.artifacts import Artifact
 from tskd.data.prepared import Prepared
+from tskd.data.volumes import find_stacks
 from tskd.engine import FitResult, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import ImageArray, allowed_flips, to_images
 from tskd.engine.fit import Validate
@@ -24,7 +27,7 @@ from tskd.models.flops import gflops, training_flops
 from tskd.models.registry import STUDENT_FILE, save_model
 from tskd.recipe.schema import AugmentConfig, TrainConfig
 from tskd.seeding import derive
-from tskd.types import Batch
+from tskd.types import UNLABELLED, Batch
 
 VALIDATION_BATCH = 16
 
@@ -79,23 +82,43 @@ def validation(prepared: Prepared) -> Validate | None:
 
 
 def score_on(prepared: Prepared, rows: np.ndarray) -> Validate:
-    """Return the score on labelled rows: mean Dice over images and classes at the network's size."""
+    """Return the score on labelled rows, at the network's size: mean Dice over images and classes or, for a set of
+    volumes, over cases and in each over its volumes and classes, as they are scored."""
     parts = [rows[start : start + VALIDATION_BATCH] for start in range(0, len(rows), VALIDATION_BATCH)]
     classes = len(prepared.classes)
+    stacks, _ = find_stacks(prepared.records, rows)
 
-    def score(module: nn.Module) -> Mapping[str, float]:
+    def predict(module: nn.Module) -> dict[int, np.ndarray]:
         device = next(module.parameters()).device
-        dice: list[float] = []
+        found: dict[int, np.ndarray] = {}
         for part in parts:
             with torch.inference_mode():
                 logits = module(to_images(prepared.images[part]).to(device)).logits
-            predictions = hard_prediction(logits).cpu().numpy()
-            dice += [
-                agreement(prediction, mask, classes) for prediction, mask in zip(predictions, prepared.masks[part])
-            ]
-        return {"score": float(np.mean(dice))}
+            found |= zip(map(int, part), hard_prediction(logits).cpu().numpy(), strict=True)
+        return found
+
+    def score(module: nn.Module) -> Mapping[str, float]:
+        found = predict(module)
+        if not stacks:
+            return {
+                "score": float(np.mean([agreement(one, prepared.masks[row], classes) for row, one in found.items()]))
+            }
+        dice: dict[str, list[float]] = defaultdict(list)
+        for stack in stacks:
+            prediction = stack.assemble((found[row] for row in stack.rows), missing=0)
+            mask = stack.assemble((prepared.masks[row] for row in stack.rows), missing=UNLABELLED)
+            dice[stack.case].append(agreement(prediction, mask, classes))
+        return {"score": float(np.mean([np.mean(of_case) for of_case in dice.values()]))}
 
     return score
+
+
+def selection(data: Artifact) -> dict[str, str]:
+    """Return what a training that is selected on validation depends on beside its settings and data: volumes are
+    validated whole. Sets of single images have no such input, so their trainings keep their names."""
+    prepared = Prepared(data.path)
+    stacks, _ = find_stacks(prepared.records, prepared.rows("val"))
+    return {"selected_by": "volume"} if stacks else {}
 
 
 def training_metrics(result: FitResult, **more: Any) -> dict[str, Any]:

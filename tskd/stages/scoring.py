@@ -25,9 +25,11 @@ class Scoring:
     units: Mapping[Level, Unit]
     remarks: tuple[str, ...]
     """What a reader of the scores should know."""
+    distances: bool = True
+    """False: overlaps alone, where nobody reads HD95 and ASSD."""
 
     @classmethod
-    def of(cls, prepared: Prepared) -> Self:
+    def of(cls, prepared: Prepared, *, distances: bool = True) -> Self:
         """Look at the test part of a data set."""
         rows = prepared.rows("test")
         stacks, remarks = find_stacks(prepared.records, rows)
@@ -35,7 +37,7 @@ class Scoring:
         image, of_images = shared_unit([spacing and spacing[:2] for spacing in spacings])
         volume, of_volumes = shared_unit([stack.spacing for stack in stacks], "volume")
         said = (*remarks, *(one for one in (of_images, of_volumes) if one is not None))
-        return cls(prepared, stacks, {"image": image, "volume": volume}, said)
+        return cls(prepared, stacks, {"image": image, "volume": volume}, said, distances)
 
     def groups(self) -> list[tuple[int, ...]]:
         """Return the rows that are scored together: those of each volume, or single ones."""
@@ -61,7 +63,8 @@ class Scoring:
     def _scores(
         self, level: Level, case: str, name: str, prediction: np.ndarray, mask: np.ndarray, spacing: Spacing | None
     ) -> list[ScoreRow]:
-        scores = score_case(prediction, mask, classes=len(self.prepared.classes), spacing=spacing)
+        classes = len(self.prepared.classes)
+        scores = score_case(prediction, mask, classes=classes, spacing=spacing, distances=self.distances)
         return [ScoreRow(case, name, label, self.units[level], one, level) for label, one in enumerate(scores, start=1)]
 
 

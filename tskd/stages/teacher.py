@@ -18,7 +18,7 @@ from tskd.models.description import Adaptation, AdaptationName, NetworkDescripti
 from tskd.models.flops import gflops, training_flops
 from tskd.models.projections import EncoderOnly
 from tskd.models.registry import adapt, build_model, save_model
-from tskd.models.weight_files import WeightFile, identify, require_pixels
+from tskd.models.weight_files import WeightFile, explain_pixels, identify, require_pixels
 from tskd.models.weights import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_SHA256,
@@ -36,6 +36,7 @@ from tskd.stages.label_training import (
     labelled_batches,
     labels_without,
     score_on,
+    selection,
     training_labels,
     training_metrics,
     validation,
@@ -71,6 +72,8 @@ class BaseModel(NamedTuple):
     """Sha256 of the weights; empty where they have not been read yet."""
     file: Path | None = None
     """The weights."""
+    remark: str = ""
+    """What a person should know of how the file was understood."""
 
 
 class TeacherSource(NamedTuple):
@@ -97,7 +100,6 @@ def build(
     ``member``: its number in an ensemble of ``config.members``, whose fold of the cases it does not see; None: it sees
     the training part, and the validation part selects its weights.
     """
-    part = {} if member is None else {"fold": f"{member} of {config.members}"}
     return bench.train(
         "teacher",
         lambda folder: train_teacher(
@@ -106,7 +108,11 @@ def build(
         config.model_copy(update={"accumulate": config.accumulate or 1}),  # chosen parts change no result
         without=SAME_RESULT | RESOLVED | TOGETHER,
         inputs={
-            "data": data.digest, "weights": source.digest, "network": network(source), **as_input(shown, data), **part
+            "data": data.digest,
+            "weights": source.digest,
+            "network": network(source),
+            **as_input(shown, data),
+            **(selection(data) if member is None else {"fold": f"{member} of {config.members}"}),
         },
         version=VERSION,
     )  # fmt: skip
@@ -175,7 +181,7 @@ def _sam_source(config: TeacherConfig, _: str, download: bool) -> BaseModel:
     # the tensors, not their folder: what is read is what is digested
     arguments = {"source": str(known.file), "pixels": _pixels(config, known)}
     title = f"{known.title.split()[0]} ({name})"
-    return BaseModel(title, "sam", arguments, file=known.file)
+    return BaseModel(title, "sam", arguments, file=known.file, remark=_remark(config, known))
 
 
 def _offline_source(config: TeacherConfig, _: str, download: bool) -> BaseModel:
@@ -209,7 +215,8 @@ def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> BaseMo
         )
     known = identify(place, backbone)
     arguments = {**arguments, **known.arguments, "pixels": _pixels(config, known)}
-    return BaseModel(known.title, "timm", arguments, str(known.file), file=known.file)
+    as_found = identify(place) if config.name == "auto" else known  # who names the backbone has said more
+    return BaseModel(known.title, "timm", arguments, str(known.file), file=known.file, remark=_remark(config, as_found))
 
 
 def _stated(config: TeacherConfig) -> dict[str, str]:
@@ -218,6 +225,10 @@ def _stated(config: TeacherConfig) -> dict[str, str]:
 
 def _pixels(config: TeacherConfig, known: WeightFile) -> str | None:
     return require_pixels(known, config.pixels, "teacher.pixels")
+
+
+def _remark(config: TeacherConfig, known: WeightFile) -> str:
+    return explain_pixels(known, config.pixels, "teacher.pixels")
 
 
 SOURCES: Mapping[str, Callable[[TeacherConfig, str, bool], BaseModel]] = {
