@@ -180,7 +180,7 @@ def test_what_the_tensors_tell_is_not_said_to_be_inferred(tmp_path: Path, name: 
         (published.dinov2(), "sam", r"is DINOv2 \(official\).*: leave teacher\.name out, or set teacher\.name=timm/v"),
         (published.dinov2(), "timm/resnet18", r"does not fit resnet18: .* missing .* unexpected .*It is DINOv2"),
         ({"a.weight": (3, 3)}, "auto", r"looks like network of timm, but no network"),
-        (small_sam() | {"image_encoder.pos_embed": (1, 8, 8, 33)}, "auto", r"no complete SAM: 1 of another shape"),
+        (small_sam() | {"image_encoder.pos_embed": (1, 8, 8, 33)}, "auto", r"not a complete SAM: 1 of another shape"),
     ],
 )  # fmt: skip
 def test_a_name_that_contradicts_the_file_is_refused_before_any_work(
