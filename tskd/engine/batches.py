@@ -32,7 +32,7 @@ from tskd.engine.order import batch_order, order_with_foreground, part_of
 from tskd.errors import UserError
 from tskd.recipe.schema import AugmentConfig, Flip
 from tskd.seeding import torch_generator
-from tskd.types import Batch, SegmentationOutput
+from tskd.types import UNLABELLED, Batch, SegmentationOutput
 
 
 class ImageArray(Protocol):
@@ -97,8 +97,8 @@ class ImageBatches:
     def _holding(self) -> list[np.ndarray]:
         """The images that show each foreground class."""
         assert self.masks is not None
-        shown = np.stack([np.bincount(mask.ravel(), minlength=256) > 0 for mask in self.masks])
-        return [np.flatnonzero(column) for column in shown[:, 1:].T]
+        shown = np.stack([np.bincount(mask.ravel(), minlength=UNLABELLED + 1) > 0 for mask in self.masks])
+        return [np.flatnonzero(column) for column in shown[:, 1:UNLABELLED].T]
 
     @property
     def _limits(self) -> GeometryRange:
