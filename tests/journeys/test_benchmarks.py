@@ -62,6 +62,7 @@ def test_equal_methods_are_simulated() -> None:
     assert all(0 <= row[share] <= 100 for row in rows for share in ("p < 0.05, %", "interval without 0, %"))
 
 
+@pytest.mark.slow
 def test_augmentation_is_timed_in_each_way_that_is_there() -> None:
     rows = run("augment.py")
     assert [row["way"] for row in rows][:3] == ["ours, light", "ours, nnunet", "ours, bent"]

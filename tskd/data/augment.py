@@ -188,9 +188,10 @@ def _sampling_grid(maps: Tensor, size: torch.Size, bends: Bends | None = None) -
         along_x, along_y, shift = maps[:, axis, :, None].unbind(1)
         torch.add((along_x * width)[:, None, :], (along_y * height + shift)[:, :, None], out=grid[..., axis])
     if bends is not None:
-        bends = Bends(bends.points.to(grid), bends.centres.to(grid), bends.span)
+        bent = torch.nonzero(bends.points.flatten(1).any(dim=1)).flatten()  # mostly few of them
+        bends = Bends(bends.points[bent].to(grid), bends.centres[bent].to(grid), bends.span)
         across, down = (_spline_weights(bends, axis, line) for axis, line in enumerate((width, height)))
-        grid += (down[:, None] @ bends.points @ across[:, None].mT).permute(0, 2, 3, 1)
+        grid[bent] += (down[:, None] @ bends.points @ across[:, None].mT).permute(0, 2, 3, 1)
     return grid
 
 
