@@ -68,7 +68,7 @@ def test_how_often_one_change_happens_moves_no_other() -> None:
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
-def test_an_image_is_changed_alike_whatever_its_neighbours_and_the_threads() -> None:
+def test_an_image_is_changed_alike_whatever_its_neighbours() -> None:
     images = random_images()
     drawn = draw_appearance(3, ALWAYS, torch_generator(0))
     together = apply_appearance(images, drawn)
@@ -76,12 +76,21 @@ def test_an_image_is_changed_alike_whatever_its_neighbours_and_the_threads() -> 
         apply_appearance(images[[row]], type(drawn)(*(values[[row]] for values in drawn))) for row in range(3)
     ]  # fmt: skip
     torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=1e-6)
-    before = torch.get_num_threads()
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """Large enough that torch shares the work out: sums over a whole image would differ in the last digits."""
+    images = random_images(3, 192)
+    drawn = draw_appearance(3, ALWAYS, torch_generator(0))
+    before, changed = torch.get_num_threads(), []
     try:
-        torch.set_num_threads(3 - min(before, 2))
-        assert torch.equal(apply_appearance(images, drawn), together)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            changed.append(apply_appearance(images, drawn))
     finally:
         torch.set_num_threads(before)
+    assert torch.equal(changed[0], changed[1])
+    assert torch.equal(changed[0], changed[2])
 
 
 def test_noise_is_a_share_of_the_images_own_deviation_and_grey_stays_grey() -> None:

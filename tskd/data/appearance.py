@@ -92,7 +92,7 @@ def add_noise(images: Tensor, deviation: Tensor, seed: Tensor) -> Tensor:
     """Return images with Gaussian noise of a deviation in each image's own, the same in all colours."""
     generators = (torch.Generator().manual_seed(one) for one in seed.flatten().tolist())
     noise = torch.stack([torch.randn(1, *images.shape[2:], generator=one) for one in generators]).to(images)
-    own = _length(images - images.mean(_PIXELS, keepdim=True)) / math.sqrt(images[0].numel())
+    own = _length(images - _mean(images)) / math.sqrt(images[0].numel())
     return images + noise * (deviation * own)
 
 
@@ -114,7 +114,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 def change_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Return images whose distance to their mean is multiplied, within their darkest and brightest value."""
-    mean = images.mean(_PIXELS, keepdim=True)
+    mean = _mean(images)
     return ((images - mean) * factor + mean).clamp_(images.amin(_PIXELS, True), images.amax(_PIXELS, True))
 
 
@@ -123,14 +123,25 @@ def lower_resolution(images: Tensor, zoom: Tensor) -> Tensor:
     size = images.shape[-2:]
     reduced = ((image[None], [round(side * by) for side in size]) for image, by in zip(images, zoom.flatten().tolist()))
     small = (F.interpolate(image, smaller, mode="nearest-exact") for image, smaller in reduced)
-    return torch.cat([F.interpolate(image, size, mode="bilinear") for image in small])
+    return torch.cat([_enlarge(image, size) for image in small])
+
+
+def _enlarge(image: Tensor, size: torch.Size) -> Tensor:
+    """Return (1, C, H, W) bilinearly enlarged; what ``F.interpolate`` makes depends on threads in the last digits."""
+    for axis, side in zip((-1, -2), reversed(size)):
+        most = image.shape[axis] - 1
+        place = ((torch.arange(side, device=image.device) + 0.5) * ((most + 1) / side) - 0.5).clamp_(0, most)
+        low = place.long().clamp_(max=most - 1)
+        share = place - low if axis == -1 else (place - low)[:, None]
+        image = image.index_select(axis, low) * (1 - share) + image.index_select(axis, low + 1) * share
+    return image
 
 
 def change_gamma(images: Tensor, exponent: Tensor) -> Tensor:
     """Return images with the power of their values between darkest and brightest; mean and deviation stay."""
-    low, high, mean = images.amin(_PIXELS, True), images.amax(_PIXELS, True), images.mean(_PIXELS, True)
+    low, high, mean = images.amin(_PIXELS, True), images.amax(_PIXELS, True), _mean(images)
     power = (images - low).div_((high - low).clamp_(min=1e-7)).pow_(exponent)
-    power.sub_(power.mean(_PIXELS, keepdim=True))
+    power.sub_(_mean(power))
     return power.mul_(_length(images - mean) / _length(power).clamp_(min=1e-7)).add_(mean)
 
 
@@ -139,6 +150,12 @@ def change_gamma_inverted(images: Tensor, exponent: Tensor) -> Tensor:
     return change_gamma(images.neg(), exponent).neg_()
 
 
+def _mean(images: Tensor) -> Tensor:
+    """Return (B, 1, 1, 1) means, row by row first: a whole image is summed in another order by other threads."""
+    return images.mean(dim=-1, keepdim=True).mean(dim=(1, 2), keepdim=True)
+
+
 def _length(images: Tensor) -> Tensor:
-    """Return (B, 1, 1, 1) roots of the sums of squares; ``std`` takes fifty times as long."""
-    return torch.linalg.vector_norm(images, dim=_PIXELS, keepdim=True)
+    """Return (B, 1, 1, 1) roots of the sums of squares, row by row first; ``std`` takes fifty times as long."""
+    rows = torch.linalg.vector_norm(images, dim=-1, keepdim=True)
+    return torch.linalg.vector_norm(rows, dim=(1, 2), keepdim=True)
