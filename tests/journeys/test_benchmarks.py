@@ -70,6 +70,13 @@ def test_equal_methods_are_simulated(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_augmentation_is_timed_in_each_way_that_is_there(run: Run) -> None:
+    rows = run("augment.py")
+    assert [row["way"] for row in rows][:3] == ["ours, light", "ours, nnunet", "ours, bent"]
+    assert all(row["images/s"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_precisions_are_timed_against_float32(run: Run) -> None:
     usual, half = run("engine.py", "--threads", 1)
     assert (usual["way"], half["way"]) == ("32-true", "bf16-mixed")

@@ -9,8 +9,8 @@ import torch
 
 from tskd.engine.batches import ImageBatches, allowed_flips, crop_batch, to_images
 from tskd.errors import UserError
-from tskd.recipe.schema import AugmentConfig
-from tskd.types import Batch
+from tskd.recipe.schema import AppearanceConfig, AugmentConfig
+from tskd.types import UNLABELLED, Batch
 
 PLAIN = AugmentConfig(flip="none", rotate=0, scale=0, shift=0, photometric=0)
 COUNT, SIZE = 7, 16
@@ -55,8 +55,15 @@ def test_every_image_is_seen_once_before_any_is_seen_twice() -> None:
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_parts_make_up_the_whole_batch_augmentation_included(parts: int) -> None:
-    source = batches(AugmentConfig(flip="both", rotate=90))
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(flip="both", rotate=90),
+        AugmentConfig(p_rotate=0.5, p_elastic=0.5, appearance=AppearanceConfig(p_noise=0.5), foreground=0.5),
+    ],
+)
+def test_parts_make_up_the_whole_batch_augmentation_included(parts: int, augment: AugmentConfig) -> None:
+    source = batches(augment)
     whole, cut = source(3, 0, 1), [source(3, part, parts) for part in range(parts)]
     joined = Batch(
         torch.cat([part.images for part in cut]),
@@ -150,3 +157,70 @@ def test_a_grid_that_does_not_divide_the_image_is_refused() -> None:
     cropping = replace(whole, augment=PLAIN.model_copy(update={"crop": 0.5}))
     with pytest.raises(UserError, match="80 px are not a multiple of the student's 3 cells"):
         crop_batch(whole(0, 0, 1), cropping, 0, slice(0, 2), grid=3)
+
+
+def test_grey_values_change_for_the_view_alone_and_nothing_else_does() -> None:
+    """The teacher answers for ``images``: the student sees its strong view, the answer is that of the weak one."""
+    strong = AppearanceConfig(p_noise=1.0, p_gamma=1.0)
+    for light in (0.0, 1.0):
+        weak = AugmentConfig(photometric=light)
+        before, after = batches(weak)(2, 0, 1), batches(weak.model_copy(update={"appearance": strong}))(2, 0, 1)
+        assert torch.equal(after.images, before.images)
+        assert after.masks is not None
+        assert before.masks is not None
+        assert torch.equal(after.masks, before.masks)
+        assert not torch.equal(after.views, before.views)
+    again = batches(AugmentConfig(appearance=strong))(2, 0, 1)
+    assert torch.equal(again.views, after.views), "a function of seed and step"
+
+
+def test_bends_move_image_and_mask_alike() -> None:
+    """The image's red is 1 where its mask is."""
+    masks = np.zeros((COUNT, 64, 64), dtype=np.uint8)
+    masks[:, 16:48, 24:40] = 1
+    images = np.repeat(255 * masks[..., None], 3, axis=3)
+    bent = PLAIN.model_copy(update={"p_elastic": 1.0, "elastic": 0.06})
+    batch = ImageBatches(images, masks, [str(row) for row in range(COUNT)], 4, bent, seed=1)(0, 0, 1)
+    assert batch.masks is not None
+    assert ((batch.images[:, 0] > 0.5).long() != batch.masks).float().mean() < 0.01
+    straight = torch.from_numpy(masks[:4]).long()
+    assert ((batch.masks != straight).float().mean(dim=(1, 2)) > 0.002).all()
+
+
+def rare(share: float, crop: float) -> ImageBatches:
+    """One image of eight has a pixel of the second class, every one some of the first; a border is unlabelled."""
+    masks = np.zeros((8, 64, 64), dtype=np.uint8)
+    masks[:, 4:20, 4:20] = 1
+    masks[5, 50, 60] = 2
+    masks[:, -1] = UNLABELLED
+    images = np.repeat(masks[..., None], 3, axis=3)
+    augment = PLAIN.model_copy(update={"foreground": share, "crop": crop})
+    return ImageBatches(images, masks, [f"image{row}" for row in range(8)], 4, augment, seed=2)
+
+
+def test_rare_classes_are_drawn_by_turns() -> None:
+    names = [name for step in range(40) for name in rare(0.5, 0.0)(step, 0, 1).names]
+    usual = [name for step in range(40) for name in rare(0.0, 0.0)(step, 0, 1).names]
+    assert usual.count("image5") == 20
+    assert names.count("image5") == pytest.approx(40 + 80 / 8 + 40 / 8, abs=3), "its class, the usual turn, the first"
+
+
+def test_crops_of_images_that_are_drawn_for_a_class_show_it() -> None:
+    source, shown, whole = rare(0.5, 0.75), [], 0
+    for step in range(24):
+        batch = source(step, 0, 1)
+        assert batch.masks is not None
+        _, wanted = source._order(step)
+        assert wanted is not None
+        assert wanted.count_nonzero() == 2
+        shown += [bool((mask == number).any()) for mask, number in zip(batch.masks, wanted) if number]
+        whole += batch.masks.shape[-1] == 64
+        assert torch.equal((batch.images[:, 0] * 255).round().long(), batch.masks)
+        assert torch.equal(torch.cat([source(step, part, 2).images for part in range(2)]), batch.images)
+    assert all(shown)
+    assert whole < 20, "most of them were crops"
+
+
+def test_unlabelled_pixels_are_no_class_to_draw_for() -> None:
+    wanted = [rare(1.0, 0.0)._order(step)[1] for step in range(9)]
+    assert {number for one in wanted if one is not None for number in one.tolist()} == {1, 2}

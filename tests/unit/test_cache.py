@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tskd.data.prepared import DATASET, IMAGES, RECORDS, Prepared
@@ -22,7 +23,7 @@ from tskd.engine import Runtime, open_runtime
 from tskd.errors import RunFailed
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
-from tskd.recipe.schema import AugmentConfig, DistillConfig, EngineConfig
+from tskd.recipe.schema import AppearanceConfig, AugmentConfig, DistillConfig, EngineConfig
 from tskd.seeding import numpy_generator
 from tskd.stages import cache, stored_answers
 from tskd.stages.cache import build_cache, plan_cache
@@ -90,21 +91,27 @@ def batches(folder: Path, transfer: TransferSet, augment: AugmentConfig, flip: t
 
 
 @pytest.mark.parametrize(
-    ("rotate", "flip", "crop"),
+    ("rotate", "flip", "crop", "often"),
     [
-        (15.0, (False, False), 0.0),
-        (15.0, (True, False), 0.0),
-        (15.0, (True, True), 0.0),
-        (180.0, (True, True), 0.0),
-        (180.0, (True, True), 0.5),
-        (90.0, (False, False), 0.0),
+        (15.0, (False, False), 0.0, {}),
+        (15.0, (True, False), 0.0, {}),
+        (15.0, (True, True), 0.0, {}),
+        (180.0, (True, True), 0.0, {}),
+        (180.0, (True, True), 0.5, {}),
+        (90.0, (False, False), 0.0, {}),
+        (180.0, (True, False), 0.5, {"p_rotate": 0.5, "p_elastic": 0.5, "elastic": 0.06}),
     ],
 )
 def test_stored_answers_are_those_the_teacher_gives_for_the_batch(
-    transfer: TransferSet, tmp_path: Path, rotate: float, flip: tuple[bool, bool], crop: float
+    transfer: TransferSet,
+    tmp_path: Path,
+    rotate: float,
+    flip: tuple[bool, bool],
+    crop: float,
+    often: dict[str, float],
 ) -> None:
     """The teacher turns with its input, so any symmetry applied to the image but not to its answer would show."""
-    teacher, augment = Equivariant(), AugmentConfig(rotate=rotate, crop=crop)
+    teacher, augment = Equivariant(), AugmentConfig(rotate=rotate, crop=crop, **often)
     reader = batches(built(teacher, transfer, tmp_path / "cache", augment), transfer, augment, flip)
     sides = set()
     for step in range(6):
@@ -150,6 +157,32 @@ def test_a_batch_is_a_function_of_seed_and_step_and_cuts_into_parts(transfer: Tr
     assert whole.names != other.names
     assert torch.equal(whole.views, torch.cat([part.views for part in parts]))
     assert torch.equal(stored(whole).logits, torch.cat([stored(part).logits for part in parts]))
+
+
+def test_stored_views_are_bent_and_turned_as_often_as_the_settings_say(transfer: TransferSet, tmp_path: Path) -> None:
+    """View 0 is the image itself; with no turns allowed but by ``p_rotate`` 0 no quarter turn is left."""
+    often = {"rotate": 180.0, "p_rotate": 0.0, "scale": 0.0, "shift": 0.0, "p_elastic": 1.0}
+    augment = AugmentConfig(**often, photometric=0)
+    folder = built(Equivariant(), transfer, tmp_path / "cache", augment)
+    points = torch.cat([load_file(path)[stored_answers.BENDS] for path in sorted(folder.glob("*.safetensors"))])
+    bent = points.abs().amax(dim=(2, 3, 4)) > 0
+    assert not bent[:, 0].any()
+    assert bent[:, 1:].all()
+    reader = batches(folder, transfer, augment, (True, False))
+    assert {element for step in range(9) for element in reader._elements(step).tolist()} == {0, 4}
+    half = batches(folder, transfer, augment.model_copy(update={"p_rotate": 0.5}), (False, False))
+    turned = np.concatenate([half._elements(step) for step in range(60)]) > 0
+    assert turned.mean() == pytest.approx(0.5 * 0.75, abs=0.06), "three of four turns are turns"
+
+
+def test_grey_values_change_for_the_student_and_the_stored_answer_stays(transfer: TransferSet, tmp_path: Path) -> None:
+    weak = AugmentConfig()
+    folder = built(Equivariant(), transfer, tmp_path / "cache", weak)
+    strong = weak.model_copy(update={"appearance": AppearanceConfig(p_gamma=1.0)})
+    before, after = (batches(folder, transfer, augment, (True, False))(1, 0, 1) for augment in (weak, strong))
+    assert torch.equal(before.images, after.images)
+    assert torch.equal(stored(before).logits, stored(after).logits)
+    assert not torch.equal(before.views, after.views)
 
 
 def test_finished_shards_survive_a_kill_and_the_result_is_the_same(

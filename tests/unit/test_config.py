@@ -3,13 +3,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tskd.errors import UserError
 from tskd.recipe.files import parse_yaml
-from tskd.recipe.schema import Recipe, build_recipe, load_recipe
+from tskd.recipe.schema import (
+    NAMING,
+    AppearanceConfig,
+    AugmentConfig,
+    FinetuneConfig,
+    Recipe,
+    build_recipe,
+    load_recipe,
+)
 
 
 def recipe_file(folder: Path, text: str) -> Path:
@@ -183,3 +192,56 @@ def test_old_and_new_names_change_one_setting(tmp_path: Path) -> None:
         path = recipe_file(tmp_path, f"{written}: [scratch]\n")
         assert load_recipe(path, [f"{changed}=[mae]"]).baselines == ("mae",)
     assert Recipe(rivals=("scratch",)).baselines == ("scratch",)  # type: ignore[call-arg]
+
+
+def test_augmentation_by_name_is_written_out_in_the_recipe(tmp_path: Path) -> None:
+    """What is made of the recipe states every value, so it means the same when the preset changes."""
+    recipe = load_recipe(None, ["finetune.augment=nnunet", "control.augment=light"])
+    strong = recipe.finetune.augment
+    assert (strong.rotate, strong.p_rotate, strong.scale, strong.p_scale, strong.photometric) == (180, 0.2, 0.4, 0.2, 0)
+    assert strong.appearance == AppearanceConfig()
+    assert recipe.control.augment == AugmentConfig()
+    written = recipe_file(tmp_path, yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert load_recipe(written, []) == recipe
+    changed = load_recipe(written, ["finetune.augment.flip=both", "finetune.augment.appearance.p_blur=0"])
+    assert changed.finetune.augment == strong.model_copy(
+        update={"flip": "both", "appearance": AppearanceConfig(p_blur=0)}
+    )
+
+
+def test_nnunets_changes_of_grey_values_can_be_switched_on_alone() -> None:
+    recipe = load_recipe(None, ["teacher.augment.appearance={}", "distill.augment.appearance.p_noise=0.5"])
+    assert recipe.teacher.augment == AugmentConfig(appearance=AppearanceConfig())
+    assert recipe.distill.augment.appearance == AppearanceConfig(p_noise=0.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("finetune.augment=strong", "choose one of light, nnunet"),
+        ("finetune.augment.elastic=0.07", "0.06"),
+        ("finetune.augment.p_rotate=1.5", "1"),
+        ("finetune.augment.appearance.blur=[1, 0.5]", "smaller value first"),
+        ("finetune.augment.appearance.blur=[1, 9]", "at most 4"),
+        ("finetune.augment.appearance.gamma=[1.2, 1.5]", "1, which changes nothing"),
+        ("finetune.augment.appearance.low_resolution=[0.01, 1]", "between 0.1 and 1"),
+        ("finetune.augment.appearance.low_resolution=[0.5, 2]", "between 0.1 and 1"),
+        ("finetune.augment.appearance.p_blurr=1", "p_blur"),
+        ("distill.augment.foreground=0.33", "transfer images have no labels"),
+    ],
+)
+def test_augmentation_that_cannot_be_is_refused(override: str, said: str) -> None:
+    message = refusal(override)
+    assert override.partition(".augment")[0] in message
+    assert said in message
+
+
+def test_keys_that_came_later_are_in_no_name_at_their_default() -> None:
+    """Artifacts of before are found again; a key that is used is in the name, its default value or not."""
+    before = {"flip": "auto", "rotate": 15.0, "scale": 0.15, "shift": 0.08, "crop": 0.0, "photometric": 1.0}
+    assert AugmentConfig().model_dump(context=NAMING) == before
+    assert FinetuneConfig().model_dump(context=NAMING)["augment"] == before
+    assert Recipe().model_dump(mode="json", context=NAMING)["distill"]["augment"] == before
+    used = AugmentConfig(foreground=0.33, appearance=AppearanceConfig()).model_dump(context=NAMING)
+    assert used == {**before, "foreground": 0.33, "appearance": AppearanceConfig().model_dump()}
+    assert AugmentConfig().model_dump().keys() == AugmentConfig.model_fields.keys(), "a recipe states all of them"

@@ -11,7 +11,7 @@ import yaml
 from tskd.comparison.grid import load_grid
 from tskd.data.layouts import LAYOUTS
 from tskd.experiment.budget import BUDGET_RULE
-from tskd.recipe.schema import Recipe
+from tskd.recipe.schema import AugmentConfig, Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -24,6 +24,11 @@ def page(name: str) -> str:
 def test_the_recipes_reference_has_every_key_with_its_default() -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", page("reference/recipe.md"), flags=re.S)
     assert yaml.safe_load(block) == Recipe().model_dump(mode="json")
+
+
+def test_the_recipes_reference_shows_what_the_preset_of_augmentation_stands_for() -> None:
+    (block,) = re.findall(r"```\n(augment:.*?)```", page("reference/recipe.md"), flags=re.S)
+    assert yaml.safe_load(block)["augment"] == AugmentConfig.model_validate("nnunet").model_dump(mode="json")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)

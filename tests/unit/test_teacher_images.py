@@ -167,7 +167,7 @@ def test_rows_and_masks_are_those_of_the_student_read_anew(
 def test_the_teacher_is_shown_online_what_the_student_is_shown(
     prepared: Prepared, sharp: Prepared, rotate: float, flip: tuple[bool, bool], crop: float
 ) -> None:
-    augment = AugmentConfig(rotate=rotate, scale=0.15, shift=0.08, crop=crop)
+    augment = AugmentConfig(rotate=rotate, scale=0.15, shift=0.08, crop=crop, p_elastic=0.5, elastic=0.03)
     batches = ImageBatches(
         prepared.images[:3], None, prepared.names(range(3)), 3, augment, seed=4, flip=flip, teacher_images=sharp.images
     )
@@ -196,7 +196,7 @@ def test_stored_answers_lie_where_the_students_pixels_lie(
     flip: tuple[bool, bool],
     crop: float,
 ) -> None:
-    teacher, augment = Seeing(), AugmentConfig(rotate=rotate, crop=crop)
+    teacher, augment = Seeing(), AugmentConfig(rotate=rotate, crop=crop, p_elastic=0.5, elastic=0.03)
     stored_in(tmp_path, teacher, TransferSet(listed, sharp), augment)
     assert teacher.seen == {TEACHER}
     reader = CachedBatches(tmp_path, TransferSet(listed, prepared), 4, augment, seed=9, flip=flip)

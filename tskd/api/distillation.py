@@ -24,7 +24,7 @@ from tskd.engine.batches import allowed_flips, to_images
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
 from tskd.models.registry import load_model
-from tskd.recipe.schema import DistillConfig, EngineConfig, FinetuneConfig, build_section
+from tskd.recipe.schema import NAMING, DistillConfig, EngineConfig, FinetuneConfig, build_section
 from tskd.seeding import derive
 from tskd.stages import distill as stage
 from tskd.stages.label_training import label_step, labelled_batches, validation
@@ -206,8 +206,8 @@ class _Work:
         """Say in the folder what is trained there; UserError where it holds another training's state."""
         shapes = {name: list(one.shape) for name, one in self.student.network.state_dict().items()}
         identity = {
-            "distill": self.config.model_dump(mode="json"),
-            "finetune": self.then.model_dump(mode="json") if self.material.labelled else None,
+            "distill": self.config.model_dump(mode="json", context=NAMING),
+            "finetune": self.then.model_dump(mode="json", context=NAMING) if self.material.labelled else None,
             "seed": self.seed,
             "images": list(self.material.images.shape),
             "classes": list(self.classes),

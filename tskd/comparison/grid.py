@@ -20,7 +20,7 @@ from tskd.errors import UserError
 from tskd.experiment.methods import check_names
 from tskd.recipe.explanations import shown
 from tskd.recipe.files import Change, as_change, current_key, read_settings, read_yaml, set_key
-from tskd.recipe.schema import PHANTOMS, EngineConfig, Recipe, Section, build_recipe, build_section
+from tskd.recipe.schema import NAMING, PHANTOMS, EngineConfig, Recipe, Section, build_recipe, build_section
 from tskd.report.comparison.files import DATASET, METHOD, REPLICATE_KEYS, RESULT_COLUMNS, STATISTICS_COLUMNS
 
 Scalar = str | int | float | bool | None
@@ -267,7 +267,7 @@ def _build_run(base: Mapping[str, Any], point: Mapping[str, Scalar], settings: S
     check_names(recipe)
     if recipe.engine.devices * recipe.engine.num_nodes > 1:
         raise UserError("engine.devices, engine.num_nodes: a run of a comparison has one device. Leave them at 1")
-    identity = recipe.model_dump(mode="json", exclude={"engine": set(MACHINE_SETTINGS)})
+    identity = recipe.model_dump(mode="json", exclude={"engine": set(MACHINE_SETTINGS)}, context=NAMING)
     name = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:10]
     return GridRun(f"{recipe.method}-{name}", {METHOD: recipe.method, **point}, recipe)
 

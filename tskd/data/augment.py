@@ -23,6 +23,27 @@ class GeometryRange:
     """Largest relative change of size."""
     shift: float = 0.08
     """Share of the side."""
+    p_rotate: float = 1.0
+    """Share of the images that are turned, and below of those that change their size or are bent."""
+    p_scale: float = 1.0
+    p_elastic: float = 0.0
+    elastic: float = 0.0
+    """Largest displacement of a control point as a share of the side."""
+
+
+CELLS = 4
+"""Along a side, between the control points of a bend."""
+
+
+class Bends(NamedTuple):
+    """Smooth displacements: cubic B-splines over a coarse grid of control points, the same on a plane of any size."""
+
+    points: Tensor
+    """(B, 2, CELLS + 3, CELLS + 3) displacements along x and y, in coordinates of [-1, 1]."""
+    centres: Tensor
+    """(B, 2) of the part of the image that is seen, (x, y)."""
+    span: float = 1.0
+    """Its side, as a share of the image's."""
 
 
 class Photometry(NamedTuple):
@@ -46,6 +67,9 @@ def draw_geometry(count: int, limits: GeometryRange, generator: torch.Generator)
     signed = 2 * uniform - 1
     angle = signed[:, 0] * math.radians(limits.rotate)
     size = torch.exp(signed[:, 1] * math.log1p(limits.scale))
+    if min(limits.p_rotate, limits.p_scale) < 1:  # else no number is drawn more than there used to be
+        happens = torch.rand(count, 2, generator=generator) < torch.tensor([limits.p_rotate, limits.p_scale])
+        angle, size = angle * happens[:, 0], torch.where(happens[:, 1], size, 1.0)
     mirror_x = torch.where((uniform[:, 2] < 0.5) & limits.flip_horizontal, -1.0, 1.0)
     mirror_y = torch.where((uniform[:, 3] < 0.5) & limits.flip_vertical, -1.0, 1.0)
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
@@ -55,6 +79,19 @@ def draw_geometry(count: int, limits: GeometryRange, generator: torch.Generator)
         torch.stack([sin * mirror_x, cos * mirror_y, shift[:, 1]], dim=1),
     )
     return torch.stack(rows, dim=1)
+
+
+def draw_bends(count: int, limits: GeometryRange, generator: torch.Generator) -> Bends | None:
+    """Return the bends of ``count`` images, none for most of them where ``p_elastic`` is small; None: none for all.
+
+    Source: Rueckert et al. 1999 (free-form deformations). A spline's slope is at most the difference of neighbouring
+    points over their distance, so nothing folds below a displacement of 1 / (4 x CELLS) of the side.
+    """
+    if limits.p_elastic == 0 or limits.elastic == 0:
+        return None
+    happens = torch.rand(count, generator=generator) < limits.p_elastic
+    signed = 2 * torch.rand(count, 2, CELLS + 3, CELLS + 3, generator=generator) - 1
+    return Bends(2 * limits.elastic * signed * happens[:, None, None, None], torch.zeros(count, 2))
 
 
 def draw_crops(count: int, grid: int, largest: float, generator: torch.Generator) -> tuple[int, Tensor]:
@@ -83,6 +120,30 @@ def crop_maps(maps: Tensor, side: int, corners: Tensor, grid: int) -> Tensor:
     return torch.cat([linear * (side / grid), shift], dim=-1)
 
 
+def crop_bends(bends: Bends | None, side: int, corners: Tensor, grid: int) -> Bends | None:
+    """Return the bends of whole images as their crops see them: what :func:`crop_maps` is to maps."""
+    if bends is None:
+        return None
+    return bends._replace(centres=((2 * corners.flip(-1) + side) / grid - 1).to(bends.points), span=side / grid)
+
+
+def hold_foreground(corners: Tensor, side: int, masks: Tensor, wanted: Tensor, uniform: Tensor, grid: int) -> Tensor:
+    """Return the top left cells (B, 2) of crops that hold a pixel of the class ``wanted`` (B,) where that is not 0.
+
+    The pixel is any of those of the mask (B, S, S), and any place of the crop that shows it is as likely: ``uniform``
+    (B, 3) in [0, 1) says which. Where the mask does not hold the class (it was moved out of sight) the crop stays.
+    """
+    cell = masks.shape[-1] // grid
+    chosen = corners.clone()
+    for row in torch.nonzero(wanted).flatten().tolist():
+        places = torch.nonzero(masks[row] == wanted[row])
+        if len(places):
+            seen = places[int(uniform[row, 0] * len(places))] // cell
+            low, high = (seen - side + 1).clamp(min=0), seen.clamp(max=grid - side)
+            chosen[row] = low + (uniform[row, 1:] * (high - low + 1)).long()
+    return chosen
+
+
 def draw_resized_crops(count: int, smallest: float, flip: tuple[bool, bool], generator: torch.Generator) -> Tensor:
     """Return (count, 2, 3) maps of crops that fill the image: area ``smallest`` to 1 of it, sides up to 4 to 3.
 
@@ -101,32 +162,45 @@ def draw_resized_crops(count: int, smallest: float, flip: tuple[bool, bool], gen
     return maps
 
 
-def move_images(images: Tensor, maps: Tensor, side: int | None = None) -> Tensor:
-    """Return (B, C, H, W) images resampled bilinearly along the maps; outside of the old image is black.
+def move_images(images: Tensor, maps: Tensor, side: int | None = None, bends: Bends | None = None) -> Tensor:
+    """Return (B, C, H, W) images resampled bilinearly along maps and bends; outside of the old image is black.
 
     ``side`` is that of the new images; None: as they are.
     """
     size = images.shape[-2:] if side is None else torch.Size((side, side))
-    grid = _sampling_grid(maps.to(images.device), size)
+    grid = _sampling_grid(maps.to(images.device), size, bends)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def move_masks(masks: Tensor, maps: Tensor) -> Tensor:
-    """Return (B, H, W) class indices moved along the maps by nearest neighbour; outside is background."""
+def move_masks(masks: Tensor, maps: Tensor, bends: Bends | None = None) -> Tensor:
+    """Return (B, H, W) class indices moved along maps and bends by nearest neighbour; outside is background."""
     planes = masks[:, None].float()
-    grid = _sampling_grid(maps.to(masks.device), masks.shape[-2:])
+    grid = _sampling_grid(maps.to(masks.device), masks.shape[-2:], bends)
     moved = F.grid_sample(planes, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return moved[:, 0].round().to(masks.dtype)
 
 
-def _sampling_grid(maps: Tensor, size: torch.Size) -> Tensor:
+def _sampling_grid(maps: Tensor, size: torch.Size, bends: Bends | None = None) -> Tensor:
     """Return where each new pixel lies in the old image, (B, H, W, 2); ``F.affine_grid`` takes ten times as long."""
     height, width = (torch.linspace(1 / side - 1, 1 - 1 / side, side, device=maps.device) for side in size)
     grid = maps.new_empty(len(maps), *size, 2)
     for axis in range(2):
         along_x, along_y, shift = maps[:, axis, :, None].unbind(1)
         torch.add((along_x * width)[:, None, :], (along_y * height + shift)[:, :, None], out=grid[..., axis])
+    if bends is not None:
+        bent = torch.nonzero(bends.points.flatten(1).any(dim=1)).flatten()  # mostly few of them
+        bends = Bends(bends.points[bent].to(grid), bends.centres[bent].to(grid), bends.span)
+        across, down = (_spline_weights(bends, axis, line) for axis, line in enumerate((width, height)))
+        grid[bent] += (down[:, None] @ bends.points @ across[:, None].mT).permute(0, 2, 3, 1)
     return grid
+
+
+def _spline_weights(bends: Bends, axis: int, line: Tensor) -> Tensor:
+    """Return (B, len(line), CELLS + 3) weights of the control points at the places of a line through what is seen."""
+    places = bends.centres[:, axis, None] + bends.span * line
+    distance = ((places + 1) * (CELLS / 2))[..., None] - torch.arange(-1, CELLS + 2, device=line.device)
+    far = distance.abs_()
+    return torch.where(far < 1, 2 / 3 - far**2 + far**3 / 2, (2 - far).clamp_(min=0) ** 3 / 6)
 
 
 def draw_photometry(shape: torch.Size, strength: float, generator: torch.Generator) -> Photometry:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from tskd.errors import UserError
 from tskd.recipe.explanations import describe_mistake
@@ -15,6 +25,8 @@ from tskd.recipe.files import Change, as_change, current_settings, read_settings
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+"""Smallest and largest value."""
 Pixels = Literal["auto", "imagenet", "half", "clip", "unit", "minmax"]
 Flip = Literal["auto", "none", "horizontal", "both"]
 PrecisionName = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -26,10 +38,25 @@ OFFLINE = "offline"
 """``weights`` that stand for the ImageNet weights of EfficientNet-Lite0 in the package of the extra ``offline``."""
 
 
+NAMING = "naming"
+"""Context of ``model_dump`` where what is made from the settings gets its name from them."""
+
+
 class Section(BaseModel):
     """A part of the recipe: frozen, and it refuses keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    later_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys that are in no name at their default: they came after artifacts that their default would make again."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_keys(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if info.context != NAMING or not self.later_keys:
+            return values
+        fields = type(self).model_fields
+        unused = {key for key in self.later_keys if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in values.items() if key not in unused}
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -46,22 +73,110 @@ class PhantomConfig(Section):
     size: Annotated[int, Field(ge=1, le=4096)] = 128
 
 
-class AugmentConfig(Section):
-    """Random changes of the training images; geometric ones move image and mask alike."""
+class AppearanceConfig(Section):
+    """Changes of grey values as nnU-Net makes them; each befalls an image by itself with its probability ``p_...``.
 
+    The defaults are nnU-Net's (Isensee et al. 2021, trainer of version 2.8), but for what its z-scores allow and images
+    in [0, 1] do not: brightness multiplies these values, one draw holds for all three colours, so that grey stays grey,
+    and what leaves [0, 1] is cut off.
+    """
+
+    p_noise: Share = 0.1
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Largest standard deviation of Gaussian noise, in standard deviations of the image."""
+    p_blur: Share = 0.2
+    blur: Range = (0.5, 1.0)
+    """Standard deviation of a Gaussian blur in pixels."""
+    p_brightness: Share = 0.15
+    brightness: Range = (0.75, 1.25)
+    """Factor of all values: as often below 1 as above, like that of contrast and the exponent."""
+    p_contrast: Share = 0.15
+    contrast: Range = (0.75, 1.25)
+    """Factor of the distance to the mean; values stay between the image's darkest and brightest."""
+    p_low_resolution: Share = 0.25
+    low_resolution: Range = (0.5, 1.0)
+    """Share of the side to which the image is reduced before it is enlarged again."""
+    p_gamma: Share = 0.3
+    p_gamma_inverted: Share = 0.1
+    """Of the exponent on the negative."""
+    gamma: Range = (0.7, 1.5)
+    """Exponent of the values between the darkest and the brightest; mean and deviation stay."""
+
+    @model_validator(mode="after")
+    def _ranges_that_can_be_drawn(self) -> Self:
+        for key in ("blur", "brightness", "contrast", "low_resolution", "gamma"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key} is [{low:g}, {high:g}]: give the smaller value first")
+        for key in ("brightness", "contrast", "gamma"):
+            low, high = getattr(self, key)
+            if not low <= 1 <= high:
+                raise ValueError(f"{key} is [{low:g}, {high:g}]: 1, which changes nothing, has to be in it")
+        if self.blur[1] > LARGEST_BLUR:
+            raise ValueError(f"blur goes up to {self.blur[1]:g} pixels: give at most {LARGEST_BLUR:g}")
+        if self.low_resolution[1] > 1 or self.low_resolution[0] < 0.1:
+            raise ValueError("low_resolution has to lie between 0.1 and 1: it is the share of the side that is left")
+        return self
+
+
+class AugmentConfig(Section):
+    """Random changes of the training images; geometric ones move image and mask alike.
+
+    What lies outside of the old image is black, and background in the mask. Instead of the section one of the names
+    ``light`` (the defaults) and ``nnunet`` (nnU-Net's probabilities and ranges in 2-D) may stand.
+    """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset(
+        {"p_rotate", "p_scale", "p_elastic", "elastic", "appearance", "foreground"}
+    )
     flip: Flip = "auto"
     """auto: horizontal, but none where a class name says left or right."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 15.0
     """Degrees to either side."""
+    p_rotate: Share = 1.0
+    """Share of the images that are turned."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.15
     """Largest relative change of size."""
+    p_scale: Share = 1.0
+    """Share of the images whose size is changed."""
     shift: Share = 0.08
     """Largest shift as a share of the side."""
+    elastic: Annotated[float, Field(ge=0, le=0.06)] = 0.04
+    """Largest displacement of the points by which images are bent, as a share of the side; at 0.06 nothing folds."""
+    p_elastic: Share = 0.0
+    """Share of the images that are bent."""
     crop: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Largest part of the side that a crop cuts off, in whole cells of 16 px (with stored teacher answers: of the
     student's feature grid); one size a batch, one place an image."""
+    foreground: Share = 0.0
+    """Share of the images of a labelled batch that are drawn because they show a class, the classes by turns, however
+    rare; their crops (``crop``) hold a pixel of it. For small or rare structures; nnU-Net takes 0.33."""
     photometric: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Strength of brightness, contrast, gamma, colour, blur and noise; 0 switches them off."""
+    """Strength of brightness, contrast, gamma, colour, blur and noise; 0 switches them off. As with ``appearance`` the
+    student sees them and the teacher that it is distilled from does not."""
+    appearance: AppearanceConfig | None = None
+    """nnU-Net's changes of grey values, after those of ``photometric``; null: none, {}: as nnU-Net makes them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        """A preset's name stands for its values, so that what is made of the recipe states all of them."""
+        if not isinstance(value, str):
+            return value
+        if value not in AUGMENT_PRESETS:
+            raise ValueError(f"choose one of {', '.join(AUGMENT_PRESETS)}, or give the keys of the section")
+        return AUGMENT_PRESETS[value]
+
+
+LARGEST_BLUR = 4.0
+"""Pixels: images of 32 px are padded by four times as much."""
+AUGMENT_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "light": {},
+    "nnunet": {
+        "rotate": 180.0, "p_rotate": 0.2, "scale": 0.4, "p_scale": 0.2, "shift": 0.0, "photometric": 0.0,
+        "appearance": {},
+    },
+}  # fmt: skip
 
 
 class SourceConfig(Section):
@@ -140,6 +255,7 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """The large model that is adapted to the task on the labels."""
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"members", "mirror"})
     name: str = "auto"
     """``auto`` (what ``weights`` are; without them SAM ViT-B where it is on this machine, else the offline teacher),
     ``sam``, ``offline``, or ``timm/<backbone>``."""
@@ -218,6 +334,7 @@ class TransferConfig(Section):
 class DistillConfig(TrainConfig):
     """The student learns the teacher's features and logits on the transfer set."""
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"mix", "rounds"})
     encoder_loss: str = "mse"
     """Between features: ``mse``, ``cosine``, ``attention`` or ``relation``."""
     decoder_loss: str = "kl_dice"
@@ -246,6 +363,15 @@ class DistillConfig(TrainConfig):
     def _words_of_yaml(cls, value: object) -> object:
         """YAML reads a bare ``on`` or ``off`` as a truth value."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _no_masks_to_go_by(self) -> Self:
+        if self.augment.foreground > 0:
+            raise ValueError(
+                "augment.foreground is above 0, and transfer images have no labels: set it for teacher, finetune or "
+                "control"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> DistillConfig:

@@ -19,10 +19,7 @@ from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, require_room, write_json
 from tskd.console import progress, say
-from tskd.data.augment import (
-    draw_geometry,
-    move_images,
-)
+from tskd.data.augment import CELLS, Bends, draw_bends, draw_geometry, move_images
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
 from tskd.engine.batches import geometry_range, to_images
@@ -31,10 +28,10 @@ from tskd.losses.distance import match_grid, match_size
 from tskd.models.flops import gflops, inference_flops
 from tskd.models.projections import matching_level
 from tskd.models.registry import build_model
-from tskd.recipe.schema import AugmentConfig, DistillConfig
+from tskd.recipe.schema import NAMING, AugmentConfig, DistillConfig
 from tskd.seeding import torch_generator
 from tskd.stages.lesson import Lesson
-from tskd.stages.stored_answers import LAYOUT, STORED, TEACHER_GFLOPS, CacheLayout, _image_bytes, shard_path
+from tskd.stages.stored_answers import BENDS, LAYOUT, STORED, TEACHER_GFLOPS, CacheLayout, _image_bytes, shard_path
 from tskd.stages.workbench import Workbench
 
 VERSION = 3
@@ -63,7 +60,7 @@ def build(bench: Workbench, config: DistillConfig, lesson: Lesson) -> Artifact |
         lambda folder: store_answers(bench, config, lesson, folder),
         config={
             "views": config.views,
-            "augment": config.augment.model_dump(),
+            "augment": config.augment.model_dump(exclude={"appearance"}, context=NAMING),  # the student's alone
             "precision": bench.precision,  # the teacher answers under it
         },
         inputs=lesson.inputs,
@@ -142,6 +139,14 @@ def view_maps(images: np.ndarray, view: int, augment: AugmentConfig, seed: int) 
     return torch.stack(maps)
 
 
+def view_bends(images: np.ndarray, view: int, augment: AugmentConfig, seed: int) -> Bends | None:
+    """Return the bends of a stored view, as :func:`view_maps` its maps; None where the settings bend no image."""
+    limits = geometry_range(augment, (False, False))
+    drawn = [draw_bends(1, limits, torch_generator(seed, "view bends", image, view)) for image in images.tolist()]
+    points = [bends.points * (view > 0) for bends in drawn if bends is not None]
+    return Bends(torch.cat(points), torch.zeros(len(images), 2)) if points else None
+
+
 def _require_room(layout: CacheLayout, folder: Path) -> None:
     written = sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
     remedy = "lower distill.views, or compute online: --set distill.cache=off"
@@ -160,21 +165,28 @@ def write_shard(
     first = shard * layout.shard_images
     images = np.arange(first, min(first + layout.shard_images, layout.images))
     every_map = torch.empty(len(images), layout.views, 2, 3)
+    points = torch.zeros(len(images), layout.views, 2, CELLS + 3, CELLS + 3)
     features = torch.empty(len(images), layout.views, *layout.features, dtype=torch.float16)
     logits = torch.empty(len(images), layout.views, *layout.logits, dtype=torch.float16)
     for rows in _chunks(len(images), 8):
         pixels = to_images(transfer.images[images[rows]])
         for view in range(layout.views):
             maps = view_maps(images[rows], view, augment, layout.seed)
+            bends = view_bends(images[rows], view, augment, layout.seed)
+            if bends is not None:
+                points[rows, view] = bends.points
             with torch.no_grad(), runtime.fabric.autocast():
-                answer = teacher(move_images(pixels, maps).to(runtime.fabric.device))
+                answer = teacher(move_images(pixels, maps, bends=bends).to(runtime.fabric.device))
             features[rows, view] = (
                 match_grid(answer.features[layout.level], torch.Size(layout.features[1:])).cpu().half()
             )
             logits[rows, view] = match_size(answer.logits, torch.Size(layout.logits[1:])).cpu().half()
             every_map[rows, view] = maps
+    tensors = dict(zip(STORED, (every_map, features, logits)))
+    if augment.p_elastic > 0:
+        tensors[BENDS] = points
     partial = folder / f".shard-{shard:05d}"
-    save_file(dict(zip(STORED, (every_map, features, logits))), partial)
+    save_file(tensors, partial)
     partial.rename(shard_path(folder, shard))
 
 

@@ -41,7 +41,7 @@ def build(
         "distill",
         lambda folder: learn(bench, config, lesson, stored_in(), folder),
         config,
-        without=frozenset({"rounds"} if config.mix else {"rounds", "mix"}),  # no mixing: named as before there was any
+        without=frozenset({"rounds"}),
         inputs=lesson.inputs,
         version=VERSION,
     )

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tskd.data.augment import (
+    Bends,
     Photometry,
     apply_photometry,
     draw_photometry,
@@ -22,7 +23,7 @@ from tskd.data.augment import (
     transform_dihedral,
 )
 from tskd.data.transfer_set import TransferSet
-from tskd.engine.batches import crop_batch, to_images
+from tskd.engine.batches import change_appearance, crop_batch, to_images
 from tskd.engine.order import batch_order, part_of
 from tskd.recipe.schema import AugmentConfig
 from tskd.seeding import numpy_generator, torch_generator
@@ -33,6 +34,8 @@ TEACHER_GFLOPS = "teacher_gflops"
 """Metric of a cache and of a distillation: what the answers that a student learned cost."""
 STORED = ("maps", "features", "logits")
 """The tensors of a shard, (images, views, ...) each."""
+BENDS = "bends"
+"""Another one where views are bent: the control points."""
 QUARTER_TURN = 90.0
 
 
@@ -97,19 +100,32 @@ class CachedBatches:
         rows = part_of(indices, part, parts)
         chosen = indices[rows]
         views = numpy_generator(self.seed, "views", step).integers(layout.views, size=self.batch_size)[rows]
-        elements = numpy_generator(self.seed, "symmetry", step).choice(self.symmetries, size=self.batch_size)[rows]
-        maps, features, logits = _read_answers(self.folder, layout, chosen, views)
-        images = _turn(move_images(to_images(self.transfer.images[chosen]), maps), elements)
+        elements = self._elements(step)[rows]
+        maps, features, logits, bends = _read_answers(self.folder, layout, chosen, views)
+        images = _turn(move_images(to_images(self.transfer.images[chosen]), maps, bends=bends), elements)
         features, logits = _turn(features, elements), _turn(logits, elements)
         names = tuple(self.transfer.records[index].id for index in chosen)
         answer = SegmentationOutput((features,), logits)
-        batch = Batch(images, self._photometry(images, step, rows), None, answer, names)
+        shown = change_appearance(self._photometry(images, step, rows), self, step, rows)
+        batch = Batch(images, shown, None, answer, names)
         return crop_batch(batch, self, step, rows, grid=layout.features[-1])
 
     @property
     def symmetries(self) -> list[int]:
         """Which of the square's 8 symmetries the augmentation allows: quarter turns only where it turns that far."""
-        turns = range(4) if self.augment.rotate >= QUARTER_TURN else range(1)
+        return self._with_turns(4 if self.augment.rotate >= QUARTER_TURN else 1)
+
+    def _elements(self, step: int) -> np.ndarray:
+        """Draw a symmetry for each image of a step; quarter turns for no more images than the settings turn."""
+        generator = numpy_generator(self.seed, "symmetry", step)
+        elements = generator.choice(self.symmetries, size=self.batch_size)
+        if self.augment.p_rotate == 1:
+            return elements
+        upright = generator.choice(self._with_turns(1), size=self.batch_size)
+        return np.where(generator.random(self.batch_size) < self.augment.p_rotate, elements, upright)
+
+    def _with_turns(self, quarters: int) -> list[int]:
+        turns = range(quarters)
         horizontal = [4 + turn for turn in turns] if self.flip[0] else []
         vertical = [4 + (turn + 2) % 4 for turn in turns] if self.flip[1] else []
         both = [(turn + 2) % 4 for turn in turns] if all(self.flip) else []
@@ -125,8 +141,8 @@ class CachedBatches:
 
 def _read_answers(
     folder: Path, layout: CacheLayout, images: np.ndarray, views: np.ndarray
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return maps, features and logits of each (image, view).
+) -> tuple[Tensor, Tensor, Tensor, Bends | None]:
+    """Return maps, features, logits and, where there are some, bends of each (image, view).
 
     A shard stays mapped only while it is read: a mapping that is kept counts as this process's memory, page by page,
     until all of the cache does; opening takes a tenth of a millisecond.
@@ -135,11 +151,14 @@ def _read_answers(
     answers: dict[int, list[Tensor]] = {}
     for shard in np.unique(shards).tolist():
         with safe_open(shard_path(folder, shard), framework="pt") as file:
-            stored = [file.get_slice(name) for name in STORED]
+            bent = BENDS in file.keys()  # noqa: SIM118 - a file of safetensors is no mapping
+            stored = [file.get_slice(name) for name in (*STORED, *([BENDS] if bent else []))]
             for place in np.flatnonzero(shards == shard).tolist():
                 answers[place] = [one[int(rows[place]), int(views[place])] for one in stored]
-    maps, features, logits = (torch.stack(column) for column in zip(*(answers[place] for place in range(len(images)))))
-    return maps, features.float(), logits.float()
+    columns = zip(*(answers[place] for place in range(len(images))))
+    maps, features, logits, *points = (torch.stack(column) for column in columns)
+    bends = Bends(points[0], torch.zeros(len(images), 2)) if points else None
+    return maps, features.float(), logits.float(), bends
 
 
 @lru_cache(maxsize=4)

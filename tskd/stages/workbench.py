@@ -9,7 +9,7 @@ from typing import Any
 
 from tskd.artifacts import Artifact, Builder, Make
 from tskd.engine import Runtime
-from tskd.recipe.schema import PrecisionName, TrainConfig
+from tskd.recipe.schema import NAMING, PrecisionName, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,5 @@ class Workbench:
 
         It depends on all of its settings but those named in ``without``, and on the precision.
         """
-        settings = {**config.model_dump(exclude=set(without)), "precision": self.precision}
+        settings = {**config.model_dump(exclude=set(without), context=NAMING), "precision": self.precision}
         return self.build(stage, make, config=settings, inputs=inputs, version=version, seed=seed, together=True)
