@@ -16,6 +16,8 @@ _TITLES = {
     "teacher": "teacher (the model it learned from)",
     "rival_teacher": "another teacher",
     "control": "control (U-Net, same labels)",
+    "unet": "U-Net of nnU-Net's size, same labels",
+    "unet_imagenet": "U-Net from ImageNet weights, same labels",
 }
 
 _DISTILLED = "distilled from a teacher that was adapted to this task and then trained on labels"

@@ -32,6 +32,8 @@ from tskd.recipe.schema import (
     Recipe,
     StudentConfig,
     TeacherConfig,
+    TrainConfig,
+    UnetImagenetConfig,
 )
 from tskd.stages import (
     ablation,
@@ -52,6 +54,7 @@ from tskd.stages import (
     teacher_images,
     transfer,
     transfer_masks,
+    unets,
 )
 from tskd.stages.lesson import Guide, Lesson
 from tskd.stages.teacher import TeacherSource
@@ -289,9 +292,30 @@ class Run:
         """The U-Net's settings, as long as the student's compute allows, its description, and the data."""
         config = self.recipe.control
         description = control.describe(config, **self._sizes)
-        allowed = steps_within(self.budget.total, config.batch_size * network_flops(description))
-        config = config.model_copy(update={"steps": min(config.steps, allowed)})
+        config = config.model_copy(update={"steps": min(config.steps, self._allowed_steps(config, description))})
         return config, description, self.prepared_artifact
+
+    def _allowed_steps(self, config: TrainConfig, description: dict[str, Any]) -> int:
+        """Return how many steps of a network on the labels alone take the student's compute."""
+        return steps_within(self.budget.total, config.batch_size * network_flops(description))
+
+    @cached_property
+    def unet(self) -> Artifact:
+        """The U-Net of nnU-Net's size that sees the labels alone."""
+        config = self.recipe.unet
+        description = unets.describe_unet(config, **self._sizes)
+        if config.compute == "equal":
+            config = config.model_copy(update={"steps": self._allowed_steps(config, description)})
+        return unets.build(self.bench, "unet", config, description, self.prepared_artifact)
+
+    @cached_property
+    def unet_imagenet(self) -> Artifact:
+        """The U-Net over an encoder with ImageNet weights that sees the labels alone."""
+        config = self.recipe.unet_imagenet
+        description = describe_unet_imagenet(config, **self._sizes)
+        if config.compute == "equal":
+            config = config.model_copy(update={"steps": self._allowed_steps(config, description)})
+        return unets.build(self.bench, "unet_imagenet", config, description, self.prepared_artifact)
 
     # --- scores ---
 
@@ -317,6 +341,12 @@ def describe_student(
     return {
         "kind": "timm", "arguments": arguments, "weights": weights, "classes": list(classes), "image_size": image_size,
     }  # fmt: skip
+
+
+def describe_unet_imagenet(config: UnetImagenetConfig, *, classes: Sequence[str], image_size: int) -> dict[str, Any]:
+    """Return what the registry builds the U-Net over ImageNet weights from."""
+    network = StudentConfig(backbone=config.backbone, decoder="unet", weights=config.weights, pixels=config.pixels)
+    return describe_student(network, weights=config.weights, classes=classes, image_size=image_size)
 
 
 def _expected_by(student: StudentConfig) -> dict[str, Any]:

@@ -1,5 +1,8 @@
-"""From encoder features to logits. Norms are group norms, which mean the same at batch size 1 and in every process, but for
-the U-Net's, which are batch norms as in the networks it is compared with."""
+"""From encoder features to logits.
+
+Norms are group norms, which mean the same at batch size 1 and in every process; the U-Net's are batch norms, as in the
+networks that it is compared with.
+"""
 
 from __future__ import annotations
 
@@ -128,9 +131,8 @@ class PyramidDecoder(nn.Module):
 class UNetDecoder(nn.Module):
     """The expanding half of a U-Net (Ronneberger et al. 2015) over an encoder of several scales, logits at full size.
 
-    From the deepest features up: enlarge to the next finer ones, join them, two convolutions; below the finest, double
-    until the image's size. Blocks, widths and start are those of ``Unet`` in segmentation-models-pytorch 0.6, and so
-    are the answers.
+    From the deepest features up: enlarge to the next finer ones, join them, two convolutions; from the finest, double
+    until the image's size. Blocks, widths and answers are those of ``Unet`` in segmentation-models-pytorch 0.6.
     """
 
     skips = False
@@ -140,8 +142,8 @@ class UNetDecoder(nn.Module):
         super().__init__()
         if len(set(strides)) == 1:
             raise UserError(
-                "decoder unet joins features of several sizes, and this encoder, a plain transformer, gives one. Choose the "
-                "decoder detail, or another backbone."
+                "decoder unet joins features of several sizes, and this encoder, a plain transformer, gives one. "
+                "Choose the decoder detail, or another backbone."
             )
         halvings = math.ceil(math.log2(strides[0]))
         self.scales = tuple(max(strides[0] / 2**halving, 1) for halving in range(1, halvings + 1))
@@ -157,7 +159,6 @@ class UNetDecoder(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
         nn.init.xavier_uniform_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, features: Sequence[Tensor]) -> Tensor:
         """(B, 3, S, S) and features to (B, K, S, S)."""

@@ -154,6 +154,9 @@ class TeacherConfig(TrainConfig):
     gradient_checkpointing: bool = False
     """Blocks of the encoder are computed again in the backward pass instead of kept: far less memory, 40 %
     more time, the same result. For SAM and networks without batch norm."""
+    decoder: Literal["auto", "pyramid", "detail", "unet"] = "auto"
+    """As ``student.decoder``, for teachers that are not SAM; auto: ``pyramid`` for encoders of several scales, else
+    ``detail``."""
     adaptation: Literal["lora", "probe", "full"] = "lora"
     rank: Positive = 4
     alpha: Annotated[float, Field(gt=0)] | None = None
@@ -299,7 +302,8 @@ class StudentConfig(Section):
     """Side in pixels of a plain vision transformer's patches; None: the largest that cuts the image into 196 tokens or
     more (16 at 224 px, 8 at 128)."""
     decoder: str = "detail"
-    """``plain`` (as in the paper), ``detail`` (keeps structures of a few pixels) or ``pyramid`` (for convolutions)."""
+    """``plain`` (as in the paper), ``detail`` (keeps structures of a few pixels), ``pyramid`` or ``unet`` (both for
+    encoders of several scales: convolutions and hybrids; ``unet`` joins every scale up to the image's size)."""
     weights: str | None = None
     """Start of the method ``imagenet``: local file with ImageNet (or other) weights of the backbone; or ``offline``,
     the installed weights of the backbone ``tf_efficientnet_lite0``."""
@@ -335,6 +339,41 @@ class ControlConfig(TrainConfig):
     steps: Positive = 10**9
     """Upper limit; the number that the compute allows is used where it is smaller."""
     lr: Annotated[float, Field(gt=0)] = 2e-3
+
+
+class RivalUnetConfig(TrainConfig):
+    """What the strong U-Nets share, which are trained on the same labels until they converge."""
+
+    compute: Literal["own", "equal"] = "own"
+    """``own``: ``steps`` of their own; ``equal``: as many steps as the student's compute allows."""
+    augment: AugmentConfig = AugmentConfig()
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class UnetConfig(RivalUnetConfig):
+    """A U-Net of nnU-Net's size with deep supervision (method ``unet``)."""
+
+    channels: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=3, max_length=10)] | None = (
+        None
+    )
+    """Of each level; None: nnU-Net's, 32 to 512 in levels down to 4 to 7 px a side (6 levels at 128 px)."""
+    deep_supervision: bool = True
+    """Levels below the finest, the lowest two excepted, learn the labels too; weights 1, 1/2, 1/4 and so on."""
+    steps: Positive = 3000
+
+
+class UnetImagenetConfig(RivalUnetConfig):
+    """The decoder ``unet`` over a timm encoder with ImageNet weights, all layers trained (method ``unet_imagenet``)."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """Any timm backbone that gives features of several sizes."""
+    weights: str = OFFLINE
+    """Local file with the backbone's weights; or ``offline``, the installed ones of ``tf_efficientnet_lite0``."""
+    pixels: Pixels = "auto"
+    """As ``student.pixels``."""
+    encoder_lr: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Factor of the learning rate in the encoder, which starts trained."""
+    steps: Positive = 1000
 
 
 class EvaluateConfig(Section):
@@ -391,6 +430,8 @@ class Recipe(Section):
     student: StudentConfig = StudentConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     control: ControlConfig = ControlConfig()
+    unet: UnetConfig = UnetConfig()
+    unet_imagenet: UnetImagenetConfig = UnetImagenetConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     engine: EngineConfig = EngineConfig()

