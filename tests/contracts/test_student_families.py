@@ -49,9 +49,7 @@ def batch() -> Batch:
 
 
 @pytest.mark.parametrize(("backbone", "decoder"), STUDENTS)
-def test_a_student_learns_and_its_exported_file_answers_as_it_does(
-    backbone: str, decoder: str, tmp_path: Path
-) -> None:
+def test_a_student_learns_and_its_exported_file_answers_as_it_does(backbone: str, decoder: str, tmp_path: Path) -> None:
     model = build(backbone, decoder).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []

@@ -39,9 +39,7 @@ class Student(nn.Module):
         self.decoder.blocks = nn.ModuleList([nn.Linear(3, 3)])
 
 
-def rates_and_decays(
-    module: nn.Module, layer_decay: float, encoder_lr: float = 1.0
-) -> dict[str, tuple[float, float]]:
+def rates_and_decays(module: nn.Module, layer_decay: float, encoder_lr: float = 1.0) -> dict[str, tuple[float, float]]:
     groups = parameter_groups(module, lr=1.0, weight_decay=0.1, layer_decay=layer_decay, encoder_lr=encoder_lr)
     names = {id(p): name for name, p in module.named_parameters()}
     assert all(group["lr"] == group["base_lr"] for group in groups)
