@@ -48,6 +48,7 @@ def batch() -> Batch:
     return Batch(views, views, masks)
 
 
+@pytest.mark.slow  # the exporter takes up to ten seconds a network
 @pytest.mark.parametrize(("backbone", "decoder"), STUDENTS)
 def test_a_student_learns_and_its_exported_file_answers_as_it_does(backbone: str, decoder: str, tmp_path: Path) -> None:
     model = build(backbone, decoder).train()
