@@ -17,9 +17,11 @@ from tskd.errors import UserError
 from tskd.experiment.budget import compute_of
 from tskd.experiment.methods import METHODS
 from tskd.experiment.pipeline import exported, run_stage
-from tskd.experiment.run import Run
-from tskd.models.registry import load_model
+from tskd.experiment.run import Run, describe_unet_imagenet
+from tskd.models.registry import build_model, load_model
 from tskd.recipe.schema import build_recipe
+from tskd.seeding import derive
+from tskd.stages.unets import describe_unet
 
 SIZE = 32
 SETTINGS: dict[str, Any] = {
@@ -113,6 +115,35 @@ def test_the_u_net_from_imagenet_starts_there_and_trains_all_layers(open_run: Op
     moved = {name: (trained[f"encoder.{name}"] - given[name]).norm() for name in given if name.endswith("conv1.weight")}
     assert moved.keys() >= {"layer1.0.conv1.weight", "layer4.0.conv1.weight"}
     assert all(0 < distance < 0.1 * (other[name] - given[name]).norm() for name, distance in moved.items())
+
+
+def test_the_encoders_rate_holds_for_the_encoder_of_the_u_net_alone(open_run: OpenRun) -> None:
+    usual = open_run("unet_imagenet")
+    still = usual.recipe.unet_imagenet.model_copy(update={"encoder_lr": 1e-6})
+    changed = Run(usual.recipe.model_copy(update={"unet_imagenet": still}), usual.out, usual.runtime)
+    given = load_file(Path(still.weights))["layer1.0.conv1.weight"]
+    trained, slower = (load_file(run.unet_imagenet.path / "student.safetensors") for run in (usual, changed))
+    name = "encoder.layer1.0.conv1.weight"
+    assert (slower[name] - given).norm() < 1e-3 * (trained[name] - given).norm()
+    assert not torch.equal(slower["decoder.head.weight"], build_u_net_from_imagenet(usual)["decoder.head.weight"])
+
+
+def build_u_net_from_imagenet(run: Run) -> dict[str, torch.Tensor]:
+    """Return the tensors that the training starts with."""
+    description = describe_unet_imagenet(run.recipe.unet_imagenet, classes=["lesion"], image_size=SIZE)
+    torch.manual_seed(derive(run.recipe.seed, "unet_imagenet"))
+    return build_model(description).state_dict()
+
+
+def test_the_large_u_net_learns_at_every_supervised_level(open_run: OpenRun) -> None:
+    """A head without a gradient stays as it was drawn."""
+    run = open_run("unet")
+    torch.manual_seed(derive(run.recipe.seed, "unet"))
+    start = build_model(describe_unet(run.recipe.unet, classes=["lesion"], image_size=SIZE)).state_dict()
+    trained = load_model(run.unet.path).state_dict()
+    heads = [name for name in start if "deep_supervision_heads" in name]
+    assert heads
+    assert not any(torch.equal(trained[name], start[name]) for name in heads)
 
 
 def test_scratch_with_the_total_compute_has_what_distillation_has_spent_on_student_and_teacher(

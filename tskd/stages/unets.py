@@ -38,7 +38,7 @@ def build(
         return train_on_labels(
             config, {**description, "weights": None}, model, training_labels(prepared), prepared, folder,
             seed=bench.seed, runtime=bench.runtime, label=stage, augment=config.augment,
-            encoder_lr=getattr(config, "encoder_lr", 1.0),
+            encoder_lr=config.encoder_lr if isinstance(config, UnetImagenetConfig) else 1.0,
             step=deep_label_step if description["arguments"].get("supervised") else label_step,
         )  # fmt: skip
 
