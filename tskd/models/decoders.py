@@ -142,7 +142,7 @@ class UNetDecoder(nn.Module):
         super().__init__()
         if len(set(strides)) == 1:
             raise UserError(
-                "decoder unet joins features of several sizes, and this encoder, a plain transformer, gives one. "
+                "decoder unet joins features of several sizes, and this encoder, as a plain transformer, gives one. "
                 "Choose the decoder detail, or another backbone."
             )
         halvings = math.ceil(math.log2(strides[0]))
