@@ -83,7 +83,7 @@ def stage(
         str,
         typer.Argument(
             help="prepare, teacher, diffusion, samples, transfer, quality, cache, distill, pretrain, finetune, "
-            "control, evaluate or export"
+            "control, unet, unet_imagenet, evaluate or export"
         ),
     ],
     recipe: RecipeFile = None,

@@ -17,9 +17,11 @@ from tskd.errors import UserError
 from tskd.experiment.budget import compute_of
 from tskd.experiment.methods import METHODS
 from tskd.experiment.pipeline import exported, run_stage
-from tskd.experiment.run import Run
-from tskd.models.registry import load_model
+from tskd.experiment.run import Run, describe_unet_imagenet
+from tskd.models.registry import build_model, load_model
 from tskd.recipe.schema import build_recipe
+from tskd.seeding import derive
+from tskd.stages.unets import describe_unet
 
 SIZE = 32
 SETTINGS: dict[str, Any] = {
@@ -31,9 +33,13 @@ SETTINGS: dict[str, Any] = {
     "finetune": {"steps": 8, "batch_size": 4},
     "self_training": {"batch_size": 4},
     "control": {"channels": [8, 16, 32], "batch_size": 8},
+    "unet": {"channels": [8, 16, 16, 16], "batch_size": 4, "steps": 3},
+    "unet_imagenet": {"backbone": "resnet10t", "batch_size": 4, "steps": 3},
     "engine": {"accelerator": "cpu"},
 }
-STUDENTS = sorted(METHODS.keys() - {"teacher", "control", "control_pseudo"})
+CONVERGED = ["unet", "unet_imagenet"]
+"""Methods with a length of their own."""
+STUDENTS = sorted(METHODS.keys() - {"teacher", "control", "control_pseudo", *CONVERGED})
 TOLERANCE = 0.03
 """Of the budget: up to a step less, and the projection that distillation trains beside so small a student (2.6 %)."""
 SELF_TAUGHT = {"agnostic_kd", "moco_v3", "consistency", "copy_paste"}
@@ -54,10 +60,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def open_run(folder: Path) -> OpenRun:
-    def open_run(method: str, distill: Mapping[str, Any] | None = None, **student: Any) -> Run:
+    def open_run(method: str, distill: Mapping[str, Any] | None = None, compute: str = "own", **student: Any) -> Run:
         student |= {"backbone": SMALL_VIT, "patch": 8, "weights": str(folder / f"{SMALL_VIT}.safetensors")}
-        teacher = {**SETTINGS["teacher"], "weights": str(folder / "resnet10t.safetensors")}
-        changed = {"student": student, "teacher": teacher, "distill": {**SETTINGS["distill"], **(distill or {})}}
+        weights = {"weights": str(folder / "resnet10t.safetensors")}
+        changed = {
+            "student": student,
+            "teacher": {**SETTINGS["teacher"], **weights},
+            "distill": {**SETTINGS["distill"], **(distill or {})},
+            "unet": {**SETTINGS["unet"], "compute": compute},
+            "unet_imagenet": {**SETTINGS["unet_imagenet"], **weights, "compute": compute},
+        }
         recipe = build_recipe({**SETTINGS, "method": method, **changed}, "test")
         return Run(recipe, folder / "out", open_runtime(recipe.engine))
 
@@ -80,12 +92,59 @@ def test_a_method_ends_with_a_segmenter_and_asks_for_a_teacher_only_if_it_says_s
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"teacher"}))
 def test_a_method_spends_the_budget_and_no_more(method: str, open_run: OpenRun) -> None:
-    run = open_run(method)
+    run = open_run(method, compute="equal")
     spent = compute_of(METHODS[method].model(run), run.bench.used.values())
     budget = run.total_compute if method == "scratch_total" else run.budget.total
     assert 1e9 * spent.student_gflops == pytest.approx(budget, rel=TOLERANCE)
     answers = METHODS[method].teacher is not None or method in SELF_TAUGHT
     assert (spent.teacher_gflops > 0) == answers
+
+
+@pytest.mark.parametrize("method", CONVERGED)
+def test_a_u_net_with_a_length_of_its_own_trains_for_it(method: str, open_run: OpenRun) -> None:
+    own, equal = open_run(method), open_run(method, compute="equal")
+    assert METHODS[method].model(own).metrics["steps"] == 3
+    assert METHODS[method].model(equal).path != METHODS[method].model(own).path
+    assert f"{method}-" in METHODS[method].model(own).path.name
+
+
+def test_the_u_net_from_imagenet_starts_there_and_trains_all_layers(open_run: OpenRun, folder: Path) -> None:
+    trained = load_file(open_run("unet_imagenet").unet_imagenet.path / "student.safetensors")
+    given = load_file(folder / "resnet10t.safetensors")
+    torch.manual_seed(1)
+    other = timm.create_model("resnet10t").state_dict()
+    moved = {name: (trained[f"encoder.{name}"] - given[name]).norm() for name in given if name.endswith("conv1.weight")}
+    assert moved.keys() >= {"layer1.0.conv1.weight", "layer4.0.conv1.weight"}
+    assert all(0 < distance < 0.1 * (other[name] - given[name]).norm() for name, distance in moved.items())
+
+
+def test_the_encoders_rate_holds_for_the_encoder_of_the_u_net_alone(open_run: OpenRun) -> None:
+    usual = open_run("unet_imagenet")
+    still = usual.recipe.unet_imagenet.model_copy(update={"encoder_lr": 1e-6})
+    changed = Run(usual.recipe.model_copy(update={"unet_imagenet": still}), usual.out, usual.runtime)
+    given = load_file(Path(still.weights))["layer1.0.conv1.weight"]
+    trained, slower = (load_file(run.unet_imagenet.path / "student.safetensors") for run in (usual, changed))
+    name = "encoder.layer1.0.conv1.weight"
+    assert (slower[name] - given).norm() < 1e-3 * (trained[name] - given).norm()
+    assert not torch.equal(slower["decoder.head.weight"], build_u_net_from_imagenet(usual)["decoder.head.weight"])
+
+
+def build_u_net_from_imagenet(run: Run) -> dict[str, torch.Tensor]:
+    """Return the tensors that the training starts with."""
+    description = describe_unet_imagenet(run.recipe.unet_imagenet, classes=["lesion"], image_size=SIZE)
+    torch.manual_seed(derive(run.recipe.seed, "unet_imagenet"))
+    return build_model(description).state_dict()
+
+
+def test_the_large_u_net_learns_at_every_supervised_level(open_run: OpenRun) -> None:
+    """A head without a gradient stays as it was drawn."""
+    run = open_run("unet")
+    torch.manual_seed(derive(run.recipe.seed, "unet"))
+    start = build_model(describe_unet(run.recipe.unet, classes=["lesion"], image_size=SIZE)).state_dict()
+    trained = load_model(run.unet.path).state_dict()
+    heads = [name for name in start if "deep_supervision_heads" in name]
+    assert heads
+    assert not any(torch.equal(trained[name], start[name]) for name in heads)
 
 
 def test_scratch_with_the_total_compute_has_what_distillation_has_spent_on_student_and_teacher(
@@ -104,13 +163,15 @@ def test_distillation_without_the_decoder_takes_more_steps_for_the_same_compute(
 
 
 @pytest.mark.slow
-def test_a_u_net_becomes_a_bundle_like_a_student(open_run: OpenRun) -> None:
-    run = open_run("control")
+@pytest.mark.parametrize("method", ["control", *CONVERGED])
+def test_a_u_net_becomes_a_bundle_like_a_student(method: str, open_run: OpenRun) -> None:
+    run = open_run(method)
     bundle = exported(run)
     assert bundle.metrics["parity"]["probability_difference_worst"] < 1e-3
     card = (bundle.path / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "A small segmentation network, trained by `tskd` (method `control`)." in card
-    rebuilt, trained = (load_model(folder).state_dict() for folder in (bundle.path, run.control.path))
+    assert f"A small segmentation network, trained by `tskd` (method `{method}`)." in card
+    trained_in = METHODS[method].model(run).path
+    rebuilt, trained = (load_model(folder).state_dict() for folder in (bundle.path, trained_in))
     assert all(torch.equal(rebuilt[name], trained[name]) for name in trained)
 
 

@@ -74,7 +74,7 @@ def test_a_start_is_what_is_fine_tuned(method: str) -> None:
     [
         ("method=taskkd", "method"),
         ("baselines=[scratch, taskkd]", "baselines"),
-        ("student.decoder=unet", "student.decoder"),
+        ("student.decoder=unetpp", "student.decoder"),
         ("distill.encoder_loss=l2", "distill.encoder_loss"),
         ("distill.decoder_loss=l2", "distill.decoder_loss"),
     ],
@@ -94,6 +94,14 @@ def test_the_default_recipe_names_things_that_exist() -> None:
 def test_weights_that_are_needed_and_not_named_are_asked_for(overrides: list[str]) -> None:
     with pytest.raises(UserError, match=r"needs student.weights: the path of a weight file of vit_tiny_patch16_224"):
         check_names(load_recipe(None, overrides))
+
+
+@pytest.mark.parametrize("who", ["method=unet_imagenet", "baselines=[unet_imagenet]"])
+def test_weights_of_the_u_net_that_are_not_there_are_named(who: str, tmp_path: Path) -> None:
+    absent = f"unet_imagenet.weights={tmp_path / 'absent.safetensors'}"
+    check_names(load_recipe(None, [absent]))
+    with pytest.raises(UserError, match=r"unet_imagenet.weights: there is no file .*absent.safetensors"):
+        check_names(load_recipe(None, [who, absent]))
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ CASES = {
         f"timm-{name}-{decoder}": description("timm", backbone=backbone, decoder=decoder)
         for name, backbone in BACKBONES.items()
         for decoder in DECODERS
+        if (name, decoder) != ("vit", "unet")  # it gives one scale: refused
     },
     "dynunet": description("dynunet", channels=[8, 16, 32]),
     "ensemble": description(
@@ -44,6 +45,7 @@ CASES = {
         ],
         flip=[True, False],
     ),
+    "dynunet-supervised": description("dynunet", channels=[8, 16, 32, 32, 32], supervised=2),
 }
 NEEDS_FILES = {"sam"}
 """Kinds that are built from a checkpoint; their contract is tested beside their parity."""
@@ -83,7 +85,9 @@ def test_logits_come_at_the_inputs_size_and_features_as_declared(described: Netw
 def test_backward_reaches_every_parameter(described: NetworkDescription) -> None:
     """A parameter without a gradient would stop training in several processes."""
     model = built(described).train()
-    model(images(2)).logits.square().mean().backward()
+    features, logits = model(images(2))
+    supervised = features[1:] if described.kind == "dynunet" else ()
+    sum((one.square().mean() for one in supervised), logits.square().mean()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
 
 
@@ -179,6 +183,25 @@ def test_weights_of_another_image_size_keep_their_positions(tmp_path: Path) -> N
     torch.testing.assert_close(found, expected)
 
 
+def test_supervised_levels_answer_while_it_trains_and_not_in_use() -> None:
+    """Finest first, each at the network's size; what is coarser is constant over more pixels."""
+    model = built(CASES["dynunet-supervised"])
+    features, logits = model.train()(images(1, 50, 77))
+    assert [plane.shape for plane in features] == [(1, len(CLASSES), SIZE, SIZE)] * 3
+    assert logits.shape == (1, len(CLASSES), 50, 77)
+    blocks = [plane.detach().unfold(2, 4, 4).unfold(3, 4, 4).flatten(4) for plane in features]
+    uneven = [float(block.std(dim=-1).max()) for block in blocks]
+    assert uneven[0] > 1e-3
+    assert uneven[1] > 1e-3
+    assert uneven[2] == pytest.approx(0, abs=1e-6)
+    assert len(model.eval()(images(1)).features) == 1
+
+
+def test_a_decoder_that_joins_scales_refuses_an_encoder_of_one() -> None:
+    with pytest.raises(UserError, match=r"decoder unet joins features of several sizes.* Choose the decoder detail"):
+        build_model(description("timm", backbone="vit_tiny_patch16_224", decoder="unet"))
+
+
 def test_the_default_student_is_small() -> None:
     student = Recipe().student
     model = build_model(
@@ -193,5 +216,5 @@ def test_an_unknown_backbone_is_refused_with_the_nearest_names() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model kind 'unet' is not known. Choose one of: dynunet, sam, timm"):
+    with pytest.raises(UserError, match=r"model kind 'unet' is not known. Choose one of: dynunet, ensemble, sam, timm"):
         build_model(description("unet"))

@@ -38,7 +38,7 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = nn.Sequential(convolution(3, 8, stride=2), convolution(8, 8, stride=2))
-        self.decoder = PlainDecoder((8,), stride=4, classes=2, width=16)
+        self.decoder = PlainDecoder((8,), strides=(4,), classes=2, width=16)
 
     def forward(self, images):
         return self.decoder(images, [self.encoder(images)])

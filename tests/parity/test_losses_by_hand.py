@@ -8,7 +8,7 @@ import torch
 from scipy.special import log_softmax, softmax
 
 from tskd.losses.distance import attention_transfer, feature_cosine, feature_mse, logit_kl, relation, soft_dice
-from tskd.losses.segmentation import label_loss
+from tskd.losses.segmentation import deep_label_loss, label_loss
 from tskd.types import UNLABELLED
 
 
@@ -50,6 +50,18 @@ def test_label_loss_of_two_pixels_on_paper() -> None:
     assert float(loss["cross_entropy"]) == pytest.approx(np.log(2))
     assert float(loss["dice_loss"]) == pytest.approx(0.2)
     assert float(loss["loss"]) == pytest.approx(0.2 * np.log(2) + 0.8 * 0.2)
+
+
+def test_deep_supervision_weighs_levels_as_nnu_net_does() -> None:
+    """Its four levels at 128 px, of 1, 1/2, 1/4 and 1/8: 8, 4, 2 and 1 fifteenths."""
+    generator = np.random.default_rng(2)
+    scales = generator.normal(size=(4, 2, 1, 6, 6))
+    masks = generator.integers(0, 2, (2, 6, 6))
+    ours = deep_label_loss([torch.from_numpy(logits) for logits in scales], torch.from_numpy(masks))
+    parts = [expected_label_loss(logits, masks) for logits in scales]
+    cross_entropy, dice = (np.dot([8, 4, 2, 1], column) / 15 for column in zip(*parts))
+    assert float(ours["cross_entropy"]) == pytest.approx(cross_entropy, rel=1e-6)
+    assert float(ours["loss"]) == pytest.approx(0.2 * cross_entropy + 0.8 * dice, rel=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

@@ -18,7 +18,7 @@ from tskd.artifacts import Artifact, Store
 from tskd.experiment.budget import compute_of, steps_within, student_budget
 from tskd.models import flops
 from tskd.models.description import NetworkDescription
-from tskd.models.flops import gflops, inference_flops, training_flops
+from tskd.models.flops import count_flops, gflops, inference_flops, training_flops
 from tskd.models.registry import build_model
 from tskd.models.sam import SamSegmenter
 from tskd.models.sam_files import sam_config, under_transformers_names
@@ -59,6 +59,20 @@ def test_frozen_layers_cost_no_gradient() -> None:
     network.norm.requires_grad_(False)
     first, second = 3 * HIDDEN * SIZE**2, HIDDEN * CLASSES * SIZE**2
     assert training_flops(network, SIZE) == 2 * (first + 2 * second)
+
+
+@pytest.mark.parametrize(("layer", "multiply_adds"), [
+    (nn.Conv2d(8, 8, 3, padding=1, groups=8), 8 * 9 * 16**2),
+    (nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4), 16 * 2 * 9 * 8**2),
+    (nn.ConvTranspose2d(8, 4, 2, stride=2), 8 * 4 * 4 * 16**2),
+    (nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8), 8 * 4 * 16**2),
+], ids=["depthwise", "grouped, strided", "transposed", "transposed, depthwise"])  # fmt: skip
+def test_each_gradient_of_a_convolution_costs_as_much_as_its_answer(layer: nn.Module, multiply_adds: int) -> None:
+    """Also where channels do not meet: as dense ones, those of MobileNets and EfficientNets counted six times."""
+    planes = torch.zeros(1, 8, 16, 16, requires_grad=True)
+    assert count_flops(lambda: layer(planes)) == 2 * multiply_adds
+    assert count_flops(lambda: layer(planes).sum().backward()) == 3 * 2 * multiply_adds
+    assert count_flops(lambda: layer(planes.detach()).sum().backward()) == 2 * 2 * multiply_adds
 
 
 def test_counting_changes_neither_network_nor_random_numbers() -> None:

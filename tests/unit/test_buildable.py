@@ -12,7 +12,8 @@ from tests.made_up import SMALL_VIT
 from tskd.errors import UserError
 from tskd.experiment.preflight import check_networks
 from tskd.models.weights import efficientnet_lite0_path
-from tskd.recipe.schema import Recipe, load_recipe
+from tskd.recipe.schema import Recipe, TeacherConfig, load_recipe
+from tskd.stages.teacher import describe_teacher
 
 
 def recipe(*overrides: str, backbone: str = SMALL_VIT) -> Recipe:
@@ -97,3 +98,35 @@ def test_a_u_net_needs_two_pixels_at_its_lowest_level(who: str) -> None:
     with pytest.raises(UserError, match=r"control\.channels: 6 levels halve data\.image_size 5 times, and 32"):
         check_networks(recipe(*given, "control.channels=[4, 4, 4, 4, 4, 4]"))
     check_networks(recipe("control.enabled=false", "control.channels=[4, 4, 4, 4, 4, 4]"))
+
+
+@pytest.mark.parametrize("who", ["method=unet", "baselines=[unet]"])
+def test_the_channels_of_the_large_u_net_are_looked_at_where_it_is_asked_for(who: str) -> None:
+    check_networks(recipe(who))
+    check_networks(recipe("unet.channels=[4, 4, 4, 4, 4, 4]"))
+    with pytest.raises(UserError, match=r"unet\.channels: 6 levels halve data\.image_size 5 times, and 32"):
+        check_networks(recipe(who, "unet.channels=[4, 4, 4, 4, 4, 4]"))
+
+
+@pytest.mark.parametrize("who", ["method=unet_imagenet", "baselines=[unet_imagenet]"])
+def test_the_u_net_from_imagenet_needs_weights_that_fit_and_an_encoder_of_several_scales(
+    who: str, weights: Path, tmp_path: Path
+) -> None:
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.safetensors")
+    fits = ("unet_imagenet.backbone=resnet10t", f"unet_imagenet.weights={tmp_path / 'resnet.safetensors'}")
+    check_networks(recipe(who, *fits))
+    with pytest.raises(UserError, match=r"does not fit resnet10t: \d+ missing"):
+        check_networks(recipe(who, fits[0], f"unet_imagenet.weights={weights}"))
+    with pytest.raises(UserError, match=r"decoder unet joins features of several sizes.* or another backbone"):
+        check_networks(recipe(who, f"unet_imagenet.backbone={SMALL_VIT}", f"unet_imagenet.weights={weights}"))
+    check_networks(recipe(fits[0], f"unet_imagenet.weights={weights}"))
+
+
+def test_a_teachers_decoder_has_to_fit_it() -> None:
+    anew = ("teacher.weights=random", "teacher.adaptation=full")
+    for decoder in ("auto", "detail", "unet"):
+        check_networks(recipe("teacher.name=timm/resnet10t", f"teacher.decoder={decoder}", *anew))
+    with pytest.raises(UserError, match=rf"teacher\.decoder=unet .* {SMALL_VIT} gives one: leave teacher\.decoder out"):
+        check_networks(recipe(f"teacher.name=timm/{SMALL_VIT}", "teacher.decoder=unet", *anew))
+    with pytest.raises(UserError, match=r"teacher\.decoder is for teachers that are not SAM.* leave it out"):
+        describe_teacher(TeacherConfig(name="sam", decoder="unet"), download=False)

@@ -10,6 +10,8 @@ from tskd.errors import UserError
 from tskd.models.decoders import DECODERS, DetailDecoder, PlainDecoder, build_decoder
 
 DIMS = (8, 16, 24)
+PYRAMID, ONE_SCALE = (4, 8, 16), (16, 16, 16)
+"""Strides of the features below."""
 
 
 def pyramid(image: int = 32, dims: tuple[int, ...] = DIMS) -> list[Tensor]:
@@ -22,11 +24,13 @@ def one_scale(image: int = 32) -> list[Tensor]:
     return [torch.randn(2, dim, image // 16, image // 16) for dim in DIMS]
 
 
-@pytest.mark.parametrize(("name", "side"), [("plain", 16), ("detail", 32), ("pyramid", 16)])
+@pytest.mark.parametrize(("name", "side"), [("plain", 16), ("detail", 32), ("pyramid", 16), ("unet", 64)])
 def test_the_size_of_the_logits(name: str, side: int) -> None:
-    """plain: 4 times the deepest grid; detail: half the image; pyramid: the finest features."""
-    features = pyramid(64) if name == "pyramid" else one_scale(64)
-    logits = build_decoder(name, DIMS, stride=16, classes=5)(torch.rand(2, 3, 64, 64), features)
+    """plain: 4 times the deepest grid; detail: half the image; pyramid: the finest features; unet: the image."""
+    scaled = name in ("pyramid", "unet")
+    features = pyramid(64) if scaled else one_scale(64)
+    decoder = build_decoder(name, DIMS, strides=PYRAMID if scaled else ONE_SCALE, classes=5)
+    logits = decoder(torch.rand(2, 3, 64, 64), features)
     assert logits.shape == (2, 5, side, side)
 
 
@@ -34,7 +38,7 @@ def test_the_size_of_the_logits(name: str, side: int) -> None:
 def test_detail_doubles_every_grid_up_to_half_the_image(patch: int) -> None:
     """Whatever the patch, no step enlarges more than twice, and the logits come at stride 2."""
     size = 16 * patch
-    decoder = DetailDecoder((8,), stride=patch, classes=1)
+    decoder = DetailDecoder((8,), strides=(patch,), classes=1)
     sides = [16]
     for up in decoder.ups:
         up.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[-1]))
@@ -46,15 +50,25 @@ def test_detail_doubles_every_grid_up_to_half_the_image(patch: int) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(DECODERS))
-@pytest.mark.parametrize("features", [pyramid(), one_scale()], ids=["pyramid", "one scale"])
-def test_every_decoder_takes_every_kind_of_encoder(name: str, features: list[Tensor]) -> None:
-    logits = build_decoder(name, DIMS, stride=16, classes=2)(torch.rand(2, 3, 32, 32), features)
+@pytest.mark.parametrize(
+    ("features", "strides"), [(pyramid(), PYRAMID), (one_scale(), ONE_SCALE)], ids=["pyramid", "one scale"]
+)
+def test_every_decoder_takes_every_kind_of_encoder_but_unet_one_scale(
+    name: str, features: list[Tensor], strides: tuple[int, ...]
+) -> None:
+    if (name, strides) == ("unet", ONE_SCALE):
+        with pytest.raises(
+            UserError, match=r"decoder unet joins features of several sizes.* Choose the decoder detail"
+        ):
+            build_decoder(name, DIMS, strides=strides, classes=2)
+        return
+    logits = build_decoder(name, DIMS, strides=strides, classes=2)(torch.rand(2, 3, 32, 32), features)
     assert logits.shape[:2] == (2, 2)
     assert logits.isfinite().all()
 
 
 def test_plain_looks_at_the_embedding_alone() -> None:
-    decoder = PlainDecoder(DIMS, stride=16, classes=1)
+    decoder = PlainDecoder(DIMS, strides=ONE_SCALE, classes=1)
     features = one_scale()
     others = [torch.zeros_like(plane) for plane in features[:-1]]
     images = torch.rand(2, 3, 32, 32)
@@ -64,7 +78,7 @@ def test_plain_looks_at_the_embedding_alone() -> None:
 def test_detail_sees_a_line_one_pixel_wide() -> None:
     """The encoder's grid of 2 x 2 cannot show it; the skip's answer differs exactly along the line."""
     torch.manual_seed(0)
-    decoder = DetailDecoder(DIMS, stride=16, classes=1).eval()
+    decoder = DetailDecoder(DIMS, strides=ONE_SCALE, classes=1).eval()
     features = [0 * plane for plane in one_scale(64)]
     images = torch.zeros(2, 3, 64, 64)
     images[1, :, :, 40] = 1
@@ -77,7 +91,7 @@ def test_detail_sees_a_line_one_pixel_wide() -> None:
 
 def test_in_training_half_of_the_images_are_decoded_from_their_features_alone() -> None:
     torch.manual_seed(0)
-    decoder = DetailDecoder(DIMS, stride=16, classes=1)
+    decoder = DetailDecoder(DIMS, strides=ONE_SCALE, classes=1)
     features = [plane[:1].expand(40, -1, -1, -1) for plane in one_scale(64)]
     images = torch.rand(40, 3, 64, 64)
     with torch.no_grad():
@@ -97,7 +111,7 @@ def test_in_training_half_of_the_images_are_decoded_from_their_features_alone() 
 def test_details_skip_sees_7_pixels_a_side_and_no_more() -> None:
     """What finds an organ has to come from the encoder; norms, which know the image's mean contrast, aside."""
     torch.manual_seed(0)
-    decoder = DetailDecoder(DIMS, stride=16, classes=1).eval()
+    decoder = DetailDecoder(DIMS, strides=ONE_SCALE, classes=1).eval()
     for block in (decoder.skip, decoder.join):
         block[1] = nn.Identity()
     images = torch.rand(1, 3, 64, 64, requires_grad=True)
@@ -108,15 +122,35 @@ def test_details_skip_sees_7_pixels_a_side_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("level", range(3))
-def test_detail_and_pyramid_use_every_level(level: int) -> None:
-    for name in ("detail", "pyramid"):
+def test_detail_pyramid_and_unet_use_every_level(level: int) -> None:
+    for name in ("detail", "pyramid", "unet"):
         features = [plane.requires_grad_() for plane in pyramid()]
-        build_decoder(name, DIMS, stride=16, classes=1)(torch.rand(2, 3, 32, 32), features).square().mean().backward()
+        build_decoder(name, DIMS, strides=PYRAMID, classes=1)(
+            torch.rand(2, 3, 32, 32), features
+        ).square().mean().backward()
         gradient = features[level].grad
         assert gradient is not None
         assert gradient.abs().max() > 0
 
 
+@pytest.mark.parametrize(("strides", "sides"), [
+    ((1, 2, 4), [20, 40]), ((2, 4, 8), [10, 20, 40]), ((4, 8, 16), [5, 10, 20, 40]), ((8, 16), [5, 10, 20, 40]),
+    ((4, 16), [10, 20, 40]), ((6, 12), [7, 14, 27, 40]),
+])  # fmt: skip
+def test_unet_goes_up_by_the_skips_and_from_the_finest_doubles_to_the_image(
+    strides: tuple[int, ...], sides: list[int]
+) -> None:
+    """Features at full size, at a half, a quarter; a scale that is missing, and one that is no power of 2."""
+    size = 40
+    decoder = build_decoder("unet", [4] * len(strides), strides=strides, classes=1)
+    features = [torch.randn(2, 4, -(-size // stride), -(-size // stride)) for stride in strides]
+    found: list[int] = []
+    for block in decoder.blocks:  # type: ignore[union-attr]
+        block.register_forward_hook(lambda module, inputs, output: found.append(output.shape[-1]))
+    assert decoder(torch.rand(2, 3, size, size), features).shape == (2, 1, size, size)
+    assert found == sides
+
+
 def test_an_unknown_name_is_refused_with_the_choices() -> None:
-    with pytest.raises(UserError, match=r"decoder 'unet' is not known. Choose one of: detail, plain, pyramid"):
-        build_decoder("unet", DIMS, stride=16, classes=1)
+    with pytest.raises(UserError, match=r"decoder 'u-net' is not known. Choose one of: detail, plain, pyramid, unet"):
+        build_decoder("u-net", DIMS, strides=ONE_SCALE, classes=1)

@@ -287,8 +287,9 @@ def test_the_verdict_is_one_sentence_that_names_the_hardest_baselines(tests: lis
     assert verdict(RUN, tests) == HEAD + said
 
 
-def test_a_u_net_that_is_shipped_is_called_one() -> None:
-    run = RunFolder(RUN.path, replace(RUN.summary, method="control_pseudo"))
+@pytest.mark.parametrize("method", ["control_pseudo", "unet", "unet_imagenet"])
+def test_a_u_net_that_is_shipped_is_called_one(method: str) -> None:
+    run = RunFolder(RUN.path, replace(RUN.summary, method=method))
     assert run.title("student") == "U-Net"
     assert verdict(run, []) == HEAD.replace("student", "U-Net") + "; no baseline was trained beside it."
 

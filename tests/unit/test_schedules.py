@@ -39,8 +39,8 @@ class Student(nn.Module):
         self.decoder.blocks = nn.ModuleList([nn.Linear(3, 3)])
 
 
-def rates_and_decays(module: nn.Module, layer_decay: float) -> dict[str, tuple[float, float]]:
-    groups = parameter_groups(module, lr=1.0, weight_decay=0.1, layer_decay=layer_decay)
+def rates_and_decays(module: nn.Module, layer_decay: float, encoder_lr: float = 1.0) -> dict[str, tuple[float, float]]:
+    groups = parameter_groups(module, lr=1.0, weight_decay=0.1, layer_decay=layer_decay, encoder_lr=encoder_lr)
     names = {id(p): name for name, p in module.named_parameters()}
     assert all(group["lr"] == group["base_lr"] for group in groups)
     return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
@@ -95,6 +95,13 @@ def test_tables_and_tokens_are_not_decayed_and_matrices_are(backbone: str, spare
     tables = {name for name, decay in decays.items() if decay == 0 and shapes[name] > 1}
     assert tables == {name for name in decays if re.search(rf"\b{spared}$", name)}
     assert tables
+
+
+def test_the_encoders_factor_is_for_the_encoder_alone_and_on_top_of_the_decay_by_layers() -> None:
+    rates = {name: rate for name, (rate, _) in rates_and_decays(Student(), layer_decay=0.5, encoder_lr=0.2).items()}
+    assert rates["encoder.model.pos_embed"] == pytest.approx(0.05)
+    assert rates["encoder.model.blocks.1.weight"] == pytest.approx(0.2)
+    assert rates["decoder.blocks.0.weight"] == 1.0
 
 
 def test_without_layer_decay_all_learn_alike() -> None:

@@ -20,10 +20,10 @@ USED = {"features_zeroed": 0.1, "features_of_another_image": 0.2, "skips_zeroed"
 @pytest.mark.parametrize(
     ("without", "said"),
     [
-        (0.10, "Without its encoder's features the student scores 0.100 (−0.400)."),
-        (0.47, "Without its encoder's features the student scores 0.470 (−0.030)."),
-        (0.49, "Without its encoder's features the student scores 0.490 (−0.010): it does without its encoder."),
-        (0.60, "Without its encoder's features the student scores 0.600 (+0.100): it does without its encoder."),
+        (0.10, "Without its encoder's features the shipped model scores 0.100 (−0.400)."),
+        (0.47, "Without its encoder's features the shipped model scores 0.470 (−0.030)."),
+        (0.49, "Without its encoder's features the shipped model scores 0.490 (−0.010): it does without its encoder."),
+        (0.60, "Without its encoder's features the shipped model scores 0.600 (+0.100): it does without its encoder."),
     ],
 )
 def test_a_student_that_loses_nothing_without_its_features_is_said_to_do_without(without: float, said: str) -> None:

@@ -20,6 +20,8 @@ _TITLES = {
     "baseline_teacher": "another teacher",
     "rival_teacher": "another teacher",  # as version 0.1 called it
     "control": "control (U-Net, same labels)",
+    "unet": "U-Net of nnU-Net's size, same labels",
+    "unet_imagenet": "U-Net from ImageNet weights, same labels",
 }
 
 _DISTILLED = "distilled from a teacher that was adapted to this task and then trained on labels"

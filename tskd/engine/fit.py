@@ -51,6 +51,8 @@ class Training:
     validate_start: bool = False
     """The weights it starts from are a candidate too: for a start that is already trained."""
     layer_decay: float = 1.0
+    encoder_lr: float = 1.0
+    """Factor of the learning rate in the encoder."""
     lr: float | None = None
     """None: as the settings say."""
     on_step: Callable[[int, nn.Module], None] | None = None
@@ -102,6 +104,7 @@ class _Loop:
             lr=training.lr or settings.lr,
             weight_decay=settings.weight_decay,
             layer_decay=training.layer_decay,
+            encoder_lr=training.encoder_lr,
         )
         self.scaler = runtime.new_scaler()
         optimizer = torch.optim.AdamW(groups, fused=self.scaler is None)  # a fused one cannot clip scaled gradients

@@ -12,6 +12,7 @@ from torch import nn
 
 _TABLES = ("pos_embed", "cls_token")
 """How the names of tables end that no list of timm's has (transformers' SAM)."""
+_ENCODER = re.compile(r"\bencoder\.")
 _BLOCK = re.compile(
     r"\bencoder\..*?(?:\b|serial_)"
     r"(?:blocks?|stages?|layers?|levels?|transformers|network|denseblock|s)[._]?(\d+)\."
@@ -30,7 +31,7 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
 
 
 def parameter_groups(
-    module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0
+    module: nn.Module, *, lr: float, weight_decay: float, layer_decay: float = 1.0, encoder_lr: float = 1.0
 ) -> list[dict[str, Any]]:
     """Return AdamW groups of the trainable parameters; ``base_lr`` is each group's learning rate before the schedule.
 
@@ -38,7 +39,8 @@ def parameter_groups(
     tensors are such (``no_weight_decay``). With ``layer_decay`` below 1, block i of n of the encoder (a transformer's
     blocks, a hierarchical network's stages) learns at ``lr * layer_decay ** (n - i)``, what comes before them as block
     0, what comes between or after them as the block before, and the rest of the network at ``lr`` (Bao et al. 2022,
-    BEiT). Blocks are known by timm's names; an encoder with other names learns at ``lr`` throughout.
+    BEiT). Blocks are known by timm's names; an encoder with other names learns at ``lr`` throughout. All rates of the
+    encoder are multiplied by ``encoder_lr``.
     """
     levels = _levels([name for name, _ in module.named_parameters()])
     depth = max(levels.values(), default=0)
@@ -48,7 +50,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         decay = 0.0 if parameter.ndim <= 1 or name in spared else weight_decay
-        rate = lr * layer_decay ** (depth - levels[name])
+        rate = lr * layer_decay ** (depth - levels[name]) * (encoder_lr if _ENCODER.search(name) else 1.0)
         groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
@@ -75,7 +77,7 @@ def _levels(names: Sequence[str]) -> dict[str, int]:
     levels, reached = {}, 0
     for name, block in blocks.items():
         reached = reached if block is None else numbers[block]
-        levels[name] = reached if re.search(r"\bencoder\.", name) else len(numbers)
+        levels[name] = reached if _ENCODER.search(name) else len(numbers)
     return levels
 
 

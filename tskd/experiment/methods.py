@@ -75,6 +75,8 @@ METHODS: dict[str, Method] = {
     "control_pseudo": Method(
         "control (U-Net) with pseudo-labels", lambda run: run.control_pseudo, teacher=lambda run: run.teacher
     ),
+    "unet": Method("U-Net of nnU-Net's size", lambda run: run.unet),
+    "unet_imagenet": Method("U-Net from ImageNet", lambda run: run.unet_imagenet),
 }
 """The names that ``method`` and ``baselines`` of a recipe may have."""
 
@@ -99,6 +101,8 @@ def check_names(recipe: Recipe) -> None:
             raise UserError(f"{key}: {shown(name)} is not known. Choose one of: {', '.join(sorted(known))}")
     _check_teacher_weights(recipe)
     _check_student_weights(recipe)
+    if "unet_imagenet" in (recipe.method, *recipe.baselines):
+        _require_file(recipe.unet_imagenet.weights, "unet_imagenet.weights")
 
 
 def asks_for_weights(recipe: Recipe) -> str | None:
@@ -145,6 +149,11 @@ def _check_student_weights(recipe: Recipe) -> None:
             f"Without network: student.weights={OFFLINE}, student.backbone=tf_efficientnet_lite0 and "
             "student.decoder=pyramid."
         )
-    if student.weights not in (None, OFFLINE) and not Path(student.weights).expanduser().is_file():
-        require_file(Path(student.weights).expanduser(), "a weight file")
-        raise UserError(f"student.weights: there is no file {student.weights}. Give the path of a weight file.")
+    if student.weights is not None:
+        _require_file(student.weights, "student.weights")
+
+
+def _require_file(weights: str, key: str) -> None:
+    if weights != OFFLINE and not Path(weights).expanduser().is_file():
+        require_file(Path(weights).expanduser(), "a weight file")
+        raise UserError(f"{key}: there is no file {weights}. Give the path of a weight file.")

@@ -233,6 +233,8 @@ STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "pretrain": started,
     "finetune": student,
     "control": lambda run: run.control,
+    "unet": lambda run: run.unet,
+    "unet_imagenet": lambda run: run.unet_imagenet,
     "evaluate": lambda run: run.evaluation(student(run), METHODS[run.recipe.method].title),
     "export": exported,
 }

@@ -10,7 +10,7 @@ import torch
 
 from tskd.errors import UserError
 from tskd.experiment.methods import asks_for_teacher, asks_for_weights
-from tskd.experiment.run import describe_student
+from tskd.experiment.run import describe_student, describe_unet_imagenet
 from tskd.models.description import AdaptationName, NetworkDescription
 from tskd.models.lora import set_adaptation
 from tskd.models.mae import require_transformer
@@ -42,8 +42,7 @@ def check_networks(recipe: Recipe) -> None:
         _try_to_adapt(backbone, size, teacher.adaptation, teacher.rank, checkpointing=teacher.gradient_checkpointing)
     if there or teacher.name.startswith("timm/"):  # its size comes first: it is told without the file
         describe_teacher(teacher, download=False)
-    if any(name.startswith("control") for name in (recipe.method, *recipe.baselines)) or recipe.control.enabled:
-        _check_control(recipe.control.channels, recipe.data.image_size)
+    _check_unets(recipe)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)
 
@@ -61,12 +60,26 @@ def remarks_on_weights(recipe: Recipe) -> tuple[str, ...]:
     return tuple(filter(None, said))
 
 
-def _check_control(channels: Sequence[int], image_size: int) -> None:
-    """Raise UserError where the U-Net's lowest level would be smaller than 2 x 2 pixels, which no norm can work on."""
+def _check_unets(recipe: Recipe) -> None:
+    names, size = (recipe.method, *recipe.baselines), recipe.data.image_size
+    if any(name.startswith("control") for name in names) or recipe.control.enabled:
+        _check_levels("control", recipe.control.channels, size)
+    if "unet" in names and recipe.unet.channels is not None:
+        _check_levels("unet", recipe.unet.channels, size)
+    if "unet_imagenet" in names:
+        config = recipe.unet_imagenet
+        if config.weights != OFFLINE:
+            require_pixels(identify(Path(config.weights), config.backbone), config.pixels, "unet_imagenet.pixels")
+        description = describe_unet_imagenet(config, classes=["any"], image_size=size)
+        _try_to_build(description, masked=False)
+
+
+def _check_levels(section: str, channels: Sequence[int], image_size: int) -> None:
+    """Raise UserError where a U-Net's lowest level would be smaller than 2 x 2 pixels, which no norm can work on."""
     step = 2 ** (len(channels) - 1)
     if image_size % step or image_size // step < 2:
         raise UserError(
-            f"control.channels: {len(channels)} levels halve data.image_size {len(channels) - 1} times, and "
+            f"{section}.channels: {len(channels)} levels halve data.image_size {len(channels) - 1} times, and "
             f"{image_size} does not allow that with 2 pixels left. Give fewer channels or a larger image size."
         )
 

@@ -36,6 +36,8 @@ from tskd.recipe.schema import (
     Recipe,
     StudentConfig,
     TeacherConfig,
+    TrainConfig,
+    UnetImagenetConfig,
 )
 from tskd.stages import (
     ablation,
@@ -58,6 +60,7 @@ from tskd.stages import (
     teacher_images,
     transfer,
     transfer_masks,
+    unets,
 )
 from tskd.stages.lesson import Lesson, Teacher
 from tskd.stages.teacher import TeacherSource
@@ -344,9 +347,30 @@ class Run:
         """The U-Net's settings, as long as the student's compute allows, its description, and the data."""
         config = self.recipe.control
         description = control.describe(config, **self._sizes)
-        allowed = steps_within(self.budget.total, config.batch_size * network_flops(description))
-        config = config.model_copy(update={"steps": min(config.steps, allowed)})
+        config = config.model_copy(update={"steps": min(config.steps, self._allowed_steps(config, description))})
         return config, description, self.prepared_artifact
+
+    def _allowed_steps(self, config: TrainConfig, description: NetworkDescription) -> int:
+        """Return how many steps of a network on the labels alone take the student's compute."""
+        return steps_within(self.budget.total, config.batch_size * network_flops(description))
+
+    @cached_property
+    def unet(self) -> Artifact:
+        """The U-Net of nnU-Net's size that sees the labels alone."""
+        config = self.recipe.unet
+        description = unets.describe_unet(config, **self._sizes)
+        if config.compute == "equal":
+            config = config.model_copy(update={"steps": self._allowed_steps(config, description)})
+        return unets.build(self.bench, "unet", config, description, self.prepared_artifact)
+
+    @cached_property
+    def unet_imagenet(self) -> Artifact:
+        """The U-Net over an encoder with ImageNet weights that sees the labels alone."""
+        config = self.recipe.unet_imagenet
+        description = describe_unet_imagenet(config, **self._sizes)
+        if config.compute == "equal":
+            config = config.model_copy(update={"steps": self._allowed_steps(config, description)})
+        return unets.build(self.bench, "unet_imagenet", config, description, self.prepared_artifact)
 
     # --- scores ---
 
@@ -370,6 +394,14 @@ def describe_student(
     patch = student.patch or patch_for(student.backbone, image_size)
     arguments |= {} if patch is None else {"patch": patch}
     return NetworkDescription("timm", arguments, tuple(classes), image_size, weights)
+
+
+def describe_unet_imagenet(
+    config: UnetImagenetConfig, *, classes: Sequence[str], image_size: int
+) -> NetworkDescription:
+    """Return what the registry builds the U-Net over ImageNet weights from."""
+    network = StudentConfig(backbone=config.backbone, decoder="unet", weights=config.weights, pixels=config.pixels)
+    return describe_student(network, weights=config.weights, classes=classes, image_size=image_size)
 
 
 def _expected_by(student: StudentConfig) -> dict[str, Any]:

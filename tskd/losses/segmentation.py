@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor
@@ -31,3 +34,14 @@ def label_loss(logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
     dice = _dice(scores.softmax(dim=1) * known, target * known)
     loss = CROSS_ENTROPY_WEIGHT * cross_entropy + DICE_WEIGHT * dice
     return {"loss": loss, "cross_entropy": cross_entropy, "dice_loss": dice}
+
+
+def deep_label_loss(scales: Sequence[Tensor], masks: Tensor) -> dict[str, Tensor]:
+    """Return :func:`label_loss` and its parts averaged over logits (B, K, H, W) of several levels, finest first.
+
+    Weights 1, 1/2, 1/4 and so on, divided by their sum (deep supervision as in nnU-Net, Isensee et al. 2021).
+    """
+    losses = [label_loss(logits, masks) for logits in scales]
+    weights = torch.tensor([0.5**level for level in range(len(losses))], device=masks.device)
+    shares = weights / weights.sum()
+    return {name: (torch.stack([loss[name] for loss in losses]) * shares).sum() for name in losses[0]}

@@ -46,8 +46,8 @@ class Fit(NamedTuple):
     """What timm's ``create_model`` is called with beside the name."""
     dims: tuple[int, ...]
     """Channels of each of its features, shallow to deep."""
-    stride: int
-    """Of the last features, in px of the side."""
+    strides: tuple[int, ...]
+    """Of each of its features, in px of the side."""
     covers: bool
     """No pixel at the right or the bottom lies outside of the features' grid."""
     normed: bool
@@ -64,7 +64,7 @@ def fit_backbone(backbone: str, image_size: int, patch: int | None = None) -> Fi
     that it can.
     """
     if backbone == NO_ENCODER:
-        return Fit(NO_ENCODER, image_size, {}, (1,), _STRIDE_OF_NOTHING, covers=True, normed=False)
+        return Fit(NO_ENCODER, image_size, {}, (1,), (_STRIDE_OF_NOTHING,), covers=True, normed=False)
     _require_known(backbone)
     if patch is not None:
         _require_patch(backbone, image_size, patch)
@@ -213,7 +213,7 @@ def _run(backbone: str, side: int, patch: int | None, device: str) -> Fit:
     if [tuple(plane.shape[1:2]) if plane.ndim == 4 else None for plane in features] != [(dim,) for dim in dims]:
         raise ValueError("it gives no planes of features")
     covers = all(min(plane.shape[-2:]) * stride >= side for plane, stride in zip(features, info.reduction()))
-    return Fit(backbone, side, wrapped, dims, info.reduction()[-1], covers, normed)
+    return Fit(backbone, side, wrapped, dims, tuple(info.reduction()), covers, normed)
 
 
 def _strides(model: Any) -> list[int]:

@@ -1,4 +1,8 @@
-"""From encoder features to logits. Norms are group norms: they mean the same at batch size 1 and in every process."""
+"""From encoder features to logits.
+
+Norms are group norms, which mean the same at batch size 1 and in every process; the U-Net's are batch norms, as in the
+networks that it is compared with.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,8 @@ SKIP_DROP = 0.5
 """Share of the training images whose skip is zeros."""
 _WIDTHS = (96, 64, 48, 32)
 """Channels of the detail decoder from the encoder's grid to stride 2."""
+_UNET_LEAST, _UNET_MOST = 16, 256
+"""Channels of the U-Net decoder at full size, doubled with each halving of the grid, and the most it has."""
 
 
 def convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
@@ -29,13 +35,16 @@ def convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
     )
 
 
-def enlarge(planes: Tensor, size: Sequence[int]) -> Tensor:
-    """Return (B, C, *size), bilinear.
+def enlarge(planes: Tensor, size: Sequence[int], *, nearest: bool = False) -> Tensor:
+    """Return (B, C, *size), bilinear or by the nearest neighbour.
 
     The gradient that a concatenation hands back is a view with gaps, for which torch's backward takes six times as
     long: it is made dense first.
     """
-    larger = F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)
+    if nearest:
+        larger = F.interpolate(planes, size=tuple(size), mode="nearest")
+    else:
+        larger = F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)
     if larger.requires_grad:
         larger.register_hook(_dense)
     return larger
@@ -51,7 +60,7 @@ class PlainDecoder(nn.Module):
     skips = False
     """Whether it sees the image too."""
 
-    def __init__(self, feature_dims: Sequence[int], *, stride: int, classes: int, width: int = 96) -> None:
+    def __init__(self, feature_dims: Sequence[int], *, strides: Sequence[int], classes: int, width: int = 96) -> None:
         super().__init__()
         self.coarse = convolution(feature_dims[-1], width)
         self.middle = convolution(width, width // 2)
@@ -75,10 +84,9 @@ class DetailDecoder(nn.Module):
 
     skips = True
 
-    def __init__(self, feature_dims: Sequence[int], *, stride: int, classes: int) -> None:
-        """``stride``: of the last features, in pixels of the image."""
+    def __init__(self, feature_dims: Sequence[int], *, strides: Sequence[int], classes: int) -> None:
         super().__init__()
-        steps = max(math.ceil(math.log2(stride / 2)), 0)
+        steps = max(math.ceil(math.log2(strides[-1] / 2)), 0)
         widths = (*_WIDTHS, *[_WIDTHS[-1]] * steps)[: steps + 1]
         self.taps = nn.ModuleList(nn.Conv2d(dim, widths[0], 1) for dim in feature_dims)
         self.fuse = convolution(widths[0], widths[0])
@@ -107,7 +115,7 @@ class PyramidDecoder(nn.Module):
 
     skips = False
 
-    def __init__(self, feature_dims: Sequence[int], *, stride: int, classes: int, width: int = 64) -> None:
+    def __init__(self, feature_dims: Sequence[int], *, strides: Sequence[int], classes: int, width: int = 64) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(dim, width, 1) for dim in feature_dims)
         self.smooth = nn.ModuleList(convolution(width, width) for _ in feature_dims)
@@ -121,15 +129,66 @@ class PyramidDecoder(nn.Module):
         return self.head(planes)
 
 
+class UNetDecoder(nn.Module):
+    """The expanding half of a U-Net (Ronneberger et al. 2015) over an encoder of several scales, logits at full size.
+
+    From the deepest features up: enlarge to the next finer ones, join them, two convolutions; from the finest, double
+    until the image's size. Blocks, widths and answers are those of ``Unet`` in segmentation-models-pytorch 0.6.
+    """
+
+    skips = False
+
+    def __init__(self, feature_dims: Sequence[int], *, strides: Sequence[int], classes: int) -> None:
+        """Raises UserError where all features have one size: there is nothing to join on the way up."""
+        super().__init__()
+        if len(set(strides)) == 1:
+            raise UserError(
+                "decoder unet joins features of several sizes, and this encoder, as a plain transformer, gives one. "
+                "Choose the decoder detail, or another backbone."
+            )
+        halvings = math.ceil(math.log2(strides[0]))
+        self.scales = tuple(max(strides[0] / 2**halving, 1) for halving in range(1, halvings + 1))
+        joined = (*feature_dims[-2::-1], *[0] * halvings)
+        wanted = [min(_UNET_LEAST * math.ceil(scale), _UNET_MOST) for scale in (*strides[-2::-1], *self.scales)]
+        widths = (feature_dims[-1], *wanted)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*_conv_norm_relu(below + skip, width), *_conv_norm_relu(width, width))
+            for (below, width), skip in zip(pairwise(widths), joined)
+        )
+        self.head = nn.Conv2d(widths[-1], classes, 3, padding=1)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+        nn.init.xavier_uniform_(self.head.weight)
+
+    def forward(self, images: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """(B, 3, S, S) and features to (B, K, S, S)."""
+        planes, skips = features[-1], features[-2::-1]
+        for block, skip in zip(self.blocks, skips):
+            planes = block(torch.cat([enlarge(planes, skip.shape[-2:], nearest=True), skip], dim=1))
+        for block, scale in zip(self.blocks[len(skips) :], self.scales):
+            size = [math.ceil(side / scale) for side in images.shape[-2:]]
+            planes = block(enlarge(planes, size, nearest=True))
+        return self.head(planes)
+
+
+def _conv_norm_relu(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+
+
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     "plain": PlainDecoder,
     "detail": DetailDecoder,
     "pyramid": PyramidDecoder,
+    "unet": UNetDecoder,
 }
 
 
-def build_decoder(name: str, feature_dims: Sequence[int], *, stride: int, classes: int) -> nn.Module:
-    """Return the decoder of that name for features whose last has the stride; UserError lists the names."""
+def build_decoder(name: str, feature_dims: Sequence[int], *, strides: Sequence[int], classes: int) -> nn.Module:
+    """Return the decoder of that name for features of these channels and strides in px of the image, shallow to deep.
+
+    Raises UserError for an unknown name, listing the names, and for an encoder that the decoder cannot work on.
+    """
     if name not in DECODERS:
         raise UserError(f"decoder {shown(name)} is not known. Choose one of: {', '.join(sorted(DECODERS))}")
-    return DECODERS[name](feature_dims, stride=stride, classes=classes)
+    return DECODERS[name](feature_dims, strides=strides, classes=classes)

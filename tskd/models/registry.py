@@ -84,7 +84,7 @@ def load_backbone(model: nn.Module, backbone: str, weights: str) -> None:
         if backbone != EFFICIENTNET_LITE0:
             raise UserError(
                 f"The installed weights ({OFFLINE}) are those of {EFFICIENTNET_LITE0}, not of {backbone}. Give a "
-                f"weight file of {backbone}, or set student.backbone={EFFICIENTNET_LITE0}."
+                f"weight file of {backbone}, or choose the backbone {EFFICIENTNET_LITE0}."
             )
         encoder.load_state_dict(translate_efficientnet_lite0(offline_state(), encoder))
         return

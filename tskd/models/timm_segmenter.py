@@ -47,7 +47,7 @@ class TimmSegmenter(nn.Module):
         if even_last:
             _keep_last_grid(self.encoder)
         self.feature_dims = fit.dims
-        self.decoder: Any = build_decoder(decoder, fit.dims, stride=fit.stride, classes=classes)
+        self.decoder: Any = build_decoder(decoder, fit.dims, strides=fit.strides, classes=classes)
         if backbone == NO_ENCODER:
             self._keep_the_skip(decoder)
         self.pixels = Normalise.of(pixels) if pixels else Normalise(_statistics(backbone))

@@ -255,7 +255,7 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """The large model that is adapted to the task on the labels."""
 
-    later_keys: ClassVar[frozenset[str]] = frozenset({"members", "mirror"})
+    later_keys: ClassVar[frozenset[str]] = frozenset({"members", "mirror", "encoder_lr", "decoder"})
     name: str = "auto"
     """``auto`` (what ``weights`` are; without them SAM ViT-B where it is on this machine, else the offline teacher),
     ``sam``, ``offline``, or ``timm/<backbone>``."""
@@ -271,6 +271,9 @@ class TeacherConfig(TrainConfig):
     gradient_checkpointing: bool = False
     """Blocks of the encoder are computed again in the backward pass instead of kept: far less memory, 40 %
     more time, the same result. For SAM and networks without batch norm."""
+    decoder: Literal["auto", "pyramid", "detail", "unet"] = "auto"
+    """As ``student.decoder``, for teachers that are not SAM; auto: ``pyramid`` for encoders of several scales, else
+    ``detail``."""
     adaptation: Literal["auto", "lora", "probe", "full"] = "lora"
     """``lora``: adapters in a frozen encoder; ``probe``: the decoder alone; ``full``: all weights; auto: adapters for
     SAM and other transformers, all weights for convolutional networks."""
@@ -279,6 +282,8 @@ class TeacherConfig(TrainConfig):
     which it is scored (``held_out_dice``); their mean probability, over mirrored images too, teaches."""
     mirror: bool = False
     """One teacher answers with the mean over mirrored images too, where ``augment.flip`` allows it."""
+    encoder_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate in the encoder, where all of its weights train."""
     rank: Positive = 4
     alpha: Annotated[float, Field(gt=0)] | None = None
     """None: equal to the rank, so that the update has scale 1 as in SAMed."""
@@ -438,7 +443,8 @@ class StudentConfig(Section):
     """Side in pixels of a plain vision transformer's patches; None: the largest that cuts the image into 196 tokens or
     more (16 at 224 px, 8 at 128)."""
     decoder: str = "detail"
-    """``plain`` (as in the paper), ``detail`` (keeps structures of a few pixels) or ``pyramid`` (for convolutions)."""
+    """``plain`` (as in the paper), ``detail`` (keeps structures of a few pixels), ``pyramid`` or ``unet`` (both for
+    encoders of several scales: convolutions and hybrids; ``unet`` joins every scale up to the image's size)."""
     weights: str | None = None
     """Start of the method ``imagenet``: local file with ImageNet (or other) weights of the backbone; or ``offline``,
     the installed weights of the backbone ``tf_efficientnet_lite0``."""
@@ -498,6 +504,41 @@ class SelfTrainingConfig(TrainConfig):
         if self.augment.crop:
             raise ValueError("augment.crop must be 0: labelled and unlabelled images are mixed at one size")
         return self
+
+
+class StrongUnetConfig(TrainConfig):
+    """What the strong U-Nets share, which are trained on the same labels until they converge."""
+
+    compute: Literal["own", "equal"] = "own"
+    """``own``: ``steps`` of their own; ``equal``: as many steps as the student's compute allows."""
+    augment: AugmentConfig = AugmentConfig()
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class UnetConfig(StrongUnetConfig):
+    """A U-Net of nnU-Net's size with deep supervision (method ``unet``)."""
+
+    channels: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=3, max_length=10)] | None = (
+        None
+    )
+    """Of each level; None: nnU-Net's, 32 to 512 in levels down to 4 to 7 px a side (6 levels at 128 px)."""
+    deep_supervision: bool = True
+    """Levels below the finest, the lowest two excepted, learn the labels too; weights 1, 1/2, 1/4 and so on."""
+    steps: Positive = 3000
+
+
+class UnetImagenetConfig(StrongUnetConfig):
+    """The decoder ``unet`` over a timm encoder with ImageNet weights, all layers trained (method ``unet_imagenet``)."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """Any timm backbone that gives features of several sizes."""
+    weights: str = OFFLINE
+    """Local file with the backbone's weights; or ``offline``, the installed ones of ``tf_efficientnet_lite0``."""
+    pixels: Pixels = "auto"
+    """As ``student.pixels``."""
+    encoder_lr: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Factor of the learning rate in the encoder, which starts trained."""
+    steps: Positive = 1000
 
 
 class EvaluateConfig(Section):
@@ -560,6 +601,8 @@ class Recipe(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     control: ControlConfig = ControlConfig()
     self_training: SelfTrainingConfig = SelfTrainingConfig()
+    unet: UnetConfig = UnetConfig()
+    unet_imagenet: UnetImagenetConfig = UnetImagenetConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     engine: EngineConfig = EngineConfig()

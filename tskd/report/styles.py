@@ -33,6 +33,8 @@ _MARKS: dict[str, tuple[int, str, bool]] = {
     "copy_paste": (6, "D", True),
     "control": (2, "s", False),
     "control_pseudo": (2, "D", True),
+    "unet": (2, "P", False),
+    "unet_imagenet": (2, "X", True),
 }
 """In the order of tables. Colour is never the only difference between two of them."""
 

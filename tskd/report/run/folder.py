@@ -21,6 +21,8 @@ from tskd.stages.evaluation_files import read_summary
 
 STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
 """Names in run.json of the model that is shipped, and of the same network before it saw labels."""
+U_NETS = frozenset({"control", "control_pseudo", "unet", "unet_imagenet"})
+"""Methods that end with a U-Net, not with the student."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class RunFolder:
         """Return what tables call a model: the one that is shipped is the student whatever the method, or the U-Net."""
         if model != STUDENT:
             return str(self.metrics[model]["model"])
-        return "U-Net" if self.summary.method.startswith("control") else STUDENT
+        return "U-Net" if self.summary.method in U_NETS else STUDENT
 
     def look(self, model: str) -> Look:
         """Return how charts draw a model."""

@@ -26,6 +26,8 @@ STAGES = {
     "distill": "distillation",
     "finetune": "fine-tuning",
     "control": "control (U-Net)",
+    "unet": "U-Net of nnU-Net's size",
+    "unet_imagenet": "U-Net from ImageNet",
     "evaluate": "scoring",
     "ablation": "what the student uses",
     "network": "timing of a network",
