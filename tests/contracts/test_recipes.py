@@ -11,6 +11,8 @@ from tskd.experiment.methods import METHODS, check_names
 from tskd.recipe.schema import load_recipe
 
 ROOT = Path(__file__).parents[2] / "recipes"
+STRONG = {"imagenet", "unet", "unet_imagenet", "consistency", "copy_paste"}
+"""Methods with weights that not every machine has, or trained until they converge: they would take most of the time."""
 RECIPES, GRIDS = sorted(ROOT.glob("*.yaml")), sorted((ROOT / "compare").glob("*.yaml"))
 
 
@@ -34,10 +36,12 @@ def test_every_recipe_loads(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["smoke", "paper_table", "labels"])
 def test_the_large_grids_have_every_method(name: str) -> None:
-    """ImageNet weights aside, a file that not every machine has, and the U-Nets that train until they converge: they
-    would take most of the time."""
-    left_out = {"imagenet", "unet", "unet_imagenet"}
-    assert set(load_grid(ROOT / f"compare/{name}.yaml").axes["method"]) == METHODS.keys() - left_out
+    """But for those that are compared by the strong recipe of real.yaml."""
+    assert set(load_grid(ROOT / f"compare/{name}.yaml").axes["method"]) == METHODS.keys() - STRONG
+
+
+def test_the_strong_recipe_has_the_methods_that_the_other_grids_leave_out() -> None:
+    assert {run.recipe.method for run in load_grid(ROOT / "compare/real.yaml").runs} >= STRONG
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.name)
