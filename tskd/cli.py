@@ -30,6 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+AUTO = "auto"
+"""The recipe that is chosen rather than read."""
 INTERRUPTED = 130
 """Exit code of a command stopped by Ctrl-C, as shells have it."""
 Executor = Literal["local", "ray"]
@@ -38,7 +40,9 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting
 Data = Annotated[str | None, typer.Option("--data", help="Data folder, or 'phantoms' (the default).")]
 RecipeFile = Annotated[
     str | None,
-    typer.Argument(help="Name (see tskd recipes) or YAML file of settings; without it the defaults hold."),
+    typer.Argument(
+        help="Name (see tskd recipes) or YAML file of settings; auto: chosen for the data; none: the defaults."
+    ),
 ]
 Minutes = Annotated[
     float | None, typer.Option("--minutes", min=0, help="Pause after so long; the same command goes on.")
@@ -67,14 +71,23 @@ def run(
     out: Out = Path("out"),
     set_: Set = None,
     minutes: Minutes = None,
+    target: Annotated[
+        float | None,
+        typer.Option("--target-minutes", min=1, help="With the recipe auto: about how long it may take; 30."),
+    ] = None,
     download: Download = False,
     json_: Json = False,
 ) -> None:
     """Run the whole method on your data. Teacher, distillation, fine-tuning, scores, export.
 
+    With the recipe auto, settings are chosen by the data, the weights at hand and this machine, each with its reason.
+
     Example: tskd run laptop --data my_images --out out/first
     """
-    _execute(_open_run(_load(recipe, data, set_), out, minutes=minutes, download=download), json_=json_)
+    loaded = _choose(data, set_, out, target) if recipe == AUTO else _load(recipe, data, set_)
+    if target is not None and recipe != AUTO:
+        raise UserError(f"--target-minutes chooses settings, and a recipe has its own: tskd run {AUTO} --data FOLDER")
+    _execute(_open_run(loaded, out, minutes=minutes, download=download), json_=json_)
 
 
 @app.command()
@@ -330,6 +343,17 @@ def _load(recipe: str | None, data: str | None, overrides: list[str] | None) -> 
     from tskd.recipe.schema import load_recipe
 
     return load_recipe(None if recipe is None else find_recipe(recipe), _changes(data, overrides))
+
+
+def _choose(data: str | None, overrides: list[str] | None, out: Path, target: float | None) -> Recipe:
+    """Return the recipe that the data, the weights at hand and this machine suggest."""
+    if data is None:
+        raise UserError(f"tskd run {AUTO} looks at your data: give its folder with --data.")
+    require_folder(out)
+    from tskd.experiment.configure import configure
+    from tskd.recipe.files import as_change
+
+    return configure([as_change(one) for one in _changes(data, overrides)], out, minutes=target or 30)
 
 
 def _changes(data: str | None, overrides: list[str] | None) -> list[str | Change]:

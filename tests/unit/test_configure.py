@@ -1,0 +1,119 @@
+"""Settings that are chosen: by what is in the images and on the machine, with a reason, and the same after a pause."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tskd.errors import UserError
+from tskd.experiment import configure
+from tskd.experiment.configure import Facts, of_the_data, of_the_networks, of_the_time
+from tskd.models.description import NetworkDescription
+from tskd.recipe.files import Change
+from tskd.recipe.schema import EngineConfig
+
+FACTS = Facts(
+    labelled=40, labelled_cases=40, unlabelled=100, side=512, thickness=0.07, gpu=False, bf16=False, sam=None,
+    offline=True,
+)  # fmt: skip
+
+
+def chosen(facts: Facts) -> dict[str, Any]:
+    return {choice.key: choice.value for choice in (*of_the_data(facts), *of_the_networks(facts))}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Eight images of 64 x 48 px whose masks are bars 6 px thick; the ninth has no mask."""
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        Image.fromarray(rng.integers(0, 256, (48, 64), np.uint8)).save(tmp_path / f"data/images/{number}.png")
+        mask = np.zeros((48, 64), np.uint8)
+        mask[10 + number : 16 + number, 5:60] = 255
+        if number < 8:
+            Image.fromarray(mask).save(tmp_path / f"data/masks/{number}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def quick_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that a step is said to take; a test may change them."""
+    seconds = [0.6]
+    monkeypatch.setattr(configure, "step_seconds", lambda *_: seconds[0])
+    return seconds
+
+
+@pytest.mark.parametrize(("thickness", "gpu", "side"), [
+    (0.07, False, 128), (0.02, False, 160), (0.001, False, 192), (None, False, 128),
+    (0.07, True, 256), (0.008, True, 384),
+])  # fmt: skip
+def test_images_are_as_large_as_their_structures_and_the_machine_ask_for(
+    thickness: float | None, gpu: bool, side: int
+) -> None:
+    assert chosen(replace(FACTS, thickness=thickness, gpu=gpu))["data.image_size"] == side
+
+
+def test_few_labels_all_train_and_many_choose_weights() -> None:
+    assert chosen(FACTS)["data.val_share"] == 0
+    assert "data.val_share" not in chosen(replace(FACTS, labelled=400))
+
+
+def test_what_is_not_there_is_not_chosen(tmp_path: Path) -> None:
+    """SAM without a GPU, weights that are not installed, or more members than cases would end the run."""
+    bare = chosen(replace(FACTS, offline=False, labelled_cases=3, sam=tmp_path / "sam.pth"))
+    assert {key.partition(".")[0] for key in bare} == {"data"}
+    assert chosen(replace(FACTS, gpu=True, sam=tmp_path / "sam.pth"))["teacher.name"] == "sam"
+    assert chosen(FACTS)["teacher.members"] == 3
+
+
+def test_steps_fit_the_time_and_members_share_it(quick_steps: list[float]) -> None:
+    steps = {one.key: one.value for one in of_the_time({"teacher": {"members": 2}}, minutes=40)}
+    assert steps == {"teacher.steps": 700, "distill.steps": 1000, "finetune.steps": 240}
+    quick_steps[0] = 60.0
+    assert [one.value for one in of_the_time({}, minutes=40)] == [100, 150, 50]
+
+
+def test_a_folder_is_looked_at_and_what_is_set_is_not_chosen(
+    folder: Path, tmp_path: Path, quick_steps: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [Change("data.root", str(folder)), Change("distill.steps", 7), Change("teacher.members", 1)]
+    recipe = configure.configure(changes, tmp_path / "out", minutes=30)
+    said = capsys.readouterr().err
+    assert "the thinner structures are 9.4% of a side, 12.0 px then" in said
+    assert "6 labels are too few" in said, "a quarter of the eight is for the test"
+    assert (recipe.distill.steps, recipe.teacher.members, recipe.data.val_share) == (7, 1, 0)
+    assert "distill.steps" not in said
+
+
+def test_the_same_command_goes_on_with_the_choices_of_before(
+    folder: Path, tmp_path: Path, quick_steps: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps measured anew would be others, and the run would begin again."""
+    changes = [Change("data.root", str(folder))]
+    first = configure.configure(changes, tmp_path / "out", minutes=30)
+    quick_steps[0] = 0.1
+    assert configure.configure(changes, tmp_path / "out", minutes=30) == first
+    assert "the choices of before hold" in capsys.readouterr().err
+    written = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text(encoding="utf-8"))
+    assert written["distill"]["steps"] == first.distill.steps
+
+
+def test_a_folder_without_masks_is_refused(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
+    for mask in (folder / "masks").iterdir():
+        mask.unlink()
+    with pytest.raises(UserError, match=r"no image has a mask"):
+        configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=30)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_step_is_timed() -> None:
+    network = NetworkDescription("dynunet", {"channels": [8, 16, 32]}, ("any",), 32)
+    assert 0 < configure.step_seconds(network, 2, EngineConfig(accelerator="cpu")) < 60

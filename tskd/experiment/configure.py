@@ -1,0 +1,244 @@
+"""Choosing the settings of a run: from the data, the weights at hand and what a step takes on this machine.
+
+Each choice has its reason in a line. What was chosen is written into the output folder and read from there by the same
+command, so that a run goes on with the steps of its first start however fast the machine is then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from scipy.ndimage import distance_transform_edt
+
+from tskd.artifacts import write_atomic
+from tskd.console import progress, say
+from tskd.data.layouts import Dataset
+from tskd.doctor import has_fast_bf16
+from tskd.engine import open_runtime
+from tskd.errors import UserError
+from tskd.experiment.run import describe_student
+from tskd.losses.segmentation import label_loss
+from tskd.models.registry import build_model
+from tskd.models.weights import efficientnet_lite0_path, find_sam
+from tskd.recipe.files import Change, read_settings, set_key
+from tskd.recipe.schema import OFFLINE, DataConfig, EngineConfig, Recipe, build_recipe
+from tskd.stages.source_data import open_data
+from tskd.types import UNLABELLED
+
+CONFIGURED = "recipe.yaml"
+LOOKED_AT = 48
+"""Labelled images whose structures are measured."""
+SIZES_ON_CPU, SIZES_ON_GPU = (128, 160, 192), (256, 320, 384, 512)
+THINNEST = 3.0
+"""Pixels that a structure should be thick where the networks see it."""
+FEW_LABELS = 100
+"""Below, a fifth of the labels chooses weights by chance: all of them train."""
+MEMBERS = 3
+SHARES = {"teacher": 0.35, "distill": 0.25, "finetune": 0.06}
+"""Of the time; the U-Net that the student is held against trains as long as the student, and the rest is for reading,
+the teacher's answers, scores and the export."""
+FEWEST, MOST = {"teacher": 100, "distill": 150, "finetune": 50}, {"teacher": 1500, "distill": 8000, "finetune": 1000}
+BATCH = 16
+
+
+class Choice(NamedTuple):
+    """One setting, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choices rest on."""
+
+    labelled: int
+    """Images with labels that may train, by the budget and without the test's."""
+    labelled_cases: int
+    unlabelled: int
+    side: int
+    """Median of the longer sides of the images, in px."""
+    thickness: float | None
+    """How thick the thinner structures are, as a share of the image's longer side; None: no foreground was seen."""
+    gpu: bool
+    bf16: bool
+    sam: Path | None
+    offline: bool
+    """Whether ImageNet weights of EfficientNet-Lite0 are installed."""
+
+
+def configure(changes: Sequence[Change], out: Path, *, minutes: float) -> Recipe:
+    """Return the recipe for a data set: as it was chosen before in ``out``, or chosen now and written there.
+
+    ``changes``: what the user has set, the data's folder (``data.root``) among it; it stands above every choice. Raises
+    UserError where the data set cannot be read or has no labels.
+    """
+    place = out / CONFIGURED
+    if place.is_file():
+        say(f"configure: the choices of before hold, from {place}; delete it to choose anew")
+        values = read_settings(place)
+    else:
+        values = choose(changes, minutes=minutes)
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(place, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+        say(f"configure: written to {place}; the same command goes on with these settings")
+    return _with(values, changes, str(place))
+
+
+def choose(changes: Sequence[Change], *, minutes: float) -> dict[str, Any]:
+    """Return settings as a tree, the user's included, each choice said with its reason; what is set is not chosen."""
+    stated = {change.key for change in changes}
+    values: dict[str, Any] = {}
+    given = _with(values, changes, "the settings")
+    facts = look(open_data(given.data, Path(given.data.root).expanduser()), given.data)
+    for choices in (of_the_data(facts), of_the_networks(facts), of_the_time(values, minutes)):
+        for key, value, reason in choices:
+            if key not in stated:
+                say(f"configure: {key}={value}: {reason}")
+                set_key(values, key, value)
+                _with(values, changes, "the choices")
+    return values
+
+
+def _with(values: dict[str, Any], changes: Sequence[Change], source: str) -> Recipe:
+    """Set the changes in a tree of settings and return its recipe."""
+    for change in changes:
+        set_key(values, *change)
+    return build_recipe(values, source)
+
+
+def look(dataset: Dataset, data: DataConfig) -> Facts:
+    """Return what a data set under its settings and this machine offer; UserError where no image has a label."""
+    labelled = [record for record in dataset.records if record.mask is not None and record.split != "test"]
+    if not labelled:
+        raise UserError(
+            f"{dataset.root}: no image has a mask, so nothing can be learned. `tskd check` says what is there."
+        )
+    seen = [labelled[place] for place in np.unique(np.linspace(0, len(labelled) - 1, LOOKED_AT).round().astype(int))]
+    sides, thick = [], []
+    with progress("configure: looking at structures", len(seen)) as advance:
+        for done, record in enumerate(seen, start=1):
+            mask = dataset.read_mask(record)
+            sides.append(max(mask.shape))
+            thick += [width / max(mask.shape) for width in _thicknesses(mask)]
+            advance(done)
+    gpu = open_runtime(EngineConfig()).fabric.device.type != "cpu"
+    held_out = 0.0 if any(record.split == "test" for record in dataset.records) else data.test_share
+    cases = round((1 - held_out) * len({record.case for record in labelled}))
+    images = round((1 - held_out) * len(labelled))
+    return Facts(
+        labelled=min(images, data.labels or images),
+        labelled_cases=min(cases, data.label_cases or data.labels or cases),
+        unlabelled=sum(record.mask is None for record in dataset.records),
+        side=int(np.median(sides)),
+        thickness=float(np.quantile(thick, 0.25)) if thick else None,
+        gpu=gpu,
+        bf16=_has_bf16(gpu),
+        sam=find_sam(None),
+        offline=efficientnet_lite0_path() is not None,
+    )
+
+
+def _has_bf16(gpu: bool) -> bool:
+    if gpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return has_fast_bf16(getattr(torch.cpu, "get_capabilities", dict)())
+
+
+def _thicknesses(mask: np.ndarray) -> Iterator[float]:
+    """Yield how thick each class of a mask is: twice the distance to its edge, in its thickest tenth."""
+    for label in np.unique(mask[(mask != 0) & (mask != UNLABELLED)]):
+        inside = distance_transform_edt(np.pad(mask == label, 1))
+        yield 2 * float(np.quantile(inside[inside > 0], 0.9))
+
+
+def of_the_data(facts: Facts) -> Iterator[Choice]:
+    """Yield the choices that follow from the data set."""
+    sizes = SIZES_ON_GPU if facts.gpu else SIZES_ON_CPU
+    wanted = 0 if facts.thickness is None else THINNEST / facts.thickness
+    size = next((one for one in sizes if one >= wanted), sizes[-1])
+    where = "a GPU" if facts.gpu else "a processor"
+    if facts.thickness is None:
+        seen = "no structure was seen in the labelled images that were looked at"
+    else:
+        seen = f"the thinner structures are {facts.thickness:.1%} of a side, {facts.thickness * size:.1f} px then"
+    small = "; less than wished for: larger images would show them better" if wanted > size else ""
+    yield Choice(
+        "data.image_size", size, f"{seen}{small} ({sizes[0]} to {sizes[-1]} px on {where}; images have {facts.side})"
+    )
+    if facts.labelled < FEW_LABELS:
+        yield Choice(
+            "data.val_share", 0.0, f"{facts.labelled} labels are too few to choose weights by a part: all train"
+        )
+
+
+def of_the_networks(facts: Facts) -> Iterator[Choice]:
+    """Yield the choices of teacher, student and precision."""
+    if facts.sam is not None and facts.gpu:
+        yield Choice("teacher.name", "sam", f"SAM's weights are on this machine ({facts.sam.name}), and it has a GPU")
+    elif facts.offline:
+        yield Choice(
+            "teacher.name",
+            OFFLINE,
+            "EfficientNet-Lite0 with ImageNet weights is installed; SAM wants its file and a GPU",
+        )
+        yield Choice("teacher.decoder", "unet", "its features of all sizes are joined, as in a U-Net")
+        yield Choice("teacher.adaptation", "auto", "all weights of a convolutional teacher train")
+        yield Choice("teacher.encoder_lr", 0.3, "its encoder starts trained")
+        yield Choice("teacher.lr", 1e-3, "as for a U-Net")
+    if facts.offline:
+        yield Choice(
+            "student.backbone",
+            "tf_efficientnet_lite0",
+            "5.2 million weights with the decoder, and ImageNet's are installed",
+        )
+        yield Choice("student.decoder", "unet", "for an encoder of several scales")
+        yield Choice("student.weights", OFFLINE, "a trained start is worth more than labels that are not there")
+        yield Choice("student.initialisation", "weights", "for every method but scratch")
+    if facts.labelled_cases >= 2 * MEMBERS:
+        yield Choice(
+            "teacher.members", MEMBERS, f"{facts.labelled_cases} labelled cases: each member is scored on a third"
+        )
+    if facts.bf16:
+        yield Choice("engine.precision", "bf16-mixed", "this machine multiplies bf16 in units of its own")
+
+
+def of_the_time(values: Mapping[str, Any], minutes: float) -> Iterator[Choice]:
+    """Yield the numbers of steps that fit the time, by what a step of the student takes here."""
+    recipe = build_recipe(values, "the choices")
+    described = describe_student(recipe.student, weights=None, classes=["any"], image_size=recipe.data.image_size)
+    step = step_seconds(described, BATCH, EngineConfig(precision=recipe.engine.precision))
+    members = recipe.teacher.members
+    for section, share in SHARES.items():
+        steps = share * minutes * 60 / step / (members if section == "teacher" else 1)
+        kept = int(np.clip(round(steps, -1), FEWEST[section], MOST[section]))
+        each = " for each member" if section == "teacher" and members > 1 else ""
+        bound = {FEWEST[section]: "; fewer are not worth it", MOST[section]: "; more are not needed"}.get(kept, "")
+        yield Choice(f"{section}.steps", kept, f"{share:.0%} of {minutes:g} min at {step:.2f} s a step{each}{bound}")
+
+
+def step_seconds(description: Any, batch: int, engine: EngineConfig, *, steps: int = 3) -> float:
+    """Return the seconds of a training step of a described network on this machine: the median after a first one."""
+    runtime = open_runtime(engine)
+    device = runtime.fabric.device
+    model = build_model(description).to(device).train()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, 3, description.image_size, description.image_size, generator=generator).to(device)
+    masks = (images[:, 0] > 0.5).long()
+    taken = []
+    for _ in range(steps + 1):
+        began = time.perf_counter()
+        with runtime.fabric.autocast():
+            loss = label_loss(model(images).logits, masks)["loss"]
+        loss.backward()
+        loss.item()  # waits for a GPU
+        taken.append(time.perf_counter() - began)
+    return float(np.median(taken[1:]))
