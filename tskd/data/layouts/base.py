@@ -226,7 +226,10 @@ def refuse_faults(faults: Sequence[Fault], root: Path, description: str) -> None
         return
     listed_ = "\n".join(f"  {shown(str(fault.path))}: {fault.message}" for fault in errors[:_SHOWN])
     more = f"\n  and {len(errors) - _SHOWN} more: `tskd check` lists them all" if len(errors) > _SHOWN else ""
-    raise UserError(f"{root}: {len(errors)} problem(s) in the data folder:\n{listed_}{more}\nExpected:\n{description}")
+    raise UserError(
+        f"{root}: {len(errors)} problem(s) in the data folder (`tskd check` looks into its files too):\n"
+        f"{listed_}{more}\nExpected:\n{description}"
+    )
 
 
 def missing(root: Path, what: str, description: str) -> UserError:
