@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tskd import __version__
 from tskd.console import met, printable
 from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder
 
@@ -51,6 +52,21 @@ Download = Annotated[
     bool, typer.Option("--download", help="Allow fetching SAM's weights; nothing is fetched otherwise.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"tskd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
 
 
 @app.command()
@@ -208,7 +224,7 @@ def check(
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a finished run or comparison.")],
 ) -> None:
-    """Write one HTML file on what was found, to be read offline; print its path.
+    """Write the report again: one HTML file, to be read offline. Prints its path.
 
     Example: tskd report out/first
     """

@@ -704,6 +704,26 @@ def test_folder_problems_are_raised_and_listed(broken: object, message: str, tmp
     assert any(message in fault.message for fault in survey(tmp_path, "folder")[1])
 
 
+@pytest.mark.parametrize(("image", "mask"), [("pat 1", "pat 1_mask"), ("pat_1_2", "pat_1_2-Segmentation.v2")])
+def test_a_mask_with_a_word_after_its_name_is_told_the_right_name(image: str, mask: str, tmp_path: Path) -> None:
+    trees.folder(tmp_path)
+    for one in (image, image[:3]):  # the longer of two names that fit
+        trees.save(trees.photograph(), tmp_path / f"images/{one}.png")
+    trees.save(trees.square(), tmp_path / f"masks/{mask}.png")
+    (fault,) = survey(tmp_path, "folder")[1]
+    assert fault.path == tmp_path / f"masks/{mask}.png"
+    assert f"belongs to image {image}, rename it to {image}.png; else remove it." in fault.message
+
+
+def test_a_second_mask_is_not_told_to_take_the_place_of_the_first(tmp_path: Path) -> None:
+    trees.folder(tmp_path)
+    trees.save(trees.photograph(), tmp_path / "images/p.png")
+    for name in ("p", "p_mask_1"):
+        trees.save(trees.square(), tmp_path / f"masks/{name}.png")
+    (fault,) = survey(tmp_path, "folder")[1]
+    assert "rename it to" not in fault.message
+
+
 def test_folder_refuses_a_mask_of_another_size(tmp_path: Path) -> None:
     trees.folder(tmp_path)
     trees.save(trees.square(size=(12, 15)), tmp_path / "masks/a.png")

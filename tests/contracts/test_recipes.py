@@ -8,6 +8,7 @@ import pytest
 
 from tskd.comparison.grid import load_grid
 from tskd.experiment.methods import METHODS, check_names
+from tskd.recipe.built_in import describe_all
 from tskd.recipe.schema import load_recipe
 
 ROOT = Path(__file__).parents[2] / "recipes"
@@ -31,7 +32,7 @@ def test_no_yaml_lies_elsewhere() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_loads(path: Path) -> None:
     check_names(load_recipe(path))
-    assert f"tskd run recipes/{path.name}" in head(path)
+    assert f"# tskd run {path.stem} " in head(path)
 
 
 @pytest.mark.parametrize("name", ["smoke", "paper_table", "labels"])
@@ -51,5 +52,15 @@ def test_every_grid_loads_and_expands(path: Path) -> None:
     assert len(grid.runs) > 1
     assert grid.compare is not None
     assert any(len(grid.axes[axis]) > 1 for axis in grid.replicates), "without seeds a comparison says little"
-    assert f"tskd compare recipes/compare/{path.name}" in head(path)
+    assert f"# tskd compare {path.stem} " in head(path)
     assert "Expected: " in head(path)
+
+
+def test_what_a_recipe_is_for_is_told_in_whole_sentences() -> None:
+    """Heads of two lines were cut after the first; and neither the command nor its cost belongs to them."""
+    told = dict(describe_all())
+    assert told.keys() == {f"tskd run {one.stem}" for one in RECIPES} | {f"tskd compare {one.stem}" for one in GRIDS}
+    for command, text in told.items():
+        assert text[-1] in ".?)", command
+        assert "tskd " not in text, command
+        assert "Expected: " not in text, command

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,10 @@ def test_help_names_every_command_with_an_example(tskd: Command) -> None:
     for name in names:
         assert name in overview.stdout
         assert f"Example: tskd {name}" in tskd(name, "--help").stdout
+
+
+def test_the_version_is_that_of_the_package(tskd: Command) -> None:
+    assert tskd("--version").stdout == f"tskd {version('tskd')}\n"
 
 
 def test_help_and_import_stay_light() -> None:

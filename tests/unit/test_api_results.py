@@ -58,6 +58,31 @@ def test_a_score_is_that_of_a_run_and_says_where_one_is_empty() -> None:
         tskd.score(mask[:4], mask)
 
 
+@pytest.mark.parametrize("found", [0, 1])
+def test_a_white_mask_is_not_scored_as_unlabelled(found: int) -> None:
+    """A model that found nothing, and one that found all, had Dice 1 against a mask read from a usual file."""
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 2:6] = 255
+    prediction = found * (mask > 0)
+    with pytest.raises(tskd.UserError, match="0 and 255 alone"):
+        tskd.score(prediction, mask)
+    assert tskd.score(prediction, mask > 0).loc[0, "dice"] == found
+    mask[2, 2] = 1  # labelled in part
+    assert tskd.score(prediction, mask).loc[0, "dice"] == found
+
+
+def test_a_mask_given_by_its_name_is_refused() -> None:
+    with pytest.raises(tskd.UserError, match=r"Image\.open"):
+        tskd.score(np.zeros((8, 8), np.uint8), "mask.png")
+
+
+def test_a_prediction_is_printed_in_a_line() -> None:
+    classes = np.zeros((2, 5), np.uint8)
+    classes[0, 0] = 2
+    prediction = tskd.Prediction(classes, np.zeros((3, 2, 5)), ("ulcer", "reflex"), np.zeros((2, 5, 3), np.uint8))
+    assert repr(prediction) == "Prediction(5x2: ulcer 0.0%, reflex 10.0%)"
+
+
 def test_a_recipe_is_changed_by_sections_and_by_keys() -> None:
     changed = tskd.load_recipe("quick", seed=3, teacher={"rank": 8})
     quick = tskd.load_recipe("quick")

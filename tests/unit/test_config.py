@@ -91,6 +91,12 @@ def test_an_unknown_key_like_no_other_suggests_nothing(tmp_path: Path) -> None:
     assert "data.zzz: unknown key. Allowed here: allow_duplicates, annotator" in refusal(path=path)
 
 
+def test_a_mistake_in_a_change_is_not_laid_upon_the_file(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, "teacher: {rank: 4}\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml with teacher\.stpes cannot be used:\n  teacher\.stpes: unknown"):
+        load_recipe(path, ["teacher.stpes=5"])
+
+
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
     path = recipe_file(tmp_path, "teacher: {steps: -5, lr: fast}\ndata: {image_size: 100}\n")
     message = refusal(path=path)

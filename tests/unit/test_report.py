@@ -319,6 +319,15 @@ def add_start(run: RunFolder, name: str) -> Artifact:
 # --- what it leaves out ---
 
 
+def test_a_single_validation_is_drawn_as_no_curve(damaged: Path) -> None:
+    """A short fine-tuning had an empty chart with one dot."""
+    assert ": validation" not in write_report(damaged).read_text(encoding="utf-8")
+    for path in damaged.glob("artifacts/finetune-*/metrics.jsonl"):
+        with path.open("a", encoding="utf-8") as log:
+            log.write('{"step": 40, "val_score": 0.6}\n')
+    assert ": validation" in write_report(damaged).read_text(encoding="utf-8")
+
+
 def test_what_a_run_did_without_leaves_its_section_out(root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, root, ("student",), transfer=False)
     page = run_page(open_run(run))

@@ -208,8 +208,9 @@ def test_two_labelled_cases_are_too_few():
 
 
 def test_no_labels_at_all():
+    """It read as a split that is to be corrected: 0 to train, 0 to validate and 0 to test."""
     records, presence = build_records({"a": [None], "b": [None]})
-    with pytest.raises(UserError, match="Too few labelled cases"):
+    with pytest.raises(UserError, match=r"^No image has a mask"):
         make_split(records, presence=presence)
 
 

@@ -53,7 +53,7 @@ class RunResult:
 
     @property
     def cases(self) -> pandas.DataFrame:
-        """One row a model, test case and class: what the means are over."""
+        """One row a model, test image or volume, and class; a score is the mean over cases of each case's mean."""
         import pandas
 
         folder = self._folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What a model says about one image."""
 
@@ -30,7 +30,7 @@ class Prediction:
     """(K + 1, H, W) float32, background first."""
     names: tuple[str, ...]
     """Of the foreground classes: index 1 is the first."""
-    image: np.ndarray = field(repr=False)
+    image: np.ndarray
     """(H, W, 3) uint8: what was looked at."""
 
     @property
@@ -48,6 +48,11 @@ class Prediction:
 
         drawn = draw_overlay(self.image, None, self.classes, classes=len(self.names), enlarge=enlargement(self.image))
         return Image.fromarray(drawn)
+
+    def __repr__(self) -> str:
+        height, width = self.classes.shape
+        shares = zip(self.names, self.areas["share"])
+        return f"Prediction({width}x{height}: {', '.join(f'{name} {share:.1%}' for name, share in shares)})"
 
     def _repr_html_(self) -> str:
         return image_html(self.overlay, "prediction drawn on the image") + table_html(self.areas)

@@ -23,13 +23,19 @@ def score(
     ``prediction`` is a :class:`Prediction` or, as ``mask``, class indices (H, W) or (H, W, D), 0 the background and 255
     unlabelled. ``spacing`` is millimetres along each axis; without it distances are in pixels. ``status`` says where
     one of the two is empty: both empty score 1, one alone scores 0. Raises UserError where shapes or indices do not
-    fit.
+    fit, and where a mask of one class holds 0 and 255 alone, as files often do: nothing of it would be scored.
     """
     import pandas
 
     found = np.asarray(getattr(prediction, "classes", prediction))
     truth = np.asarray(mask)
+    if truth.dtype.kind not in "biuf":
+        raise UserError("score: the mask is no array of class indices. Read its file: np.asarray(Image.open(FILE)).")
     names = tuple(classes or getattr(prediction, "names", ()) or _numbered(found, truth))
+    if len(names) == 1 and UNLABELLED in truth and not np.any((truth > 0) & (truth != UNLABELLED)):
+        raise UserError(
+            "score: the mask holds 0 and 255 alone, and 255 means unlabelled. Where white is the class, give mask > 0."
+        )
     step = None if spacing is None else tuple(float(one) for one in spacing)
     try:
         rows = score_case(found, truth, classes=len(names), spacing=step)

@@ -259,6 +259,10 @@ def _require_shares(val_share: float, test_share: float) -> None:
 def _require_cases(order: Sequence[_Budgeted], test: Sequence[_Case], wanted: set[str]) -> None:
     if wanted <= {item.side for item in order} and test:
         return
+    if not order and not test:
+        raise UserError(
+            "No image has a mask. Label some, or put their masks where the layout has them, named as it says."
+        )
     raise UserError(
         f"Too few labelled cases: {sum(item.side == 'train' for item in order)} are left to train, "
         f"{sum(item.side == 'val' for item in order)} to validate and {len(test)} to test, and each needs at least one "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from tskd.errors import UserError
@@ -22,7 +23,7 @@ def find_grid(grid: str | Path) -> Path:
 
 
 def describe_all() -> Iterator[tuple[str, str]]:
-    """Yield each recipe's and each grid's command and the first sentence of its head comment."""
+    """Yield each recipe's and each grid's command and what the head comment says it is for."""
     for folder, command in ((FOLDER, "tskd run"), (GRIDS, "tskd compare")):
         for path in sorted(folder.glob("*.yaml")):
             yield f"{command} {path.stem}", _head(path)
@@ -42,6 +43,7 @@ def _find(given: str | Path, folder: Path, what: str, command: str) -> Path:
 
 
 def _head(path: Path) -> str:
-    """Return the first line of a file, which is a comment that says what the file is for."""
+    """Return what a file is for: its head comment up to the line of the command to start it with."""
     with path.open(encoding="utf-8") as file:
-        return file.readline().removeprefix("#").strip()
+        lines = (line.removeprefix("#").strip() for line in file)
+        return " ".join(takewhile(lambda line: not line.startswith("tskd "), lines))

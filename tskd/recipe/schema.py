@@ -626,8 +626,11 @@ def load_recipe(path: Path | None = None, changes: Sequence[str | Change] = ()) 
     if path is not None:
         source = str(path)
         values = read_settings(path)
-    for key, value in map(as_change, changes):
+    made = [as_change(change) for change in changes]
+    for key, value in made:
         set_key(values, key, value)
+    if path is not None and made:  # or a mistake in a change reads as one of the file
+        source = f"{source} with {', '.join(change.key for change in made)}"
     return build_recipe(values, source)
 
 

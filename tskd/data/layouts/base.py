@@ -141,7 +141,7 @@ class Search:
         """Name every label (by id) that is none of ``claimed``; ``ids`` are the images' own."""
         for id, path in labels.items():
             if path not in claimed:
-                self.fault(path, _unclaimed(id, path, ids))
+                self.fault(path, _unclaimed(id, path, ids, labels))
 
     @property
     def left_out(self) -> str | None:
@@ -153,10 +153,10 @@ class Search:
 _CHANNEL = re.compile(r"_\d{4}$")
 
 
-def _unclaimed(id: str, path: Path, ids: Collection[str]) -> str:
-    """Return what is wrong with a label that no image claims, with its right name where a channel number is the cause.
+def _unclaimed(id: str, path: Path, ids: Collection[str], labels: Collection[str]) -> str:
+    """Return what is wrong with a label that no image claims, with its right name where the cause can be guessed.
 
-    nnU-Net's images end in ``_0000``, their labels do not.
+    nnU-Net's images end in ``_0000``, their labels do not; other masks are called pat01_mask or pat01_segmentation.
     """
     channel = _CHANNEL.search(id)
     if channel and _CHANNEL.sub("", id) in ids:
@@ -165,7 +165,12 @@ def _unclaimed(id: str, path: Path, ids: Collection[str]) -> str:
         return f"a label without an image: it ends in the channel number {channel[0]}. Rename it to {right}."
     if any(_CHANNEL.sub("", one) == id for one in ids):
         return "a label without an image: the image's name ends in _0000. Give both the same name."
-    return "a mask without an image: it has its image's name and sub-folder. Rename it, or remove it."
+    beginnings = (id[: found.start()] for found in re.finditer(r"[ _.-]", id))
+    if meant := max((one for one in beginnings if one in ids and one not in labels), key=len, default=None):
+        image = Path(meant).name
+        right = shown(image + path.name[len(Path(id).name) :])
+        return f"a mask without an image. If it belongs to image {shown(image)}, rename it to {right}; else remove it."
+    return "a mask without an image: no image has its name and sub-folder. Rename it as its image, or remove it."
 
 
 def is_image(path: Path) -> bool:
@@ -221,7 +226,10 @@ def refuse_faults(faults: Sequence[Fault], root: Path, description: str) -> None
         return
     listed_ = "\n".join(f"  {shown(str(fault.path))}: {fault.message}" for fault in errors[:_SHOWN])
     more = f"\n  and {len(errors) - _SHOWN} more: `tskd check` lists them all" if len(errors) > _SHOWN else ""
-    raise UserError(f"{root}: {len(errors)} problem(s) in the data folder:\n{listed_}{more}\nExpected:\n{description}")
+    raise UserError(
+        f"{root}: {len(errors)} problem(s) in the data folder (`tskd check` looks into its files too):\n"
+        f"{listed_}{more}\nExpected:\n{description}"
+    )
 
 
 def missing(root: Path, what: str, description: str) -> UserError:

@@ -78,7 +78,8 @@ def _curves(run: RunFolder, artifact: Artifact) -> list[Chart]:
         series = [_series(training, name, index) for index, name in enumerate(names)]
         steep = log_places([value for one in series for value in one.y])
         charts.append(_curve(series, f"{title}: loss", Axis("loss", logarithmic=steep)))
-    if scored := [line for line in lines if "val_score" in line]:
+    scored = [line for line in lines if "val_score" in line]
+    if len(scored) > 1:  # one point is no curve
         series = [_series(scored, "val_score", 2)]
         charts.append(_curve(series, f"{title}: validation", Axis("validation Dice")))
     return charts
