@@ -17,6 +17,9 @@ from tskd.run_file import RunFile, damaged_run, read_run
 STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
 """Names in run.json of the model that is shipped, and of the same network before it saw labels."""
 
+_SHOWN = ("prepare", "transfer", "diffusion")
+"""Stages whose files are on the page; besides, those of models and scores are verified, since their figures are."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -116,7 +119,8 @@ def open_run(path: Path) -> RunFolder:
     data = {run.stages[name].manifest["inputs"]["data"] for name in (*evaluations, run.student.path.name)}
     if not data <= {artifact.digest for artifact in run.made_by("prepare")}:
         raise damaged_run(path, "the prepared data are gone")
-    for artifact in (*run.made_by("prepare"), *(run.stages[name] for name in evaluations)):  # whose files are shown
+    models = (run.stages[name] for name in sorted({*run.summary.artifacts.values(), *evaluations}))
+    for artifact in (*models, *(one for stage in _SHOWN for one in run.made_by(stage))):
         _refuse_damage(path, artifact, next(find_damage(artifact), None))
     return run
 
