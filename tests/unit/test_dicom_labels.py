@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,6 +259,7 @@ def test_the_mask_of_a_scan_that_is_left_out_as_a_copy_is_called_that(tmp_path: 
 
 def save_enhanced(path: Path) -> Path:
     """Write one multi-frame file with a frame at each of ``HEIGHTS``."""
+    study: dict[str, Any] = STUDY
     shared, frames = Dataset(), [Dataset() for _ in HEIGHTS]
     measures, orientation = Dataset(), Dataset()
     measures.PixelSpacing, measures.SliceThickness = [0.5, 0.8], 3
@@ -270,7 +272,7 @@ def save_enhanced(path: Path) -> Path:
     return save(
         np.arange(96, dtype=np.uint16).reshape(4, 6, 4), path, SeriesInstanceUID="1.3.9", Modality="CT",
         SOPClassUID=EnhancedCTImageStorage, SharedFunctionalGroupsSequence=[shared],
-        PerFrameFunctionalGroupsSequence=frames, **STUDY,
+        PerFrameFunctionalGroupsSequence=frames, **study,
     )  # fmt: skip
 
 
