@@ -4,10 +4,11 @@
 
 Each input is a small good file of one format with some bytes changed, cut out, doubled, moved in from another file or
 replaced by numbers at the edge of their type. It goes the whole way of `tskd predict` but for the network, whose answer
-is blank. Allowed are a mask, and a message that names the file. Everything else is counted: another exception (crash),
-a process that dies, an answer that takes longer than ``LIMIT`` seconds (hang), a patient's number on stderr (leak).
-Each file is read as a label too. The peak is the memory of the process, libraries included; its address space is
-bounded, so that a hostile size cannot take the machine down.
+is blank; a SEG or RTSTRUCT goes the way of `tskd check`, as the label of a good series. Allowed are a mask, and a
+message that names the file. Everything else is counted: another exception (crash), a process that dies, an answer that
+takes longer than ``LIMIT`` seconds (hang), a patient's number on stderr (leak). Each image is read as a label too. The
+peak is the memory of the process, libraries included; its address space is bounded, so that a hostile size cannot take
+the machine down.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import sys
 import time
 import traceback
@@ -36,6 +38,7 @@ import numpy as np
 import pydicom
 import tifffile
 from PIL import Image
+from pydicom.sr.codedict import codes
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -44,9 +47,11 @@ from pydicom.uid import (
     JPEG2000Lossless,
     MRImageStorage,
     RLELossless,
+    RTStructureSetStorage,
     generate_uid,
 )
 
+from tskd.data.check import inspect
 from tskd.data.images import read_mask_indices
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.predict import predict_paths
@@ -60,6 +65,14 @@ SIDE = 64
 PLANTED = "PLANTED^PATIENT"
 """PatientID of the DICOM files: it must not be printed."""
 
+SLICES = 3
+"""Of the series that SEG and RTSTRUCT are drawn on."""
+MASKS = "masks"
+"""Folder of a data set in which they lie, so that one that does not fit its series has to be named."""
+
+_DRAWN = ("seg_", "contours")
+"""How the names of these objects begin."""
+
 Files = Mapping[str, bytes]
 
 
@@ -67,7 +80,13 @@ def good_files() -> dict[str, bytes]:
     """Return file name -> bytes: one small good file of each kind that is read."""
     grey = (np.add.outer(np.arange(SIDE), np.arange(SIDE)) * 5 % 256).astype(np.uint8)
     colour = np.stack([grey, grey.T, 255 - grey], axis=-1)
-    return {**_pictures(grey, colour), **_tiffs(grey, colour), **_volumes(grey), **_dicoms(grey)}
+    return {**_pictures(grey, colour), **_tiffs(grey, colour), **_volumes(grey), **_dicoms(grey), **_objects(grey)}
+
+
+def series() -> dict[str, bytes]:
+    """Return name in a data set -> bytes of the slices that the SEG and RTSTRUCT of :func:`good_files` label."""
+    grey = np.add.outer(np.arange(SIDE), np.arange(SIDE)).astype(np.uint8)
+    return {f"images/a/{number}.dcm": _bytes(_scan(grey + number, number)) for number in range(SLICES)}
 
 
 def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
@@ -193,6 +212,10 @@ def _dicoms(grey: np.ndarray) -> Files:
 
 
 def _dicom(values: np.ndarray, syntax: pydicom.uid.UID) -> bytes:
+    return _bytes(_image(values, syntax))
+
+
+def _image(values: np.ndarray, syntax: pydicom.uid.UID) -> pydicom.Dataset:
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -212,7 +235,79 @@ def _dicom(values: np.ndarray, syntax: pydicom.uid.UID) -> bytes:
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
     big = syntax == ExplicitVRBigEndian
     dataset.add_new("PixelData", "OW", stored.astype(">u2" if big else "<u2").tobytes())
-    return _bytes(dataset)
+    return dataset
+
+
+def _scan(values: np.ndarray, number: int) -> pydicom.Dataset:
+    """Return one slice of a series, with what objects copy from the scans that they are drawn on."""
+    dataset = _image(values, ExplicitVRLittleEndian)
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(number)])
+    dataset.StudyInstanceUID = generate_uid(entropy_srcs=["study"])
+    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame"])
+    dataset.InstanceNumber, dataset.ImagePositionPatient = number + 1, [0, 0, 5 * number]
+    for name in ("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"):
+        setattr(dataset, name, "")
+    dataset.PatientName, dataset.PatientBirthDate, dataset.PatientSex = PLANTED, "", ""
+    return dataset
+
+
+def _objects(grey: np.ndarray) -> Files:
+    """Return SEG of each kind and an RTSTRUCT on :func:`series`."""
+    scans = [pydicom.dcmread(io.BytesIO(data)) for data in series().values()]
+    inside = np.stack([grey > 128] * SLICES).astype(np.uint8)
+    kinds: dict[str, tuple[np.ndarray, str, dict[str, Any]]] = {
+        "seg_binary.dcm": (inside, "BINARY", {}),
+        "seg_fractional.dcm": (inside.astype(np.float32), "FRACTIONAL", {}),
+        "seg_labels.dcm": (inside, "LABELMAP", {}),
+        "seg_rle.dcm": (inside, "LABELMAP", {"transfer_syntax_uid": RLELossless}),
+    }
+    files = {name: _bytes(_segmentation(scans, *rest)) for name, rest in kinds.items()}
+    return files | {"contours.dcm": _bytes(_contours(scans))}
+
+
+def _segmentation(
+    scans: Sequence[pydicom.Dataset], pixels: np.ndarray, kind: str, options: Mapping[str, Any]
+) -> pydicom.Dataset:
+    import highdicom  # not above: the process that reads would import it with its peak of memory
+
+    manual = highdicom.seg.SegmentAlgorithmTypeValues.MANUAL
+    segment = highdicom.seg.SegmentDescription(1, "lesion", codes.SCT.Organ, codes.SCT.Liver, manual)
+    uids = [generate_uid(entropy_srcs=[kind, which]) for which in ("seg series", "seg instance")]
+    return highdicom.seg.Segmentation(
+        scans, pixels, kind, [segment], uids[0], 9, uids[1], 1, "made", "up", "1", "1", **options
+    )
+
+
+def _contours(scans: Sequence[pydicom.Dataset]) -> pydicom.Dataset:
+    square = [(4, 4), (30, 4), (30, 30), (4, 30)]
+    drawn = [
+        _item(
+            ContourGeometricType="CLOSED_PLANAR", NumberOfContourPoints=len(square),
+            ContourData=[f"{value}" for x, y in square for value in (x, y, 5 * number)],
+        )
+        for number in range(SLICES)
+    ]  # fmt: skip
+    frame = scans[0].FrameOfReferenceUID
+    images = [_item(ReferencedSOPClassUID=MRImageStorage, ReferencedSOPInstanceUID=one.SOPInstanceUID) for one in scans]
+    referred = _item(SeriesInstanceUID=scans[0].SeriesInstanceUID, ContourImageSequence=images)
+    study = _item(RTReferencedSeriesSequence=[referred])
+    dataset = _item(
+        SOPClassUID=RTStructureSetStorage, SOPInstanceUID=generate_uid(entropy_srcs=["contours"]),
+        Modality="RTSTRUCT", PatientID=PLANTED,
+        ReferencedFrameOfReferenceSequence=[_item(FrameOfReferenceUID=frame, RTReferencedStudySequence=[study])],
+        StructureSetROISequence=[_item(ROINumber=1, ROIName="lesion", ReferencedFrameOfReferenceUID=frame)],
+        ROIContourSequence=[_item(ReferencedROINumber=1, ContourSequence=drawn)],
+    )  # fmt: skip
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset
+
+
+def _item(**tags: object) -> pydicom.Dataset:
+    dataset = pydicom.Dataset()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    return dataset
 
 
 def _bytes(dataset: pydicom.Dataset) -> bytes:
@@ -244,6 +339,8 @@ class _BlankBundle(Bundle):
 def outcome(path: Path, out: Path) -> str:
     """Read one file as label and predict it; return ``mask``, ``named``, ``unnamed``, or where a crash came from."""
     try:
+        if path.parent.name == MASKS:
+            return _as_label(path)
         with suppress(UserError):
             read_mask_indices(path, index=0)
         done = predict_paths(_BlankBundle(Path()), [path], out)
@@ -257,6 +354,14 @@ def outcome(path: Path, out: Path) -> str:
     if unnamed:
         return f"unnamed: {unnamed[0]}"
     return "mask" if done.predictions else "named"
+
+
+def _as_label(path: Path) -> str:
+    """Look at the data set whose only label the file is."""
+    report = inspect(path.parents[1], "dicom", workers=1)
+    if report.presence or any(problem.path.name == path.name for problem in report.problems):
+        return "mask" if report.presence else "named"
+    return f"unnamed: {[problem.message for problem in report.problems]}"
 
 
 def _serve(connection: Connection) -> None:
@@ -323,7 +428,7 @@ class _Reader:
 
 def fuzz(seconds: float, seed: int, keep: Path | None) -> list[dict[str, Any]]:
     """Predict mutated files for so many seconds; return a row a format. What fails is kept with its outcome."""
-    files = good_files()
+    files, scans = good_files(), series()
     names = list(files)
     tallies: dict[str, Counter[str]] = defaultdict(Counter)
     failures: Counter[str] = Counter()
@@ -336,9 +441,10 @@ def fuzz(seconds: float, seed: int, keep: Path | None) -> list[dict[str, Any]]:
             rng = random.Random(f"{seed} {number}")
             name = names[number % len(names)]
             data = mutate(files[name], files[rng.choice(names)], rng) if number >= len(names) else files[name]
-            path = Path(folder) / name
-            path.write_bytes(data)
-            answer, peak = reader.ask(path, Path(folder) / f"out{number}")
+            root = Path(folder) / f"{number}"
+            path = _lay(root, {f"{MASKS}/{name}": data, **scans} if name.startswith(_DRAWN) else {name: data})
+            answer, peak = reader.ask(path, root / "out")
+            shutil.rmtree(root)
             kind = answer.partition(":")[0]
             if number < len(names) and kind != "mask":
                 raise SystemExit(f"the good file {name} gave {answer}")
@@ -354,6 +460,14 @@ def fuzz(seconds: float, seed: int, keep: Path | None) -> list[dict[str, Any]]:
     return [_row(name, tallies[name], peaks[name]) for name in names] + [
         _row("all", sum(tallies.values(), Counter()), max(peaks.values()))
     ]
+
+
+def _lay(root: Path, files: Files) -> Path:
+    """Write files under a folder of their own, so that nothing that is kept of another input answers for them."""
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root / next(iter(files))
 
 
 def _keep(folder: Path | None, name: str, data: bytes) -> None:

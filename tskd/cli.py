@@ -14,7 +14,7 @@ import typer
 
 from tskd import __version__
 from tskd.console import met, printable
-from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder
+from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder, until_terminated
 
 if TYPE_CHECKING:
     from tskd.experiment.run import Run
@@ -204,14 +204,15 @@ def check(
 
     Example: tskd check my_images
     """
-    overrides = [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]
-    config = _load(None, None, overrides).data
-    _refuse_idle(overrides)
     from tskd.console import counting, screen
-    from tskd.data.check import inspect
-    from tskd.data.layouts import LayoutOptions
 
+    overrides = [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]
     with counting("check") as count, _told_as_json(json_, _no_report):
+        config = _load(None, None, overrides).data
+        _refuse_idle(overrides)
+        from tskd.data.check import inspect
+        from tskd.data.layouts import LayoutOptions
+
         report = inspect(data, config.layout, progress=count, options=LayoutOptions.of(config.model_dump()))
     if json_:
         print(json.dumps(report.to_json()))
@@ -265,12 +266,17 @@ def predict(
 
     Example: tskd predict out/first/model scans/ --out masks --overlays
     """
-    from tskd.deploy.bundle import open_bundle
-    from tskd.deploy.predict import Outcome, PredictOptions, predict_paths
+    outcome = None
 
-    options = PredictOptions(probabilities, overlays, overwrite, threads)
-    outcome = Outcome(())
-    with _told_as_json(json_, lambda problem: outcome.as_dict() | {"error": problem}):
+    def so_far(problem: str) -> dict[str, Any]:
+        return (outcome.as_dict() if outcome else {"predictions": [], "failures": []}) | {"error": problem}
+
+    with _told_as_json(json_, so_far):  # the imports too: they take a second in which a script may stop it
+        from tskd.deploy.bundle import open_bundle
+        from tskd.deploy.predict import Outcome, PredictOptions, predict_paths
+
+        options = PredictOptions(probabilities, overlays, overwrite, threads)
+        outcome = Outcome(())
         predict_paths(open_bundle(model), inputs, out, options=options, outcome=outcome)
     if json_:
         print(json.dumps(outcome.as_dict()))
@@ -323,7 +329,8 @@ def doctor() -> None:
 def _told_as_json(json_: bool, answer: Callable[[str], dict[str, Any]]) -> Iterator[None]:
     """With ``--json`` put the ``answer`` to what ends the block on stdout, so that a script always finds an object."""
     try:
-        yield
+        with until_terminated():
+            yield
     except (UserError, OSError, KeyboardInterrupt) as error:
         if json_:
             print(json.dumps(answer(_told(error))))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -75,3 +79,16 @@ def require_file(path: Path, what: str) -> None:
 def not_allowed(path: Path) -> UserError:
     """Return the error for a file that this user may not read."""
     return UserError(f"{path}: the file may not be read (permission denied). Allow it, or leave the file out.")
+
+
+@contextmanager
+def until_terminated() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that what is finished can be told."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -121,6 +121,36 @@ def test_with_json_there_is_an_object_on_stdout_whatever_is_wrong(
     assert "absent" in (said["error"] if command == "predict" else said["problems"][0]["message"])
 
 
+class _TerminatedBy:
+    """An import system in which SIGTERM comes while one module is looked for."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == self.module:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("command", "module"), [("check", "tskd.data.check"), ("predict", "tskd.deploy.predict")])
+def test_a_stop_during_the_imports_leaves_an_object_on_stdout(
+    command: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Red where SIGTERM is listened to only once the imports, which take seconds on a busy machine, are done."""
+    from tskd.cli import main
+
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [_TerminatedBy(module), *sys.meta_path])
+    further = [str(tmp_path), "--out", str(tmp_path / "out")] if command == "predict" else []
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            main([command, str(tmp_path), *further, "--json"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "stopped before the end" in str(json.loads(capsys.readouterr().out))
+
+
 def test_check_accepts_a_good_folder(tskd: Command, tmp_path: Path) -> None:
     write_images(tmp_path / "data", count=12)
     answer = tskd("check", tmp_path / "data")

@@ -52,6 +52,26 @@ def test_a_number_is_a_number_however_it_is_written(text: str) -> None:
     assert load_recipe(None, [f"teacher.lr={text}"]).teacher.lr == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=true",
+        "data.labels=yes",
+        "teacher.lr=false",
+        "data.window=[0,true]",
+        "data.annotator=true",
+        "data.axis=false",
+    ],
+)
+def test_a_truth_value_is_no_number(override: str) -> None:
+    assert "should be a number" in refusal(override)
+
+
+def test_a_truth_value_stays_one_where_it_is_meant() -> None:
+    recipe = load_recipe(None, ["export.int8=true", "distill.cache=on", "teacher.gradient_checkpointing=yes"])
+    assert (recipe.export.int8, recipe.distill.cache, recipe.teacher.gradient_checkpointing) == (True, "on", True)
+
+
 @pytest.mark.parametrize("text", ["1e", "e3", "1e-3x", "v1.2", "1.2.3", "t1"])
 def test_text_stays_text(text: str) -> None:
     assert parse_yaml(text, "here") == text

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import EnhancedCTImageStorage
 
-from tests.dicoms import SECRETS, STUDY, save_contours, save_seg, save_series
+from tests.dicoms import AXIAL, SECRETS, STUDY, save, save_contours, save_seg, save_series
 from tskd.data.check import CheckReport, inspect
 from tskd.data.layouts import open_dataset, survey
 from tskd.errors import UserError
@@ -252,3 +255,34 @@ def test_the_mask_of_a_scan_that_is_left_out_as_a_copy_is_called_that(tmp_path: 
         Image.fromarray(square(1)[1] * 255).save(tmp_path / f"masks/a/{name}.png")
     (text,) = told(tmp_path)["a0001 (2).png"]
     assert text.startswith(f"{severity}: is the mask of a0001 (2).dcm, which is left out as a copy of a0001.dcm")
+
+
+def save_enhanced(path: Path) -> Path:
+    """Write one multi-frame file with a frame at each of ``HEIGHTS``."""
+    study: dict[str, Any] = STUDY
+    shared, frames = Dataset(), [Dataset() for _ in HEIGHTS]
+    measures, orientation = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.5, 0.8], 3
+    orientation.ImageOrientationPatient = list(AXIAL)
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    for frame, origin in zip(frames, HEIGHTS, strict=True):
+        place = Dataset()
+        place.ImagePositionPatient = list(origin)
+        frame.PlanePositionSequence = [place]
+    return save(
+        np.arange(96, dtype=np.uint16).reshape(4, 6, 4), path, SeriesInstanceUID="1.3.9", Modality="CT",
+        SOPClassUID=EnhancedCTImageStorage, SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=frames, **study,
+    )  # fmt: skip
+
+
+def test_a_seg_on_an_enhanced_multi_frame_scan_labels_its_frames(tmp_path: Path) -> None:
+    """Red where frames are found by files alone: one file holds all slices, and the SEG refers to frames of it."""
+    (tmp_path / "images/a").mkdir(parents=True)
+    scan = save_enhanced(tmp_path / "images/a/scan.dcm")
+    save_seg(tmp_path / "masks/seg.dcm", [scan], square(1, 2), "BINARY", ["Liver"])
+    report = inspect(tmp_path, "dicom")
+    assert not [problem for problem in report.problems if "Too few" not in problem.message]
+    assert sorted(map(len, report.presence.values())) == [0, 0, 1, 1]
+    assert [one.images for one in report.classes[1:]] == [2]
+    assert round(report.classes[1].share * 4 * 24) == 8

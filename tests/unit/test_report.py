@@ -422,6 +422,19 @@ def change_prediction(run: Path) -> None:
     next(run.glob("artifacts/evaluate-*/predictions/*.png")).write_bytes(b"no picture")
 
 
+def flip_a_bit_of_the_weights(run: Path) -> None:
+    """Scores beside weights that are not those that were scored."""
+    name = json.loads((run / "run.json").read_text())["artifacts"]["student"]
+    path = max((run / "artifacts" / name).iterdir(), key=lambda one: (one.name != "manifest.json", one.stat().st_size))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty_the_gate(run: Path) -> None:
+    next(run.glob("artifacts/transfer-*/gate.json")).write_text("")
+
+
 def rename_evaluation(run: Path) -> None:
     summary = json.loads((run / "run.json").read_text())
     summary["evaluations"]["student"] = "evaluate-of-another-run"
@@ -471,6 +484,8 @@ def nest(run: Path) -> None:
         (drop_key, "run.json lacks evaluations"),
         (remove_artifact, r"artifacts/finetune-\w+ is gone"),
         (change_prediction, r"artifacts/evaluate-\w+ is damaged \(predictions/\d+.png has changed\)"),
+        (flip_a_bit_of_the_weights, r"artifacts/finetune-\w+ is damaged \(\S+ has changed\)"),
+        (empty_the_gate, r"artifacts/transfer-\w+ is damaged \(gate.json has changed\)"),
         (rename_evaluation, "artifacts/evaluate-of-another-run is gone"),
     ],
 )

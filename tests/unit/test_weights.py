@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,21 @@ def test_what_is_no_plain_weights_is_refused_in_words(
         with pytest.raises(UserError, match=said) as caught:
             read_weights(path, shapes_only=shapes_only)
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [None, 2**23], ids=["whole", "last number"])
+def test_numbers_are_looked_at_in_parts(place: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where a tensor of gigabytes, which is mapped from its file, is copied to be looked at, or its end is not."""
+    numbers = torch.zeros(2**23 + 1, dtype=torch.float16)
+    if place is not None:
+        numbers[place] = float("nan")
+    save_file({"weight": numbers}, tmp_path / "a.safetensors")
+    sizes, finite = [], torch.isfinite
+    monkeypatch.setattr(torch, "isfinite", lambda part: sizes.append(part.numel()) or finite(part))
+    with pytest.raises(UserError, match="infinite") if place is not None else nullcontext():
+        read_weights(tmp_path / "a.safetensors")
+    assert sum(sizes) == numbers.numel()
+    assert max(sizes) <= 2**22
 
 
 def test_a_mask_may_hold_infinities(tmp_path: Path) -> None:

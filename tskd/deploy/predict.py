@@ -6,8 +6,6 @@ import csv
 import errno
 import gzip
 import io
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +29,7 @@ from tskd.data.labels import count_bytes
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
 from tskd.deploy.network_file import Answer, ask
-from tskd.errors import UserError, name_of, refused_by_system, require_folder
+from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
 from tskd.overlays import draw_overlay, enlargement
 
 if TYPE_CHECKING:
@@ -125,20 +123,7 @@ class Outcome:
             raise UserError(f"{len(self.failures)} inputs could not be predicted; all others are done:{named}")
 
 
-@contextmanager
-def _until_terminated() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that what is finished is listed."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@_until_terminated()
+@until_terminated()
 def predict_paths(
     bundle: Bundle,
     inputs: Sequence[Path],

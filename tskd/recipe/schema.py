@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -13,6 +13,7 @@ from pydantic import (
     SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -57,6 +58,23 @@ class Section(BaseModel):
         fields = type(self).model_fields
         unused = {key for key in self.later_keys if getattr(self, key) == fields[key].default}
         return {key: value for key, value in values.items() if key not in unused}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """To Python ``true`` is 1; who writes ``seed: true`` did not mean a seed of 1."""
+        kinds = set(_kinds(cls.model_fields[info.field_name or ""].annotation))
+        given = value if isinstance(value, list | tuple) else [value]
+        if kinds & {int, float} and bool not in kinds and any(isinstance(one, bool) for one in given):
+            raise ValueError("should be a number, and a truth value is none")
+        return value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """Yield every type that a type is made of; a literal stands for its own."""
+    yield annotation if isinstance(annotation, type) else type(annotation)
+    for inner in get_args(annotation):
+        yield from _kinds(inner)
 
 
 AnySection = TypeVar("AnySection", bound=Section)

@@ -24,6 +24,9 @@ STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
 U_NETS = frozenset({"control", "control_pseudo", "unet", "unet_imagenet"})
 """Methods that end with a U-Net, not with the student."""
 
+_SHOWN = ("prepare", "transfer", "diffusion")
+"""Stages whose files are on the page; besides, those of models and scores are verified, since their figures are."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -134,7 +137,8 @@ def open_run(path: Path) -> RunFolder:
     data = {run.stages[name].manifest["inputs"]["data"] for name in (*evaluations, run.student.path.name)}
     if not data <= {artifact.digest for artifact in run.made_by("prepare")}:
         raise damaged_run(path, "the prepared data are gone")
-    for artifact in (*run.made_by("prepare"), *(run.stages[name] for name in evaluations)):  # whose files are shown
+    models = (run.stages[name] for name in sorted({*run.summary.artifacts.values(), *evaluations}))
+    for artifact in (*models, *(one for stage in _SHOWN for one in run.made_by(stage))):
         _refuse_damage(path, artifact, next(find_damage(artifact), None))
     return run
 
