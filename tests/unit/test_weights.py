@@ -162,6 +162,16 @@ def test_numbers_are_looked_at_in_parts(place: int | None, tmp_path: Path, monke
     assert max(sizes) <= 2**22
 
 
+def test_a_file_of_zeros_is_refused_and_one_that_begins_with_some_is_not(tmp_path: Path) -> None:
+    """A sparse file of the right size, whose header came and whose numbers did not: it passed as SAM ViT-B."""
+    path = tmp_path / "cut.safetensors"
+    save_file({"norm.weight": torch.ones(4), "fc.weight": torch.zeros(4, 4), "head.weight": torch.zeros(2, 4)}, path)
+    with pytest.raises(UserError, match="holds nothing but zeros"):
+        load_state(path)
+    save_file({"fc.weight": torch.zeros(4, 4), "head.weight": torch.eye(2, 4)}, path)
+    assert load_state(path)["head.weight"].any()
+
+
 def test_a_mask_may_hold_infinities(tmp_path: Path) -> None:
     """Attention masks of text encoders do."""
     torch.save({"attn_mask": torch.full((2, 2), -float("inf"))}, tmp_path / "text.pth")
@@ -220,7 +230,7 @@ def test_a_pipe_is_called_one_and_not_waited_for(tmp_path: Path) -> None:
     """It was said that there is no file; reading one waits for ever."""
     os.mkfifo(tmp_path / "w.pth")
     for read in (read_weights, weight_file, load_state):
-        with pytest.raises(UserError, match="is no file but a pipe"):
+        with pytest.raises(UserError, match="is not a file but a pipe"):
             read(tmp_path / "w.pth")
 
 

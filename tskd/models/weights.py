@@ -185,6 +185,11 @@ def read_weights(path: Path, *, shapes_only: bool = False) -> Contents:
     for name, tensor in contents.tensors.items():
         if what := _oddity(name, tensor, shapes_only=shapes_only):
             raise UserError(f"{path} holds no plain weights: {name} {what}. Save the model's state_dict() once more.")
+    if not shapes_only and _is_empty(contents.tensors):
+        raise UserError(
+            f"{path} holds nothing but zeros where weights should be, as a file whose copy or download was cut off. "
+            "Bring it anew."
+        )
     return contents
 
 
@@ -216,6 +221,12 @@ def _oddity(name: str, tensor: Tensor, *, shapes_only: bool) -> str | None:
     if tensor.is_floating_point() and not name.endswith("mask") and not _all_finite(tensor):
         return "has numbers that are infinite or none at all"
     return None
+
+
+def _is_empty(tensors: Mapping[str, Tensor]) -> bool:
+    """Say whether all matrices and kernels are zero; biases and a zero-initialised part alone are not asked."""
+    layers = [tensor for tensor in tensors.values() if tensor.is_floating_point() and tensor.ndim > 1]
+    return bool(layers) and not any(bool(part.any()) for layer in layers for part in layer.flatten().split(_PART))
 
 
 def _all_finite(tensor: Tensor) -> bool:
