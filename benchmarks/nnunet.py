@@ -44,7 +44,7 @@ from tskd.errors import UserError, refused_by_system, require_folder
 from tskd.models.timm_segmenter import resize_images, resize_logits
 from tskd.recipe.schema import EvaluateConfig
 from tskd.report.run.folder import STUDENT, RunFolder, open_run
-from tskd.report.text import interval_of, number
+from tskd.report.text import dice_of, interval_of, number
 from tskd.stages.evaluate import evaluate
 from tskd.types import UNLABELLED, SegmentationOutput
 
@@ -55,7 +55,9 @@ PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 EPOCHS, ITERATIONS = 1000, 250
 """nnU-Net's own length."""
 BETWEEN = 0.1
-"""The largest part of an epoch that its end may take (a checkpoint, a plot): at one iteration an epoch it takes most."""
+"""The largest part of an epoch that its end may take: a checkpoint, a plot."""
+IMAGES_A_PROCESS = 100
+"""A process takes seconds to start."""
 TRIAL_EPOCHS, TRIAL_ITERATIONS = 3, 5
 NOT_TRAINING = ("prepare", "evaluate", "ablation", "export", "quality")
 """Stages of a run whose time is no model's training."""
@@ -189,8 +191,7 @@ def take_folder(out: Path, settings: Mapping[str, Any]) -> None:
 def own_paths(out: Path) -> Iterator[None]:
     """Let nnU-Net read and write below the folder alone, and log nowhere else."""
     before = dict(os.environ)
-    os.environ.update({name: str(out / name) for name in PATHS})
-    os.environ["nnUNet_wandb_enabled"] = "0"
+    os.environ.update({**{name: str(out / name) for name in PATHS}, "nnUNet_wandb_enabled": "0"})
     os.environ.pop("nnUNet_extTrainer", None)
     try:
         yield
@@ -237,7 +238,7 @@ def planes(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def numbered(mask: np.ndarray, prepared: Prepared) -> np.ndarray:
-    """Return a mask (S, S) uint8 with the number that nnU-Net wants for pixels without a label: the one after the last."""
+    """Return a mask (S, S) uint8 as nnU-Net numbers it: pixels without a label come after the last class."""
     return np.where(mask == UNLABELLED, len(prepared.classes) + 1, mask).astype(np.uint8)
 
 
@@ -253,7 +254,7 @@ def ready(prepared: Prepared, out: Path, minutes: float, device: torch.device, *
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir()
     write_raw(prepared, out / PATHS[0] / NAME)
-    plan()
+    plan(processes=min(8, os.cpu_count() or 1, 1 + len(prepared.masks) // IMAGES_A_PROCESS))
     timed = time_iterations(device)
     shutil.rmtree(out / PATHS[2])
     (out / PATHS[2]).mkdir()
@@ -262,11 +263,10 @@ def ready(prepared: Prepared, out: Path, minutes: float, device: torch.device, *
     return schedule
 
 
-def plan() -> None:
+def plan(processes: int) -> None:
     """Let nnU-Net look at its raw data, plan the 2d configuration and preprocess."""
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
-    processes = min(8, os.cpu_count() or 1)
     api.extract_fingerprints([NUMBER], num_processes=processes, check_dataset_integrity=True)
     plans = api.plan_experiments([NUMBER])
     api.preprocess([NUMBER], plans, ("2d",), num_processes=(processes,))
@@ -351,7 +351,7 @@ class NnUnet(nn.Module):
         return sum(one.numel() for one in self.predictor.network.parameters())
 
     def forward(self, images: Tensor) -> SegmentationOutput:
-        """Squeeze to the square, ask nnU-Net for probabilities, and enlarge their logarithms as our networks' logits."""
+        """Squeeze to the square, ask for probabilities, and enlarge their logarithms as our networks' logits."""
         (square,) = resize_images(images, self.side).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         stack = planes(square, self.channels).transpose(2, 0, 1)[:, None].astype(np.float32)
         _, answer = self.predictor.predict_single_npy_array(
@@ -380,7 +380,7 @@ def table_row(scores: Mapping[str, Any], seconds: float, parameters: int | None)
     unit = "mm" if "hd95_mm" in scores else "px"
     return {
         "model": scores["model"],
-        "3-D Dice" if scores["level"] == "volume" else "Dice": number(scores["dice"]),
+        dice_of(scores["level"]): number(scores["dice"]),
         "95 % interval": interval_of(scores, "dice"),
         f"HD95 {unit}": number(scores[f"hd95_{unit}"], 1),
         "n": scores["n_cases"],
