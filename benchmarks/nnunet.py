@@ -118,7 +118,9 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
         trained = train(schedule, out, device)
         model = NnUnet(*load_predictor(out, device), prepared.image_size)
         (out / SCORES).mkdir(exist_ok=True)
-        title = f"nnU-Net {version}" + (", tiny: no result" if options.tiny else "")
+        title = f"nnU-Net {version}, {schedule.epochs} epochs of {schedule.iterations}" + (
+            ", tiny: no result" if options.tiny else ""
+        )
         scores = evaluate(EvaluateConfig(), model, prepared, out / SCORES, title=title, device=device)
     found = {
         **scores, **trained, "parameters": model.parameters_of_network, "schedule": asdict(schedule), **settings,
