@@ -73,9 +73,13 @@ def main() -> None:
     cases, rounds = (QUICK, 1) if options.quick else (chosen, options.rounds)
     with TemporaryDirectory() as folder:
         if any(case.teacher == "sam" for case in cases):
-            SamModel(SamConfig()).save_pretrained(Path(folder) / "sam")
+            in_fresh_process(_write_sam, Path(folder) / "sam")
         rows = [measure(case, Path(folder), options.batch, rounds, options.threads) for case in cases]
     print_results(rows, as_json=options.json, threads=options.threads)
+
+
+def _write_sam(folder: Path) -> None:
+    SamModel(SamConfig()).save_pretrained(folder)
 
 
 def measure(case: Case, folder: Path, batch: int, rounds: int, threads: int) -> dict[str, Any]:
