@@ -199,10 +199,10 @@ def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(here: Com
     dry = here("compare", grid, "--out", tmp_path / "out", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "2 runs" in dry.stdout
-    assert "finetune, evaluate" in dry.stdout
+    assert "finetune, evaluate, ablation" in dry.stdout
     assert "a guess from steps" in dry.stdout
     plan = json.loads(here("compare", grid, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
-    assert (plan["runs"], plan["missing"]) == (2, 4)
+    assert (plan["runs"], plan["missing"]) == (2, 6)
     assert [run["there"] for run in plan["waiting"]] == [2, 2], "the images, drawn and read: both runs have them"
     for _ in range(2):
         answer = here("compare", grid, "--out", tmp_path / "out", "--json")
