@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-TIMEOUT = 600
-"""Seconds for one command, on a machine that does a dozen other things."""
+TIMEOUT = 1400
+"""Seconds for one command, on a machine that does a dozen other things; most tests are ended before."""
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 PRELOADED = ["tskd.cli", "tskd.experiment.pipeline", "tskd.comparison.workflow", "tskd.deploy.predict", "tskd.report"]
 """Imported once, by the process that all commands are forked from: starting Python anew takes eight times as long."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Command
 from tests.journeys.browser import console_of, look_at, needs_chromium
+from tests.conftest import Command
 from tskd.artifacts import Artifact
 from tskd.engine import open_runtime
 from tskd.experiment.pipeline import execute
@@ -23,12 +23,12 @@ from tskd.report.run.folder import open_run
 TINY = {
     "baselines": ["scratch"],
     "data": {"image_size": 32, "labels": 12, "phantom": {"family": "abdomen", "train": 40, "test": 8, "size": 48}},
-    "teacher": {"name": "timm/test_resnet", "weights": "random", "adaptation": "full", "steps": 4, "batch_size": 8},
+    "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", "steps": 4, "batch_size": 8},
     "diffusion": {"steps": 4, "batch_size": 4, "image_size": 16, "sampling_steps": 2},
     "transfer": {"synthetic": 8},
     "distill": {"steps": 4, "batch_size": 8},
     "finetune": {"steps": 4, "batch_size": 8},
-    "student": {"backbone": "test_vit", "patch": 16},
+    "student": {"patch": 16},
     "control": {"steps": 4, "batch_size": 8, "channels": [8, 16, 32]},
     "engine": {"accelerator": "cpu"},
 }
