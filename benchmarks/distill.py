@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,6 +48,8 @@ class Case:
     student_px: int
     online_steps: int
     """Timed steps a round; a SAM step takes many seconds."""
+    student: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the recipe's ``student`` section."""
 
 
 CASES = (
@@ -56,7 +58,7 @@ CASES = (
     Case("sam", 256, 256, 1),
     Case("sam", 512, 128, 1),
 )
-QUICK = (Case("timm/resnet10t", 32, 32, 2),)
+QUICK = (Case("timm/test_resnet", 32, 32, 2, {"backbone": "test_vit", "patch": 16}),)
 
 
 def main() -> None:
@@ -73,9 +75,13 @@ def main() -> None:
     cases, rounds = (QUICK, 1) if options.quick else (chosen, options.rounds)
     with TemporaryDirectory() as folder:
         if any(case.teacher == "sam" for case in cases):
-            SamModel(SamConfig()).save_pretrained(Path(folder) / "sam")
+            in_fresh_process(_write_sam, Path(folder) / "sam")
         rows = [measure(case, Path(folder), options.batch, rounds, options.threads) for case in cases]
     print_results(rows, as_json=options.json, threads=options.threads)
+
+
+def _write_sam(folder: Path) -> None:
+    SamModel(SamConfig()).save_pretrained(folder)
 
 
 def measure(case: Case, folder: Path, batch: int, rounds: int, threads: int) -> dict[str, Any]:
@@ -155,7 +161,8 @@ def _recipe(case: Case, batch: int) -> Recipe:
     phantoms = {"family": "kidney_us", "train": 24, "test": 8, "size": case.student_px}
     data = {"image_size": case.student_px, "labels": 12, "phantom": phantoms}
     teacher = {"name": case.teacher, "image_size": case.teacher_px}
-    return build_recipe({"data": data, "teacher": teacher, "distill": {"batch_size": batch, "views": 1}}, "benchmark")
+    distill = {"batch_size": batch, "views": 1}
+    return build_recipe({"data": data, "teacher": teacher, "student": case.student, "distill": distill}, "benchmark")
 
 
 def _teacher(config: TeacherConfig, run: Run) -> nn.Module:

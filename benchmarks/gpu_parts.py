@@ -123,7 +123,7 @@ TINY = Scale(
         "data.image_size=32", "data.labels=6", "data.phantom.train=8", "data.phantom.test=2", "data.phantom.size=32",
         "teacher.image_size=64", "teacher.steps=2", "teacher.batch_size=2", "distill.steps=2", "distill.batch_size=2",
         "distill.views=1", "finetune.steps=2", "finetune.batch_size=2", "engine.precision=32-true",
-        "control.channels=[8,16,32]", *_RUN, "control.steps=2",
+        "control.channels=[8,16,32]", "student.backbone=test_vit", "student.patch=16", *_RUN, "control.steps=2",
     ),
     control=(
         "data.image_size=32", "data.phantom.size=32", "data.labels=6", "data.phantom.train=8", "data.phantom.test=2",

@@ -33,7 +33,8 @@ class Advance(Protocol):
     def __call__(self, done: int, note: str = "") -> None: ...
 
 
-_broken_names: set[str] = set()
+broken_names: set[str] = set()
+"""Names with line breaks that were met; see :func:`met`."""
 
 
 def met(name: str) -> None:
@@ -42,7 +43,7 @@ def met(name: str) -> None:
     Messages quote paths as they are; what was not met, such as a name made up by hand, keeps its breaks.
     """
     for part in re.split("[/=]", name):
-        _broken_names.update(one for one in (part, part.rpartition(".")[0]) if "\n" in one and one.strip())
+        broken_names.update(one for one in (part, part.rpartition(".")[0]) if "\n" in one and one.strip())
 
 
 def printable(text: str) -> str:
@@ -50,7 +51,7 @@ def printable(text: str) -> str:
 
     Line breaks within names that were :func:`met` are escaped too.
     """
-    for name in sorted(_broken_names, key=len, reverse=True):
+    for name in sorted(broken_names, key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(name)}", lambda found: found[0].replace("\n", r"\n"), text)
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 

@@ -475,7 +475,7 @@ def test_kidneyus_real_rows(annotator: int, complete: int, tmp_path: Path) -> No
     """The official CSV on blank images: counts of method.md, and polygons that agree with the published masks."""
     from tskd.data.layouts import kidneyus
 
-    polygons, other_shapes = kidneyus._polygons(KIDNEYUS / f"reviewed_labels_{annotator}.csv")
+    polygons, other_shapes = kidneyus.read_polygons(KIDNEYUS / f"reviewed_labels_{annotator}.csv")
     (tmp_path / "images").mkdir()
     for name in polygons:
         published = KIDNEYUS / f"reviewed_masks_{annotator}/capsule/{name}"
@@ -499,7 +499,7 @@ def test_kidneyus_real_rows(annotator: int, complete: int, tmp_path: Path) -> No
                 continue
             published = LAYOUTS["kidneyus"].read_mask(each, chosen)
             size = published.shape
-            drawn = kidneyus._draw(polygons[f"{each.id}.png"], size, chosen)
+            drawn = kidneyus.draw_polygons(polygons[f"{each.id}.png"], size, chosen)
             assert (drawn == published)[(drawn > 0) | (published > 0)].mean() > 0.97, (structure, each.id)
 
 

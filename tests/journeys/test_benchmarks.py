@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.journeys.conftest import Command
+from tests.conftest import Command
 from tskd.models.weights import efficientnet_lite0_path
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

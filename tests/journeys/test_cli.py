@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.journeys.conftest import Command
+from tests.conftest import Command
 
 SMOKE = Path(__file__).parents[2] / "recipes/compare/smoke.yaml"
 HEAVY = ("torch", "numpy", "timm", "transformers", "monai", "matplotlib", "pydantic")
@@ -75,9 +75,11 @@ def test_results_are_not_written_into_a_file(tskd: Command, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "tskd.cli", "run", "--out", str(tmp_path), "--set", "teacher.steps=100000"]
-    for setting in ("name=timm/resnet10t", "weights=random", "adaptation=full"):
+    line = [sys.executable, "-m", "tskd.cli", "run", "--out", str(tmp_path)]
+    for setting in ("steps=100000", "name=timm/test_resnet", "weights=random", "adaptation=full"):
         line += ["--set", f"teacher.{setting}"]
+    for setting in ("image_size=32", "labels=6", "phantom.size=32", "phantom.train=10", "phantom.test=4"):
+        line += ["--set", f"data.{setting}"]
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child of ``sh -c 'pytest &'`` would ignore it
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
     signal.signal(signal.SIGINT, usual)

@@ -6,9 +6,9 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
-from tests.journeys.conftest import Command
+from tests.conftest import Command, Started
+from tskd.cli import main
 from tskd.comparison.grid import Grid, load_grid
 from tskd.comparison.workflow import LOCK, Machines, collect, compare, plan_comparison
 from tskd.data.phantoms import write_phantoms
@@ -48,8 +49,23 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
     return load_grid(write_grid(tmp_path_factory.mktemp("grid")))
 
 
+@pytest.fixture
+def here(started: Callable[..., Started], capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run ``tskd`` in this process; in a process of its own each comparison would import everything for its runs."""
+
+    def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([*map(str, arguments)])
+        code = end.value.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return command
+
+
 @pytest.fixture(scope="module")
-def alone(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(started: Callable[..., Started], grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The comparison done by one worker, left alone."""
     out = tmp_path_factory.mktemp("alone")
     assert compare(grid, out, Machines()).failures == 0
@@ -148,13 +164,13 @@ def test_ray_gives_the_same_table(grid: Grid, alone: Path, tmp_path: Path) -> No
     assert made(tmp_path, "teacher") == 2
 
 
-def test_killed_in_the_middle_and_started_again_gives_the_same_table(grid: Grid, alone: Path, tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_started_again_gives_the_same_table(
+    started: Callable[..., Started], grid: Grid, alone: Path, tmp_path: Path
+) -> None:
     def in_the_middle() -> bool:
         return bool(list(tmp_path.glob("runs/*.json"))) and bool(list(tmp_path.glob("artifacts/distill-*.partial")))
 
-    path = write_grid(tmp_path)
-    line = [sys.executable, "-m", "tskd.cli", "compare", str(path), "--out", str(tmp_path)]
-    kill_when(subprocess.Popen(line, stderr=subprocess.DEVNULL), in_the_middle)
+    kill_when(started("tskd", "compare", write_grid(tmp_path), "--out", tmp_path).process, in_the_middle)
     assert not (tmp_path / "table.csv").exists()
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.json")}
     assert 0 < len(done) < 4
@@ -163,29 +179,29 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_table(grid: Grid,
     assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished run is not done again"
 
 
-def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
+def kill_when(process: BaseProcess, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline, "it did not get there within four minutes"
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.is_alive(), "it ended before it could be killed"
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.join()
 
 
-def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(tskd: Command, tmp_path: Path) -> None:
+def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(here: Command, tmp_path: Path) -> None:
     axes = {"finetune.scratch_lr": [1e30, 1e-3]}
     grid = write_grid(tmp_path, recipe={**RECIPE, "method": "scratch"}, axes=axes, bias_variance=False)
-    dry = tskd("compare", grid, "--out", tmp_path / "out", "--dry-run")
+    dry = here("compare", grid, "--out", tmp_path / "out", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "2 runs" in dry.stdout
-    assert "finetune, evaluate" in dry.stdout
+    assert "finetune, evaluate, ablation" in dry.stdout
     assert "a guess from steps" in dry.stdout
-    plan = json.loads(tskd("compare", grid, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
-    assert (plan["runs"], plan["missing"]) == (2, 4)
+    plan = json.loads(here("compare", grid, "--out", tmp_path / "out", "--dry-run", "--json").stdout)
+    assert (plan["runs"], plan["missing"]) == (2, 6)
     assert [run["there"] for run in plan["waiting"]] == [2, 2], "the images, drawn and read: both runs have them"
     for _ in range(2):
-        answer = tskd("compare", grid, "--out", tmp_path / "out", "--json")
+        answer = here("compare", grid, "--out", tmp_path / "out", "--json")
         assert answer.returncode == 1
         assert "Traceback" not in answer.stderr
         assert "is not finite" in answer.stderr
@@ -207,7 +223,7 @@ def test_a_run_that_fails_is_told_and_tried_again_and_the_rest_goes_on(tskd: Com
     ],
     ids=["seed", "label draw", "labels"],
 )
-def test_a_grid_does_not_grow_over_images_that_changed(tskd: Command, tmp_path: Path, more: dict[str, Any]) -> None:
+def test_a_grid_does_not_grow_over_images_that_changed(here: Command, tmp_path: Path, more: dict[str, Any]) -> None:
     """A finished run and a new one on other masks would be compared as if they had learned from the same."""
     root, out = tmp_path / "images", tmp_path / "out"
     write_phantoms("dermoscopy", root, count=28, size=32, seed=0, test=8)
@@ -215,7 +231,7 @@ def test_a_grid_does_not_grow_over_images_that_changed(tskd: Command, tmp_path: 
 
     def grow(axes: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
         grid = write_grid(tmp_path, recipe=recipe, axes=axes, bias_variance=False)
-        return tskd("compare", grid, "--out", out, *options)
+        return here("compare", grid, "--out", out, *options)
 
     assert grow({axis: values[:1] for axis, values in more.items()}).returncode == 0
     for mask in (root / "masks").iterdir():

@@ -18,12 +18,12 @@ from tests.journeys.isolated import listen_to, needs_namespaces
 STEPS = {"steps": 2, "validate_every": 2, "batch_size": 2}
 TINY = {
     "data": {"image_size": 32, "labels": 8, "phantom": {"family": "dermoscopy", "train": 12, "test": 4, "size": 48}},
-    "teacher": {"name": "timm/resnet10t", "weights": "random", "adaptation": "full", **STEPS},
+    "teacher": {"name": "timm/test_resnet", "weights": "random", "adaptation": "full", **STEPS},
     "diffusion": {"steps": 2, "batch_size": 2, "sampling_steps": 2},
     "transfer": {"synthetic": 4},
     "distill": {"steps": 2, "batch_size": 2, "cache": "on", "views": 1},
     "finetune": STEPS,
-    "student": {"patch": 16},
+    "student": {"backbone": "test_vit", "patch": 16},
     "control": {"channels": [8, 16, 32], **STEPS},
     "export": {"int8": True},
     "engine": {"accelerator": "cpu"},

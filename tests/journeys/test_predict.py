@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless, generate_uid
 
+from tests.conftest import Command
 from tests.dicoms import save
-from tests.journeys.conftest import Command
 from tests.unit.report_folders import run_file
 from tskd.artifacts import Store, write_atomic, write_json
 from tskd.cli import main

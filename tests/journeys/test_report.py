@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Command
 from tests.journeys.browser import console_of, look_at, needs_chromium
-from tests.journeys.conftest import Command
 from tskd.artifacts import Artifact
 from tskd.engine import open_runtime
 from tskd.experiment.pipeline import execute

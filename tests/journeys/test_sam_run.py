@@ -20,7 +20,7 @@ SETTINGS = {
     "teacher": {"name": "sam", "image_size": 64, "steps": 6, "batch_size": 4, "rank": 2},
     "distill": {"steps": 6, "batch_size": 4, "cache": "off"},
     "finetune": {"steps": 4, "batch_size": 4},
-    "student": {"patch": 16},
+    "student": {"backbone": "test_vit", "patch": 16},
     "control": {"enabled": False},
     "engine": {"accelerator": "cpu"},
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.journeys.conftest import Command
+from tests.conftest import Command
 
 RECIPE = {
     "data": {"image_size": 32, "labels": 8, "phantom": {"family": "dermoscopy", "train": 12, "test": 6, "size": 96}},

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TINY = (
     "data.phantom.train=10", "data.phantom.test=4", "data.phantom.size=64", "data.labels=6",
-    "teacher.name=timm/resnet10t", "teacher.weights=random", "teacher.adaptation=full", "teacher.steps=2",
+    "teacher.name=timm/test_resnet", "teacher.weights=random", "teacher.adaptation=full", "teacher.steps=2",
+    "student.backbone=test_vit", "student.patch=16", "control.channels=[8,16,32]",
     "distill.steps=2", "finetune.steps=2", "control.steps=2", "export.parity_cases=2",
 )  # fmt: skip
 

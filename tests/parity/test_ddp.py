@@ -7,12 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import tskd
+from tests.conftest import Started
 
 PROGRAM = '''
 """Trains a small network; run alone, or once for each rank with torchrun's variables set."""
@@ -85,7 +88,23 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def train(program: Path, folder: Path, *, processes: int, accumulate: int = 1, minutes: float = 0) -> set[int]:
+Train = Callable[..., set[int]]
+
+
+@pytest.fixture(scope="module")
+def train(started: Callable[..., Started], program: Path) -> Train:
+    return partial(run_program, started, program)
+
+
+def run_program(
+    started: Callable[..., Started],
+    program: Path,
+    folder: Path,
+    *,
+    processes: int,
+    accumulate: int = 1,
+    minutes: float = 0,
+) -> set[int]:
     """Run the program in so many processes and return their exit codes."""
     folder.mkdir(exist_ok=True)
     port = free_port()
@@ -101,21 +120,15 @@ def train(program: Path, folder: Path, *, processes: int, accumulate: int = 1, m
             "MASTER_PORT": str(port),
             "TORCHELASTIC_RUN_ID": "test",
         }
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            **(torchrun if processes > 1 else {}),
-        }
-        command = [sys.executable, str(program), str(folder), str(processes), str(accumulate), str(minutes)]
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        environment = torchrun if processes > 1 else {}
+        running.append(started(program, folder, processes, accumulate, minutes, environment=environment))
     try:
-        errors = [process.communicate(timeout=TIME_LIMIT)[1] for process in running]
+        ended = [one.ended() for one in running]
     finally:
-        for process in running:
-            process.kill()
-    codes = {process.returncode for process in running}
-    assert codes <= {0, 75}, "\n".join(errors)
+        for one in running:
+            one.process.kill()
+    codes = {one.returncode for one in ended}
+    assert codes <= {0, 75}, "\n".join(one.stderr for one in ended)
     return codes
 
 
@@ -127,9 +140,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(program: Path) -> dict[str, torch.Tensor]:
+def alone(program: Path, train: Train) -> dict[str, torch.Tensor]:
     folder = program.parent / "alone"
-    train(program, folder, processes=1)
+    train(folder, processes=1)
     return torch.load(folder / "rank0.pt", weights_only=True)
 
 
@@ -142,8 +155,10 @@ def assert_close(folder: Path, alone: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_weights_of_one(program: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    assert train(program, tmp_path, processes=2) == {0}
+def test_two_processes_give_the_weights_of_one(
+    program: Path, train: Train, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    assert train(tmp_path, processes=2) == {0}
     assert_close(tmp_path, alone)
     one, two = (log_of(folder) for folder in (program.parent / "alone", tmp_path))
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)
@@ -173,7 +188,7 @@ def test_fabrics_own_launcher_gives_them_too(program: Path, alone: dict[str, tor
 
 
 @pytest.mark.slow
-def test_two_processes_pause_together_and_go_on(program: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    assert train(program, tmp_path, processes=2, accumulate=2, minutes=1e-9) == {75}
-    assert train(program, tmp_path, processes=2, accumulate=2) == {0}
+def test_two_processes_pause_together_and_go_on(train: Train, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    assert train(tmp_path, processes=2, accumulate=2, minutes=1e-9) == {75}
+    assert train(tmp_path, processes=2, accumulate=2) == {0}
     assert_close(tmp_path, alone)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -258,10 +257,3 @@ def process(rank: int, of: int) -> Runtime:
         device=torch.device("cpu"), autocast=lambda: torch.autocast("cpu", enabled=False),
     )  # fmt: skip
     return Runtime(cast("Any", fabric))
-
-
-@pytest.fixture(autouse=True)
-def forget_open_shards() -> Iterator[None]:
-    """Paths repeat from test to test only by chance; what is open is closed all the same."""
-    yield
-    stored_answers._layout_of.cache_clear()

@@ -142,7 +142,7 @@ def test_a_report_is_html_in_a_notebook_and_names_in_it_are_text() -> None:
 def test_line_breaks_of_names_that_were_met_are_escaped_and_those_of_texts_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(console, "_broken_names", set())
+    monkeypatch.setattr(console, "broken_names", set())
     text = "/d/a\nb/x\n.png: broken.\n  id x\n is left out,\nmatrix\n"
     assert console.printable(text) == text
     for name in ("--out=/d/a\nb", "x\n.png", "\n", "plain.png"):

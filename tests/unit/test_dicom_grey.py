@@ -185,5 +185,5 @@ def test_too_few_levels_are_told_with_the_window_in_use(tmp_path: Path) -> None:
 def test_large_images_are_windowed_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(RNG.integers(0, 4000, (20, 30)).astype(np.uint16), tmp_path / "a.dcm", Modality="MR")
     whole = grey(path)
-    monkeypatch.setattr("tskd.data.dicom_grey._BLOCK", 70)
+    monkeypatch.setattr("tskd.data.dicom_grey.AT_ONCE", 70)
     np.testing.assert_array_equal(grey(path), whole)

@@ -28,14 +28,14 @@ def packed(tmp_path: Path) -> Path:
 def test_one_worker_answers_frame_after_frame(packed: Path) -> None:
     for index in (1, 0, 1):
         np.testing.assert_array_equal(dicom.read_stored(packed, index=index), VALUES[index])
-    (worker,) = dicom_pixels._POOL.idle
+    (worker,) = dicom_pixels.POOL.idle
     np.testing.assert_array_equal(dicom.read_stored(packed, index=0), VALUES[0])
-    assert dicom_pixels._POOL.idle == [worker]
+    assert dicom_pixels.POOL.idle == [worker]
 
 
 def test_a_decoder_that_dies_costs_its_file_alone(packed: Path) -> None:
     dicom.read_stored(packed, index=0)
-    (worker,) = dicom_pixels._POOL.idle
+    (worker,) = dicom_pixels.POOL.idle
     os.kill(worker.process.pid, signal.SIGABRT)
     worker.process.wait()
     with pytest.raises(UserError, match=r"a\.dcm: its compressed pixels .* the decoder ended without an answer"):
@@ -45,7 +45,7 @@ def test_a_decoder_that_dies_costs_its_file_alone(packed: Path) -> None:
 
 def test_a_decoder_that_hangs_is_ended(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dicom.read_stored(packed, index=0)
-    (worker,) = dicom_pixels._POOL.idle
+    (worker,) = dicom_pixels.POOL.idle
     os.kill(worker.process.pid, signal.SIGSTOP)
     monkeypatch.setattr(dicom_pixels, "SECONDS", 0.3)
     began = time.monotonic()
@@ -102,7 +102,7 @@ def test_jpeg_extended_of_12_bits_is_read(tmp_path: Path) -> None:
 
 
 def test_a_child_that_does_not_start_calls_no_file_damaged(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicom_pixels, "_POOL", dicom_pixels._Pool())
+    monkeypatch.setattr(dicom_pixels, "POOL", dicom_pixels.DecoderPool())
     monkeypatch.setattr(dicom_pixels.sys, "executable", shutil.which("true"))
     with pytest.raises(UserError, match=r"a\.dcm: the process that decodes compressed pixels does not start"):
         dicom.read_stored(packed, index=0)

@@ -75,7 +75,7 @@ def test_scaling_is_the_window_the_volumes_percentiles_or_the_bytes(tmp_path: Pa
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_a_slice_needs_the_memory_of_a_slice(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Red where a volume is held to read a slice, along whichever axis, or kept in memory once it is unpacked."""
-    monkeypatch.setattr(nifti, "_IN_MEMORY", 1)
+    monkeypatch.setattr(nifti, "IN_MEMORY", 1)
     path = save(np.zeros((128, 128, 512), np.int16), tmp_path / f"a{suffix}")
     tracemalloc.start()
     for axis in range(3):
@@ -90,7 +90,7 @@ def test_percentiles_of_a_large_volume_are_those_of_a_sample(tmp_path: Path, mon
     values = np.random.default_rng(0).permutation(np.arange(32 * 32 * 32, dtype=np.int32)).reshape(32, 32, 32)
     path = save(values, tmp_path / "a.nii")
     exact = nifti.volume_window(path)
-    monkeypatch.setattr(nifti, "_SAMPLED", 2**12)
+    monkeypatch.setattr(nifti, "SAMPLED", 2**12)
     again = save(values, tmp_path / "b.nii")
     sampled = nifti.volume_window(again)
     assert sampled != exact

@@ -22,7 +22,7 @@ from tskd.report.charts import (
     scatter_chart,
     stacked_chart,
 )
-from tskd.report.styles import _MARKS, look_of, ordered
+from tskd.report.styles import MARKS, look_of, ordered
 
 OURS, SCRATCH = look_of("task_kd", "ours"), look_of("scratch", "<scratch> & $x$")
 PLACES = [0.5, 6.0, 60.0]
@@ -117,14 +117,14 @@ def test_equal_charts_are_equal_text() -> None:
 
 
 def test_no_two_models_look_alike() -> None:
-    looks = {(colour, dashed, marker) for colour, marker, dashed in _MARKS.values()}
-    assert len(looks) == len(_MARKS) - 1, "student and task_kd are the same model in a run and in a comparison"
-    keys = {name: line_key(look_of(name, "same")).svg for name in _MARKS if name != "student"}
+    looks = {(colour, dashed, marker) for colour, marker, dashed in MARKS.values()}
+    assert len(looks) == len(MARKS) - 1, "student and task_kd are the same model in a run and in a comparison"
+    keys = {name: line_key(look_of(name, "same")).svg for name in MARKS if name != "student"}
     assert len(set(keys.values())) == len(keys)
 
 
 def test_every_method_has_marks_of_its_own() -> None:
-    assert METHODS.keys() <= _MARKS.keys()
+    assert METHODS.keys() <= MARKS.keys()
 
 
 def test_tables_have_one_order() -> None:

@@ -28,8 +28,10 @@ from tskd.errors import UserError
 CT_WINDOW = IntensityWindow(-160, 240)
 """Hounsfield units for CT files without a window of their own: abdominal soft tissue (width 400, level 40)."""
 
+AT_ONCE = 2**22
+"""Pixels that are windowed at once: the largest image is 22 times as many."""
+
 _REMEMBERED = 256  # folders
-_BLOCK = 2**22  # pixels that are windowed at once: the largest image is 22 times as many
 _SAMPLED_FRAMES = 2048
 _SAMPLED = 2**22  # values of a series that its percentiles are taken from: all of them up to 16 slices of 512 x 512
 
@@ -50,7 +52,7 @@ def to_grey(head: Head, values: np.ndarray, index: int | None, window: Intensity
     """Return stored values (H, W) as uint8, high always bright; raises :class:`UserError` naming the file."""
     rule = grey_rule(head, window, index)
     shown = np.empty(values.shape, np.uint8)
-    rows = max(_BLOCK // values.shape[1], 1)
+    rows = max(AT_ONCE // values.shape[1], 1)
     with reading_dicom(head.path):
         for start in range(0, len(values), rows):
             part = slice(start, start + rows)

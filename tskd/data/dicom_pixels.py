@@ -168,7 +168,7 @@ class _Worker:
         self.process.communicate()
 
 
-class _Pool:
+class DecoderPool:
     """The workers that are idle: as many are started as frames are decoded at once."""
 
     def __init__(self) -> None:
@@ -202,12 +202,13 @@ class _Pool:
             self.idle.pop().close()
 
 
-_POOL = _Pool()
-atexit.register(_POOL.close)
+POOL = DecoderPool()
+"""Those of this process."""
+atexit.register(POOL.close)
 
 
 def _decode_elsewhere(path: Path, index: int, syntax: str) -> np.ndarray:
-    answer = _POOL.ask(path, index)
+    answer = POOL.ask(path, index)
     if isinstance(answer, np.ndarray):
         return answer
     if answer == "MemoryError":

@@ -43,8 +43,10 @@ MAX_VOXELS = 2**30
 MAX_SLICES = 250_000
 """The most slices of a file along any axis, all frames counted."""
 
-_SAMPLED = 2**24  # values that the percentiles of a larger volume are taken from: 64 MiB
-_IN_MEMORY = 2**26  # bytes of an unpacked volume that are kept in memory rather than on the disk
+SAMPLED = 2**24
+"""Values that the percentiles of a larger volume are taken from: 64 MiB."""
+IN_MEMORY = 2**26
+"""Bytes of an unpacked volume that are kept in memory rather than on the disk."""
 _DEFLATE_RATIO = 1032  # zlib packs no more than so many bytes into one
 _TAIL = 2**24  # bytes behind the voxels that are still read, for the checksum that follows them
 _BLOCK = 2**20
@@ -391,7 +393,7 @@ def _voxels(path: Path) -> Iterator[ArrayProxy]:
 def _unpacked(path: Path, modified_ns: int, length: int) -> ArrayProxy:
     """Unpack a file to its end, so that its checksum is read; what it is unpacked into has no name, and leaves none."""
     head = _head(path)
-    unpacked = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 (the proxy keeps it open)
+    unpacked = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 (the proxy keeps it open)
     size = 0
     with gzip.open(path) as packed:
         while block := packed.read(_BLOCK):
@@ -418,7 +420,7 @@ def _stored_planes(path: Path) -> Iterator[tuple[int, int, np.ndarray]]:
 @_shared(256)
 def _volume_window(path: Path, modified_ns: int, length: int) -> IntensityWindow:
     head = _head(path)
-    step = -(-math.prod(head.axes) // _SAMPLED)
+    step = -(-math.prod(head.axes) // SAMPLED)
     planes = (plane for _, _, plane in _stored_planes(path))
     with np.errstate(over="ignore"):  # what is too large for single precision does not count
         parts = [plane.ravel()[number % step :: step].astype(np.float32) for number, plane in enumerate(planes)]

@@ -330,7 +330,7 @@ def running_statistics(module: nn.Module) -> dict[str, Tensor]:
     return {
         f"{place}.{name}" if place else name: buffer
         for place, norm in module.named_modules()
-        if isinstance(norm, nn.modules.batchnorm._NormBase)
+        if isinstance(norm, nn.modules.batchnorm._NormBase)  # noqa: SLF001 (of all batch norms)
         for name, buffer in norm.named_buffers(recurse=False)
         if name in ("running_mean", "running_var")
     }

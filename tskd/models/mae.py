@@ -110,7 +110,7 @@ def encode_visible(vit: VisionTransformer, planes: Tensor, visible: Tensor) -> T
 
     It is timm's ``forward_features`` with the other patches left out after positions are added.
     """
-    tokens = vit._pos_embed(vit.patch_embed(planes))
+    tokens = vit._pos_embed(vit.patch_embed(planes))  # noqa: SLF001 (timm has no public name for it)
     prefix, patches = tokens[:, : vit.num_prefix_tokens], tokens[:, vit.num_prefix_tokens :]
     chosen = patches.gather(1, _repeated(visible, patches.shape[-1]))
     encoded: Tensor = vit.norm(vit.blocks(vit.norm_pre(torch.cat([prefix, chosen], dim=1))))

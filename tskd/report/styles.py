@@ -16,7 +16,7 @@ class Look(NamedTuple):
     dashed: bool = False
 
 
-_MARKS: dict[str, tuple[int, str, bool]] = {
+MARKS: dict[str, tuple[int, str, bool]] = {
     "teacher": (7, "D", False),
     "student_before_finetune": (3, "s", False),
     "student": (0, "o", False),
@@ -41,10 +41,10 @@ _MARKS: dict[str, tuple[int, str, bool]] = {
 
 def look_of(name: str, title: str, *, place: int = 7) -> Look:
     """Return the look of a model by its name in run.json or in a recipe; of an unknown one by its place among all."""
-    return Look(title, *_MARKS.get(name, (place % 8, "v", True)))
+    return Look(title, *MARKS.get(name, (place % 8, "v", True)))
 
 
 def ordered(names: Iterable[str]) -> list[str]:
     """Return the names in the order of tables, unknown ones last."""
     given = list(names)
-    return [name for name in _MARKS if name in given] + [name for name in given if name not in _MARKS]
+    return [name for name in MARKS if name in given] + [name for name in given if name not in MARKS]

@@ -44,7 +44,7 @@ _ANATOMY = {
     "capsule": {"Capsule": 1},
     "regions": {"Central Echo Complex": 1, "Medulla": 2, "Cortex": 3},
 }
-_Polygons = dict[str, list[tuple[str, list[tuple[float, float]]]]]
+Polygons = dict[str, list[tuple[str, list[tuple[float, float]]]]]
 
 
 def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
@@ -75,7 +75,7 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
     notes = [f"annotator {options.annotator}, {options.structure}", f"{repeats} repeated files left out"]
     polygons = _csv(root, options)
     if polygons.is_file():
-        named, other_shapes = _polygons(polygons)
+        named, other_shapes = read_polygons(polygons)
         empty = sum(not shapes for shapes in named.values())
         notes.append(
             f"{polygons.name}: {empty} images without a polygon (empty masks), {other_shapes} other shapes ignored"
@@ -92,7 +92,7 @@ def read_kidneyus_mask(record: Record, options: LayoutOptions) -> np.ndarray:
     """Read capsule or regions, (H, W) uint8 class index, from the reviewed mask or from the polygons."""
     path = require_mask(record)
     if path.suffix == ".csv":
-        return _draw(_polygons(path)[0][_csv_name(record.image)], image_size(record.image), options)
+        return draw_polygons(read_polygons(path)[0][_csv_name(record.image)], image_size(record.image), options)
     raw = read_paired_mask(record)
     return map_labels(raw, None, classes=len(CLASSES[options.structure]), path=path)
 
@@ -137,7 +137,7 @@ def _patient_order(image: Path) -> tuple[int, str]:
 def _named(polygons: Path, search: Search) -> set[str]:
     """Return the images that the polygons' file names; one that cannot be read is a fault."""
     try:
-        return set(_polygons(polygons)[0]) if is_beside(polygons) else set()
+        return set(read_polygons(polygons)[0]) if is_beside(polygons) else set()
     except UserError as error:
         search.drop(error, polygons)
         return set()
@@ -155,15 +155,15 @@ def _mask_folder(root: Path, options: LayoutOptions) -> Path:
     return root / "labels" / f"reviewed_masks_{options.annotator}" / options.structure
 
 
-def _polygons(path: Path) -> tuple[_Polygons, int]:
+def read_polygons(path: Path) -> tuple[Polygons, int]:
     """Return the polygons (anatomy, points) of every file in a VIA CSV, and how many other shapes were ignored."""
     with reading(path, what="CSV file"):
-        return _read_polygons(path, path.stat().st_mtime_ns)
+        return _parsed(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)  # every mask without a PNG asks for the whole file again
-def _read_polygons(path: Path, modified_ns: int) -> tuple[_Polygons, int]:
-    polygons: _Polygons = {}
+def _parsed(path: Path, modified_ns: int) -> tuple[Polygons, int]:
+    polygons: Polygons = {}
     other_shapes = 0
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -180,7 +180,7 @@ def _read_polygons(path: Path, modified_ns: int) -> tuple[_Polygons, int]:
     return polygons, other_shapes
 
 
-def _draw(
+def draw_polygons(
     shapes: Sequence[tuple[str, list[tuple[float, float]]]], size: tuple[int, int], options: LayoutOptions
 ) -> np.ndarray:
     """Fill the polygons with their outline, as in the published masks; a higher region lies over a lower one."""
