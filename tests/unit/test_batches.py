@@ -210,7 +210,7 @@ def test_crops_of_images_that_are_drawn_for_a_class_show_it() -> None:
     for step in range(24):
         batch = source(step, 0, 1)
         assert batch.masks is not None
-        _, wanted = source._order(step)
+        _, wanted = source.drawn(step)
         assert wanted is not None
         assert wanted.count_nonzero() == 2
         shown += [bool((mask == number).any()) for mask, number in zip(batch.masks, wanted) if number]
@@ -222,5 +222,5 @@ def test_crops_of_images_that_are_drawn_for_a_class_show_it() -> None:
 
 
 def test_unlabelled_pixels_are_no_class_to_draw_for() -> None:
-    wanted = [rare(1.0, 0.0)._order(step)[1] for step in range(9)]
+    wanted = [rare(1.0, 0.0).drawn(step)[1] for step in range(9)]
     assert {number for one in wanted if one is not None for number in one.tolist()} == {1, 2}

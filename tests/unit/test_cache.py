@@ -168,9 +168,9 @@ def test_stored_views_are_bent_and_turned_as_often_as_the_settings_say(transfer:
     assert not bent[:, 0].any()
     assert bent[:, 1:].all()
     reader = batches(folder, transfer, augment, (True, False))
-    assert {element for step in range(9) for element in reader._elements(step).tolist()} == {0, 4}
+    assert {element for step in range(9) for element in reader.elements(step).tolist()} == {0, 4}
     half = batches(folder, transfer, augment.model_copy(update={"p_rotate": 0.5}), (False, False))
-    turned = np.concatenate([half._elements(step) for step in range(60)]) > 0
+    turned = np.concatenate([half.elements(step) for step in range(60)]) > 0
     assert turned.mean() == pytest.approx(0.5 * 0.75, abs=0.06), "three of four turns are turns"
 
 

@@ -68,7 +68,7 @@ class ImageBatches:
     """The same images at the teacher's size, where it is another."""
 
     def __call__(self, step: int, part: int, parts: int) -> Batch:
-        indices, wanted = self._order(step)
+        indices, wanted = self.drawn(step)
         rows = part_of(indices, part, parts)
         chosen = indices[rows]
         maps, photometry = self._draw(step, rows)
@@ -85,7 +85,7 @@ class ImageBatches:
             batch = batch._replace(teacher_images=self._show_teacher(chosen, maps, bends, step, rows, grid))
         return crop_batch(batch, self, step, rows, grid=grid, wanted=wanted)
 
-    def _order(self, step: int) -> tuple[np.ndarray, Tensor | None]:
+    def drawn(self, step: int) -> tuple[np.ndarray, Tensor | None]:
         """Return the indices of a step's batch, and where some are drawn for a class they show, which (0: none)."""
         count, share = len(self.images), self.augment.foreground
         if self.masks is None or share == 0:

@@ -100,7 +100,7 @@ class CachedBatches:
         rows = part_of(indices, part, parts)
         chosen = indices[rows]
         views = numpy_generator(self.seed, "views", step).integers(layout.views, size=self.batch_size)[rows]
-        elements = self._elements(step)[rows]
+        elements = self.elements(step)[rows]
         maps, features, logits, bends = _read_answers(self.folder, layout, chosen, views)
         images = _turn(move_images(to_images(self.transfer.images[chosen]), maps, bends=bends), elements)
         features, logits = _turn(features, elements), _turn(logits, elements)
@@ -115,7 +115,7 @@ class CachedBatches:
         """Which of the square's 8 symmetries the augmentation allows: quarter turns only where it turns that far."""
         return self._with_turns(4 if self.augment.rotate >= QUARTER_TURN else 1)
 
-    def _elements(self, step: int) -> np.ndarray:
+    def elements(self, step: int) -> np.ndarray:
         """Draw a symmetry for each image of a step; quarter turns for no more images than the settings turn."""
         generator = numpy_generator(self.seed, "symmetry", step)
         elements = generator.choice(self.symmetries, size=self.batch_size)
