@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tskd.deploy.network_file import ask, open_session
 from tskd.deploy.onnx_export import write_onnx
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.stages.label_training import label_step
@@ -33,8 +34,7 @@ def build(backbone: str, decoder: str, image_size: int = SIZE) -> TimmSegmenter:
     torch.manual_seed(0)
     patch = {"patch": 8} if decoder == "detail" else {}
     arguments = {"backbone": backbone, "decoder": decoder, **patch}
-    described = {"kind": "timm", "arguments": arguments, "weights": None, "classes": ["a"], "image_size": image_size}
-    model = build_model(described)
+    model = build_model(NetworkDescription("timm", arguments, ("a",), image_size))
     assert isinstance(model, TimmSegmenter)
     return model
 

@@ -135,7 +135,7 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
     state = load_file(tmp_path / "model.safetensors")
     del state["vision_encoder.pos_embed"]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"no complete SAM: 1 missing \(vision_encoder\.pos_embed\)"):
+    with pytest.raises(UserError, match=r"not a complete SAM: 1 missing \(vision_encoder\.pos_embed\)"):
         load_sam(tmp_path, classes=1, image_size=64)
 
 

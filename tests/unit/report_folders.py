@@ -111,14 +111,21 @@ def score(store: Store, prepared: Artifact, title: str, level: float, seed: int 
     return store.build("evaluate", make, config={}, inputs=inputs, seed=seed, version=1)
 
 
-def train(store: Store, prepared: Artifact, stage: str, name: str, **sources: str) -> Artifact:
-    """Return an artifact with a training's log; ``sources`` are digests of what it came from."""
+def train(
+    store: Store, prepared: Artifact, stage: str, name: str, validations: Sequence[int] | None = (30,), **sources: str
+) -> Artifact:
+    """Return an artifact with a training's log; ``sources`` are digests of what it came from.
+
+    ``validations``: the steps with a validation score; None: there is no log.
+    """
 
     def make(folder: Path) -> Mapping[str, Any]:
-        log = TrainingLog(folder, step=0)
-        for step in (10, 20, 30):
-            log.write(step, {"loss": 1 / step, "dice_loss": 2 / step, "lr": 0.1, "seconds": step})
-        log.write(30, {"val_score": 0.5})
+        if validations is not None:
+            log = TrainingLog(folder, step=0)
+            for step in (10, 20, 30):
+                log.write(step, {"loss": 1 / step, "dice_loss": 2 / step, "lr": 0.1, "seconds": step})
+            for step in validations:
+                log.write(step, {"val_score": 0.5})
         (folder / "student.safetensors").write_text(f"{stage} {name}")
         return {}
 
@@ -163,11 +170,13 @@ def make_run(
     models: Sequence[str] = ("teacher", "student", "scratch", "control"),
     *,
     transfer: bool = True,
+    validations: Sequence[int] | None = (30,),
 ) -> Path:
-    """Write the folder of a run on the data in ``root`` and return it."""
+    """Write the folder of a run on the data in ``root`` and return it; ``validations``: of each training's log."""
     store = Store(out / "artifacts")
     prepared = open_prepared(store, root, labels=8)
-    trained = {name: train(store, prepared, "teacher" if name == "teacher" else "finetune", name) for name in models}
+    stages = {name: "teacher" if name == "teacher" else "finetune" for name in models}
+    trained = {name: train(store, prepared, stage, name, validations) for name, stage in stages.items()}
     scored = {name: score(store, prepared, TITLES[name], SHARPNESS[name]) for name in models}
     if transfer:
         add_transfer(store, prepared)

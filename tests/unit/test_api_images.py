@@ -80,7 +80,7 @@ def test_labels_are_squeezed_with_their_images_and_keep_their_values() -> None:
         (np.zeros((1, 32, 32), np.uint8), np.zeros((1, 32, 32)), {}, "give a pair"),
         (np.zeros((1, 32, 32), np.uint8), ([0], [0, 1]), {}, "equal lengths"),
         (np.zeros((1, 32, 32), np.uint8), None, {"image_size": 33}, "multiple of 16"),
-        (np.zeros((1, 32, 32), np.uint8), None, {"layout": "nifti"}, "no folder"),
+        (np.zeros((1, 32, 32), np.uint8), None, {"layout": "nifti"}, "not a folder"),
         (iter([1]), None, {}, "cannot be read by index"),
         (np.zeros((1, 32, 32), np.uint8), ([GREY], [GREY - 0.5]), {}, "whole class numbers"),
     ],

@@ -91,7 +91,7 @@ def test_a_recipe_is_changed_by_sections_and_by_keys() -> None:
     assert (again.seed, again.teacher.rank, again.distill.augment.crop) == (3, 2, 0.25)
     with pytest.raises(tskd.UserError, match=r"data\.rot: unknown key. Did you mean data\.root"):
         tskd.Recipe(data={"rot": 1})
-    with pytest.raises(tskd.UserError, match=r"is not known\. Give a YAML file, or one of: gpu, laptop, quick"):
+    with pytest.raises(tskd.UserError, match=r"is not known\. Give a YAML file, or one of: gpu, laptop, paper, quick"):
         tskd.load_recipe("labtop")
 
 

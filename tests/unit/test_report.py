@@ -319,13 +319,11 @@ def add_start(run: RunFolder, name: str) -> Artifact:
 # --- what it leaves out ---
 
 
-def test_a_single_validation_is_drawn_as_no_curve(damaged: Path) -> None:
+def test_a_single_validation_is_drawn_as_no_curve(root: Path, tmp_path: Path) -> None:
     """A short fine-tuning had an empty chart with one dot."""
-    assert ": validation" not in write_report(damaged).read_text(encoding="utf-8")
-    for path in damaged.glob("artifacts/finetune-*/metrics.jsonl"):
-        with path.open("a", encoding="utf-8") as log:
-            log.write('{"step": 40, "val_score": 0.6}\n')
-    assert ": validation" in write_report(damaged).read_text(encoding="utf-8")
+    for validations, drawn in (((30,), False), ((20, 30), True)):
+        run = make_run(tmp_path / str(drawn), root, ("student",), transfer=False, validations=validations)
+        assert (": validation" in write_report(run).read_text(encoding="utf-8")) == drawn
 
 
 def test_what_a_run_did_without_leaves_its_section_out(root: Path, tmp_path: Path) -> None:
@@ -334,10 +332,9 @@ def test_what_a_run_did_without_leaves_its_section_out(root: Path, tmp_path: Pat
     assert "transfer" not in sections_of(page)
     assert "no baseline was trained beside it" in page.verdict
     assert [block.title for block in page.sections[0].blocks if isinstance(block, Table)] == [""], "no paired table"
-    for log in run.glob("artifacts/finetune-*/metrics.jsonl"):
-        log.unlink()
-    assert "training" not in sections_of(run_page(open_run(run)))
-    assert write_report(run).stat().st_size < MOST_BYTES
+    silent = make_run(tmp_path / "silent", root, ("student",), transfer=False, validations=None)
+    assert "training" not in sections_of(run_page(open_run(silent)))
+    assert write_report(silent).stat().st_size < MOST_BYTES
 
 
 def test_no_patient_and_no_path_is_on_the_page(html: str, root: Path, folder: Path) -> None:
