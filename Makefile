@@ -21,7 +21,7 @@ demo: .venv
 
 # One thread a worker: two torch processes of two threads each on two cores are ten times slower, not twice.
 test: .venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The documentation as a site in docs/_build; a warning is an error.
 docs: .venv
