@@ -123,8 +123,9 @@ def counting(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _draws_widgets() -> bool:
-    """Tell whether this is a notebook that can draw rich's bars."""
-    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None
+    """Tell whether this is a notebook that can draw rich's bars; a program that only imports Jupyter's is none."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel") and find_spec("ipywidgets") is not None
 
 
 class _PlainProgress:

@@ -586,8 +586,8 @@ def test_folder_volumes_are_what_split_csv_states_never_what_ids_look_like(tmp_p
         ("id,split,volume,slice", ("p1_f1_sl2,,a,1", "p1_f1_sl10,,a,"), "a slice number for 1 of its 2 slices"),
         ("id,split,subject,volume", ("p1_f1_sl2,,x,a", "p2_f1_sl2,,y,a"), "'a' has slices of several cases"),
         ("id,split,slice", ("p1_f1_sl2,,1",), "'p1_f1_sl2' has a slice, and neither a volume nor a case"),
-        ("id,split,volume,slice", ("p1_f1_sl2,,a,1.5",), "line 2: slice '1.5' is no whole number"),
-        ("id,split,volume,slice", ("p1_f1_sl2,,a,20210101",), "line 2: slice '20210101' is no whole number"),
+        ("id,split,volume,slice", ("p1_f1_sl2,,a,1.5",), "line 2: slice '1.5' is not a whole number"),
+        ("id,split,volume,slice", ("p1_f1_sl2,,a,20210101",), "line 2: slice '20210101' is not a whole number"),
     ],
 )
 def test_folder_refuses_volumes_that_cannot_be_stacked(
@@ -669,7 +669,7 @@ def test_dicom_notes_tell_rule_range_odd_series_and_what_is_no_scan(tmp_path: Pa
     notes = "\n".join(dataset.notes)
     assert "intensities: HU, the default for CT without a window of its own, -160 becomes black, 240 white" in notes
     assert "series: d: slices of a series are missing: the distance is 3 mm, but 6 mm between 1.dcm and 2.dcm" in notes
-    assert "passed over, since they are no scans: 1 RT dose (RTDOSE)" in notes
+    assert "passed over, since they are not scans: 1 RT dose (RTDOSE)" in notes
     assert str(tmp_path) not in notes, "folder names above the root may tell who the patient is"
     assert [each.place for each in dataset.records if each.case == "d" and each.volume] == [0, 1, 3]
     broken = record(dataset, "d/unreadable/broken.dcm")

@@ -559,7 +559,7 @@ def test_a_gap_gives_two_volumes_and_other_objects_are_counted(
     assert nibabel.load(tmp_path / "out/case_2.nii.gz").affine[2].tolist() == [0, 0, 5, 15]
     said = capsys.readouterr().err
     assert "case: slices of a series are missing: the distance is 5 mm, but 10 mm" in said
-    assert said.count("passed over, since they are no scans: 2 RT plan (RTPLAN).") == 1
+    assert said.count("passed over, since they are not scans: 2 RT plan (RTPLAN).") == 1
 
 
 def test_a_slice_with_damaged_pixels_leaves_the_others_as_images(
@@ -661,7 +661,7 @@ def test_the_files_that_pydicom_and_nibabel_are_tested_with(run: FinishedRun, ts
     read = {Path(line["file"]).name for line in told["predictions"]}
     failed = {Path(line["file"]).name for line in told["failures"]}
     copies = set(re.findall(r"([^/]+): is a copy of", done.stderr))
-    (counts,) = re.findall(r"passed over, since they are no scans: (.*)\.", done.stderr)
+    (counts,) = re.findall(r"passed over, since they are not scans: (.*)\.", done.stderr)
     given = {path.name for path in folder.rglob("*") if path.is_file() and path.name != "DICOMDIR" and is_dicom(path)}
     assert len(given - read - failed - copies) == sum(map(int, re.findall(r"(?:^|, )(\d+) ", counts))), "none is lost"
     assert {

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import re
 import sys
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.table import Table
@@ -75,6 +77,23 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(10, "loss 0.5")
     assert "10/10" in screen.getvalue()
     assert "loss 0.5" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("shell", "drawn"), [(None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel=1), True)]
+)
+def test_a_bar_in_a_notebook_and_not_where_jupyter_is_only_imported(
+    shell: object, drawn: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scripts that run notebooks, and IPython on a terminal, got bars in their logs."""
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setitem(sys.modules, "IPython", cast(ModuleType, SimpleNamespace(get_ipython=lambda: shell)))
+    asked: list[str] = []
+    monkeypatch.setattr(console, "find_spec", lambda name: asked.append(name) or object())
+    with console.progress("quick", 3) as advance:
+        advance(3)
+    assert (asked == ["ipywidgets"]) == drawn
+    assert bool(capsys.readouterr().err) == drawn
 
 
 def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

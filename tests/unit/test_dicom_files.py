@@ -1,4 +1,4 @@
-"""What files say of themselves: kinds that are no scans, sizes that cannot be, and what must not be shown."""
+"""What files say of themselves: kinds that are not scans, sizes that cannot be, and what must not be shown."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_check_counts_masks_by_kind_and_names_the_classes(tmp_path: Path) -> Non
     notes = "\n".join(report.notes)
     assert "masks: 4 from 1 RT structure set (RTSTRUCT)" in notes
     assert "masks: 4 from 1 segmentation (SEG)" in notes
-    assert "passed over, since they are no scans: 1 segmentation (SEG)" in notes
+    assert "passed over, since they are not scans: 1 segmentation (SEG)" in notes
     assert len(report.presence) == 8
     assert not any(secret in repr(report.to_json()) for secret in SECRETS)
 

@@ -1,4 +1,4 @@
-"""Order by geometry, volumes and grids, and what is said of series that are no regular grid."""
+"""Order by geometry, volumes and grids, and what is said of series that are not a regular grid."""
 
 from __future__ import annotations
 

@@ -96,9 +96,9 @@ def test_what_is_no_file_is_named_and_never_opened(tmp_path: Path, monkeypatch: 
         found = find_files(tmp_path, lambda path: pytest.fail(f"{path} was looked into"))
     assert {path.name: text.split(".")[0] for path, text in found.problems} == {
         "gone.png": "is a broken link: what it leads to is not there",
-        "pipe.png": "is no file but a pipe, socket or device, which cannot be read",
+        "pipe.png": "is not a file but a pipe, socket or device, which cannot be read",
         "round.png": "is a link that leads round in a circle",
-        "talk.png": "is no file but a pipe, socket or device, which cannot be read",
+        "talk.png": "is not a file but a pipe, socket or device, which cannot be read",
     }
     assert found.files == ()
 

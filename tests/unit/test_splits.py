@@ -231,9 +231,9 @@ def test_saved_split_is_read_back(tmp_path: Path):
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("[]", "is no split"),
-        (json.dumps({"train": ["a"], "val": ["b"], "test": ["c"]}), "is no split"),
-        (json.dumps({"train": "abc", "val": ["b"], "unlabelled": [], "test": ["c"]}), "is no split"),
+        ("[]", "is not a split"),
+        (json.dumps({"train": ["a"], "val": ["b"], "test": ["c"]}), "is not a split"),
+        (json.dumps({"train": "abc", "val": ["b"], "unlabelled": [], "test": ["c"]}), "is not a split"),
         (json.dumps({"train": ["a"], "val": ["b"], "unlabelled": [], "test": ["a"]}), "record a twice"),
     ],
 )

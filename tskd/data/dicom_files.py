@@ -73,7 +73,7 @@ _KINDS = {
     f"{_STORAGE}4.2": "MR spectroscopy",
     f"{_STANDARD}1.3.10": "table of contents (DICOMDIR)",
 }
-"""SOP classes (PS3.4 B.5) that are no scans; a UID that ends with a dot stands for all that begin so."""
+"""SOP classes (PS3.4 B.5) that are not scans; a UID that ends with a dot stands for all that begin so."""
 
 
 def _silence() -> None:
@@ -143,7 +143,7 @@ def read_head(path: Path) -> Head:
 
 
 def kind_of(head: Head) -> str | None:
-    """Return what a file is that is no scan, such as ``RT structure set (RTSTRUCT)``; None for an image."""
+    """Return what a file is that is not a scan, such as ``RT structure set (RTSTRUCT)``; None for an image."""
     with reading_dicom(head.path):
         uid = str(head.data.get("SOPClassUID") or head.data.file_meta.get("MediaStorageSOPClassUID") or "")
     for prefix, kind in _KINDS.items():
@@ -161,7 +161,7 @@ def require_image(head: Head, index: int | None = None) -> None:
     """Raise :class:`UserError` where a file has no pixels, impossible sizes, or not the frame that is asked for."""
     path = head.path
     if (kind := kind_of(head)) is not None:
-        raise UserError(f"{path}: is no scan but a {kind}. Leave it out.")
+        raise UserError(f"{path}: is not a scan but a {kind}. Leave it out.")
     if head.pixels is None or "Rows" not in head.data or "Columns" not in head.data:
         raise UserError(f"{path}: states no image: it has no pixels. Export it again, or remove it.")
     if index is None and head.frames > 1:

@@ -124,7 +124,7 @@ def _rescale(head: Head, index: int | None) -> tuple[float, float]:
     for keyword, found in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
         if (found is None and source.get(keyword) not in (None, "")) or (keyword == "RescaleSlope" and found == 0):
             raise UserError(
-                f"{head.path}: {keyword} is no number to rescale values by. Copy the file again, or remove it."
+                f"{head.path}: {keyword} is not a number to rescale values by. Copy the file again, or remove it."
             )
     return 1.0 if slope is None else slope, intercept or 0.0
 

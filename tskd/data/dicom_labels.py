@@ -142,7 +142,7 @@ def _off(placed: np.ndarray) -> str:
         )
     return (
         "refers to a series here and lies on none of its slices: place, orientation, pixel spacing or size are others. "
-        "It is no label. Resample it to the series (nearest neighbour), or take it out."
+        "It is not used as a label. Resample it to the series (nearest neighbour), or take it out."
     )
 
 

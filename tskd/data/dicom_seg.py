@@ -104,7 +104,7 @@ def read_segments(path: Path) -> Segments:
 
 def _explain(error: BaseException) -> str:
     return (
-        f"is a segmentation (SEG) that lacks what the standard demands ({name_of(error)}), so it is no label "
+        f"is a segmentation (SEG) that lacks what the standard demands ({name_of(error)}): not used as a label "
         "here. Save it again, for example with 3D Slicer, or take it out."
     )
 

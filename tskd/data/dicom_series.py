@@ -70,7 +70,7 @@ class Listing:
     failures: list[tuple[Path, str]] = field(default_factory=list)
     """Files that cannot be read, with the message."""
     others: list[tuple[Path, str]] = field(default_factory=list)
-    """Files that are no scans, with what they are."""
+    """Files that are not scans, with what they are."""
     copies: dict[Path, Path] = field(default_factory=dict)
     """Files left out, each with the one of its series that shows the same."""
     remarks: list[str] = field(default_factory=list)
@@ -471,12 +471,12 @@ def _irregularity(slices: Sequence[Slice], distance: float | None) -> str | None
         return (
             f"{folder}: the distance between the slices of a series varies from {gaps.min():.4g} to "
             f"{gaps.max():.4g} mm, "
-            "so they are no regular grid."
+            "so they are not a regular grid."
         )
     places, origins = np.array([item.place for item in slices]), np.array([item.origin for item in slices])
     step = (origins[-1] - origins[0]) / places[-1]
     if np.abs(origins - origins[0] - places[:, None] * step).max() > max(_OFF_GRID_MM, _tolerance(distance)):
-        return f"{folder}: the slices of a series are shifted against each other, so they are no regular grid."
+        return f"{folder}: the slices of a series are shifted against each other, so they are not a regular grid."
     if places.size * slices[0].size[0] * slices[0].size[1] > MAX_VOXELS:
         return f"{folder}: a series holds more than {MAX_VOXELS // 1_000_000} million pixels, too many for one volume."
     return None

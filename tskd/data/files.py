@@ -221,7 +221,7 @@ class _Walk:
         if regular:
             self._take(path)
         elif not folder:
-            self.problems[path] = "is no file but a pipe, socket or device, which cannot be read. Remove it."
+            self.problems[path] = "is not a file but a pipe, socket or device, which cannot be read. Remove it."
         elif not self.deep:
             self.folders.append(path)
         elif entry.is_symlink():

@@ -46,7 +46,7 @@ def count_bytes(values: np.ndarray) -> np.ndarray:
 def whole(values: np.ndarray, path: Path) -> np.ndarray:
     """Return label numbers that a file keeps as floating point as int32, rounded by less than :data:`ROUNDING`.
 
-    Raises :class:`UserError` naming a value that is no whole number, not finite or beyond int32.
+    Raises :class:`UserError` naming a value that is not a whole number, not finite or beyond int32.
     """
     require_finite(values, path)
     if np.abs(values).max(initial=0) > np.iinfo(np.int32).max:

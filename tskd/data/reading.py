@@ -64,7 +64,7 @@ def _plain(error: BaseException, what: str) -> str:
 def require_size(height: int, width: int, path: Path) -> None:
     """Raise :class:`UserError` for an image without a pixel, and beyond :data:`MAX_PIXELS` or :data:`MAX_SIDE`."""
     if min(height, width) < 1:
-        raise UserError(f"{path}: states a size of {width}x{height} pixels, which is no image. Remove it.")
+        raise UserError(f"{path}: states a size of {width}x{height} pixels, which is not an image. Remove it.")
     if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
         raise UserError(
             f"{path}: more than {MAX_PIXELS // 10**6} million pixels, or a side of more than {MAX_SIDE}; opening it "

@@ -111,7 +111,7 @@ def save_split(split: Split, path: Path) -> None:
 def load_split(path: Path) -> Split:
     """Read what :func:`save_split` wrote.
 
-    Raises UserError if the file is missing, is no split, or names a record twice.
+    Raises UserError if the file is missing, is not a split, or names a record twice.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
@@ -119,7 +119,7 @@ def load_split(path: Path) -> Split:
         raise UserError(f"{path} cannot be read as a split ({error}). Delete it to have a new one drawn.") from error
     names = [field.name for field in fields(Split)]
     if not isinstance(content, dict) or sorted(content) != sorted(names) or not all(map(_is_ids, content.values())):
-        raise UserError(f"{path} is no split: a JSON object with the lists of ids {', '.join(names)} is expected.")
+        raise UserError(f"{path} is not a split: a JSON object with the lists of ids {', '.join(names)} is expected.")
     split = Split(**{name: tuple(content[name]) for name in names})
     ids = list(chain.from_iterable(content.values()))
     if len(set(ids)) < len(ids):
@@ -251,9 +251,9 @@ def _image_order(order: Sequence[_Budgeted]) -> list[str]:
 
 def _require_shares(val_share: float, test_share: float) -> None:
     if not 0 <= val_share < 1:
-        raise UserError(f"val_share={val_share} is no share: 0 or a number below 1 is needed, for example 0.2.")
+        raise UserError(f"val_share={val_share} is not a share: 0 or a number below 1 is needed, for example 0.2.")
     if not 0 < test_share < 1:
-        raise UserError(f"test_share={test_share} is no share: a number between 0 and 1 is needed, for example 0.2.")
+        raise UserError(f"test_share={test_share} is not a share: a number between 0 and 1 is needed, for example 0.2.")
 
 
 def _require_cases(order: Sequence[_Budgeted], test: Sequence[_Case], wanted: set[str]) -> None:

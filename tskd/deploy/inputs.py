@@ -91,7 +91,7 @@ def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> tuple
     remarks = [one.text for one in all_found if isinstance(one, Remark)]
     others = Counter(one.kind for one in all_found if isinstance(one, NoScan))
     if others:
-        remarks.append(f"passed over, since they are no scans: {counted(others)}.")
+        remarks.append(f"passed over, since they are not scans: {counted(others)}.")
     return items, failures, remarks
 
 
@@ -107,7 +107,7 @@ def _given(path: Path, results: Path, axis: int) -> Iterator[Found]:
     elif path.is_file():
         yield from _in_files([path], path.parent, axis)
     else:
-        yield Failure(path, f"{path}: is no file but a broken link, pipe or device, which cannot be read. Remove it.")
+        yield Failure(path, f"{path}: is not a file but a broken link, pipe or device that cannot be read. Remove it.")
 
 
 def items_in(root: Path, results: Path, axis: int) -> Iterator[Found]:

@@ -110,7 +110,7 @@ def _range(windows: Sequence[IntensityWindow]) -> str:
 
 
 def _series_notes(root: Path, labels: Sequence[Path]) -> list[str]:
-    """Return why series are no regular grids, and which files are no scans, nor one of the ``labels``."""
+    """Return why series are not regular grids, and which files are not scans, nor one of the ``labels``."""
     folder = root / "images" if (root / "images").is_dir() else root
     listings = [part.listing for part in _parts(folder, find_files(folder, _is_dicom).files)]
     remarks = [remark for listing in listings for remark in listing.remarks]
@@ -121,7 +121,7 @@ def _series_notes(root: Path, labels: Sequence[Path]) -> list[str]:
         notes = [*notes[:_SHOWN], f"series: {len(notes) - _SHOWN} more remarks of this kind"]
     others = Counter(kind for listing in listings for path, kind in listing.others if path not in labels)
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-    return [*notes, f"passed over, since they are no scans: {told}"] if others else notes
+    return [*notes, f"passed over, since they are not scans: {told}"] if others else notes
 
 
 def read_dicom_image(record: Record, options: LayoutOptions) -> np.ndarray:

@@ -218,7 +218,7 @@ def _row_problem(
         return f"split {split!r} is not one of {', '.join(SPLITS)} or empty."
     place = _cell(row, "slice")
     if place and not (place.isdecimal() and int(place) < MOST_SLICES):
-        return f"slice {place!r} is no whole number from 0 to {MOST_SLICES - 1}."
+        return f"slice {place!r} is not a whole number from 0 to {MOST_SLICES - 1}."
     return None
 
 
