@@ -178,8 +178,8 @@ def with_tag(path: Path, code: int, value: int) -> Path:
 @pytest.mark.parametrize(
     ("code", "value", "message"),
     [
-        (256, 0, "no image"),
-        (257, 0, "no image"),
+        (256, 0, "not an image"),
+        (257, 0, "not an image"),
         (256, 80_000_000, "a side of more than"),
         (257, 2**31, "a side of more than"),
         (277, 60_000, "channels"),
