@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
 from tskd.data.prepared import Prepared
@@ -313,12 +313,14 @@ class Run:
         config = config.model_copy(update={"steps": min(config.steps, allowed)})
         return pretrain.build(self.bench, config, description, self.transfer, self.prepared_artifact)
 
-    def self_trained(self, mix: Literal["cut_mix", "copy_paste"]) -> Artifact:
+    def self_trained(self, mix: self_training.Mix) -> Artifact:
         """The student that has learned from the labels and from its own average on the transfer set."""
         config = self.recipe.self_training
         allowed = steps_within(self.budget.total, config.batch_size * self.budget.flops_per_image)
-        config = config.model_copy(update={"mix": mix, "steps": min(config.steps, allowed)})
-        return self_training.build(self.bench, config, self.student_description, self.transfer, self.prepared_artifact)
+        config = config.model_copy(update={"steps": min(config.steps, allowed)})
+        return self_training.build(
+            self.bench, config, mix, self.student_description, self.transfer, self.prepared_artifact
+        )
 
     @cached_property
     def imagenet(self) -> Artifact:

@@ -504,8 +504,6 @@ class SelfTrainingConfig(TrainConfig):
     """A student learns from the labels and, without labels, from its own moving average (methods ``consistency`` and
     ``copy_paste``), with the student's training compute."""
 
-    mix: Literal["cut_mix", "copy_paste"] = "cut_mix"
-    """The methods choose it: boxes of other unlabelled images, or of labelled images in unlabelled ones and back."""
     weight: Annotated[float, Field(ge=0)] = 0.5
     """Of what is learned from the average; it rises over the first 30 % of the steps."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.8

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,10 @@ PASTE = (0.3, 0.5)
 """Smallest and largest area of the boxes of copy-paste, as shares of the image's."""
 
 
+Mix = Literal["cut_mix", "copy_paste"]
+"""Boxes of other unlabelled images, or of labelled images in unlabelled ones and the other way round."""
+
+
 @dataclass(frozen=True)
 class PairedBatches:
     """Batches whose first half has labels and whose second half has none: its masks are UNLABELLED throughout."""
@@ -67,25 +71,28 @@ class PairedBatches:
 def build(
     bench: Workbench,
     config: SelfTrainingConfig,
+    mix: Mix,
     description: NetworkDescription,
     transfer: Artifact,
     data: Artifact,
 ) -> Artifact:
-    """Return the student of that description trained on the labels and on the transfer set without labels."""
+    """Return the student of that description trained on the labels and on the transfer set without labels; ``mix``
+    says how images of both are mixed."""
     return bench.train(
         "self_training",
         lambda folder: self_train(
-            config, description, TransferSet(transfer.path, Prepared(data.path)), folder,
+            config, mix, description, TransferSet(transfer.path, Prepared(data.path)), folder,
             seed=bench.seed, runtime=bench.runtime,
         ),
         config,
-        inputs=pretraining_inputs(description, transfer, data),
+        inputs=pretraining_inputs(description, transfer, data) | {"mix": mix},
         version=VERSION,
     )  # fmt: skip
 
 
 def self_train(
     config: SelfTrainingConfig,
+    mix: Mix,
     description: NetworkDescription,
     transfer: TransferSet,
     folder: Path,
@@ -109,9 +116,9 @@ def self_train(
     )  # fmt: skip
     score = validation(prepared)
     training = Training(
-        label=config.mix.replace("_", " "),
+        label=mix.replace("_", " "),
         module=MeanTeacher(student, decay=config.ema),
-        step=STEPS[config.mix](config),
+        step=STEPS[mix](config),
         batches=PairedBatches(labelled, unlabelled, derive(seed, "boxes")),
         settings=config,
         seed=seed,
