@@ -32,7 +32,8 @@ app = typer.Typer(
 )
 
 AUTO = "auto"
-"""The recipe that is chosen rather than read."""
+"""The recipe that is chosen rather than read, as where a data folder and no recipe are given."""
+TARGET_MINUTES = 30.0
 INTERRUPTED = 130
 """Exit code of a command stopped by Ctrl-C, as shells have it."""
 Executor = Literal["local", "ray"]
@@ -42,7 +43,7 @@ Data = Annotated[str | None, typer.Option("--data", help="Data folder, or 'phant
 RecipeFile = Annotated[
     str | None,
     typer.Argument(
-        help="Name (see tskd recipes) or YAML file of settings; auto: chosen for the data; none: the defaults."
+        help="Name (see tskd recipes) or YAML file of settings; auto, or none with --data: chosen for the data."
     ),
 ]
 Minutes = Annotated[
@@ -89,20 +90,18 @@ def run(
     minutes: Minutes = None,
     target: Annotated[
         float | None,
-        typer.Option("--target-minutes", min=1, help="With the recipe auto: about how long it may take; 30."),
+        typer.Option("--target-minutes", min=1, help="Where settings are chosen: about how long it may take; 30."),
     ] = None,
     download: Download = False,
     json_: Json = False,
 ) -> None:
     """Run the whole method on your data. Teacher, distillation, fine-tuning, scores, export.
 
-    With the recipe auto, settings are chosen by the data, the weights at hand and this machine, each with its reason.
+    Without a recipe, settings are chosen by the data, the weights at hand and this machine, each with its reason.
 
-    Example: tskd run laptop --data my_images --out out/first
+    Example: tskd run --data my_images --target-minutes 30 --out out/first
     """
-    loaded = _choose(data, set_, out, target) if recipe == AUTO else _load(recipe, data, set_)
-    if target is not None and recipe != AUTO:
-        raise UserError(f"--target-minutes chooses settings, and a recipe has its own: tskd run {AUTO} --data FOLDER")
+    loaded = _load_or_choose(recipe, data, set_, out, target)
     _execute(_open_run(loaded, out, minutes=minutes, download=download), json_=json_)
 
 
@@ -131,7 +130,7 @@ def stage(
 
     if count is not None:
         set_ = [*(set_ or []), f"transfer.synthetic={count}"]
-    opened = _open_run(_load(recipe, data, set_), out, minutes=minutes, download=download)
+    opened = _open_run(_load_or_choose(recipe, data, set_, out), out, minutes=minutes, download=download)
     artifact = run_stage(opened, name)
     if opened.runtime.fabric.is_global_zero:
         print(artifact.path if artifact else f"{name}: this recipe does without it")
@@ -368,15 +367,24 @@ def _load(recipe: str | None, data: str | None, overrides: list[str] | None) -> 
     return load_recipe(None if recipe is None else find_recipe(recipe), _changes(data, overrides))
 
 
-def _choose(data: str | None, overrides: list[str] | None, out: Path, target: float | None) -> Recipe:
-    """Return the recipe that the data, the weights at hand and this machine suggest."""
-    if data is None:
+def _load_or_choose(
+    recipe: str | None, data: str | None, overrides: list[str] | None, out: Path, target: float | None = None
+) -> Recipe:
+    """Return the recipe that is named, or the one that the data, the weights at hand and this machine suggest."""
+    from tskd.recipe.files import as_change
+    from tskd.recipe.schema import names_folder
+
+    changes = [as_change(one) for one in _changes(data, overrides)]
+    if recipe == AUTO and not names_folder(changes):
         raise UserError(f"tskd run {AUTO} looks at your data: give its folder with --data.")
+    if recipe not in (AUTO, None) or not names_folder(changes):
+        if target is not None:
+            raise UserError("--target-minutes chooses settings, and a recipe has its own: tskd run --data FOLDER")
+        return _load(recipe, data, overrides)
     require_folder(out)
     from tskd.experiment.configure import configure
-    from tskd.recipe.files import as_change
 
-    return configure([as_change(one) for one in _changes(data, overrides)], out, minutes=target or 30)
+    return configure(changes, out, minutes=target or TARGET_MINUTES)
 
 
 def _changes(data: str | None, overrides: list[str] | None) -> list[str | Change]:

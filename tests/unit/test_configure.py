@@ -93,6 +93,23 @@ def test_a_folder_is_looked_at_and_what_is_set_is_not_chosen(
     assert "distill.steps" not in said
 
 
+@pytest.mark.parametrize(("own", "kept", "gone"), [
+    (Change("teacher.weights", "my_sam.pth"), "student.backbone", "teacher"),
+    (Change("student.backbone", "vit_tiny_patch16_224"), "teacher.decoder", "student"),
+])  # fmt: skip
+def test_whoever_names_a_network_chooses_all_of_it(own: Change, kept: str, gone: str) -> None:
+    """A SAM of the user's got the decoder and the rates of our CNN."""
+    chosen_for = {choice.key for choice in configure.left_to_choose(of_the_networks(FACTS), [own])}
+    assert kept in chosen_for
+    assert chosen_for.isdisjoint({f"{gone}.{name}" for name in ("name", "backbone", "decoder", "lr", "initialisation")})
+
+
+def test_a_mask_that_cannot_be_read_is_left_to_the_run(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
+    """The run names every damaged file at once; choosing stopped at the first."""
+    (folder / "masks/0.png").write_bytes(b"")
+    assert configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=30).data.image_size == 128
+
+
 def test_the_same_command_goes_on_with_the_choices_of_before(
     folder: Path, tmp_path: Path, quick_steps: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:

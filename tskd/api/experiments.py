@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tskd.api.model import Model, load
-from tskd.api.recipes import changes_of, load_recipe
+from tskd.api.recipes import as_changes, changes_of, load_recipe
 from tskd.api.show import image_html, table_html
-from tskd.recipe.schema import Recipe
+from tskd.recipe.schema import Recipe, names_folder
 
 if TYPE_CHECKING:
     import pandas
@@ -143,18 +143,26 @@ def run(
     out: str | Path = "out",
     *,
     minutes: float | None = None,
+    target_minutes: float = 30,
     **changes: Any,
 ) -> RunResult:
     """Run the whole method on a data folder, as `tskd run` does; a run that was stopped goes on.
 
-    ``recipe`` is a Recipe, the name of a built-in one (``quick``, ``laptop``, ...), a YAML file, or None for the
-    defaults; ``data`` is a folder, or settings of that section; ``changes`` are sections or
+    ``recipe`` is a Recipe, the name of a built-in one (``quick``, ``laptop``, ...), a YAML file, or None: then settings
+    are chosen for the data, the weights at hand and this machine, to take about ``target_minutes`` (without data: the
+    defaults, on phantoms). ``data`` is a folder, or settings of that section; ``changes`` are sections or
     ``**{"section.key": value}``. Raises UserError for what cannot be used, and Paused after ``minutes``.
     """
     from tskd.experiment.opening import open_run
     from tskd.experiment.pipeline import execute
 
-    settings = load_recipe(recipe, **changes_of(data), **changes)
+    stated = as_changes({**changes_of(data), **changes})
+    if recipe is None and names_folder(stated):
+        from tskd.experiment.configure import configure
+
+        settings = configure(stated, Path(out), minutes=target_minutes)
+    else:
+        settings = load_recipe(recipe, **changes_of(data), **changes)
     opened = open_run(settings, Path(out), minutes=minutes)
     execute(opened)
     return RunResult(Path(out))
@@ -169,7 +177,6 @@ def compare(
     **changes: Any,
 ) -> ComparisonResult:
     """Run a grid of methods, budgets, seeds and settings, as `tskd compare` does, and return its tables."""
-    from tskd.api.recipes import as_changes
     from tskd.comparison.grid import load_grid
     from tskd.comparison.workflow import Machines
     from tskd.comparison.workflow import compare as compare_all

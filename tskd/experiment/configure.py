@@ -7,7 +7,7 @@ command, so that a run goes on with the steps of its first start however fast th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,11 @@ SHARES = {"teacher": 0.35, "distill": 0.25, "finetune": 0.06}
 the teacher's answers, scores and the export."""
 FEWEST, MOST = {"teacher": 100, "distill": 150, "finetune": 50}, {"teacher": 1500, "distill": 8000, "finetune": 1000}
 BATCH = 16
+OWN_NETWORKS = {
+    ("teacher.name", "teacher.weights"): ("teacher.decoder", "teacher.adaptation", "teacher.encoder_lr", "teacher.lr"),
+    ("student.backbone", "student.weights"): ("student.decoder", "student.initialisation"),
+}
+"""Whoever names a network chooses all of it: our settings are for ours."""
 
 
 class Choice(NamedTuple):
@@ -95,17 +100,24 @@ def configure(changes: Sequence[Change], out: Path, *, minutes: float) -> Recipe
 
 def choose(changes: Sequence[Change], *, minutes: float) -> dict[str, Any]:
     """Return settings as a tree, the user's included, each choice said with its reason; what is set is not chosen."""
-    stated = {change.key for change in changes}
     values: dict[str, Any] = {}
     given = _with(values, changes, "the settings")
     facts = look(open_data(given.data, Path(given.data.root).expanduser()), given.data)
     for choices in (of_the_data(facts), of_the_networks(facts), of_the_time(values, minutes)):
-        for key, value, reason in choices:
-            if key not in stated:
-                say(f"configure: {key}={value}: {reason}")
-                set_key(values, key, value)
-                _with(values, changes, "the choices")
+        for key, value, reason in left_to_choose(choices, changes):
+            say(f"configure: {key}={value}: {reason}")
+            set_key(values, key, value)
+            _with(values, changes, "the choices")
     return values
+
+
+def left_to_choose(choices: Iterable[Choice], changes: Sequence[Change]) -> Iterator[Choice]:
+    """Return the choices that the user has not made; whoever names a network chooses all of it."""
+    stated = {change.key for change in changes}
+    for names, rest in OWN_NETWORKS.items():
+        if stated.intersection(names):
+            stated.update(names, rest)
+    return (choice for choice in choices if choice.key not in stated)
 
 
 def _with(values: dict[str, Any], changes: Sequence[Change], source: str) -> Recipe:
@@ -126,10 +138,13 @@ def look(dataset: Dataset, data: DataConfig) -> Facts:
     sides, thick = [], []
     with progress("configure: looking at structures", len(seen)) as advance:
         for done, record in enumerate(seen, start=1):
-            mask = dataset.read_mask(record)
+            advance(done)
+            try:
+                mask = dataset.read_mask(record)
+            except UserError:
+                continue  # the run refuses it, by name and with all others
             sides.append(max(mask.shape))
             thick += [width / max(mask.shape) for width in _thicknesses(mask)]
-            advance(done)
     gpu = open_runtime(EngineConfig()).fabric.device.type != "cpu"
     held_out = 0.0 if any(record.split == "test" for record in dataset.records) else data.test_share
     cases = round((1 - held_out) * len({record.case for record in labelled}))
@@ -138,7 +153,7 @@ def look(dataset: Dataset, data: DataConfig) -> Facts:
         labelled=min(images, data.labels or images),
         labelled_cases=min(cases, data.label_cases or data.labels or cases),
         unlabelled=sum(record.mask is None for record in dataset.records),
-        side=int(np.median(sides)),
+        side=int(np.median(sides)) if sides else 0,
         thickness=float(np.quantile(thick, 0.25)) if thick else None,
         gpu=gpu,
         bf16=_has_bf16(gpu),

@@ -650,6 +650,11 @@ def load_recipe(path: Path | None = None, changes: Sequence[str | Change] = ()) 
     return build_recipe(values, source)
 
 
+def names_folder(changes: Sequence[Change]) -> bool:
+    """Tell whether changes name a data folder of the user's, for which settings can be chosen."""
+    return next((change.value for change in reversed(changes) if change.key == "data.root"), PHANTOMS) != PHANTOMS
+
+
 def section_of(settings: Section) -> str | None:
     """Return the recipe's name of a section; None for one that is not part of a recipe."""
     kinds = ((name, field.annotation) for name, field in Recipe.model_fields.items())
