@@ -77,6 +77,19 @@ def test_augmentation_is_timed_in_each_way_that_is_there(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_a_unet_of_another_library_is_scored_beside_ours(forked: Command, tskd: Command, tmp_path: Path) -> None:
+    sets = [f"--set=data.phantom.{one}" for one in ("train=12", "test=8", "size=64")]
+    assert tskd("stage", "prepare", "--out", tmp_path, "--set=data.image_size=64", *sets).returncode == 0
+    (prepared,) = (tmp_path / "artifacts").glob("prepare-*")
+    answer = forked(BENCHMARKS / "smp_unet.py", "--json", "--no-weights", "--steps", 2, "--seeds", 2, prepared)
+    assert answer.returncode == 0, answer.stderr
+    first, second = json.loads(answer.stdout)["rows"]
+    assert 0 < float(first["Dice"]) < 1
+    assert first["Dice"] != second["Dice"], "another seed, another training"
+    assert first["parameters"] < 8_000_000
+
+
+@pytest.mark.slow
 def test_precisions_are_timed_against_float32(run: Run) -> None:
     usual, half = run("engine.py", "--threads", 1)
     assert (usual["way"], half["way"]) == ("32-true", "bf16-mixed")
