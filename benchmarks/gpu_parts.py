@@ -31,7 +31,7 @@ from tskd.artifacts import ARTIFACTS, MANIFEST, finished_in, measured
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.out_of_memory import is_out_of_memory
 from tskd.errors import RunFailed
-from tskd.experiment.run import Run, describe_student
+from tskd.experiment.run import Run
 from tskd.models.diffusion import images_at_once, sample
 from tskd.models.registry import adapt, build_model
 from tskd.models.swin_unet import PRESETS
@@ -40,6 +40,7 @@ from tskd.seeding import derive
 from tskd.stages.denoisers import build_denoiser, plan_of
 from tskd.stages.diffusion import DenoisingBatches, denoising_step, describe
 from tskd.stages.label_training import label_step
+from tskd.stages.students import describe_student
 from tskd.stages.teacher import choose_teacher, parts_of_batch
 
 ROOT = Path(__file__).resolve().parents[1]
