@@ -34,6 +34,7 @@ from tskd.stages import (
     tested,
     transfer,
 )
+from tskd.stages.readings import Readings
 from tskd.stages.students import describe_student
 from tskd.stages.teacher import TeacherSource
 from tskd.stages.workbench import Workbench
@@ -50,6 +51,8 @@ class Run:
     """Allow fetching SAM's weights."""
     open_store: Callable[[Path, Processes], Builder] = Store
     """What answers requests for artifacts: the store that makes them, or one that only plans."""
+    readings: Readings | None = None
+    """Images that were read for other runs."""
 
     def __post_init__(self) -> None:
         fabric = self.runtime.fabric
@@ -66,7 +69,7 @@ class Run:
 
     @cached_property
     def prepared_artifact(self) -> Artifact:
-        return prepare.build(self.bench, self.recipe.data)
+        return prepare.build(self.bench, self.recipe.data, self.readings)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -75,7 +78,8 @@ class Run:
     @cached_property
     def tested_artifact(self) -> Artifact:
         """The data whose test images are scored: the recipe's, or that of ``evaluate.data``."""
-        return tested.build(self.bench, self.recipe.data, self.recipe.evaluate.data, self.prepared_artifact)
+        data, other = self.recipe.data, self.recipe.evaluate.data
+        return tested.build(self.bench, data, other, self.prepared_artifact, self.readings)
 
     @property
     def tested(self) -> Prepared:
