@@ -24,10 +24,10 @@ from measure import WARM_UP, print_results
 from torch import nn
 
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
-from tskd.experiment.run import describe_student
 from tskd.models.registry import build_model
 from tskd.recipe.schema import AugmentConfig, EngineConfig, FinetuneConfig, Recipe
 from tskd.stages.label_training import label_step
+from tskd.stages.students import describe_student
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # helpers that are never waited for could not be counted
 WAYS = {

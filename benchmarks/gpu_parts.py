@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -28,10 +30,11 @@ from torch import nn
 from transformers import SamConfig, SamModel
 
 from tskd.artifacts import ARTIFACTS, MANIFEST, finished_in, measured
+from tskd.cli import main
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.out_of_memory import is_out_of_memory
 from tskd.errors import RunFailed
-from tskd.experiment.run import Run, describe_student
+from tskd.experiment.run import Run
 from tskd.models.diffusion import images_at_once, sample
 from tskd.models.registry import adapt, build_model
 from tskd.models.swin_unet import PRESETS
@@ -40,6 +43,7 @@ from tskd.seeding import derive
 from tskd.stages.denoisers import build_denoiser, plan_of
 from tskd.stages.diffusion import DenoisingBatches, denoising_step, describe
 from tskd.stages.label_training import label_step
+from tskd.stages.students import describe_student
 from tskd.stages.teacher import choose_teacher, parts_of_batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,12 +142,23 @@ def tests(scale: Scale, out: Path) -> Rows:
     """The tests that need a GPU: the same training on the CPU and on the GPU, resumed, in each precision."""
     if find_spec("pytest") is None:
         return [{"passed": "pytest is not installed"}]
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/parity/test_gpu.py"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", ended.stdout)}
-    if ended.returncode or not counts:
-        print(ended.stdout, ended.stderr, file=sys.stderr)
-    return [{kind: counts.get(kind, 0) for kind in ("passed", "failed", "error", "skipped")}]
+    import pytest
+
+    kinds = ("passed", "failed", "error", "skipped")
+    counts = Counter(dict.fromkeys(kinds, 0))
+
+    class Counting:
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            if report.when == "call" or report.outcome == "skipped":
+                counts[report.outcome] += 1
+            elif report.outcome == "failed":
+                counts["error"] += 1
+
+    chosen = ["-m", "gpu", "-p", "no:cacheprovider", f"--rootdir={ROOT}", str(ROOT / "tests/parity/test_gpu.py")]
+    with redirect_stdout(sys.stderr):  # in this process, which is the part's own and has imported torch
+        if pytest.main(chosen, plugins=[Counting()]):
+            print("tests: not all passed; what they said is above", file=sys.stderr)
+    return [dict(counts)]
 
 
 def sam(place: int, scale: Scale, out: Path) -> Rows:
@@ -347,7 +362,8 @@ def _side_by_side(scale: Scale, start: Barrier, speeds: Any) -> None:
 def _processes_row(scale: Scale, out: Path, devices: int) -> dict[str, Any]:
     folder = out / f"processes-{devices}"
     engine = (f"engine.accelerator={scale.accelerator}", f"engine.devices={devices}")
-    _tskd("stage", "control", "--out", folder, *(f"--set={one}" for one in (*scale.control, *engine)))
+    settings = (f"--set={one}" for one in (*scale.control, *engine))
+    _tskd("stage", "control", "--out", folder, *settings, fresh=devices > 1)
     (path,) = folder.glob("artifacts/control-*/manifest.json")
     manifest = json.loads(path.read_text())
     metrics = manifest["metrics"]
@@ -356,9 +372,23 @@ def _processes_row(scale: Scale, out: Path, devices: int) -> dict[str, Any]:
     return {"processes": devices, "steps": metrics["steps"], **figures}
 
 
-def _tskd(*arguments: object) -> None:
-    """Run a command of tskd as a user would; what it says is shown where it fails."""
-    command: Sequence[str] = [sys.executable, "-m", "tskd.cli", *map(str, arguments)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stderr}")
+def _tskd(*arguments: object, fresh: bool = False) -> None:
+    """Run a command of tskd as a user would, in a forked process that need not import torch anew.
+
+    ``fresh``: in an interpreter of its own. Fabric starts further processes of a training by the same command line.
+    """
+    command = list(map(str, arguments))
+    if fresh:
+        code = subprocess.run([sys.executable, "-m", "tskd.cli", *command], cwd=ROOT, stdout=2, check=False).returncode
+    else:
+        process = multiprocessing.get_context("fork").Process(target=_command, args=(command,))
+        process.start()
+        process.join()
+        code = process.exitcode or 0
+    if code:
+        raise RuntimeError(f"tskd {' '.join(command)} ended with {code}; what it said is above")
+
+
+def _command(arguments: list[str]) -> None:
+    os.dup2(2, 1)  # what this program prints on stdout are its figures
+    main(arguments)

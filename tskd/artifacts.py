@@ -425,9 +425,14 @@ def measured() -> Iterator[dict[str, float]]:
 def _make(path: Path, make: Make, identity: dict[str, Any], making: _Making) -> None:
     partial = partial_path(path)
     (partial / MANIFEST).unlink(missing_ok=True)  # of an attempt that was killed just before the rename
+    begun = any(partial.iterdir())
     try:
         with naming(partial), _clock(partial, making), measured() as usage:
             metrics = dict(make(partial))
+    except UserError:
+        if not begun and not (partial / CHECKPOINTS).exists():  # a refusal leaves nothing; work that was done stays
+            shutil.rmtree(partial)
+        raise
     finally:
         _drop_hidden(partial)
     names = (file.relative_to(partial) for file in partial.rglob("*") if file.is_file())

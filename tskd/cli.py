@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tskd import __version__
-from tskd.console import met, printable
+from tskd.console import met, printable, say
 from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder, until_terminated
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ app = typer.Typer(
 AUTO = "auto"
 """The recipe that is chosen rather than read, as where a data folder and no recipe are given."""
 TARGET_MINUTES = 30.0
+SLOW_TO_START = {"demo", "run", "stage", "compare", "export"}
+"""Commands that load PyTorch: they say so, because it takes seconds in which nothing else can be said."""
 INTERRUPTED = 130
 """Exit code of a command stopped by Ctrl-C, as shells have it."""
 Executor = Literal["local", "ray"]
@@ -413,8 +415,10 @@ def main(arguments: list[str] | None = None) -> Any:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no work
-    for argument in sys.argv[1:] if arguments is None else arguments:
+    given = sys.argv[1:] if arguments is None else arguments
+    for argument in given:
         met(argument)
+    _say_what_loads(given)
     try:
         return app(arguments)
     except UserError as error:
@@ -430,6 +434,15 @@ def main(arguments: list[str] | None = None) -> Any:
             again = "predict begins anew with --overwrite" if "predict" in sys.argv[1:2] else "the same command goes on"
             _stop(f"stopped; what is finished is kept, {again}", code=INTERRUPTED)
         raise
+
+
+def _say_what_loads(given: list[str]) -> None:
+    if (
+        SLOW_TO_START.intersection(given[:1])
+        and not {"-h", "--help"}.intersection(given)
+        and "torch" not in sys.modules
+    ):
+        say(f"{given[0]}: loading libraries, a few seconds")
 
 
 def _tell(text: str) -> None:

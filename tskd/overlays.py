@@ -13,29 +13,41 @@ from tskd.types import UNLABELLED
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-OKABE_ITO = (
-    (230, 159, 0),  # orange
-    (86, 180, 233),  # sky blue
-    (0, 158, 115),  # bluish green
-    (240, 228, 66),  # yellow
-    (0, 114, 178),  # blue
-    (213, 94, 0),  # vermillion
-    (204, 121, 167),  # reddish purple
+ORANGE, SKY, GREEN, YELLOW = (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)
+BLUE, VERMILLION, PURPLE = (0, 114, 178), (213, 94, 0), (204, 121, 167)
+"""M. Okabe and K. Ito, Color Universal Design, 2008, without black."""
+COLOURS: tuple[tuple[Colour, Colour], ...] = (
+    (SKY, YELLOW),
+    (ORANGE, BLUE),
+    (GREEN, ORANGE),
+    (YELLOW, GREEN),
+    (BLUE, VERMILLION),
+    (VERMILLION, SKY),
+    (PURPLE, YELLOW),
 )
-"""M. Okabe and K. Ito, Color Universal Design, 2008, without black; class k has colour (k - 1) modulo 7."""
+"""Of the area that is predicted and of the line around the truth; class k has pair (k - 1) modulo 7. The two of a pair
+differ in hue, and to eyes that lack one kind of cones as well."""
 
 FILL = 0.42
 """Share of the class colour in the area of a prediction: the anatomy below stays readable."""
 LEAST_TILE = 256
 """Smaller tiles are enlarged by a whole factor, so that titles fit and single pixels can be told apart."""
 GAP = 8
+LEGEND_LINE = 3
+LINES = 150
+"""So many lines beside each other would fill the longer side of an image."""
 PAPER = (255, 255, 255)
 INK = (32, 32, 32)
 
 
 def class_colour(label: int) -> Colour:
-    """Return the RGB colour of class ``label``, 1 to K."""
-    return OKABE_ITO[(label - 1) % len(OKABE_ITO)]
+    """Return the RGB colour of areas predicted as class ``label``, 1 to K."""
+    return COLOURS[(label - 1) % len(COLOURS)][0]
+
+
+def truth_colour(label: int) -> Colour:
+    """Return the RGB colour of the line around what truly is of class ``label``, 1 to K."""
+    return COLOURS[(label - 1) % len(COLOURS)][1]
 
 
 def draw_overlay(
@@ -44,8 +56,8 @@ def draw_overlay(
     """Return the image (H·e, W·e, 3) uint8 with the prediction as areas and the mask as contours.
 
     ``image`` is (H, W, 3) uint8, ``mask`` and ``prediction`` (H, W) class indices; either may be None. ``enlarge``
-    repeats pixels e times before contours are drawn, so that lines stay thin on small images. A contour is the class
-    colour with a dark edge outside it, visible on every background; unlabelled pixels are darkened.
+    repeats pixels e times before contours are drawn, so that lines stay thin on small images. A contour has
+    the class's second colour and a dark edge outside it, visible on every background; unlabelled pixels are darkened.
     Raises ValueError when shapes differ.
     """
     for one in (mask, prediction):
@@ -113,22 +125,23 @@ def contact_sheet(
 
 
 def legend(class_names: Sequence[str], *, width: int, truth: bool = True) -> Image.Image:
-    """Return a strip of the given width that names each class colour and says what line and area mean."""
+    """Return a strip of the given width that names each class's colours and says what line and area mean."""
     font = _font(LEAST_TILE)
     line = _line_height(font)
     note = "line: truth, area: prediction" if truth else "area: prediction"
-    entries: list[tuple[str, Colour | None]] = [
-        (name, class_colour(label)) for label, name in enumerate(class_names, 1)
-    ]
-    entries.append((note, None))
-    widths = [int(font.getlength(name)) + (line if colour else 0) for name, colour in entries]
+    entries = [*enumerate(class_names, 1), (0, note)]
+    widths = [int(font.getlength(name)) + (line if label else 0) for label, name in entries]
     spots = _flow(widths, width=width, line=line + GAP // 2)
     strip = Image.new("RGB", (width, spots[-1][1] + line + GAP), PAPER)
     draw = ImageDraw.Draw(strip)
-    for (name, colour), (x, y) in zip(entries, spots, strict=True):
-        if colour:
-            draw.rectangle((x, y + 2, x + line - 6, y + line - 4), fill=colour, outline=INK)
-        indent = x + (line if colour else 0)
+    for (label, name), (x, y) in zip(entries, spots, strict=True):
+        if label:
+            patch = (x, y + 2, x + line - 6, y + line - 4)
+            draw.rectangle(patch, fill=class_colour(label), outline=INK)
+            if truth:
+                inner = (patch[0] + 1, patch[1] + 1, patch[2] - 1, patch[3] - 1)
+                draw.rectangle(inner, outline=truth_colour(label), width=LEGEND_LINE)
+        indent = x + (line if label else 0)
         draw.text((indent, y), _shortened(name, font, width - GAP - indent), fill=INK, font=font)
     return strip
 
@@ -145,14 +158,14 @@ def _fill_areas(canvas: np.ndarray, prediction: np.ndarray, classes: int) -> Non
 
 
 def _draw_contours(canvas: np.ndarray, mask: np.ndarray, classes: int) -> None:
-    """Draw lines about 1/250 of the longer side wide, inside the class, with a dark edge one pixel outside."""
-    width = max(1, round(max(mask.shape) / 250))
+    """Draw lines of a ``LINES``-th of the longer side, inside the class, with a dark edge one pixel outside."""
+    width = max(1, round(max(mask.shape) / LINES))
     regions = [(label, mask == label) for label in range(1, classes + 1)]
     edges = [region ^ ndimage.binary_dilation(region) for _, region in regions]
     canvas[np.any(edges, axis=0)] = 0
     for label, region in regions:
         inner = ndimage.binary_erosion(region, iterations=width, border_value=0)
-        canvas[region & ~inner] = class_colour(label)
+        canvas[region & ~inner] = truth_colour(label)
 
 
 def _repeat(pixels: np.ndarray, times: int) -> np.ndarray:

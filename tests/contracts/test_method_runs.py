@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from tests.made_up import SMALL_VIT
 from tskd.engine import open_runtime
 from tskd.errors import UserError
-from tskd.experiment.budget import compute_of
 from tskd.experiment.methods import METHODS
 from tskd.experiment.pipeline import exported, run_stage
-from tskd.experiment.run import Run, describe_unet_imagenet
+from tskd.experiment.run import Run
 from tskd.models.registry import build_model, load_model
 from tskd.recipe.schema import build_recipe
 from tskd.seeding import derive
-from tskd.stages.unets import describe_unet
+from tskd.stages.compute import compute_of
+from tskd.stages.unets import describe_unet, describe_unet_imagenet
 
 SIZE = 32
 SETTINGS: dict[str, Any] = {
@@ -109,7 +109,7 @@ def test_a_u_net_with_a_length_of_its_own_trains_for_it(method: str, open_run: O
 
 
 def test_the_u_net_from_imagenet_starts_there_and_trains_all_layers(open_run: OpenRun, folder: Path) -> None:
-    trained = load_file(open_run("unet_imagenet").unet_imagenet.path / "student.safetensors")
+    trained = load_file(open_run("unet_imagenet").baselines.unet_imagenet.path / "student.safetensors")
     given = load_file(folder / "resnet10t.safetensors")
     torch.manual_seed(1)
     other = timm.create_model("resnet10t").state_dict()
@@ -123,7 +123,7 @@ def test_the_encoders_rate_holds_for_the_encoder_of_the_u_net_alone(open_run: Op
     still = usual.recipe.unet_imagenet.model_copy(update={"encoder_lr": 1e-6})
     changed = Run(usual.recipe.model_copy(update={"unet_imagenet": still}), usual.out, usual.runtime)
     given = load_file(Path(still.weights))["layer1.0.conv1.weight"]
-    trained, slower = (load_file(run.unet_imagenet.path / "student.safetensors") for run in (usual, changed))
+    trained, slower = (load_file(run.baselines.unet_imagenet.path / "student.safetensors") for run in (usual, changed))
     name = "encoder.layer1.0.conv1.weight"
     assert (slower[name] - given).norm() < 1e-3 * (trained[name] - given).norm()
     assert not torch.equal(slower["decoder.head.weight"], build_u_net_from_imagenet(usual)["decoder.head.weight"])
@@ -141,7 +141,7 @@ def test_the_large_u_net_learns_at_every_supervised_level(open_run: OpenRun) -> 
     run = open_run("unet")
     torch.manual_seed(derive(run.recipe.seed, "unet"))
     start = build_model(describe_unet(run.recipe.unet, classes=["lesion"], image_size=SIZE)).state_dict()
-    trained = load_model(run.unet.path).state_dict()
+    trained = load_model(run.baselines.unet.path).state_dict()
     heads = [name for name in start if "deep_supervision_heads" in name]
     assert heads
     assert not any(torch.equal(trained[name], start[name]) for name in heads)
@@ -199,7 +199,7 @@ def test_pretraining_changes_the_encoder_and_fine_tuning_starts_there(method: st
 
 def test_pretrain_is_the_start_of_the_recipes_method(open_run: OpenRun) -> None:
     run = open_run("agnostic_kd")
-    assert run_stage(run, "pretrain") == run.distilled_agnostic
+    assert run_stage(run, "pretrain") == run.initialisations.distilled_agnostic
     with pytest.raises(UserError, match=r"method 'scratch' has no pre-training. Set method to one of: task_kd,"):
         run_stage(open_run("scratch"), "pretrain")
 
@@ -207,8 +207,8 @@ def test_pretrain_is_the_start_of_the_recipes_method(open_run: OpenRun) -> None:
 def test_task_agnostic_distillation_leaves_the_decoder_random(open_run: OpenRun) -> None:
     run = open_run("agnostic_kd")
     torch.manual_seed(0)
-    first = load_file(run.distilled_agnostic.path / "student.safetensors")
-    second = load_file(run.imagenet.path / "student.safetensors")
+    first = load_file(run.initialisations.distilled_agnostic.path / "student.safetensors")
+    second = load_file(run.initialisations.imagenet.path / "student.safetensors")
     decoder = [name for name in first if name.startswith("decoder.")]
     assert decoder
     assert all(torch.equal(first[name], second[name]) for name in decoder)
@@ -219,12 +219,14 @@ def test_weights_can_be_the_start_of_all_but_scratch(open_run: OpenRun, folder: 
     name = "encoder.model.blocks.3.mlp.fc1.weight"
     given = load_file(folder / f"{SMALL_VIT}.safetensors")[name.removeprefix("encoder.model.")]
     distances = [
-        (load_file(run.distilled_by(run.teacher).path / "student.safetensors")[name] - given).norm()
+        (load_file(run.initialisations.distilled_by(run.teacher).path / "student.safetensors")[name] - given).norm()
         for run in (usual, changed)
     ]
     assert distances[1] < 0.5 * distances[0]
     assert changed.finetuned(None).path == usual.finetuned(None).path
-    assert changed.finetuned(changed.imagenet).path == usual.finetuned(usual.imagenet).path, "trained once"
+    assert (
+        changed.finetuned(changed.initialisations.imagenet).path == usual.finetuned(usual.initialisations.imagenet).path
+    ), "trained once"
 
 
 def test_several_teachers_answer_as_one_and_waste_no_label(folder: Path, open_run: OpenRun) -> None:
@@ -253,7 +255,7 @@ def test_several_teachers_answer_as_one_and_waste_no_label(folder: Path, open_ru
             / 4
         )
         assert torch.allclose(load_model(run.teacher.path)(images).logits.sigmoid(), mean, atol=1e-5)
-    assert run.distilled_by(run.teacher).manifest["inputs"]["teacher"] == run.teacher.digest
+    assert run.initialisations.distilled_by(run.teacher).manifest["inputs"]["teacher"] == run.teacher.digest
     spent = compute_of(run.teacher, run.bench.used.values()).teacher_gflops
     assert spent == pytest.approx(sum(one.metrics["teacher_gflops"] for one in (first, second)))
 
@@ -261,12 +263,12 @@ def test_several_teachers_answer_as_one_and_waste_no_label(folder: Path, open_ru
 def test_in_a_second_round_the_student_answers_beside_the_teacher(open_run: OpenRun) -> None:
     """A second round that asks the teacher alone, or whose student is the first one."""
     first, second = open_run("task_kd"), open_run("task_kd", {"rounds": 2})
-    assert first.distilled.digest != second.distilled.digest
+    assert first.initialisations.distilled.digest != second.initialisations.distilled.digest
     teachers = {one.digest for one in second.bench.used.values() if one.manifest["stage"] == "ensemble"}
-    assert second.distilled.manifest["inputs"]["teacher"] in teachers
+    assert second.initialisations.distilled.manifest["inputs"]["teacher"] in teachers
     (together,) = (one for one in second.bench.used.values() if one.manifest["stage"] == "ensemble")
     members = together.manifest["inputs"]
     assert members["member_0"] == first.teacher.digest
-    assert members["member_1"] == first.finetuned(first.distilled).digest
-    before = compute_of(first.finetuned(first.distilled), first.bench.used.values())
+    assert members["member_1"] == first.finetuned(first.initialisations.distilled).digest
+    before = compute_of(first.finetuned(first.initialisations.distilled), first.bench.used.values())
     assert together.metrics["teacher_gflops"] == pytest.approx(sum(before), rel=1e-5), "earlier rounds are no gift"

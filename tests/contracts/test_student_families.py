@@ -28,6 +28,8 @@ WITH_UNET = [
     "tf_efficientnet_lite0", "resnet18",
 ]  # fmt: skip
 STUDENTS = [*((backbone, "unet") for backbone in WITH_UNET), ("vit_tiny_patch16_224", "detail")]
+EXPORTED_ELSEWHERE = {"efficientvit_b1": "the blocks of efficientvit_b0, wider", "vit_tiny_patch16_224": "by every run"}
+"""The exporter takes up to ten seconds a network."""
 
 
 def build(backbone: str, decoder: str, image_size: int = SIZE) -> TimmSegmenter:
@@ -48,7 +50,7 @@ def batch() -> Batch:
     return Batch(views, views, masks)
 
 
-@pytest.mark.slow  # the exporter takes up to ten seconds a network
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "decoder"), STUDENTS)
 def test_a_student_learns_and_its_exported_file_answers_as_it_does(backbone: str, decoder: str, tmp_path: Path) -> None:
     model = build(backbone, decoder).train()
@@ -61,6 +63,8 @@ def test_a_student_learns_and_its_exported_file_answers_as_it_does(backbone: str
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
+    if backbone in EXPORTED_ELSEWHERE:
+        return
     write_onnx(model.eval(), tmp_path / "model.onnx")
     image = np.random.default_rng(0).integers(0, 256, (75, 90, 3), np.uint8)
     ours, theirs = network_answer(model, image), ask(open_session(tmp_path / "model.onnx"), image)

@@ -147,9 +147,9 @@ def test_whatever_learns_from_it_is_shown_the_students_images_and_it_its_own(
 
 def test_stored_answers_and_masks_are_those_for_the_sharp_images(open_run: OpenRun) -> None:
     run = open_run()
-    assert run.cache is not None
-    kept = load_file(shard_path(run.cache.path, 0))["logits"][:, 0].float()
-    masks = torch.from_numpy(np.load(run.pseudo_masks.path / MASKS))
+    assert run.initialisations.cache is not None
+    kept = load_file(shard_path(run.initialisations.cache.path, 0))["logits"][:, 0].float()
+    masks = torch.from_numpy(np.load(run.initialisations.pseudo_masks.path / MASKS))
     model = load_model(run.teacher.path)
     everything = range(len(run.transfer_set.images))
     with torch.inference_mode():

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Command
+from tskd.cli import main
 
 SMOKE = Path(__file__).parents[2] / "recipes/compare/smoke.yaml"
 HEAVY = ("torch", "numpy", "timm", "transformers", "monai", "matplotlib", "pydantic")
@@ -36,6 +37,20 @@ def test_help_and_import_stay_light() -> None:
     code = f"import sys, tskd, tskd.cli; print([m for m in {HEAVY} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["run"], "run: loading libraries, a few seconds\n"), (["run", "--help"], "")]
+)
+def test_a_start_that_takes_seconds_says_so_before_it_takes_them(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Red where the line comes after the imports, or before the help, which is there at once."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setitem(sys.modules, "tskd.experiment.opening", None)  # the first of what is slow
+    with pytest.raises(SystemExit if "--help" in arguments else ImportError):
+        main(arguments)
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from tskd.stages.evaluate import evaluate
 from tskd.stages.evaluation_files import read_cases
 from tskd.stages.prepare import dataset_digest, prepare
 from tskd.stages.quality import write_quality
+from tskd.stages.readings import Reading
 from tskd.stages.source_data import open_data
 from tskd.stages.workbench import Workbench
 from tskd.types import SegmentationOutput
@@ -98,7 +99,7 @@ def open_prepared(store: Store, root: Path, labels: int) -> Artifact:
     config = DataConfig(root=str(root), image_size=SIZE, labels=labels)
     dataset = open_data(config, root)
     inputs = {"data": dataset_digest(dataset, KnownDigests(store.root / ".hashes.json"))}
-    make = lambda folder: prepare(config, dataset, folder)  # noqa: E731
+    make = lambda folder: prepare(config, Reading(dataset, config.image_size, folder), folder)  # noqa: E731
     return store.build("prepare", make, config={"labels": labels}, inputs=inputs, seed=0, version=1)
 
 

@@ -147,6 +147,33 @@ def test_an_interrupted_attempt_is_no_result_and_goes_on_in_its_folder(tmp_path:
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize(("before", "written", "left"), [
+    (None, "half", []),
+    ("half", "more", ["half", "more"]),
+    (None, f"{CHECKPOINTS}/last", [CHECKPOINTS]),
+])  # fmt: skip
+def test_a_refusal_leaves_nothing_half_written_and_takes_no_work_away(
+    before: str | None, written: str, left: list[str], tmp_path: Path
+) -> None:
+    def work(name: str, error: BaseException) -> Callable[[Path], Mapping[str, Any]]:
+        def make(folder: Path) -> Mapping[str, Any]:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("half")
+            raise error
+
+        return make
+
+    store = Store(tmp_path)
+    if before:
+        with pytest.raises(KeyboardInterrupt):
+            store.build("teacher", work(before, KeyboardInterrupt()), **WORK)
+    with pytest.raises(UserError, match="wrong"):
+        store.build("teacher", work(written, UserError("wrong")), **WORK)
+    kept = [path.name for path in tmp_path.glob("teacher-*/*") if path.name != "clock.json"]
+    assert sorted(kept) == left
+    assert bool(list(tmp_path.glob("teacher-*"))) == bool(left)
+
+
 def test_a_kill_between_manifest_and_rename_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(path: Path, target: Path) -> Path:
         raise KeyboardInterrupt

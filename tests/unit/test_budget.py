@@ -15,7 +15,7 @@ from transformers import SamConfig, SamModel
 from tests import published
 from tests.made_up import SMALL_VIT
 from tskd.artifacts import Artifact, Store
-from tskd.experiment.budget import compute_of, steps_within, student_budget
+from tskd.experiment.budget import at_most, lasting, student_budget
 from tskd.models import flops
 from tskd.models.description import NetworkDescription
 from tskd.models.flops import count_flops, gflops, inference_flops, training_flops
@@ -24,6 +24,7 @@ from tskd.models.sam import SamSegmenter
 from tskd.models.sam_files import sam_config, under_transformers_names
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.recipe.schema import DistillConfig, FinetuneConfig
+from tskd.stages.compute import compute_of
 from tskd.stages.distill import encoder_flops
 from tskd.types import SegmentationOutput
 
@@ -153,7 +154,9 @@ def test_the_budget_is_distillation_and_fine_tuning_together() -> None:
 
 @pytest.mark.parametrize(("operations", "expected"), [(99, 9), (100, 10), (109, 10), (9, 1)])
 def test_steps_are_whole_within_the_budget_and_at_least_one(operations: int, expected: int) -> None:
-    assert steps_within(operations, 10) == expected
+    config = FinetuneConfig(steps=7, batch_size=5)
+    assert lasting(config, operations, 2).steps == expected
+    assert at_most(config, operations, 2).steps == min(expected, 7)
 
 
 def test_a_thousand_million_is_one() -> None:

@@ -29,20 +29,49 @@ def test_area_is_a_blend_and_the_rest_stays_untouched(image: np.ndarray) -> None
 
 def test_truth_is_a_line_not_an_area(image: np.ndarray) -> None:
     drawn = overlays.draw_overlay(image, square(5, 5), None, classes=1)
-    assert tuple(drawn[5, 10]) == overlays.class_colour(1)
+    assert tuple(drawn[5, 10]) == overlays.truth_colour(1)
     assert (drawn[10, 10] == 100).all(), "the inside of the truth must stay readable"
     assert (drawn[4, 10] == 0).all(), "the dark edge is missing"
 
 
+EYES = {
+    "all cones": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "no red": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "no green": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.01182, 0.04294, 0.968881)),
+    "no blue": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.3039)),
+}
+"""What linear RGB looks like: G. M. Machado and others, IEEE TVCG 15 (2009), severity 1."""
+
+
+@pytest.mark.parametrize("eyes", EYES)
+def test_area_and_line_of_a_class_look_different_to_all_eyes(eyes: str) -> None:
+    """Red where both have one colour, or two that a person without one kind of cones cannot tell apart."""
+    for label in range(1, len(overlays.COLOURS) + 1):
+        area, line = (
+            lightness_and_colour(one(label), np.array(EYES[eyes]))
+            for one in (overlays.class_colour, overlays.truth_colour)
+        )
+        assert np.linalg.norm(area - line) > 35, label
+
+
+def lightness_and_colour(colour: tuple[int, int, int], eyes: np.ndarray) -> np.ndarray:
+    """Return CIE L*a*b* (D65) of an sRGB colour as the eyes see it; a difference of 2 is just noticed."""
+    value = np.array(colour) / 255
+    linear = (eyes @ np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)).clip(0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ linear / (0.9505, 1, 1.089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
 def test_line_at_the_border_of_the_image_is_closed(image: np.ndarray) -> None:
     drawn = overlays.draw_overlay(image, square(0, 0), None, classes=1)
-    assert tuple(drawn[0, 6]) == overlays.class_colour(1)
+    assert tuple(drawn[0, 6]) == overlays.truth_colour(1)
 
 
 def test_touching_classes_keep_both_lines(image: np.ndarray) -> None:
     drawn = overlays.draw_overlay(image, square(5, 5) + square(5, 17, label=2), None, classes=2)
-    assert tuple(drawn[10, 16]) == overlays.class_colour(1)
-    assert tuple(drawn[10, 17]) == overlays.class_colour(2)
+    assert tuple(drawn[10, 16]) == overlays.truth_colour(1)
+    assert tuple(drawn[10, 17]) == overlays.truth_colour(2)
 
 
 def test_unlabelled_pixels_are_darkened_and_no_class(image: np.ndarray) -> None:
@@ -89,7 +118,9 @@ def test_panel_has_a_tile_a_prediction_and_a_legend_of_every_class(image: np.nda
     )
     assert panel.width == 8 + 3 * (overlays.enlargement(image) * 40 + 8)
     colours = {tuple(pixel) for pixel in np.asarray(panel)[-60:].reshape(-1, 3)}
-    assert {overlays.class_colour(label) for label in range(1, 5)} <= colours
+    assert {
+        colour(label) for label in range(1, 5) for colour in (overlays.class_colour, overlays.truth_colour)
+    } <= colours
 
 
 def test_legend_breaks_lines_instead_of_running_out() -> None:

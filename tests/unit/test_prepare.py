@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tskd.artifacts import Store
 from tskd.data.exif import ORIENTATION
 from tskd.data.layouts import Dataset
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
 from tskd.recipe.schema import DataConfig
-from tskd.stages.prepare import prepare
+from tskd.stages.prepare import build, prepare
+from tskd.stages.readings import Reading, Readings
 from tskd.stages.source_data import open_data
 from tskd.types import Record
 
@@ -42,8 +45,21 @@ def write(root: Path, values: list[int], *, orientation: int = 1) -> Path:
 def prepared(root: Path, folder: Path, **settings: object) -> Prepared:
     folder.mkdir()
     config = DataConfig(root=str(root), image_size=32, **settings)
-    prepare(config, open_data(config, root), folder)
+    prepare(config, Reading(open_data(config, root), config.image_size, folder), folder)
     return Prepared(folder)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each image has been decoded."""
+    counts, read_image = Counter[str](), Dataset.read_image
+
+    def counted(dataset: Dataset, record: Record) -> np.ndarray:
+        counts[record.id] += 1
+        return read_image(dataset, record)
+
+    monkeypatch.setattr(Dataset, "read_image", counted)
+    return counts
 
 
 @pytest.mark.parametrize("values", [[0] * 8, [0] * 6 + [1, 1]])
@@ -99,19 +115,55 @@ def test_a_broken_volume_is_named_once_not_once_a_slice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("room", "times"), [(10**9, 1), (0, 2)])
 def test_a_test_image_is_decoded_once_where_there_is_room_to_hold_it(
-    room: int, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    room: int, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: Counter[str]
 ) -> None:
-    monkeypatch.setattr("tskd.stages.prepare.HELD_BYTES", room)
-    decoded, read_image = Counter[str](), Dataset.read_image
-
-    def counted(dataset: Dataset, record: Record) -> np.ndarray:
-        decoded[record.id] += 1
-        return read_image(dataset, record)
-
-    monkeypatch.setattr(Dataset, "read_image", counted)
+    monkeypatch.setattr("tskd.stages.readings.HELD_BYTES", room)
     data = prepared(write(tmp_path / "data", [1] * 8), tmp_path / "out", classes=["cyst"])
     assert decoded == {str(number): times if number > 5 else 1 for number in range(8)}
     (row, _) = data.rows("test")
     with Image.open(tmp_path / "data/images" / f"{data.records[row].id}.png") as image:
         assert np.array_equal(data.native_image(row), np.asarray(image))
     assert data.native_mask(row)[2:6, 3:20].all()
+
+
+def budgets(root: Path, **settings: Any) -> list[DataConfig]:
+    """Return two budgets of two draws each."""
+    chosen = [{"labels": labels, "budget_seed": seed} for labels in (3, 5) for seed in (0, 1)]
+    common = {"root": str(root), "image_size": 32, "classes": ["cyst"], "val_share": 0.0, **settings}
+    return [DataConfig(**common, **one) for one in chosen]
+
+
+def test_budgets_of_the_same_images_read_them_once_and_are_what_each_is_alone(
+    tmp_path: Path, decoded: Counter[str]
+) -> None:
+    """Red where pixels of one budget end in rows of another, too: the split orders them."""
+    configs = budgets(write(tmp_path / "data", [1] * 10))
+    readings, shared = Readings(), Store(tmp_path / "shared")
+    together = [build(shared, config, readings) for config in configs]
+    assert decoded == {str(number): 1 for number in range(10)}
+    alone = [build(Store(tmp_path / "alone"), config) for config in configs]
+    assert [one.path.name for one in together] == [one.path.name for one in alone]
+    assert [one.digest for one in together] == [one.digest for one in alone]
+    assert len({one.digest for one in together}) == 4
+    assert not [path for path in (tmp_path / "shared").iterdir() if path.suffix == ".partial"]
+
+
+def test_images_that_look_otherwise_are_read_anew(tmp_path: Path, decoded: Counter[str]) -> None:
+    root, readings, store = write(tmp_path / "data", [1] * 10), Readings(), Store(tmp_path / "out")
+    for config in (*budgets(root), *budgets(root, image_size=48)):
+        build(store, config, readings)
+    assert set(decoded.values()) == {2}
+    Image.new("RGB", STORED[::-1]).save(root / "images/0.png")
+    again = build(store, budgets(root)[0], readings)
+    assert Prepared(again.path).images.min(axis=(1, 2, 3)).min() == 0
+    assert not Prepared(again.path).images[Prepared(again.path).row_of("0")].any()
+
+
+def test_files_that_cannot_be_used_are_not_read_again_for_every_budget(tmp_path: Path, decoded: Counter[str]) -> None:
+    root, readings = write(tmp_path / "data", [1] * 10), Readings()
+    (root / "images/4.png").write_bytes((root / "images/4.png").read_bytes()[:300])
+    for config in budgets(root):
+        with pytest.raises(UserError, match=r"1 files cannot be used.*\n.*4\.png"):
+            build(Store(tmp_path / "out"), config, readings)
+    assert decoded["1"] == 1
+    assert not list((tmp_path / "out").glob("*.partial")), "a refusal leaves nothing half-written"

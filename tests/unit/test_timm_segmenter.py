@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from tests.made_up import SMALL_VIT
 from tskd.errors import UserError
 from tskd.experiment.methods import check_names
-from tskd.experiment.run import describe_student
 from tskd.models.backbones import NO_ENCODER, patch_for
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.recipe.schema import StudentConfig, load_recipe
+from tskd.stages.students import describe_student
 
 VIT = "vit_tiny_patch16_224"
 

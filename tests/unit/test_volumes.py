@@ -21,6 +21,7 @@ from tskd.recipe.schema import DataConfig, EvaluateConfig
 from tskd.stages.evaluate import evaluate, mean_agreement
 from tskd.stages.evaluation_files import CASES, read_cases
 from tskd.stages.prepare import prepare
+from tskd.stages.readings import Reading
 from tskd.stages.scoring import Scoring, Tally, summarise_levels
 from tskd.stages.source_data import open_data
 from tskd.types import SegmentationOutput
@@ -102,7 +103,7 @@ def volumes(root: Path, *, missing: Sequence[int] = ()) -> Prepared:
     config = DataConfig(root=str(root / "data"), image_size=32, test_share=0.01)
     folder = root / "prepared"
     folder.mkdir()
-    prepare(config, open_data(config, Path(config.root)), folder)
+    prepare(config, Reading(open_data(config, Path(config.root)), config.image_size, folder), folder)
     return Prepared(folder)
 
 
@@ -167,7 +168,7 @@ def folder_volumes(root: Path, *, spacing: str = "") -> Prepared:
     (root / "data/dataset.yaml").write_text(f"name: frames\n{spacing}")
     config = DataConfig(root=str(root / "data"), image_size=32, test_share=0.01)
     (root / "prepared").mkdir()
-    prepare(config, open_data(config, root / "data"), root / "prepared")
+    prepare(config, Reading(open_data(config, root / "data"), config.image_size, root / "prepared"), root / "prepared")
     return Prepared(root / "prepared")
 
 

@@ -129,9 +129,9 @@ def _execute(job: Job) -> Outcome:
     import torch
 
     from tskd.engine import open_runtime
-    from tskd.experiment.budget import compute_of
     from tskd.experiment.methods import METHODS
     from tskd.experiment.run import Run
+    from tskd.stages.compute import compute_of
 
     recipe = build_recipe(job.recipe, job.name)
     engine = recipe.engine.model_copy(update={"threads": recipe.engine.threads or job.threads})

@@ -19,6 +19,7 @@ from tskd.experiment.methods import METHODS
 from tskd.experiment.preflight import check_networks, remarks_on_weights
 from tskd.experiment.run import Run
 from tskd.recipe.schema import EngineConfig
+from tskd.stages.readings import Readings
 
 AT_TEACHERS_SIZE = frozenset({"teacher", "teacher_images", "cache", "pseudo_masks"})
 """Stages that show images to the teacher, whose size may be another: SAM's is 512 px unless the settings say so."""
@@ -122,11 +123,16 @@ class _Planner:
     download: bool
     shared: dict[str, tuple[dict[str, Any], dict[str, Artifact]]] = field(default_factory=dict)
     """What is costly to look up and the same for many runs (data sets, teacher's weights), by the settings."""
+    readings: Readings = field(default_factory=Readings)
+    """Label budgets, and whatever else changes no pixel, share them."""
 
     def plan(self, grid_run: GridRun) -> RunPlan:
         check_networks(grid_run.recipe)
         store = PlanStore(self.out / ARTIFACTS)
-        run = Run(grid_run.recipe, self.out, self.runtime, self.download, open_store=lambda *_: store)
+        run = Run(
+            grid_run.recipe, self.out, self.runtime, self.download,
+            open_store=lambda *_: store, readings=self.readings,
+        )  # fmt: skip
         key = canonical_json(grid_run.recipe.model_dump(include={"data", "teacher", "evaluate"}))
         known, used = self.shared.setdefault(key, ({}, {}))
         vars(run).update(known)  # cached properties that another run has looked up

@@ -1,21 +1,23 @@
-"""Equal compute: what each method's student may spend, how many steps that is, and what a trained model has cost."""
+"""Equal compute: what each method's student may spend, and how many steps that is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 
 from torch import nn
 
-from tskd.artifacts import MADE_FROM, Artifact
+from tskd.engine.batches import allowed_flips
 from tskd.models.description import NetworkDescription
+from tskd.models.ensemble import mirrors
 from tskd.models.flops import inference_flops, training_flops
 from tskd.models.registry import adapt, build_model
-from tskd.recipe.schema import DistillConfig, FinetuneConfig
+from tskd.recipe.schema import DistillConfig, FinetuneConfig, Recipe, TeacherConfig, TrainConfig
+from tskd.stages.cache import cache_pays
 
+Config = TypeVar("Config", bound=TrainConfig)
 BUDGET_RULE = (
     "In every arm the student has the same architecture and the same fine-tuning recipe (a pre-trained initialisation "
     "at a lower learning rate than random weights, lower still in early blocks), and the network that is trained gets "
@@ -40,15 +42,6 @@ class Budget:
     """With fine-tuning."""
 
 
-class Compute(NamedTuple):
-    """What a trained model has cost, in thousand millions of floating-point operations."""
-
-    student_gflops: float
-    """Forward and backward passes of the network itself and of what is trained with it."""
-    teacher_gflops: float
-    """What gives targets: the teacher's adaptation and answers, or a momentum encoder."""
-
-
 def network_flops(description: NetworkDescription, count: Callable[[nn.Module, int], int] = training_flops) -> int:
     """Return what ``count`` says of a described network at its size, by default one image forward and backward.
 
@@ -65,11 +58,6 @@ def _counted(description: NetworkDescription, count: Callable[[nn.Module, int], 
 def adaptation_flops(description: NetworkDescription) -> int:
     """Return the operations of one image forward and backward through a teacher that is adapted as described."""
     return _counted_adapted(description.bare())
-
-
-def answering_flops(description: NetworkDescription) -> int:
-    """Return the operations of one image forward through a described network at its size."""
-    return network_flops(description, _of_inference)
 
 
 def _of_inference(model: nn.Module, image_size: int) -> int:
@@ -89,26 +77,30 @@ def student_budget(distill: DistillConfig, finetune: FinetuneConfig, *, flops_pe
     return Budget(flops_per_image, before, before + finetune.steps * finetune.batch_size * flops_per_image)
 
 
-def steps_within(operations: int, flops_per_step: int) -> int:
-    """Return how many whole steps the operations allow; at least 1."""
-    return max(operations // flops_per_step, 1)
+def teacher_compute(recipe: Recipe, description: NetworkDescription, *, images: int) -> int:
+    """Return the operations of a described teacher in task-specific distillation on so many transfer images.
 
-
-def compute_of(model: Artifact, artifacts: Iterable[Artifact]) -> Compute:
-    """Return what a model's training and the trainings before it have cost, as their manifests say.
-
-    ``artifacts`` are those that may have led to it, e.g. all that a run used. Each counts once and in full, also where
-    other methods share it: it is the cost of the method alone.
+    They are those of its adaptation, every step that the recipe allows, and of its answers.
     """
-    # a fine-tuning that kept its start has the start's digest: nothing is made from it
-    sources = {artifact.digest: artifact for artifact in artifacts if artifact.manifest["stage"] != "finetune"}
-    found: dict[Path, Artifact] = {}
-    coming = [model]
-    while coming:
-        artifact = coming.pop()
-        found[artifact.path] = artifact
-        inputs = artifact.manifest["inputs"]
-        before = [sources[inputs[name]] for name in MADE_FROM if inputs.get(name) in sources]
-        coming += [source for source in before if source.path not in found]
-    sums = (sum(artifact.metrics.get(name, 0.0) for artifact in found.values()) for name in Compute._fields)
-    return Compute(*(round(value, 3) for value in sums))
+    config, lessons = recipe.teacher, recipe.distill
+    adaptation = config.members * config.steps * config.batch_size * adaptation_flops(description)
+    seen = images * lessons.views if cache_pays(lessons, images) else lessons.steps * lessons.batch_size
+    return adaptation + seen * _looks(config, description.classes) * network_flops(description, _of_inference)
+
+
+def _looks(config: TeacherConfig, classes: Sequence[str]) -> int:
+    """Return how often a network answers for one answer of the teacher: each member, for each mirrored image."""
+    together = config.members > 1 or config.mirror
+    return config.members * (1 + len(mirrors(allowed_flips(config.augment.flip, classes)))) if together else 1
+
+
+def lasting(config: Config, operations: int, flops_per_image: int) -> Config:
+    """Return the settings of a training with as many whole steps as the operations allow; at least 1."""
+    steps = max(operations // (config.batch_size * flops_per_image), 1)
+    return config.model_copy(update={"steps": steps})
+
+
+def at_most(config: Config, operations: int, flops_per_image: int) -> Config:
+    """Return the settings of a training with no more steps than the operations allow; at least 1."""
+    allowed = lasting(config, operations, flops_per_image)
+    return allowed if allowed.steps < config.steps else config

@@ -23,13 +23,13 @@ from tskd.data.layouts import Dataset
 from tskd.doctor import has_fast_bf16
 from tskd.engine import open_runtime
 from tskd.errors import UserError
-from tskd.experiment.run import describe_student
 from tskd.losses.segmentation import label_loss
 from tskd.models.registry import build_model
 from tskd.models.weights import efficientnet_lite0_path, find_sam
 from tskd.recipe.files import Change, read_settings, set_key
 from tskd.recipe.schema import OFFLINE, DataConfig, EngineConfig, Recipe, build_recipe
 from tskd.stages.source_data import open_data
+from tskd.stages.students import describe_student
 from tskd.types import UNLABELLED
 
 CONFIGURED = "recipe.yaml"

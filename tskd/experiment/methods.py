@@ -47,36 +47,40 @@ def _pretrained(title: str, initialisation: Make, *, teacher: Make | None = None
 
 METHODS: dict[str, Method] = {
     "teacher": Method("teacher", lambda run: run.teacher, ships=False),
-    "task_kd": _pretrained("task-specific distillation", lambda run: run.distilled, teacher=lambda run: run.teacher),
+    "task_kd": _pretrained(
+        "task-specific distillation", lambda run: run.initialisations.distilled, teacher=lambda run: run.teacher
+    ),
     "task_kd_probe": _pretrained(
         "task-specific distillation, probed teacher",
-        lambda run: run.distilled_by(run.probed_teacher),
+        lambda run: run.initialisations.distilled_by(run.probed_teacher),
         teacher=lambda run: run.probed_teacher,
     ),
-    "agnostic_kd": _pretrained("task-agnostic distillation", lambda run: run.distilled_agnostic),
-    "mae": _pretrained("masked autoencoder", lambda run: run.pretrained(run.recipe.mae)),
-    "moco_v3": _pretrained("MoCo v3", lambda run: run.pretrained(run.recipe.moco_v3)),
+    "agnostic_kd": _pretrained("task-agnostic distillation", lambda run: run.initialisations.distilled_agnostic),
+    "mae": _pretrained("masked autoencoder", lambda run: run.initialisations.pretrained(run.recipe.mae)),
+    "moco_v3": _pretrained("MoCo v3", lambda run: run.initialisations.pretrained(run.recipe.moco_v3)),
     "pseudo_label": _pretrained(
-        "student on pseudo-labels", lambda run: run.pseudo_labelled, teacher=lambda run: run.teacher
+        "student on pseudo-labels", lambda run: run.initialisations.pseudo_labelled, teacher=lambda run: run.teacher
     ),
-    "consistency": Method("weak-to-strong consistency", lambda run: run.self_trained("cut_mix")),
-    "copy_paste": Method("bidirectional copy-paste", lambda run: run.self_trained("copy_paste")),
+    "consistency": Method("weak-to-strong consistency", lambda run: run.baselines.self_trained("cut_mix")),
+    "copy_paste": Method("bidirectional copy-paste", lambda run: run.baselines.self_trained("copy_paste")),
     "imagenet": Method(
         "student from ImageNet",
-        lambda run: run.finetuned(run.imagenet, within=run.budget.total),  # it starts from what cost this run nothing
-        lambda run: run.imagenet,
+        lambda run: run.finetuned(
+            run.initialisations.imagenet, within=run.budget.total
+        ),  # it starts from what cost this run nothing
+        lambda run: run.initialisations.imagenet,
     ),
     "scratch": Method("student from scratch", lambda run: run.finetuned(None, within=run.budget.total)),
     "scratch_total": Method(
         "student from scratch with the teacher's compute too",
         lambda run: run.finetuned(None, within=run.total_compute),
     ),
-    "control": Method("control (U-Net)", lambda run: run.control),
+    "control": Method("control (U-Net)", lambda run: run.baselines.control),
     "control_pseudo": Method(
-        "control (U-Net) with pseudo-labels", lambda run: run.control_pseudo, teacher=lambda run: run.teacher
+        "control (U-Net) with pseudo-labels", lambda run: run.baselines.control_pseudo, teacher=lambda run: run.teacher
     ),
-    "unet": Method("U-Net of nnU-Net's size", lambda run: run.unet),
-    "unet_imagenet": Method("U-Net from ImageNet", lambda run: run.unet_imagenet),
+    "unet": Method("U-Net of nnU-Net's size", lambda run: run.baselines.unet),
+    "unet_imagenet": Method("U-Net from ImageNet", lambda run: run.baselines.unet_imagenet),
 }
 """The names that ``method`` and ``baselines`` of a recipe may have."""
 

@@ -13,7 +13,7 @@ from tskd.console import duration, say
 from tskd.data.transfer_set import QUALITY
 from tskd.deploy.bundle import FOLDER, publish
 from tskd.errors import UserError
-from tskd.experiment.budget import BUDGET_RULE, compute_of
+from tskd.experiment.budget import BUDGET_RULE
 from tskd.experiment.methods import METHODS, Make
 from tskd.experiment.run import Run
 from tskd.recipe.schema import Recipe
@@ -21,6 +21,7 @@ from tskd.report import write_run_report
 from tskd.report.run.folder import RunFolder
 from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages import evaluate, export, quality
+from tskd.stages.compute import compute_of
 from tskd.stages.network_costs import measure_networks
 from tskd.stages.transfer import count_real
 
@@ -228,13 +229,13 @@ STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "samples": lambda run: run.samples[-1],
     "transfer": transferred,
     "quality": judged_synthetic,
-    "cache": lambda run: run.cache,
-    "distill": lambda run: run.distilled,
+    "cache": lambda run: run.initialisations.cache,
+    "distill": lambda run: run.initialisations.distilled,
     "pretrain": started,
     "finetune": student,
-    "control": lambda run: run.control,
-    "unet": lambda run: run.unet,
-    "unet_imagenet": lambda run: run.unet_imagenet,
+    "control": lambda run: run.baselines.control,
+    "unet": lambda run: run.baselines.unet,
+    "unet_imagenet": lambda run: run.baselines.unet_imagenet,
     "evaluate": lambda run: run.evaluation(student(run), METHODS[run.recipe.method].title),
     "export": exported,
 }

@@ -10,7 +10,6 @@ import torch
 
 from tskd.errors import UserError
 from tskd.experiment.methods import asks_for_teacher, asks_for_weights
-from tskd.experiment.run import describe_student, describe_unet_imagenet
 from tskd.models.description import AdaptationName, NetworkDescription
 from tskd.models.lora import set_adaptation
 from tskd.models.mae import require_transformer
@@ -20,7 +19,9 @@ from tskd.models.weight_files import explain_pixels, identify, require_pixels
 from tskd.models.weights import find_sam, find_weights
 from tskd.recipe.schema import OFFLINE, RANDOM, Recipe
 from tskd.stages.diffusion import require_image_size
+from tskd.stages.students import describe_student
 from tskd.stages.teacher import describe_teacher
+from tskd.stages.unets import describe_unet_imagenet
 
 
 def check_networks(recipe: Recipe) -> None:

@@ -13,7 +13,19 @@ from tskd.report import REPORT
 from tskd.report.run.ablation import uses_sentence
 from tskd.report.run.folder import STUDENT, RunFolder
 from tskd.report.run.verdict import verdict
-from tskd.report.text import INTERVAL, capital, dice_of, false_positives, interval_of, missed, number, scored
+from tskd.report.text import (
+    FALSE_POSITIVE,
+    INTERVAL,
+    MISSED,
+    capital,
+    dice_of,
+    false_positives,
+    interval_of,
+    missed,
+    number,
+    scored,
+    without_idle,
+)
 
 PLAIN_WIDTH = 100
 """Columns of the table where the output is not a terminal."""
@@ -25,10 +37,12 @@ def print_summary(run: RunFolder) -> None:
     out, summary = run.path, run.summary
     tested = f"tested on {scored(run.metrics[STUDENT])}"
     table = Table(title=f"{summary.dataset}, {summary.labels} labels, {tested}, seed {summary.seed}")
-    for column in ("model", dice_of(run.level), INTERVAL, f"HD95 {run.unit}", "cases", "missed", "false pos."):
+    titles = ("model", dice_of(run.level), INTERVAL, f"HD95 {run.unit}", "cases", MISSED, FALSE_POSITIVE)
+    columns, rows = without_idle(titles, ([*_cells(run, name)] for name in run.models))
+    for column in columns:
         table.add_column(column, justify="left" if column == "model" else "right")
-    for name in run.models:
-        table.add_row(*(Text(cell) for cell in _cells(run, name)))
+    for row in rows:
+        table.add_row(*map(Text, row))
     console.print(table)
     console.print(Text(verdict(run, run.tests)))
     if said := uses_sentence(run.metrics[STUDENT]["dice"], summary.ablation):

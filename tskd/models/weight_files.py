@@ -386,7 +386,7 @@ def _first_fits(file: Path, state: State, form: Form, published: Published | Non
     named = (published.backbone,) if published else ()
     near: dict[str, Misfit] = {}
     for group in (named, _named_in(file), *(_expand(patterns) for patterns in form.names(state))):
-        tried = {name: misfit for name in group if (misfit := _misfit(file, state, name, form))}
+        tried = {name: misfit for name in group if (misfit := _misfit(file, state, name, form, rough=True))}
         near |= tried
         fits = {name: misfit for name, misfit in tried.items() if misfit.fills}
         whole = {name: misfit for name, misfit in fits.items() if not _beside_heads(misfit.unexpected)}
@@ -394,7 +394,7 @@ def _first_fits(file: Path, state: State, form: Form, published: Published | Non
         if whole:
             return exact or whole
     nearest = min(near, key=lambda name: len(near[name].missing) + len(near[name].misshapen), default=None)
-    told = f" The nearest, {nearest}: {near[nearest]}." if nearest else ""
+    told = f" The nearest, {nearest}: {_misfit(file, state, nearest, form)}." if nearest else ""
     raise UserError(
         f"{file} looks like {form.title}, but no network of timm that was tried has its tensors.{told} Name it, "
         "teacher.name=timm/<backbone> (student.backbone for the student), or bring a file that is whole."
@@ -614,16 +614,25 @@ def _reference(backbone: str) -> nn.Module:
     return network
 
 
-def _misfit(file: Path, state: State, backbone: str, form: Form) -> Misfit | None:
-    """Compare the file with timm's network; None: its tensors cannot be brought to that network's shapes."""
+def _misfit(file: Path, state: State, backbone: str, form: Form, *, rough: bool = False) -> Misfit | None:
+    """Compare the file with timm's network; None: its tensors cannot be brought to that network's shapes.
+
+    ``rough``: of a network that does not fit all that is missing need not be told; it is one of dozens that are tried.
+    """
     network = _reference(backbone)
     named = _named(file, state, form, backbone, network)
     if named is None:
         return None
     own = network.state_dict()
     heads = {name for name in own if name.startswith(_HEADS)}
-    if lacking := heads - named.keys():
-        heads -= lacking & _used_by_encoder(backbone)
+    misfit = _without_heads(named, own, heads)
+    lacking = heads - named.keys()
+    if not lacking or (rough and not misfit.fills):
+        return misfit
+    return _without_heads(named, own, heads - (lacking & _used_by_encoder(backbone)))
+
+
+def _without_heads(named: State, own: State, heads: set[str]) -> Misfit:
     spared = {name: tensor for name, tensor in own.items() if name in heads or name.endswith(_COUNTER)}
     return compare_tensors({**spared, **named}, own)
 

@@ -40,6 +40,8 @@ class Key:
     svg: str = ""
     colour: str = ""
     """CSS colour of a plain patch."""
+    line: str = ""
+    """CSS colour of the line around it."""
 
 
 @dataclass(frozen=True)

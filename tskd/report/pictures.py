@@ -15,7 +15,7 @@ from PIL import Image
 from tskd.artifacts import Artifact
 from tskd.data.prepared import Prepared, digest_of_test
 from tskd.metrics.segmentation import ScoreRow, headline
-from tskd.overlays import class_colour, draw_overlay, enlargement
+from tskd.overlays import Colour, class_colour, draw_overlay, enlargement, truth_colour
 from tskd.report.blocks import Key, Picture, Pictures
 from tskd.report.text import counted, number
 from tskd.stages.evaluation_files import pick_overlays, read_prediction, read_scores
@@ -113,7 +113,9 @@ class Gallery:
     def keys(self) -> tuple[Key, ...]:
         """Return the legend: what each colour stands for."""
         names = enumerate(self.prepared.classes, start=1)
-        return tuple(Key(name, colour="rgb({}, {}, {})".format(*class_colour(label))) for label, name in names)
+        return tuple(
+            Key(name, colour=_css(class_colour(label)), line=_css(truth_colour(label))) for label, name in names
+        )
 
     def _draw(self, image: str, prediction: np.ndarray | None, caption: str) -> Picture | None:
         row = self.prepared.row_of(image)
@@ -167,3 +169,7 @@ def side_by_side(
         if kept := tuple(picture for picture in drawn if picture is not None):
             blocks.append(Pictures(kept, title=title))
     return blocks
+
+
+def _css(colour: Colour) -> str:
+    return "rgb({}, {}, {})".format(*colour)

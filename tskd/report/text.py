@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,8 @@ P_NOTE = (
     "p: Wilcoxon signed-rank, two-sided, corrected by Holm for all rows, for these trainings: where seeds differ, "
     "equal methods have p < 0.05 far more often than in 5 %. The interval decides."
 )
+MISSED, FALSE_POSITIVE = "missed", "false positive"
+"""Titles of the columns that count them."""
 NOTHING = "–"
 """Shown where there is no value."""
 
@@ -88,7 +90,23 @@ def capital(sentence: str) -> str:
 
 
 def _of_all(wrong: float, right: float, digits: int) -> str:
-    return f"{number(wrong, digits)} of {wrong + right:.0f}"
+    return f"{number(wrong, digits)} of {wrong + right:.0f}" if wrong + right else NOTHING
+
+
+def without_idle(
+    columns: Sequence[str], rows: Iterable[Sequence[str]]
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Return the columns and rows of a table without a count of errors that could happen in no row.
+
+    Where every test image shows every class no false positive can be counted: a column of "0 of 0" reads as praise.
+    """
+    rows = [tuple(row) for row in rows]
+    kept = [
+        place
+        for place, column in enumerate(columns)
+        if column not in (MISSED, FALSE_POSITIVE) or any(row[place] != NOTHING for row in rows)
+    ]
+    return tuple(columns[place] for place in kept), tuple(tuple(row[place] for place in kept) for row in rows)
 
 
 def _minus(text: str) -> str:

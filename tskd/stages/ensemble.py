@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,27 @@ import numpy as np
 
 from tskd.artifacts import Artifact
 from tskd.models.registry import save_ensemble
+from tskd.stages.compute import compute_of
 from tskd.stages.workbench import Workbench
 
 VERSION = 1
 
 
 def build(
-    bench: Workbench, members: Sequence[Artifact], *, flip: tuple[bool, bool], spent: Callable[[], float]
+    bench: Workbench, members: Sequence[Artifact], *, flip: tuple[bool, bool], spent_on: Sequence[Artifact]
 ) -> Artifact:
-    """Return the teachers as one; ``flip``: whether images are also looked at mirrored (horizontally, vertically).
+    """Return networks as one; ``flip``: whether images are also looked at mirrored (horizontally, vertically).
 
-    ``spent`` says what all of them have cost, in thousand millions of operations.
+    ``spent_on``: those whose trainings, with all that led to them, are what the whole has cost.
     """
+
+    def make(folder: Path) -> dict[str, Any]:
+        spent = sum(sum(compute_of(one, bench.used.values())) for one in spent_on)
+        return join(members, folder, flip=flip, spent=spent)
+
     return bench.build(
         "ensemble",
-        lambda folder: join(members, folder, flip=flip, spent=spent()),
+        make,
         config={"flip": list(flip)},
         inputs={f"member_{number}": member.digest for number, member in enumerate(members)},
         version=VERSION,
@@ -32,7 +38,8 @@ def build(
 
 
 def join(members: Sequence[Artifact], folder: Path, *, flip: tuple[bool, bool], spent: float) -> dict[str, Any]:
-    """Put the members' networks under one description; return what they cost and how they score by themselves."""
+    """Put the members' networks under one description; return what they cost (``spent``, in thousand millions of
+    operations) and how they score by themselves."""
     save_ensemble(folder, [member.path for member in members], flip=flip)
     known = [member.metrics for member in members]
     scores = [one["held_out_dice"] for one in known if "held_out_dice" in one]

@@ -33,7 +33,7 @@ from tskd.stages.evaluation_files import (
 from tskd.stages.scoring import Scoring, Tally, summarise_levels
 from tskd.stages.workbench import Workbench
 
-VERSION = 4
+VERSION = 5
 OVERLAYS = "overlays"
 
 

@@ -1,4 +1,4 @@
-"""Prepare: read every file once, split by case, and keep what training and evaluation need in plain arrays."""
+"""Prepare: split by case what was read, and keep what training and evaluation need in plain arrays."""
 
 from __future__ import annotations
 
@@ -6,23 +6,17 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from tskd.artifacts import Artifact, Builder, canonical_json, write_json
-from tskd.console import progress, say, warn
-from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
-from tskd.data.grey_levels import LevelUse, describe_losses, record_use
+from tskd.console import warn
+from tskd.data.duplicates import DuplicatePair
 from tskd.data.known_digests import KnownDigests
 from tskd.data.label_sense import doubts
 from tskd.data.layouts import Dataset
-from tskd.data.layouts.pairs import Oddity, notes_on, oddities, unclear_turn
 from tskd.data.prepared import (
     DATASET,
     IMAGES,
@@ -32,44 +26,37 @@ from tskd.data.prepared import (
     native_path,
     open_array,
     prepared_record,
-    squeeze_image,
-    squeeze_mask,
     write_prepared_records,
 )
 from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.recipe.schema import PHANTOMS, DataConfig, SourceConfig
+from tskd.stages.readings import SHOWN, Reading, Readings
 from tskd.stages.source_data import data_root, open_data
-from tskd.types import UNLABELLED, Record
+from tskd.types import Record
 
 VERSION = 4
 HASHES = ".hashes.json"
 """Beside the artifacts: digests of data files, for the next start."""
-HELD_BYTES = 256_000_000
-"""Of decoded images that may be test images: more than these are decoded again once the split is known."""
-_SHOWN = 10
 
 
-@dataclass(frozen=True)
-class _Read:
-    """What one pass over a record yields besides its resized pixels."""
+def build(store: Builder, data: DataConfig, readings: Readings | None = None) -> Artifact:
+    """Return the data set of the settings, read once; built-in images are drawn first.
 
-    shape: tuple[int, ...]
-    fingerprint: ImageFingerprint
-    indices: frozenset[int] | None
-    """Class indices in its mask, background (0) included; None: unlabelled."""
-    oddities: tuple[Oddity, ...]
-    grey: LevelUse
-
-
-def build(store: Builder, data: DataConfig) -> Artifact:
-    """Return the data set of the settings, read once; built-in images are drawn first."""
+    ``readings``: of other settings before, which may have read the same images already.
+    """
     dataset = open_data(data, data_root(store, data))
+    digest = dataset_digest(dataset, KnownDigests(store.root / HASHES))
+
+    def make(folder: Path) -> dict[str, Any]:
+        known = Readings() if readings is None else readings
+        return prepare(data, known.of(digest, dataset, data.image_size, folder), folder)
+
     return store.build(
         "prepare",
-        lambda folder: prepare(data, dataset, folder),
+        make,
         config=data.model_dump(exclude={"root", "phantom", "layout"}),
-        inputs={"data": dataset_digest(dataset, KnownDigests(store.root / HASHES))},
+        inputs={"data": digest},
         seed=data.split_seed,
         version=VERSION,
     )
@@ -92,22 +79,15 @@ def same_images(data: DataConfig, other: SourceConfig) -> bool:
     return Path(data.root).expanduser().resolve() == Path(other.root).expanduser().resolve()
 
 
-def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any]:
-    """Write arrays, split and native test images of a data set.
+def prepare(config: DataConfig, reading: Reading, folder: Path) -> dict[str, Any]:
+    """Write arrays, split and native test images of a data set that was read.
 
-    Raises UserError naming every file that cannot be used, and where an identical image is in training and test.
+    Raises UserError where an identical image is in training and test, and where there is nothing to learn.
     """
-    staged = _Staging(folder, len(dataset.records), config.image_size)
-    may_be_tested = Held(dataset.records)
-    reads = _read_all(dataset, staged, may_be_tested)
-    uses = {record.id: read.grey for record, read in zip(dataset.records, reads, strict=True)}
-    if loss := describe_losses(dataset.records, uses):
-        warn(" ".join(loss))
-    records, pairs = _settle_duplicates(dataset.records, reads)
-    found = {record.id: read.indices for record, read in zip(records, reads, strict=True) if read.indices is not None}
+    records = reading.records
     split = make_split(
         records,
-        presence={id_: indices - {0} for id_, indices in found.items()},
+        presence={id_: indices - {0} for id_, indices in reading.indices.items()},
         labels=config.labels,
         label_cases=config.label_cases,
         seed=config.split_seed,
@@ -115,16 +95,16 @@ def prepare(config: DataConfig, dataset: Dataset, folder: Path) -> dict[str, Any
         val_share=config.val_share,
         test_share=config.test_share,
     )
-    _refuse_leaks(pairs, split, config)
-    _refuse_senseless(found, dataset.classes, split, config)
+    _refuse_leaks(reading.pairs, split, config)
+    _refuse_senseless(reading.indices, reading.dataset.classes, split, config)
     save_split(split, folder / "split.json")
     order = _row_order(records, split)
-    staged.reorder([index for index, _ in order], labelled=len(split.train) + len(split.val))
-    write_prepared_records(folder, [prepared_record(records[index], part, reads[index].shape) for index, part in order])
-    tested = [(row, index) for row, (index, part) in enumerate(order) if part == "test"]
-    _keep_native(dataset, tested, may_be_tested, folder)
-    notes = _notes_on(dataset.records, reads)
-    write_json(folder / DATASET, _describe(dataset, config, notes))
+    _write_rows(reading, [index for index, _ in order], folder, labelled=len(split.train) + len(split.val))
+    write_prepared_records(
+        folder, [prepared_record(records[index], part, reading.shapes[index]) for index, part in order]
+    )
+    _keep_native(reading, [(row, index) for row, (index, part) in enumerate(order) if part == "test"], folder)
+    write_json(folder / DATASET, _describe(reading.dataset, config, reading.notes))
     return {"cases": len({record.case for record in records}), **{part: len(getattr(split, part)) for part in PARTS}}
 
 
@@ -158,107 +138,13 @@ def _content_sha256(known: KnownDigests, path: Path) -> str:
         ) from error
 
 
-class _Staging:
-    """Resized pixels on disk, in the order of reading first and in the order of rows in the end."""
-
-    def __init__(self, folder: Path, count: int, size: int) -> None:
-        self.folder, self.size = folder, size
-        self.paths = (folder / ".images.npy", folder / ".masks.npy")
-        self.images = open_array(self.paths[0], (count, size, size, 3))
-        self.masks = open_array(self.paths[1], (count, size, size))
-
-    def put(self, index: int, image: np.ndarray, mask: np.ndarray | None) -> None:
-        self.images[index] = squeeze_image(image, self.size)
-        if mask is not None:
-            self.masks[index] = squeeze_mask(mask, self.size)
-
-    def reorder(self, order: Sequence[int], *, labelled: int) -> None:
-        images = open_array(self.folder / IMAGES, (len(order), self.size, self.size, 3))
-        masks = open_array(self.folder / MASKS, (labelled, self.size, self.size))
-        for row, index in enumerate(order):
-            images[row] = self.images[index]
-            if row < labelled:
-                masks[row] = self.masks[index]
-        images.flush()
-        masks.flush()
-        for path in self.paths:
-            path.unlink()
-
-
-class Held:
-    """Decoded images that may turn out to be test images, up to ``HELD_BYTES`` of them: no file is decoded twice."""
-
-    def __init__(self, records: Sequence[Record]) -> None:
-        stated = any(one.split == "test" and one.mask is not None for one in records)
-        splits = (None, "test") if stated else (None, "test", "train")
-        self._wanted = [one.mask is not None and one.split in splits for one in records]
-        self._held: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._left = HELD_BYTES
-        self._lock = Lock()
-
-    def put(self, index: int, image: np.ndarray, mask: np.ndarray | None) -> None:
-        """Keep a decoded image with its mask where it may be tested and there is room."""
-        if mask is None or not self._wanted[index]:
-            return
-        with self._lock:
-            self._left -= image.nbytes + mask.nbytes
-            if self._left >= 0:
-                self._held[index] = image, mask
-
-    def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return what was kept, and keep it no longer."""
-        return self._held.pop(index, None)
-
-
-def _read_all(dataset: Dataset, staged: _Staging, held: Held) -> list[_Read]:
-    """Read all records in parallel (decoders release the interpreter lock); name all that fail, not only the first."""
-
-    def read(index: int) -> _Read | str:
-        try:
-            return _read_one(dataset, index, staged, held)
-        except UserError as error:
-            return str(error)
-
-    reads: list[_Read] = []
-    problems: list[str] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("prepare: reading", len(dataset.records)) as advance:
-        for done, answer in enumerate(pool.map(read, range(len(dataset.records))), start=1):
-            reads.append(answer) if isinstance(answer, _Read) else problems.append(answer)
-            advance(done)
-    if problems := list(dict.fromkeys(problems)):  # a volume says the same in each of its slices
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        listed = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
-        raise UserError(f"{len(problems)} files cannot be used:{listed}{more}\n`tskd check` shows the whole data set.")
-    return reads
-
-
-def _read_one(dataset: Dataset, index: int, staged: _Staging, held: Held) -> _Read:
-    record = dataset.records[index]
-    image = dataset.read_image(record)
-    mask = None if record.mask is None else dataset.read_mask(record)
-    staged.put(index, image, mask)
-    held.put(index, image, mask)
-    indices = None if mask is None else frozenset(np.unique(mask).tolist()) - {UNLABELLED}
-    grey = record_use(dataset, record, image)
-    return _Read(image.shape, fingerprint_image(image), indices, tuple(oddities(record)), grey)
-
-
-def _settle_duplicates(
-    records: Sequence[Record], reads: Sequence[_Read]
-) -> tuple[tuple[Record, ...], list[DuplicatePair]]:
-    """Make one case of images that show the same; return the pairs across cases."""
-    fingerprints = {record.id: read.fingerprint for record, read in zip(records, reads, strict=True)}
-    pairs = find_pairs(fingerprints, groups={record.id: record.case for record in records})
-    return settle_duplicates(records, pairs), pairs
-
-
 def _refuse_leaks(pairs: Sequence[DuplicatePair], split: Split, config: DataConfig) -> None:
     sides: Mapping[str, str] = split.sides()
     across = [p for p in pairs if {"train", "val"} & {sides.get(p.first), sides.get(p.second)} and
               "test" in {sides.get(p.first), sides.get(p.second)}]  # fmt: skip
     exact = [pair for pair in across if pair.exact]
     if exact and not config.allow_duplicates:
-        listed = "".join(f"\n  {pair.first} = {pair.second}" for pair in exact[:_SHOWN])
+        listed = "".join(f"\n  {pair.first} = {pair.second}" for pair in exact[:SHOWN])
         raise UserError(
             f"{len(exact)} images are in both training and test, so the test scores would be too good:{listed}\n"
             "Take one of each pair out, or accept it with --set data.allow_duplicates=true"
@@ -278,17 +164,16 @@ def _refuse_senseless(
         warn(str(doubt))
 
 
-def _notes_on(records: Sequence[Record], reads: Sequence[_Read]) -> tuple[str, ...]:
-    """Return what was done about odd pairs; what could not be told is warned of, file by file."""
-    notes = notes_on(oddity for read in reads for oddity in read.oddities)
-    unclear = [r.mask for r, read in zip(records, reads, strict=True) if r.mask and "perhaps turned" in read.oddities]
-    for fault in map(unclear_turn, unclear[:_SHOWN]):
-        warn(f"{fault.path}: {fault.message}")
-    if len(unclear) > _SHOWN:
-        warn(f"and {len(unclear) - _SHOWN} more masks of which EXIF does not tell; `tskd check` names them all")
-    for note in notes:
-        say(note)
-    return notes
+def _write_rows(reading: Reading, order: Sequence[int], folder: Path, *, labelled: int) -> None:
+    side = reading.side
+    images = open_array(folder / IMAGES, (len(order), side, side, 3))
+    masks = open_array(folder / MASKS, (labelled, side, side))
+    for row, index in enumerate(order):
+        images[row] = reading.images[index]
+        if row < labelled:
+            masks[row] = reading.masks[index]
+    images.flush()
+    masks.flush()
 
 
 def _row_order(records: Sequence[Record], split: Split) -> list[tuple[int, Any]]:
@@ -296,21 +181,18 @@ def _row_order(records: Sequence[Record], split: Split) -> list[tuple[int, Any]]
     return [(index_of[name], part) for part in PARTS for name in getattr(split, part)]
 
 
-def _keep_native(dataset: Dataset, rows: Sequence[tuple[int, int]], held: Held, folder: Path) -> None:
+def _keep_native(reading: Reading, rows: Sequence[tuple[int, int]], folder: Path) -> None:
     (folder / NATIVE).mkdir(exist_ok=True)
 
     def keep(place: tuple[int, int]) -> None:
         row, index = place
-        image, mask = held.get(index) or _decode(dataset, dataset.records[index])
-        Image.fromarray(image).save(native_path(folder, row, "image"), compress_level=1)
-        Image.fromarray(mask).save(native_path(folder, row, "mask"), compress_level=1)
+        image, mask = reading.native_files(index)
+        native_path(folder, row, "image").write_bytes(image)
+        native_path(folder, row, "mask").write_bytes(mask)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(keep, rows))
-
-
-def _decode(dataset: Dataset, record: Record) -> tuple[np.ndarray, np.ndarray]:
-    return dataset.read_image(record), dataset.read_mask(record)
+    reading.forget_decoded()
 
 
 def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dict[str, Any]:

@@ -95,6 +95,11 @@ def count_real(config: TransferConfig, prepared: Prepared) -> int:
     return there if config.real is None else config.real
 
 
+def count_wanted(config: TransferConfig, prepared: Prepared) -> int:
+    """Return how many images the settings ask for, whatever the gate will drop; UserError as ``count_real``."""
+    return count_real(config, prepared) + config.synthetic + config.augmented
+
+
 def augmented_images(numbers: Sequence[int], prepared: Prepared, *, flip: Flip, seed: int) -> Iterator[np.ndarray]:
     """Yield labelled training images (S, S, 3) uint8 under strong augmentation, each source equally often.
 

@@ -13,19 +13,21 @@ from tskd.data.prepared import Prepared
 from tskd.models.control import nnunet_channels
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model, description_digest
-from tskd.recipe.schema import UnetConfig, UnetImagenetConfig
+from tskd.recipe.schema import StudentConfig, UnetConfig, UnetImagenetConfig
 from tskd.seeding import derive
 from tskd.stages.label_training import deep_label_step, label_step, selection, train_on_labels, training_labels
+from tskd.stages.students import describe_student
 from tskd.stages.workbench import Workbench
 
 VERSION = 1
+Stage = Literal["unet", "unet_imagenet"]
 RESOLVED = frozenset({"compute", "channels", "deep_supervision", "backbone", "weights", "pixels"})
 """Settings that lead to a number of steps, a network and its weights: those are in the fingerprint."""
 
 
 def build(
     bench: Workbench,
-    stage: Literal["unet", "unet_imagenet"],
+    stage: Stage,
     config: UnetConfig | UnetImagenetConfig,
     description: NetworkDescription,
     data: Artifact,
@@ -56,3 +58,11 @@ def describe_unet(config: UnetConfig, *, classes: Sequence[str], image_size: int
     supervised = max(len(channels) - 3, 0) if config.deep_supervision else 0
     arguments = {"channels": list(channels), "supervised": supervised}
     return NetworkDescription("dynunet", arguments, tuple(classes), image_size)
+
+
+def describe_unet_imagenet(
+    config: UnetImagenetConfig, *, classes: Sequence[str], image_size: int
+) -> NetworkDescription:
+    """Return what the registry builds the U-Net over ImageNet weights from."""
+    network = StudentConfig(backbone=config.backbone, decoder="unet", weights=config.weights, pixels=config.pixels)
+    return describe_student(network, weights=config.weights, classes=classes, image_size=image_size)

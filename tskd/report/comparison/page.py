@@ -25,7 +25,9 @@ from tskd.report.run.ablation import comparison_uses_section
 from tskd.report.run.provenance import changed_settings
 from tskd.report.shareable import DATA, flattened, shareable
 from tskd.report.text import (
+    FALSE_POSITIVE,
     INTERVAL,
+    MISSED,
     NOTHING,
     capital,
     counted,
@@ -35,6 +37,7 @@ from tskd.report.text import (
     missed,
     number,
     teraflops,
+    without_idle,
 )
 
 FEW_REPLICATES = 5
@@ -220,13 +223,13 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
         INTERVAL,
         "IoU",
         f"HD95 ({unit})",
-        "missed",
-        "false positive",
+        MISSED,
+        FALSE_POSITIVE,
         "TFLOP",
         "teacher's TFLOP",
         "runs",
     )
-    rows = tuple(
+    rows = (
         (
             capital(cell.look.title),
             number(cell.dice),
@@ -242,8 +245,7 @@ def _score_table(title: str, cells: list[Cell]) -> Table:
     )
     best = max(range(len(cells)), key=lambda index: cells[index].dice)
     return Table(
-        columns,
-        rows,
+        *without_idle(columns, rows),
         title=f"{title}: {_test_cases(cells)}",
         note=f"Bold: the highest Dice. Missed, false positive: mean of a run, of all {cells[0].level}s and classes "
         "where it can happen. TFLOP: training compute of the student, and beside it what only gives it targets.",

@@ -19,7 +19,9 @@ from tskd.report.run.training import resources_section, training_section
 from tskd.report.run.transfer import transfer_section
 from tskd.report.run.verdict import CAVEAT, verdict
 from tskd.report.text import (
+    FALSE_POSITIVE,
     INTERVAL,
+    MISSED,
     P_NOTE,
     P_VALUE,
     capital,
@@ -33,6 +35,7 @@ from tskd.report.text import (
     p_value,
     scored,
     signed,
+    without_idle,
 )
 
 _VOLUME_ERROR = "volume_error_ml"
@@ -158,7 +161,7 @@ def _score_table(run: RunFolder) -> Table:
         )
     dice = (dice_of(run.level), INTERVAL, "IoU")
     distances = (f"HD95 ({unit})", INTERVAL, f"HD95 where found ({unit})")
-    columns = ("model", *dice, *distances, *errors_ml, "missed", "false positive")
+    columns = ("model", *dice, *distances, *errors_ml, MISSED, FALSE_POSITIVE)
     teacher = f" Teacher: {run.summary.teacher}." if run.summary.teacher else ""
     note = (
         f"Bold: the {run.title(STUDENT)}, which is shipped.{teacher} "
@@ -170,7 +173,7 @@ def _score_table(run: RunFolder) -> Table:
     if remark := run.metrics[STUDENT].get("remark"):
         note += f" Of these test images: {remark}."
     strong = frozenset({run.models.index(STUDENT)})
-    return Table(columns, tuple(rows), note=note, strong=strong)
+    return Table(*without_idle(columns, rows), note=note, strong=strong)
 
 
 def _slice_table(run: RunFolder) -> Table | None:
@@ -179,7 +182,8 @@ def _slice_table(run: RunFolder) -> Table | None:
         return None
     by_slice = {name: run.metrics[name]["slices"] for name in run.models}
     unit = "mm" if "hd95_mm" in by_slice[STUDENT] else "px"
-    rows = tuple(
+    columns = ("model", "2-D Dice", INTERVAL, f"2-D HD95 ({unit})", MISSED, FALSE_POSITIVE)
+    rows = (
         (
             capital(run.title(name)),
             number(one["dice"]),
@@ -192,8 +196,7 @@ def _slice_table(run: RunFolder) -> Table | None:
     )
     empty, count = by_slice[STUDENT]["both_empty"] + by_slice[STUDENT]["false_positive"], _rows(by_slice[STUDENT])
     return Table(
-        ("model", "2-D Dice", INTERVAL, f"2-D HD95 ({unit})", "missed", "false positive"),
-        rows,
+        *without_idle(columns, rows),
         title="The same predictions slice by slice",
         note=f"{empty} of {count} slices and classes have an empty mask: each of them counts as Dice 1 where the "
         "prediction is empty too, so that a model that finds nothing gains by them.",
