@@ -57,6 +57,8 @@ class RunFile:
     peak_gpu_memory_mb: float = 0.0
     ablation: Mapping[str, float | None] = field(default_factory=dict)
     """Dice of the shipped student with parts of it switched off."""
+    doubt: Mapping[str, Any] = field(default_factory=dict)
+    """What the shipped student knows of its doubts and what that was worth, and ``artifact``, the folder of it."""
     budget_rule: str = ""
     networks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Model's name -> parameters, size, latency."""

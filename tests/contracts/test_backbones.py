@@ -15,7 +15,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from tskd.deploy.network_file import ask, open_session
-from tskd.deploy.onnx_export import write_onnx
+from tskd.deploy.onnx_export import Deployed, write_onnx
 from tskd.errors import UserError
 from tskd.models.backbones import fit_backbone, has_one_scale
 from tskd.models.description import NetworkDescription
@@ -201,7 +201,7 @@ def test_a_file_of_a_hierarchical_network_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backbone", EXPORTED)
 def test_the_exported_file_does_what_the_network_does(backbone: str, tmp_path: Path) -> None:
     model = build(backbone, SIZE).eval()
-    write_onnx(model, tmp_path / "model.onnx")
+    write_onnx(Deployed(model), tmp_path / "model.onnx")
     image = np.random.default_rng(0).integers(0, 256, (75, 90, 3), np.uint8)
     ours, theirs = network_answer(model, image), ask(open_session(tmp_path / "model.onnx"), image)
     assert np.abs(ours.probabilities - theirs.probabilities).max() < 1e-4

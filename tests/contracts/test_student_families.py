@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tskd.deploy.network_file import ask, open_session
-from tskd.deploy.onnx_export import write_onnx
+from tskd.deploy.onnx_export import Deployed, write_onnx
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
@@ -65,7 +65,7 @@ def test_a_student_learns_and_its_exported_file_answers_as_it_does(backbone: str
     assert losses[-1] < losses[0]
     if backbone in EXPORTED_ELSEWHERE:
         return
-    write_onnx(model.eval(), tmp_path / "model.onnx")
+    write_onnx(Deployed(model), tmp_path / "model.onnx")
     image = np.random.default_rng(0).integers(0, 256, (75, 90, 3), np.uint8)
     ours, theirs = network_answer(model, image), ask(open_session(tmp_path / "model.onnx"), image)
     assert np.abs(ours.probabilities - theirs.probabilities).max() < 1e-4

@@ -41,11 +41,15 @@ from tskd.deploy.card import model_card
 from tskd.deploy.description import BundleDescription, InputRule
 from tskd.deploy.network_file import ask
 from tskd.deploy.predict import Outcome, Prediction, PredictOptions, predict_paths
+from tskd.engine import open_runtime
 from tskd.errors import RunFailed, UserError
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model, load_model, save_model
-from tskd.recipe.schema import ExportConfig
+from tskd.recipe.schema import EngineConfig, ExportConfig
+from tskd.stages import doubt
+from tskd.stages.doubt import read_doubts
 from tskd.stages.export import check_parity, export_again, judge_int8, parity_cases
+from tskd.stages.workbench import Workbench
 
 SIZE, CLASSES = 32, ("cyst", "duct")
 SECRET = "patient-Jane-Doe"
@@ -63,8 +67,9 @@ def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
 def write_prepared(folder: Path) -> Mapping[str, float]:
     (folder / "native").mkdir()
     records = []
-    for row, part in enumerate(["train", "val", "test", "test", "test"]):
-        height, width = 30 + row, 50 + row
+    parts = ["train", "val", *["unlabelled"] * 8, "test", "test", "test"]
+    for row, (part, more) in enumerate(zip(parts, [0, 1, *[9] * 8, 2, 3, 4], strict=True)):
+        height, width = 30 + more, 50 + more
         records.append({"id": f"{SECRET}/{row}", "case": SECRET + part, "part": part, "height": height, "width": width})
         Image.fromarray(pixels(height, width, row)).save(folder / "native" / f"{row:06d}_image.png")
         mask = np.zeros((height, width), np.uint8)
@@ -74,7 +79,7 @@ def write_prepared(folder: Path) -> Mapping[str, float]:
     notes = ["intensities: 8-bit values as they are", f"{SECRET}.png has no mask"]
     described = {"name": "phantoms", "classes": CLASSES, "window": None, "notes": notes}
     write_json(folder / "dataset.json", described)
-    np.save(folder / "images.npy", np.zeros((5, SIZE, SIZE, 3), np.uint8))
+    np.save(folder / "images.npy", np.stack([pixels(SIZE, SIZE, row) for row in range(len(parts))]))
     np.save(folder / "masks.npy", np.zeros((2, SIZE, SIZE), np.uint8))
     return {}
 
@@ -109,7 +114,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
         )
         for name, found in SCORES.items()
     }
+    bench = Workbench(store, 0, open_runtime(EngineConfig(accelerator="cpu")))
+    doubted = doubt.build(bench, prepared, prepared, student)
     found = run_file(
+        doubt={"artifact": doubted.path.name, **doubted.metrics},
         artifacts={"student": student.path.name},
         evaluations={name: artifact.path.name for name, artifact in scored.items()},
         metrics=SCORES,
@@ -196,6 +204,26 @@ def test_a_file_that_differs_from_the_network_fails_and_names_the_worst_case(run
         check_parity(segmenter, bundle.session(1), cases, max_dice_drop=1.0)
 
 
+def test_a_run_of_before_is_told_what_its_bundle_lacks(run: FinishedRun, tmp_path: Path) -> None:
+    shutil.copytree(run.out, tmp_path / "run")
+    summary = json.loads((run.out / "run.json").read_text())
+    del summary["doubt"]
+    write_json(tmp_path / "run/run.json", summary)
+    with pytest.raises(UserError, match=r"of its doubts is not there.*same settings again"):
+        export_again(tmp_path / "run")
+
+
+def test_a_file_with_other_doubts_than_the_network_fails(run: FinishedRun, bundle: Bundle) -> None:
+    """Spread and limit that went into the file are those that were measured."""
+    segmenter, cases = load_model(run.student), parity_cases(Prepared(run.prepared), 2)
+    doubts = read_doubts(next((run.out / "artifacts").glob("doubt-*")))
+    assert check_parity(segmenter, bundle.session(1), cases, max_dice_drop=0.001, doubts=doubts)
+    assert doubts.familiar is not None
+    doubts.familiar.weights.mul_(4)
+    with pytest.raises(RunFailed, match="its doubt differs"):
+        check_parity(segmenter, bundle.session(1), cases, max_dice_drop=0.001, doubts=doubts)
+
+
 @pytest.mark.parametrize(
     ("drop", "int8_ms", "shipped"), [(0.0, 5.0, True), (0.011, 5.0, False), (0.0, 10.0, False), (-0.1, 9.9, True)]
 )
@@ -237,7 +265,7 @@ def damage_weights(run: FinishedRun, out: Path) -> None:
 
 def damage_data(run: FinishedRun, out: Path) -> None:
     native = out / "artifacts" / run.prepared.name / "native"
-    shutil.copyfile(native / "000003_mask.png", native / "000002_mask.png")
+    shutil.copyfile(native / "000003_mask.png", native / "000010_mask.png")
 
 
 def raise_a_score(run: FinishedRun, out: Path) -> None:
@@ -250,7 +278,7 @@ def raise_a_score(run: FinishedRun, out: Path) -> None:
     ("damage", "said"),
     [
         (damage_weights, r"finetune-\w+ is damaged \(student.safetensors has changed\)"),
-        (damage_data, r"prepare-\w+ is damaged \(native/000002_mask.png has changed\)"),
+        (damage_data, r"prepare-\w+ is damaged \(native/000010_mask.png has changed\)"),
         (raise_a_score, r"dice of student in run.json is not that of artifacts/evaluate-\w+"),
     ],
 )

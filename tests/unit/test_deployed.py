@@ -44,7 +44,7 @@ def test_deployed_is_the_segmenter_with_softmax(
     segmenter, image = request.getfixturevalue(network), picture(*size)
     expected = network_answer(segmenter, image)
     with torch.inference_mode():
-        classes, probabilities = Deployed(segmenter)(torch.from_numpy(image))
+        classes, probabilities, _ = Deployed(segmenter)(torch.from_numpy(image))
     assert classes.dtype == torch.uint8
     assert (classes.numpy() == expected.classes).mean() > 0.999
     np.testing.assert_allclose(probabilities.numpy(), expected.probabilities, atol=1e-5)
@@ -54,7 +54,7 @@ def test_deployed_is_the_segmenter_with_softmax(
 def test_onnx_file_answers_at_every_size_and_int8_follows(
     student: TimmSegmenter, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write_onnx(student, tmp_path / "model.onnx")
+    write_onnx(Deployed(student), tmp_path / "model.onnx")
     write_int8(tmp_path / "model.onnx", tmp_path / "model.int8.onnx")
     assert capfd.readouterr() == ("", ""), "the exporter's chatter reached the user"
     session, int8 = open_session(tmp_path / "model.onnx", 1), open_session(tmp_path / "model.int8.onnx", 1)
@@ -71,7 +71,7 @@ def test_onnx_file_answers_at_every_size_and_int8_follows(
 
 @pytest.mark.slow
 def test_a_u_net_is_shipped_as_the_students_are(unet: DynUNetSegmenter, tmp_path: Path) -> None:
-    write_onnx(unet, tmp_path / "model.onnx")
+    write_onnx(Deployed(unet), tmp_path / "model.onnx")
     session = open_session(tmp_path / "model.onnx", 1)
     for size in SIZES:
         expected, answer = network_answer(unet, picture(*size)), ask(session, picture(*size))
@@ -90,6 +90,6 @@ def test_what_the_exporter_does_not_know_is_said_and_leaves_the_network_as_it_wa
 
     monkeypatch.setattr(torch.onnx, "export", refuse)
     with pytest.raises(RunFailed, match=r"cannot be written as ONNX.* another student\.backbone"):
-        write_onnx(model, tmp_path / "model.onnx")
+        write_onnx(Deployed(model), tmp_path / "model.onnx")
     assert tried == [{True}, {False}], "fused attention first, then plain"
     assert all(module.fused_attn for module in model.modules() if hasattr(module, "fused_attn"))

@@ -12,6 +12,7 @@ import numpy as np
 from tskd.api.pixels import as_pixels
 from tskd.api.show import image_html, table_html
 from tskd.deploy.bundle import CARD, Bundle, open_bundle
+from tskd.deploy.doubt import remark
 from tskd.deploy.network_file import ask
 from tskd.overlays import draw_overlay, enlargement
 
@@ -32,6 +33,12 @@ class Prediction:
     """Of the foreground classes: index 1 is the first."""
     image: np.ndarray
     """(H, W, 3) uint8: what was looked at."""
+    confidence: float | None = None
+    """Mean probability of the answered class over the mask; None for bundles of before."""
+    unfamiliarity: float | None = None
+    """Distance from the training images, 1 is the limit; None where it is not measured."""
+    look: str = ""
+    """Why somebody should look at it: unsure, unlike the training images; empty where nothing speaks for it."""
 
     @property
     def areas(self) -> pandas.DataFrame:
@@ -92,7 +99,10 @@ class Model:
         else:
             pixels = as_pixels(image)
         answer = ask(self._session, pixels)
-        return Prediction(answer.classes, answer.probabilities, self.classes, pixels)
+        return Prediction(
+            answer.classes, answer.probabilities, self.classes, pixels, answer.confidence, answer.unfamiliarity,
+            remark(answer, look_below=self.bundle.look_below),
+        )  # fmt: skip
 
     def _repr_html_(self) -> str:
         from html import escape

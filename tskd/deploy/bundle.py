@@ -46,12 +46,20 @@ class _Input(BaseModel):
         return window
 
 
+class _Doubt(BaseModel):
+    """When an answer is to be looked at."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+    look_below: Annotated[float, Field(ge=0, le=1)]
+
+
 class _Described(BaseModel):
     """What prediction takes of ``model.json``; the rest is for the card."""
 
     model_config = ConfigDict(strict=True, frozen=True)
     classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=UNLABELLED - 1)]
     input: _Input
+    doubt: _Doubt | None = None
 
     @field_validator("classes")
     @classmethod
@@ -103,6 +111,12 @@ class Bundle:
         """The intensity window the network was trained with; None: each format's own rule."""
         window = self._described.input.window
         return None if window is None else IntensityWindow(*window)
+
+    @property
+    def look_below(self) -> float:
+        """Confidence below which an answer is to be looked at; 0 in bundles that do not say."""
+        doubt = self._described.doubt
+        return 0.0 if doubt is None else doubt.look_below
 
     @property
     def axis(self) -> int:

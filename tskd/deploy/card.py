@@ -39,13 +39,12 @@ LIMITS = (
     "It was trained on images of one data set and tested on one. On another scanner, protocol, population or disease "
     "expect worse scores than these; test it on labelled images of your own first.",
     "It answers for every image, also for one that shows nothing it knows.",
-    "Probabilities are not calibrated.",
 )
 
 
 def model_card(description: BundleDescription) -> str:
     """Return the card of a bundle as Markdown."""
-    sections = (_head, _use, _data, _scores, _classes, _network, _export, _running)
+    sections = (_head, _use, _data, _scores, _doubt, _classes, _network, _export, _running)
     told = BundleDescription(**{one.name: _as_text(getattr(description, one.name)) for one in fields(description)})
     return "\n\n".join(section(told) for section in sections) + "\n"
 
@@ -132,6 +131,50 @@ def _baselines(scores: Mapping[str, Any]) -> str:
     if not better:
         return ""
     return "\n\nBetter than this model by Dice: " + ", ".join(_TITLES.get(name, name) for name in better) + "."
+
+
+def _doubt(description: BundleDescription) -> str:
+    doubt = description.doubt
+    calibrated = (
+        f"Probabilities were calibrated on {doubt['calibrated_on']} validation images (temperature "
+        f"{doubt['temperature']:.2f}); expected calibration error on the test images {doubt['ece']:.3f}, "
+        f"{doubt['ece_uncalibrated']:.3f} before."
+        if doubt["calibrated_on"]
+        else f"Probabilities are not calibrated (too few validation images); expected calibration error on the test "
+        f"images {doubt['ece']:.3f}."
+    )
+    sentences = [calibrated, _ordered_by(doubt), _flagged(doubt), _familiar(doubt)]
+    return "## When to doubt it\n\n" + " ".join(one for one in sentences if one)
+
+
+def _ordered_by(doubt: Mapping[str, Any]) -> str:
+    if doubt["ordering"] is None:
+        return ""
+    return (
+        f"Rank correlation of its confidence with Dice over the test images: "
+        f"{doubt['ordering']['rank_correlation']:.2f} ({interval_text(doubt['ordering']['ci95'], '{:.2f}'.format)})."
+    )
+
+
+def _flagged(doubt: Mapping[str, Any]) -> str:
+    told = [doubt["dice_looked_at"], doubt["dice_rest"]]
+    if None in told:
+        worth = ""
+    else:
+        worth = f": {doubt['looked_at']} of {doubt['images']} test images, Dice {told[0]:.3f} against {told[1]:.3f}"
+    return (
+        f"Look at every answer with a confidence below {doubt['look_below']:.3f} ({doubt['look_share']:.0%} of "
+        f"{doubt['chosen_images']} {doubt['chosen_on']} images), or from an image unlike the training images{worth}."
+    )
+
+
+def _familiar(doubt: Mapping[str, Any]) -> str:
+    if not doubt["familiar_images"]:
+        return "Whether an image is like the training images is not measured for this network."
+    return (
+        f"Unfamiliarity is measured from {doubt['familiar_images']} images; {doubt['unfamiliar']:.0%} of the test "
+        "images are called unlike them."
+    )
 
 
 def _classes(description: BundleDescription) -> str:

@@ -44,6 +44,8 @@ class BundleDescription:
     versions: Mapping[str, str]
     export: Mapping[str, Any]
     """Parity with the network, parameters, latency, and the verdict on int8."""
+    doubt: Mapping[str, Any]
+    """The rule of doubt, and what it was worth on the test images."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``model.json`` holds, in its order.
@@ -55,6 +57,8 @@ class BundleDescription:
         outputs = {
             "classes": {"shape": ["height", "width"], "dtype": "uint8"},
             "probabilities": {"shape": [len(self.classes) + 1, "height", "width"], "dtype": "float32"},
+            "confidence": {"shape": [], "dtype": "float32"},
+            **({"unfamiliarity": {"shape": [], "dtype": "float32"}} if self.doubt["familiar_images"] else {}),
         }
         shown = {"method": values.pop("method"), "input": self.input.as_dict(), "outputs": outputs}
         return {**network, "weights": None, **shown, **{name: values[name] for name in values if name != "input"}}

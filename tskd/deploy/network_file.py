@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 INPUT, CLASSES, PROBABILITIES = "image", "classes", "probabilities"
+CONFIDENCE, UNFAMILIARITY = "confidence", "unfamiliarity"
+"""Outputs that bundles of before do not have; the second also not where a network offers no features."""
 _DOMAINS = frozenset({"", "ai.onnx"})
 """Of operators: the standard ones. Others may be anyone's code, or are not there on another machine."""
 _REMEDY = "Export the model again with `tskd export`, or copy the bundle again from its source."
@@ -26,6 +28,10 @@ class Answer(NamedTuple):
     """(H, W) uint8 class index, 0 background."""
     probabilities: np.ndarray
     """(K + 1, H, W) float32, background first."""
+    confidence: float | None = None
+    """Mean probability of the answered class over the pixels of the mask; of the background where nothing was found."""
+    unfamiliarity: float | None = None
+    """Distance of the image from the training images; above 1 it lies further out than 95 % of images like them."""
 
 
 def open_session(path: Path, threads: int | None = None, *, classes: int | None = None) -> InferenceSession:
@@ -52,12 +58,15 @@ def open_session(path: Path, threads: int | None = None, *, classes: int | None 
 def ask(session: InferenceSession, image: np.ndarray) -> Answer:
     """Return the answer for one image (H, W, 3) uint8 RGB; UserError where it is none for this image."""
     height, width = image.shape[:2]
+    known_outputs = [one.name for one in session.get_outputs()]
+    doubts = [name for name in (CONFIDENCE, UNFAMILIARITY) if name in known_outputs]
     try:
-        answer = Answer(*session.run([CLASSES, PROBABILITIES], {INPUT: image}))
+        labels, probabilities, *numbers = session.run([CLASSES, PROBABILITIES, *doubts], {INPUT: image})
+        answer = Answer(labels, probabilities, **{name: float(value) for name, value in zip(doubts, numbers)})
     except Exception as error:
         what = f"the bundle's network fails on an image of {width}x{height} pixels ({_first_line(error)})"
         raise UserError(f"{what}. {_REMEDY}") from error
-    labels, known = answer.classes, len(answer.probabilities)
+    known = len(answer.probabilities)
     if labels.shape != (height, width) or answer.probabilities.shape[1:] != (height, width):
         shapes = f"{labels.shape} and {answer.probabilities.shape}"
         raise UserError(f"the bundle's network answers {shapes} for an image of {width}x{height} pixels. {_REMEDY}")
@@ -116,6 +125,9 @@ def _require_interface(path: Path, session: InferenceSession, classes: int | Non
     if kind != "tensor(float)" or not _fits(shape, (wanted, None, None)):
         named = "" if classes is None else f" for the {classes} classes of the bundle and the background"
         raise _unusable(path, f"its output {PROBABILITIES} is not of (K + 1, height, width) numbers{named}")
+    for name in (CONFIDENCE, UNFAMILIARITY):
+        if outputs.get(name, ("tensor(float)", [])) != ("tensor(float)", []):
+            raise _unusable(path, f"its output {name} is not one number")
 
 
 def _fits(shape: list[Any], wanted: tuple[int | None, ...]) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
+from tskd.deploy.network_file import CLASSES, CONFIDENCE, INPUT, PROBABILITIES, UNFAMILIARITY
 from tskd.errors import RunFailed
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.timm_segmenter import TimmSegmenter
 
-INPUT, OUTPUTS = "image", ("classes", "probabilities")
 OPSET = 18
 """The first version of ONNX whose Resize is antialiased."""
 _LARGEST_SIDE = 16384
@@ -27,47 +28,104 @@ Deployable = TimmSegmenter | DynUNetSegmenter
 """What can be shipped: networks that are small and rebuilt without a file of somebody else."""
 
 
+class Familiar(nn.Module):
+    """How far the pooled features of an image lie from those of the training images (Mahalanobis), 1: the limit.
+
+    Directions of large spread are weighted each by its own, all others alike. Source: K. Lee et al., A simple unified
+    framework for detecting out-of-distribution samples and adversarial attacks, NeurIPS 2018, with one Gaussian.
+    """
+
+    centre: Tensor
+    directions: Tensor
+    weights: Tensor
+    rest: Tensor
+
+    def __init__(self, centre: Tensor, directions: Tensor, weights: Tensor, rest: Tensor, limit: Tensor) -> None:
+        """``centre`` (F,), ``directions`` (D, F) orthonormal with ``weights`` (D,), ``rest``: of what they leave."""
+        super().__init__()
+        self.register_buffer("centre", centre)
+        self.register_buffer("directions", directions)
+        self.register_buffer("weights", weights / limit**2)
+        self.register_buffer("rest", rest / limit**2)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(..., F) to the distance (...)."""
+        moved = pooled - self.centre
+        along = (moved @ self.directions.T) ** 2
+        outside = (moved**2).sum(-1) - along.sum(-1)
+        return (along @ self.weights + self.rest * outside.clamp(min=0)).sqrt()
+
+
+def pooled(features: Sequence[Tensor]) -> Tensor:
+    """Return (B, F): the mean of the deepest features over the image."""
+    return features[-1].mean(dim=(2, 3))
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """What a network is told of doubt before it is shipped."""
+
+    temperature: float = 1.0
+    """What logits are divided by before the softmax."""
+    familiar: Familiar | None = None
+
+
 class Deployed(nn.Module):
-    """A segmenter whose input is an image file's pixels at any size.
+    """A segmenter whose input is an image file's pixels at any size, with its doubts where it was told how.
 
     It computes what the segmenter and a softmax compute, without the branches on sizes that would tie an exported
     graph to one of them.
     """
 
-    def __init__(self, segmenter: Deployable) -> None:
+    def __init__(self, segmenter: Deployable, doubts: Doubts | None = None) -> None:
         super().__init__()
-        self.segmenter = segmenter
+        doubts = doubts or Doubts()
+        self.segmenter, self.temperature, self.familiar = segmenter, doubts.temperature, doubts.familiar
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(H, W, 3) uint8 RGB to classes (H, W) uint8 and probabilities (K + 1, H, W) float32, background first."""
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what :meth:`forward` returns."""
+        return [CLASSES, PROBABILITIES, CONFIDENCE, *([] if self.familiar is None else [UNFAMILIARITY])]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(H, W, 3) uint8 RGB to classes (H, W) uint8, probabilities (K + 1, H, W) float32, and one number each."""
         segmenter = self.segmenter
         height, width = image.shape[:2]
         planes = image.permute(2, 0, 1)[None].to(torch.float32) / 255
         square = (segmenter.image_size, segmenter.image_size)
         planes = F.interpolate(planes, size=square, mode="bilinear", antialias=True, align_corners=False)
-        logits = F.interpolate(
-            segmenter.small_logits(planes), size=(height, width), mode="bilinear", align_corners=False
-        )[0]
+        small = segmenter.small_output(planes)
+        logits = F.interpolate(small.logits, size=(height, width), mode="bilinear", align_corners=False)[0]
         scores = torch.cat([torch.zeros_like(logits[:1]), logits])
-        return scores.argmax(dim=0).to(torch.uint8), scores.softmax(dim=0)
+        classes, probabilities = scores.argmax(dim=0), (scores / self.temperature).softmax(dim=0)
+        answer = (classes.to(torch.uint8), probabilities, confidence(classes, probabilities))
+        return answer if self.familiar is None else (*answer, self.familiar(pooled(small.features))[0])
 
 
-def write_onnx(segmenter: Deployable, path: Path) -> None:
+def confidence(classes: Tensor, probabilities: Tensor) -> Tensor:
+    """Return the mean probability of the answered class over the mask, or over all where nothing was found."""
+    sure = probabilities.amax(dim=0)
+    found = (classes > 0).to(sure.dtype)
+    count = found.sum()
+    return torch.where(count > 0, (sure * found).sum() / count.clamp(min=1), sure.mean())
+
+
+def write_onnx(network: Deployed, path: Path) -> None:
     """Write the network as one ONNX file; input and outputs as :class:`Deployed` says, height and width free.
 
-    The segmenter has to be freshly loaded on the CPU: wrappers of a training (mixed precision) would end in the graph.
+    Its segmenter has to be freshly loaded on the CPU: wrappers of a training (mixed precision) would end in the graph.
     Raises RunFailed where the exporter lacks an operation of the network.
     """
     try:
-        _write(segmenter, path)
+        _write(network, path)
     except torch.onnx.errors.OnnxExporterError:
-        _write_plainly(segmenter, path)
+        _write_plainly(network, path)
 
 
-def _write_plainly(segmenter: Deployable, path: Path) -> None:
+def _write_plainly(network: Deployed, path: Path) -> None:
     try:
-        with _plain_attention(segmenter):
-            _write(segmenter, path)
+        with _plain_attention(network):
+            _write(network, path)
     except torch.onnx.errors.OnnxExporterError as error:
         raise RunFailed(
             "The network cannot be written as ONNX: torch's exporter does not know all of its operations. The trained "
@@ -75,29 +133,30 @@ def _write_plainly(segmenter: Deployable, path: Path) -> None:
         ) from error
 
 
-def _write(segmenter: Deployable, path: Path) -> None:
+def _write(network: Deployed, path: Path) -> None:
     sides = {0: Dim("height", min=2, max=_LARGEST_SIDE), 1: Dim("width", min=2, max=_LARGEST_SIDE)}
     # height, width and the network's side differ, so that the exporter cannot take one for another
-    example = torch.zeros(segmenter.image_size + 7, segmenter.image_size + 13, 3, dtype=torch.uint8)
+    side = network.segmenter.image_size
+    example = torch.zeros(side + 7, side + 13, 3, dtype=torch.uint8)
     with silenced():
         torch.onnx.export(
-            Deployed(segmenter).eval(),
+            network.eval(),
             (example,),
             path,
             dynamo=True,
             opset_version=OPSET,
             external_data=False,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
+            output_names=network.outputs,
             dynamic_shapes={INPUT: sides},
             verbose=False,
         )
 
 
 @contextmanager
-def _plain_attention(segmenter: nn.Module) -> Iterator[None]:
+def _plain_attention(network: nn.Module) -> Iterator[None]:
     """Let timm's attention be matrix products: the exporter knows the fused one for four axes, windows have five."""
-    fused: list[Any] = [module for module in segmenter.modules() if getattr(module, "fused_attn", False)]
+    fused: list[Any] = [module for module in network.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
         module.fused_attn = False
     try:

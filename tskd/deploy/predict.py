@@ -27,6 +27,7 @@ from tskd.data.grey_levels import LevelUse, level_use
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
 from tskd.data.labels import count_bytes
 from tskd.deploy.bundle import Bundle
+from tskd.deploy.doubt import remark
 from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
 from tskd.deploy.network_file import Answer, ask
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 TABLE = "predictions.csv"
-_COLUMNS = ("file", "slice", "output", "height", "width", "class", "name", "pixels", "mm2")
+_COLUMNS = (
+    "file", "slice", "output", "height", "width", "class", "name", "pixels", "mm2", "confidence",
+    "unfamiliarity", "look",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,21 @@ class Prediction:
     """Of each foreground class."""
     pixel_mm2: float | None
     """Area of a pixel where the file states a spacing."""
+    confidence: float | None = None
+    unfamiliarity: float | None = None
+    look: str = ""
+    """Why somebody should look at it; empty: nothing speaks for it."""
 
     def lines(self, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield the lines of the table: one a class."""
+        numbers = (None if one is None else round(one, 4) for one in (self.confidence, self.unfamiliarity))
+        doubts = (*numbers, self.look)
         for label, (name, count) in enumerate(zip(classes, self.pixels, strict=True), start=1):
             area = (
                 None if self.pixel_mm2 is None else float(f"{count * self.pixel_mm2:.6g}")
             )  # pixels may be of micrometres
             place = (str(self.source), self.slice, str(self.output), self.height, self.width)
-            yield dict(zip(_COLUMNS, (*place, label, name, count, area), strict=True))
+            yield dict(zip(_COLUMNS, (*place, label, name, count, area, *doubts), strict=True))
 
 
 @dataclass
@@ -113,8 +123,13 @@ class Outcome:
         pace = self.seconds / max(images, 1)
         return (
             f"{images} image{'' if images == 1 else 's'} in {duration(self.seconds)} ({pace:.2f} s each); "
-            f"{masks} mask{'' if masks == 1 else 's'} in {out}, {empty} of them empty; areas in {out / TABLE}"
+            f"{masks} mask{'' if masks == 1 else 's'} in {out}, {empty} of them empty{self._to_look_at()}; "
+            f"areas in {out / TABLE}"
         )
+
+    def _to_look_at(self) -> str:
+        count = sum(bool(prediction.look) for prediction in self.predictions)
+        return f"; {count} to look at (column look)" if count else ""
 
     def require_complete(self) -> None:
         """Raise UserError naming the files that could not be predicted, if there are any."""
@@ -148,8 +163,8 @@ def predict_paths(
     found, failures, remarks = find_items(inputs, results=out, axis=bundle.axis)
     items, alike = _apart(found, options)
     failures += alike
-    for remark in [*remarks, *(failure.problem for failure in failures)]:
-        warn(remark)
+    for said in [*remarks, *(failure.problem for failure in failures)]:
+        warn(said)
     if not items and not failures:
         raise UserError(
             f"{', '.join(map(str, inputs))}: no image found. Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI."
@@ -157,7 +172,8 @@ def predict_paths(
     _refuse_replacing(items, out, options)
     outcome.failures += failures
     outcome.not_done += [item.source for item in items]
-    work = _Work(bundle.session(options.threads), bundle.window, bundle.axis, len(bundle.classes), out, options)
+    session, classes = bundle.session(options.threads), len(bundle.classes)
+    work = _Work(session, bundle.window, bundle.axis, classes, bundle.look_below, out, options)
     _predict_and_list(items, work, outcome)
     return outcome
 
@@ -231,6 +247,8 @@ class _Work:
     axis: int
     """Along which NIfTI volumes are sliced."""
     classes: int
+    look_below: float
+    """Confidence below which an answer is to be looked at."""
     out: Path
     options: PredictOptions
 
@@ -255,7 +273,7 @@ class _Work:
                 advance(number + 1)
             grey |= level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
             answer = ask(self.session, image)
-            predictions.append(self._found(item, frame, place, answer.classes))
+            predictions.append(self._found(item, frame, place, answer))
             self._write_extras(item, place, image, answer)
             planes[number] = answer.classes
         if len(planes) == len(item.frames):
@@ -282,11 +300,14 @@ class _Work:
             write_file(self.out / single.output, _label_file(single, [plane], self.axis))
             outcome.predictions.append(replace(prediction, slice=None, output=single.output))
 
-    def _found(self, item: Item, frame: Frame, place: int | None, labels: np.ndarray) -> Prediction:
-        counts = count_bytes(labels)[1 : self.classes + 1]
+    def _found(self, item: Item, frame: Frame, place: int | None, answer: Answer) -> Prediction:
+        counts = count_bytes(answer.classes)[1 : self.classes + 1]
         area = None if frame.spacing is None else frame.spacing[0] * frame.spacing[1]
-        height, width = labels.shape
-        return Prediction(frame.path, place, item.output, height, width, tuple(counts.tolist()), area)
+        height, width = answer.classes.shape
+        return Prediction(
+            frame.path, place, item.output, height, width, tuple(counts.tolist()), area,
+            answer.confidence, answer.unfamiliarity, remark(answer, look_below=self.look_below),
+        )  # fmt: skip
 
     def _write_extras(self, item: Item, place: int | None, image: np.ndarray, answer: Answer) -> None:
         if self.options.probabilities:

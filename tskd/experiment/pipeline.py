@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import count
+from typing import Any
 
 from tskd.artifacts import Artifact
 from tskd.console import duration, say
@@ -20,7 +21,7 @@ from tskd.recipe.schema import Recipe
 from tskd.report import write_run_report
 from tskd.report.run.folder import RunFolder
 from tskd.run_file import RunFile, alone_in, write_run
-from tskd.stages import evaluate, export, quality
+from tskd.stages import doubt, evaluate, export, quality
 from tskd.stages.compute import compute_of
 from tskd.stages.network_costs import measure_networks
 from tskd.stages.transfer import count_real
@@ -72,8 +73,14 @@ def exported(run: Run) -> Artifact:
     _require_small(run.recipe)
     metrics = {name: artifact.metrics for name, artifact in evaluations(run).items()}
     return export.build(
-        run.bench, run.recipe.export, student(run), run.prepared_artifact, metrics, method=run.recipe.method
-    )
+        run.bench, run.recipe.export, student(run), run.prepared_artifact, doubted(run), metrics,
+        method=run.recipe.method,
+    )  # fmt: skip
+
+
+def doubted(run: Run) -> Artifact:
+    """Return what is known of the doubts of the model to ship."""
+    return doubt.build(run.bench, run.prepared_artifact, run.tested_artifact, student(run))
 
 
 def _require_small(recipe: Recipe) -> None:
@@ -158,6 +165,7 @@ def _execute(run: Run) -> RunFolder:
         metrics=metrics,
         ablation=ablation,
         budget_rule=BUDGET_RULE,
+        doubt=_found_by(doubted(run)),
         artifacts={name: artifact.path.name for name, (_, artifact) in models.items()},
         export=bundle.metrics,
         networks=networks,
@@ -171,6 +179,10 @@ def _execute(run: Run) -> RunFolder:
         write_run(run.out, found)
         write_run_report(folder)
     return folder
+
+
+def _found_by(artifact: Artifact) -> dict[str, Any]:
+    return {"artifact": artifact.path.name, **artifact.metrics}
 
 
 def member_scores(run: Run, models: Mapping[str, tuple[str, Artifact]]) -> list[float]:
@@ -237,6 +249,7 @@ STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "unet": lambda run: run.baselines.unet,
     "unet_imagenet": lambda run: run.baselines.unet_imagenet,
     "evaluate": lambda run: run.evaluation(student(run), METHODS[run.recipe.method].title),
+    "doubt": doubted,
     "export": exported,
 }
 

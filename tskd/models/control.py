@@ -57,15 +57,16 @@ class DynUNetSegmenter(nn.Module):
 
         While it trains those of the supervised levels, enlarged, come after them, finest first.
         """
-        answer = self.small_logits(resize_images(images, self.image_size))
+        answer = self._small_logits(resize_images(images, self.image_size))
         features = answer.unbind(dim=1) if self.training and self.supervised else (answer,)
         return SegmentationOutput(features, resize_logits(features[0], images.shape[-2:]))
 
-    def small_logits(self, planes: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] at the network's side S to (B, K, S, S) logits; each image standardised by itself.
+    def small_output(self, planes: Tensor) -> SegmentationOutput:
+        """(B, 3, S, S) in [0, 1] at the network's side S to (B, K, S, S) logits, no features; not while it trains."""
+        return SegmentationOutput((), self._small_logits(planes))
 
-        While it trains with supervised levels: (B, 1 + levels, K, S, S).
-        """
+    def _small_logits(self, planes: Tensor) -> Tensor:
+        """Return (B, K, S, S), each image standardised by itself; in training (B, 1 + levels, K, S, S) where wanted."""
         spread, centre = torch.std_mean(planes, dim=(2, 3), keepdim=True)
         logits: Tensor = self.network((planes - centre) / (spread + 1e-3))
         return logits

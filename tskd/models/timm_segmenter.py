@@ -70,11 +70,11 @@ class TimmSegmenter(nn.Module):
         logits: Tensor = self.decoder(planes, features) if skip else self.decoder(planes, features, skip=False)
         return resize_logits(logits, images.shape[-2:])
 
-    def small_logits(self, planes: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] at the network's side S to (B, K, h, w) logits at the size they come out in."""
+    def small_output(self, planes: Tensor) -> SegmentationOutput:
+        """(B, 3, S, S) in [0, 1] at the network's side S to features and (B, K, h, w) logits as they come out."""
         planes = self.pixels(planes)
-        logits: Tensor = self.decoder(planes, tuple(self.encoder(planes)))
-        return logits
+        features = tuple(self.encoder(planes))
+        return SegmentationOutput(features, self.decoder(planes, features))
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the features alone."""

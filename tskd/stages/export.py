@@ -35,16 +35,17 @@ from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, 
 from tskd.deploy.card import model_card
 from tskd.deploy.description import BundleDescription, InputRule
 from tskd.deploy.network_file import Answer, ask, open_session
-from tskd.deploy.onnx_export import Deployable, silenced, write_onnx
+from tskd.deploy.onnx_export import Deployable, Deployed, Doubts, silenced, write_onnx
 from tskd.errors import RunFailed, UserError
 from tskd.metrics.segmentation import agreement
 from tskd.models.description import read_description
 from tskd.models.registry import load_model, save_tensors
 from tskd.recipe.schema import ExportConfig
 from tskd.run_file import REMEDY, RunFile, read_run
+from tskd.stages.doubt import read_doubts
 from tskd.stages.network_answers import median_ms, network_answer
 
-VERSION = 3
+VERSION = 4
 MAX_PROBABILITY_DIFFERENCE = 1e-3
 """Largest difference of one probability of one pixel between network and file; rounding alone gives about 1e-6."""
 MAX_INT8_DICE_DROP = 0.01
@@ -97,6 +98,7 @@ def build(
     config: ExportConfig,
     student: Artifact,
     prepared: Artifact,
+    doubt: Artifact,
     scores: Mapping[str, Any],
     *,
     method: str,
@@ -105,6 +107,7 @@ def build(
     inputs = {
         "data": prepared.digest,
         "model": student.digest,
+        "doubt": doubt.digest,
         "scores": hashlib.sha256(canonical_json(scores).encode()).hexdigest(),
     }
     return store.build(
@@ -113,6 +116,7 @@ def build(
             config,
             student.path,
             Prepared(prepared.path),
+            doubt,
             folder,
             method=method,
             scores=scores,
@@ -144,7 +148,9 @@ def export_again(model: Path, *, int8: bool | None = None) -> Path:
     config = ExportConfig(**run.recipe["export"])
     if int8 is not None:
         config = config.model_copy(update={"int8": int8})
-    artifact = build(store, config, student, _prepared_of(student), run.metrics, method=run.method)
+    artifact = build(
+        store, config, student, _prepared_of(student), _doubt_of(store.root, run), run.metrics, method=run.method
+    )
     publish(artifact.path, out / FOLDER)
     return out / FOLDER
 
@@ -153,6 +159,7 @@ def export(
     config: ExportConfig,
     student: Path,
     prepared: Prepared,
+    doubt: Artifact,
     folder: Path,
     *,
     method: str,
@@ -168,10 +175,13 @@ def export(
     segmenter = load_model(student)
     if not isinstance(segmenter, Deployable):
         raise UserError(f"{student}: only small networks can be exported, this is a {type(segmenter).__name__}.")
-    write_onnx(segmenter, folder / ONNX)
+    doubts = read_doubts(doubt.path)
+    write_onnx(Deployed(segmenter, doubts), folder / ONNX)
     cases = parity_cases(prepared, config.parity_cases)
     metrics: dict[str, Any] = {
-        "parity": check_parity(segmenter, open_session(folder / ONNX), cases, max_dice_drop=config.max_dice_drop),
+        "parity": check_parity(
+            segmenter, open_session(folder / ONNX), cases, max_dice_drop=config.max_dice_drop, doubts=doubts
+        ),
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
         "latency": _latency(folder / ONNX, cases[0].image),
     }
@@ -195,6 +205,7 @@ def export(
         scores={name: _score_fields(values) for name, values in scores.items()},
         versions={"python": versions["python"], **versions["libraries"]},
         export=metrics,
+        doubt=doubt.metrics,
     )
     save_tensors(folder, segmenter.state_dict(), description.as_dict(), file=WEIGHTS)
     write_atomic(folder / CARD, model_card(description).encode())
@@ -221,28 +232,36 @@ def parity_cases(prepared: Prepared, count: int) -> list[ParityCase]:
 
 
 def check_parity(
-    segmenter: nn.Module, session: InferenceSession, cases: Sequence[ParityCase], *, max_dice_drop: float
+    segmenter: nn.Module,
+    session: InferenceSession,
+    cases: Sequence[ParityCase],
+    *,
+    max_dice_drop: float,
+    doubts: Doubts | None = None,
 ) -> dict[str, Any]:
     """Compare file and network on real cases and at a size of no case; return the differences found.
 
-    Raises RunFailed naming the worst case where Dice differs by more than ``max_dice_drop`` or a probability by more
-    than ``MAX_PROBABILITY_DIFFERENCE``.
+    Raises RunFailed naming the worst case where Dice differs by more than ``max_dice_drop``, a probability or the
+    confidence by more than ``MAX_PROBABILITY_DIFFERENCE``, or unfamiliarity by more than that share of itself.
     """
-    dice, probability = {}, {}
+    dice, probability, doubt = {}, {}, {}
     for case in cases:
-        ours, theirs = network_answer(segmenter, case.image), ask(session, case.image)
+        ours, theirs = network_answer(segmenter, case.image, doubts), ask(session, case.image)
         dice[case.id] = abs(_dice(ours, case) - _dice(theirs, case))
         probability[case.id] = _probability_difference(ours, theirs)
+        doubt[case.id] = _doubt_difference(ours, theirs)
     resized = np.asarray(Image.fromarray(cases[0].image).resize(ODD_SIZE[::-1], Image.Resampling.BILINEAR))
     odd = f"an image of {ODD_SIZE[1]}x{ODD_SIZE[0]} pixels"
-    probability[odd] = _probability_difference(network_answer(segmenter, resized), ask(session, resized))
+    probability[odd] = _probability_difference(network_answer(segmenter, resized, doubts), ask(session, resized))
     _refuse(dice, max_dice_drop, "Dice")
     _refuse(probability, MAX_PROBABILITY_DIFFERENCE, "a probability")
+    _refuse(doubt, MAX_PROBABILITY_DIFFERENCE, "its doubt")
     return {
         "images": len(cases),
         "dice_difference_mean": float(np.mean(list(dice.values()))),
         "dice_difference_worst": max(dice.values()),
         "probability_difference_worst": max(probability.values()),
+        "doubt_difference_worst": max(doubt.values()),
     }
 
 
@@ -298,6 +317,11 @@ def _probability_difference(ours: Answer, theirs: Answer) -> float:
     return float(np.abs(ours.probabilities - theirs.probabilities).max())
 
 
+def _doubt_difference(ours: Answer, theirs: Answer) -> float:
+    pairs = ((ours.confidence, theirs.confidence), (ours.unfamiliarity, theirs.unfamiliarity))
+    return max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs if a is not None and b is not None)
+
+
 def _refuse(differences: Mapping[str, float], limit: float, what: str) -> None:
     worst = max(differences, key=lambda name: differences[name])
     if not differences[worst] <= limit:  # not-a-number fails too
@@ -321,6 +345,14 @@ def _prepared_of(student: Artifact) -> Artifact:
     if prepared is None:
         raise UserError(f"{student.path.parent}: the data the student was trained on is gone. {REMEDY}")
     return whole(prepared.path, REMEDY)
+
+
+def _doubt_of(root: Path, run: RunFile) -> Artifact:
+    """Return what is known of the student's doubt, verified."""
+    path = root / run.doubt.get("artifact", "")
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"{root.parent}: what its student knows of its doubts is not there. {REMEDY}")
+    return whole(path, REMEDY)
 
 
 def _score_fields(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,18 +10,26 @@ import torch
 from torch import nn
 
 from tskd.deploy.network_file import Answer
+from tskd.deploy.onnx_export import Doubts, confidence, pooled
 from tskd.engine.batches import to_images
 from tskd.losses.classes import class_probabilities
 
 _TIMED_RUNS = 15
 
 
-def network_answer(segmenter: nn.Module, image: np.ndarray) -> Answer:
+def network_answer(segmenter: nn.Module, image: np.ndarray, doubts: Doubts | None = None) -> Answer:
     """Return what the network itself says about one image (H, W, 3) uint8: the reference of an export."""
+    doubts = doubts or Doubts()
     device = next(segmenter.parameters()).device
     with torch.inference_mode():
-        probabilities = class_probabilities(segmenter(to_images(image[None]).to(device)).logits)[0].cpu()
-    return Answer(probabilities.argmax(dim=0).to(torch.uint8).numpy(), probabilities.numpy())
+        answer = segmenter(to_images(image[None]).to(device))
+        probabilities = class_probabilities(answer.logits / doubts.temperature)[0].cpu()
+        familiar = doubts.familiar
+        strange = None if familiar is None else float(familiar.to(device)(pooled(answer.features))[0])
+    classes = probabilities.argmax(dim=0)
+    return Answer(
+        classes.to(torch.uint8).numpy(), probabilities.numpy(), float(confidence(classes, probabilities)), strange
+    )
 
 
 def median_ms(networks: Sequence[Callable[[np.ndarray], Answer]], image: np.ndarray) -> list[float]:

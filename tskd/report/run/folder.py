@@ -24,7 +24,7 @@ STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
 U_NETS = frozenset({"control", "control_pseudo", "unet", "unet_imagenet"})
 """Methods that end with a U-Net, not with the student."""
 
-_SHOWN = ("prepare", "transfer", "diffusion")
+_SHOWN = ("prepare", "transfer", "diffusion", "doubt")
 """Stages whose files are on the page; besides, those of models and scores are verified, since their figures are."""
 
 
@@ -95,6 +95,10 @@ class RunFolder:
             return ordered(found)
         users = (one for one in self.stages.values() if artifact.digest in one.manifest["inputs"].values())
         return ordered({name: None for user in users for name in self.models_from(user) if name != BEFORE_FINETUNE})
+
+    def path_of(self, name: str) -> Path | None:
+        """Return the folder of an artifact of the run; None where there is none of that name."""
+        return self.stages[name].path if name in self.stages else None
 
     def evaluation(self, model: str) -> Artifact:
         return self.stages[self.summary.evaluations[model]]

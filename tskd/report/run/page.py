@@ -13,6 +13,7 @@ from tskd.report.blocks import Block, Charts, Facts, Page, Pictures, Points, Sec
 from tskd.report.charts import Estimate, forest_chart
 from tskd.report.pictures import ROOM, Album, Gallery, failures, picks, side_by_side
 from tskd.report.run.ablation import run_uses_section
+from tskd.report.run.doubt import doubt_section
 from tskd.report.run.folder import STUDENT, RunFolder
 from tskd.report.run.provenance import cost_section, reproduce_section
 from tskd.report.run.training import resources_section, training_section
@@ -50,6 +51,7 @@ def run_page(run: RunFolder, *, room: int = ROOM) -> Page:
     sections = (
         scores_section(run),
         run_uses_section(run),
+        doubt_section(run),
         overlays_section(run, gallery),
         failures_section(run, gallery),
         transfer_section(run, album),
