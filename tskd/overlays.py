@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
+from tskd.morphology import dilated, eroded
 from tskd.types import UNLABELLED
 
 Colour = tuple[int, int, int]
@@ -148,10 +148,10 @@ def _draw_contours(canvas: np.ndarray, mask: np.ndarray, classes: int) -> None:
     """Draw lines about 1/250 of the longer side wide, inside the class, with a dark edge one pixel outside."""
     width = max(1, round(max(mask.shape) / 250))
     regions = [(label, mask == label) for label in range(1, classes + 1)]
-    edges = [region ^ ndimage.binary_dilation(region) for _, region in regions]
+    edges = [region ^ dilated(region) for _, region in regions]
     canvas[np.any(edges, axis=0)] = 0
     for label, region in regions:
-        inner = ndimage.binary_erosion(region, iterations=width, border_value=0)
+        inner = eroded(region, width)
         canvas[region & ~inner] = class_colour(label)
 
 
