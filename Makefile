@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each builds .venv first if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := offline,serve,cluster,dev
+EXTRAS := train,offline,cluster,dev
 
 .PHONY: .venv demo test lint docs check clean
 

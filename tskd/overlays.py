@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
+from tskd.morphology import dilated, eroded
 from tskd.types import UNLABELLED
 
 Colour = tuple[int, int, int]
@@ -161,10 +161,10 @@ def _draw_contours(canvas: np.ndarray, mask: np.ndarray, classes: int) -> None:
     """Draw lines of a ``LINES``-th of the longer side, inside the class, with a dark edge one pixel outside."""
     width = max(1, round(max(mask.shape) / LINES))
     regions = [(label, mask == label) for label in range(1, classes + 1)]
-    edges = [region ^ ndimage.binary_dilation(region) for _, region in regions]
+    edges = [region ^ dilated(region) for _, region in regions]
     canvas[np.any(edges, axis=0)] = 0
     for label, region in regions:
-        inner = ndimage.binary_erosion(region, iterations=width, border_value=0)
+        inner = eroded(region, width)
         canvas[region & ~inner] = truth_colour(label)
 
 

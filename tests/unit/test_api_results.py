@@ -14,6 +14,7 @@ import tskd
 from tests.unit.report_folders import draw_data, make_run
 from tskd.api.experiments import RunResult
 from tskd.api.recipes import as_changes
+from tskd.api.show import Table
 from tskd.report.run.folder import open_run
 
 
@@ -52,8 +53,9 @@ def test_a_score_is_that_of_a_run_and_says_where_one_is_empty() -> None:
     mask = np.zeros((8, 8), np.uint8)
     mask[2:6, 2:6] = 1
     table = tskd.score(np.where(mask, 1, 0), mask, spacing=(0.5, 0.5), classes=["one", "two"])
-    assert table.loc[0, ["class", "dice", "hd95_mm", "status"]].tolist() == ["one", 1.0, 0.0, "scored"]
-    assert table.loc[1, "status"] == "both_empty"
+    assert [table[0][name] for name in ("class", "dice", "hd95_mm", "status")] == ["one", 1.0, 0.0, "scored"]
+    assert table[1]["status"] == "both_empty"
+    assert pandas.DataFrame(table).loc[1, "dice"] == 1
     with pytest.raises(tskd.UserError, match="score"):
         tskd.score(mask[:4], mask)
 
@@ -66,9 +68,9 @@ def test_a_white_mask_is_not_scored_as_unlabelled(found: int) -> None:
     prediction = found * (mask > 0)
     with pytest.raises(tskd.UserError, match="0 and 255 alone"):
         tskd.score(prediction, mask)
-    assert tskd.score(prediction, mask > 0).loc[0, "dice"] == found
+    assert tskd.score(prediction, mask > 0)[0]["dice"] == found
     mask[2, 2] = 1  # labelled in part
-    assert tskd.score(prediction, mask).loc[0, "dice"] == found
+    assert tskd.score(prediction, mask)[0]["dice"] == found
 
 
 def test_a_mask_given_by_its_name_is_refused() -> None:
@@ -81,6 +83,13 @@ def test_a_prediction_is_printed_in_a_line() -> None:
     classes[0, 0] = 2
     prediction = tskd.Prediction(classes, np.zeros((3, 2, 5)), ("ulcer", "reflex"), np.zeros((2, 5, 3), np.uint8))
     assert repr(prediction) == "Prediction(5x2: ulcer 0.0%, reflex 10.0%)"
+
+
+def test_a_table_is_aligned_and_its_names_are_no_markup() -> None:
+    table = Table([{"class": "<b>", "dice": 0.5}, {"class": "nerve", "dice": 1.0}])
+    assert repr(table).splitlines() == ["class   dice", "  <b>  0.500", "nerve  1.000"]
+    assert "<td>&lt;b&gt;</td><td>0.500</td>" in table._repr_html_()
+    assert repr(Table()) == ""
 
 
 def test_a_recipe_is_changed_by_sections_and_by_keys() -> None:

@@ -109,6 +109,32 @@ def test_a_network_that_was_added_later_is_refused(tmp_path: Path) -> None:
         open_bundle(folder / "other.onnx")
 
 
+@pytest.mark.parametrize("name", ["weights.bin", "model.pkl", "code", "model.onnx.data"])
+def test_what_was_put_beside_the_listed_files_is_named(name: str, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "model")
+    (folder / name).mkdir() if name == "code" else (folder / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"{name} is not listed in SHA256SUMS.*Move it elsewhere"):
+        open_bundle(folder)
+
+
+def test_what_file_managers_leave_does_not_stop_a_clinic(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "model")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._model.onnx"):
+        (folder / name).write_bytes(b"x")
+    assert open_bundle(folder).classes == ("cyst", "duct")
+
+
+def test_a_pickle_that_is_listed_is_not_executed(tmp_path: Path) -> None:
+    """Red where weights beside the network are loaded by whoever predicts."""
+    folder = write_bundle(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
+    write_sums(folder)
+    assert open_bundle(folder).classes == ("cyst", "duct")
+    with pytest.raises(UserError):
+        open_bundle(folder).session()
+    assert not Path("executed").exists()
+
+
 def test_no_bundle_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no bundle in it"):
         open_bundle(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tskd.doctor import (
     has_fast_bf16,
     is_broken,
 )
+from tskd.extras import EXTRAS
 from tskd.models import weights
 
 REQUIREMENTS = ["torch>=2.9", "numpy>=2", "monai>=1.5", 'ray>=2.40; extra == "cluster"']
@@ -27,6 +29,8 @@ def test_unmet_requirements_are_broken_with_the_command_that_mends_them() -> Non
         Check("torch", "broken", "2.4.1", "pip install 'torch>=2.9'"),
         Check("monai", "broken", "not installed", "pip install 'monai>=1.5'"),
     ]
+    ray = Check("ray", "broken", "not installed", "pip install 'ray>=2.40'")
+    assert compare_versions(REQUIREMENTS, installed.get, "cluster")[-1] == ray
 
 
 def test_a_damaged_offline_teacher_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -44,6 +48,13 @@ def test_a_missing_extra_is_a_note_and_not_broken(monkeypatch: pytest.MonkeyPatc
     assert {check.status for check in extras} == {"note"}
     assert all("pip install 'tskd[" in check.remedy for check in extras)
     assert not is_broken(extras)
+    assert {check.name.removeprefix("extra ") for check in extras} == {*EXTRAS} == _declared() - {"dev"}
+    assert all(f"for {EXTRAS[check.name.removeprefix('extra ')].purpose}" in check.found for check in extras)
+
+
+def _declared() -> set[str]:
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    return {*settings["project"]["optional-dependencies"]}
 
 
 @pytest.mark.parametrize(

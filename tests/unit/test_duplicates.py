@@ -6,6 +6,7 @@ import time
 from itertools import combinations
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -116,3 +117,12 @@ def test_known_duplicates_of_busi():
         ("benign_433", "malignant_145", True),
         ("benign_001", "benign_318", False),
     ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_perceptual_hash_is_the_one_of_imagehash(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    rough = Image.fromarray(draw.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    picture = rough.resize((int(draw.integers(40, 120)), 90), Image.Resampling.BICUBIC)
+    bits = np.packbits(imagehash.phash(picture.convert("L")).hash)
+    assert fingerprint_image(np.asarray(picture)).phash == int.from_bytes(bits.tobytes(), "big")

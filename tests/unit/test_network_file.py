@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +74,13 @@ def test_a_network_that_fits_answers(tmp_path: Path) -> None:
     assert answer.probabilities.shape == (2, 5, 7)
 
 
+class _Bomb:
+    """Ends whoever unpickles it."""
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        return os._exit, (3,)
+
+
 def put_weights_outside(path: Path) -> None:
     """As ``onnx.save`` does it: the list of digests does not know the second file."""
     (constant, *_) = (model := onnx.load(path)).graph.initializer
@@ -91,6 +100,36 @@ def hide_weights_in_a_branch(path: Path) -> None:
     write(path, model)
 
 
+def hide_weights_in_a_sparse_attribute(path: Path) -> None:
+    model = onnx.load(path)
+    values = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    values.external_data.add(key="location", value="/etc/hostname")
+    node = helper.make_node("Constant", [], ["x"])
+    node.attribute.append(onnx.AttributeProto(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR))
+    node.attribute[0].sparse_tensor.values.CopyFrom(values)
+    model.graph.node.append(node)
+    write(path, model)
+
+
+def ask_for_all_memory(path: Path, kind: str, by_node: bool) -> None:
+    """A file of a few bytes that makes 16 TB when it is opened: onnxruntime folds constants."""
+    model = onnx.load(path)
+    sides = numpy_helper.from_array(np.array([2**21, 2**21]), "sides")
+    if by_node:
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["sides"], value=sides))
+    else:
+        model.graph.initializer.append(sides)
+    given = ["sides"] if kind == "ConstantOfShape" else ["number", "sides"]
+    model.graph.node.append(helper.make_node(kind, given, ["huge"]))
+    write(path, model)
+
+
+def state_an_array_that_is_not_there(path: Path) -> None:
+    model = onnx.load(path)
+    model.graph.initializer.append(TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2**40, 2**40]))
+    write(path, model)
+
+
 def nest(path: Path) -> None:
     """Sub-messages in each other, deeper than protobuf follows."""
     path.write_bytes(b"\x3a\x80\x80\x04" * 5000)
@@ -103,6 +142,13 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "nested": (nest, "cannot be read as ONNX"),
     "external": (put_weights_outside, "its weights are in another file"),
     "external in a branch": (hide_weights_in_a_branch, "its weights are in another file"),
+    "external in a sparse attribute": (hide_weights_in_a_sparse_attribute, "its weights are in another file"),
+    "stated array": (state_an_array_that_is_not_there, "an array that could not be in it"),
+    "huge zeros": (lambda path: ask_for_all_memory(path, "ConstantOfShape", False), "whatever the image"),
+    "huge copies": (lambda path: ask_for_all_memory(path, "Expand", True), "whatever the image"),
+    "huge tiles": (lambda path: ask_for_all_memory(path, "Tile", True), "whatever the image"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps(_Bomb())), "cannot be read as ONNX"),
+    "larger than ONNX can be": (lambda path: os.truncate(path, 2 * 10**9 + 1), "larger than 2 GB"),
     "foreign operators": (
         lambda path: write(path, network(domain="com.elsewhere")),
         "operators that are not ONNX's own",

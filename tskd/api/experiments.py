@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tskd.api.model import Model, load
 from tskd.api.recipes import as_changes, changes_of, load_recipe
 from tskd.api.show import image_html, table_html
+from tskd.extras import telling_what_is_missing
 from tskd.recipe.schema import Recipe, names_folder
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def check(folder: str | Path, layout: str | None = None, **data: Any) -> CheckRe
         return inspect(Path(folder), config.layout, progress=count, options=LayoutOptions.of(config.model_dump()))
 
 
+@telling_what_is_missing("tskd.run")
 def run(
     recipe: Recipe | str | Path | None = None,
     data: str | Path | Mapping[str, Any] | None = None,
@@ -168,6 +170,7 @@ def run(
     return RunResult(Path(out))
 
 
+@telling_what_is_missing("tskd.compare")
 def compare(
     grid: str | Path,
     data: str | Path | Mapping[str, Any] | None = None,

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tskd.api.pixels import as_pixels
-from tskd.api.show import image_html, table_html
+from tskd.api.show import Table, image_html
 from tskd.deploy.bundle import CARD, Bundle, open_bundle
 from tskd.deploy.doubt import remark
 from tskd.deploy.network_file import ask
 from tskd.overlays import draw_overlay, enlargement
 
 if TYPE_CHECKING:
-    import pandas
     from PIL import Image
 
 
@@ -41,12 +40,13 @@ class Prediction:
     """Why somebody should look at it: unsure, unlike the training images; empty where nothing speaks for it."""
 
     @property
-    def areas(self) -> pandas.DataFrame:
-        """Pixels of each class, and their share of the image."""
-        import pandas
-
-        counts = np.bincount(self.classes.ravel(), minlength=len(self.names) + 1)[1:]
-        return pandas.DataFrame({"class": self.names, "pixels": counts, "share": counts / self.classes.size})
+    def areas(self) -> Table:
+        """Pixels of each class, and their share of the image: columns class, pixels, share."""
+        counts = np.bincount(self.classes.ravel(), minlength=len(self.names) + 1)[1:].tolist()
+        return Table(
+            {"class": name, "pixels": count, "share": count / self.classes.size}
+            for name, count in zip(self.names, counts)
+        )
 
     @property
     def overlay(self) -> Image.Image:
@@ -58,11 +58,11 @@ class Prediction:
 
     def __repr__(self) -> str:
         height, width = self.classes.shape
-        shares = zip(self.names, self.areas["share"])
-        return f"Prediction({width}x{height}: {', '.join(f'{name} {share:.1%}' for name, share in shares)})"
+        shares = ", ".join(f"{row['class']} {row['share']:.1%}" for row in self.areas)
+        return f"Prediction({width}x{height}: {shares})"
 
     def _repr_html_(self) -> str:
-        return image_html(self.overlay, "prediction drawn on the image") + table_html(self.areas)
+        return image_html(self.overlay, "prediction drawn on the image") + self.areas._repr_html_()
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from tskd.api.show import Table
 from tskd.errors import UserError
 from tskd.metrics.segmentation import score_case
 from tskd.types import UNLABELLED
 
-if TYPE_CHECKING:
-    import pandas
-
 
 def score(
     prediction: Any, mask: Any, *, spacing: Sequence[float] | None = None, classes: Sequence[str] | None = None
-) -> pandas.DataFrame:
-    """Return Dice, IoU, HD95 and ASSD of each foreground class, one row a class.
+) -> Table:
+    """Return Dice, IoU, HD95 and ASSD of each foreground class, one row a class:
+    ``score(...)[0]["dice"]``.
 
     ``prediction`` is a :class:`Prediction` or, as ``mask``, class indices (H, W) or (H, W, D), 0 the background and 255
     unlabelled. ``spacing`` is millimetres along each axis; without it distances are in pixels. ``status`` says where
     one of the two is empty: both empty score 1, one alone scores 0. Raises UserError where shapes or indices do not
     fit, and where a mask of one class holds 0 and 255 alone, as files often do: nothing of it would be scored.
     """
-    import pandas
-
     found = np.asarray(getattr(prediction, "classes", prediction))
     truth = np.asarray(mask)
     if truth.dtype.kind not in "biuf":
@@ -42,15 +39,16 @@ def score(
     except ValueError as error:
         raise UserError(f"score: {error}") from error
     unit = "px" if step is None else "mm"
-    return pandas.DataFrame(
+    return Table(
         {
-            "class": names,
-            "dice": [row.dice for row in rows],
-            "iou": [row.iou for row in rows],
-            f"hd95_{unit}": [row.hd95 for row in rows],
-            f"assd_{unit}": [row.assd for row in rows],
-            "status": [row.status for row in rows],
+            "class": name,
+            "dice": row.dice,
+            "iou": row.iou,
+            f"hd95_{unit}": row.hd95,
+            f"assd_{unit}": row.assd,
+            "status": row.status,
         }
+        for name, row in zip(names, rows)
     )
 
 

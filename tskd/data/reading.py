@@ -18,7 +18,11 @@ MAX_SIDE = 65_500
 """The most pixels of a side, as in JPEG: no camera or scanner writes longer ones, and resizing them takes minutes."""
 
 _TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
-_DRIVE = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EHOSTDOWN)
+_DRIVE = tuple(
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ENODEV", "ENXIO", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN")
+    if hasattr(errno, name)  # EREMOTEIO is Linux's alone
+)
 
 
 @contextmanager

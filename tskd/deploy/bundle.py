@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tskd.artifacts import file_sha256, write_atomic
+from tskd.artifacts import MANIFEST, file_sha256, write_atomic
 from tskd.data.intensity import IntensityWindow
 from tskd.deploy.network_file import open_session
 from tskd.errors import UserError
@@ -27,6 +28,7 @@ CARD, SUMS = "MODEL_CARD.md", "SHA256SUMS"
 FOLDER = "model"
 """Name of the bundle's folder in a run's output folder."""
 _LARGEST_DESCRIPTION = 16_000_000
+_LEFT_BY_WINDOWS = ("thumbs.db", "desktop.ini")
 _REQUIRED = (DESCRIPTION, ONNX)
 _SUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
 
@@ -187,6 +189,12 @@ def _belongs(name: str) -> bool:
     return name in (DESCRIPTION, WEIGHTS, ONNX, ONNX_INT8, CARD)
 
 
+def _is_foreign(path: Path, sums: Mapping[str, str]) -> bool:
+    """Say whether something beside the listed files was put there; what file managers hide in folders is not meant."""
+    own = path.name in sums or path.name in (SUMS, MANIFEST)
+    return not own and not path.name.startswith(".") and path.name.lower() not in _LEFT_BY_WINDOWS
+
+
 def _locate(path: Path) -> Bundle:
     if path.suffix == ".onnx" and path.is_file():
         return Bundle(path.parent, path.name)
@@ -213,4 +221,9 @@ def _verify(bundle: Bundle) -> None:
             )
     if bundle.network not in sums:
         raise UserError(f"{bundle.folder / bundle.network} is not listed in {SUMS}: it is not part of the bundle.")
+    if extra := next((one for one in sorted(bundle.folder.iterdir()) if _is_foreign(one, sums)), None):
+        raise UserError(
+            f"{extra} is not listed in {SUMS}: it is not part of the bundle. Move it elsewhere, or copy the bundle "
+            "again from its source."
+        )
     _ = bundle.classes  # reads and checks the description

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,13 @@ CONFIDENCE, UNFAMILIARITY = "confidence", "unfamiliarity"
 """Outputs that bundles of before do not have; the second also not where a network offers no features."""
 _DOMAINS = frozenset({"", "ai.onnx"})
 """Of operators: the standard ones. Others may be anyone's code, or are not there on another machine."""
+_LARGEST = 2 * 10**9
+"""Bytes: protobuf, and so ONNX, takes no more."""
+_MOST_CELLS = 10**9
+"""Numbers in an array that does not depend on the image: weights of a clinic's model are a hundredth of it."""
+_MOST_SIDES = 16
+_SHAPED = frozenset({"ConstantOfShape", "Expand", "Tile"})
+"""Operators that make an array of a size which another input states."""
 _REMEDY = "Export the model again with `tskd export`, or copy the bundle again from its source."
 
 
@@ -77,38 +85,78 @@ def ask(session: InferenceSession, image: np.ndarray) -> Answer:
 
 def _require_alone(path: Path) -> None:
     """Raise UserError where a file is not an ONNX, or names data outside it, which no list of digests covers."""
-    import onnx
     from google.protobuf.message import DecodeError
 
+    from tskd.deploy.onnx_schema import EXTERNAL, parse
+
+    if path.stat().st_size > _LARGEST:
+        raise _unusable(path, f"it is larger than {_LARGEST // 10**9} GB, which no ONNX file is")
     try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
+        model = parse(path.read_bytes())
+    except DecodeError as error:
         raise _unusable(path, "it cannot be read as ONNX") from error
-    graphs = list(_graphs([model.graph]))
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for graph in graphs for tensor in _tensors(graph)):
+    functions = [node for function in model.functions for node in function.node]
+    graphs = list(_graphs([model.graph], functions))
+    tensors = [tensor for graph in graphs for tensor in _tensors(graph)] + list(_node_tensors(functions))
+    if any(tensor.data_location == EXTERNAL or tensor.external_data for tensor in tensors):
         raise _unusable(path, "its weights are in another file, which a bundle does not have")
+    if any(_cells(tensor) > _MOST_CELLS for tensor in tensors):
+        raise _unusable(path, "it states an array that could not be in it")
+    if _asks_for_too_much([*model.graph.node, *functions], tensors):
+        raise _unusable(path, f"it makes an array of more than {_MOST_CELLS:.0e} numbers whatever the image")
     own = {function.domain for function in model.functions}
     foreign = {node.domain for graph in graphs for node in graph.node} - _DOMAINS - own
     if foreign or any(node.domain not in _DOMAINS | own for function in model.functions for node in function.node):
         raise _unusable(path, "it has operators that are not ONNX's own")
 
 
-def _graphs(graphs: Iterable[Any]) -> Iterator[Any]:
-    """Yield graphs and those inside their nodes; protobuf bounds how deep they nest."""
+def _graphs(graphs: Iterable[Any], nodes: Iterable[Any] = ()) -> Iterator[Any]:
+    """Yield graphs and those inside their nodes and in ``nodes``; protobuf bounds how deep they nest."""
     for graph in graphs:
         yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                yield from _graphs([attribute.g] if attribute.HasField("g") else attribute.graphs)
+        yield from _graphs([], graph.node)
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from _graphs([*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs])
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
-    for node in graph.node:
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[Any]) -> Iterator[Any]:
+    for node in nodes:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+
+
+def _cells(tensor: Any) -> int:
+    return math.prod(max(side, 0) for side in tensor.dims)
+
+
+def _asks_for_too_much(nodes: Iterable[Any], tensors: Iterable[Any]) -> bool:
+    """Say whether a constant shape makes an array that large: onnxruntime makes it when it opens the file."""
+    shapes = {tensor.name: _integers(tensor) for tensor in tensors if len(tensor.dims) == 1 and tensor.name}
+    shapes |= {
+        out: _integers(node.attribute[0].t) for node in nodes for out in node.output if node.op_type == "Constant"
+    }
+    asked = (name for node in nodes if node.op_type in _SHAPED for name in node.input)
+    return any(math.prod(shapes.get(name, ())) > _MOST_CELLS for name in asked)
+
+
+def _integers(tensor: Any) -> tuple[int, ...]:
+    """Return the positive integers of a constant, as far as it holds integers of 64 bits."""
+    from tskd.deploy.onnx_schema import INT64
+
+    if tensor.data_type != INT64 or _cells(tensor) > _MOST_SIDES:
+        return ()
+    stored = tensor.int64_data or np.frombuffer(tensor.raw_data[: len(tensor.raw_data) // 8 * 8], "<i8").tolist()
+    return tuple(one for one in stored if one > 0)
 
 
 def _require_interface(path: Path, session: InferenceSession, classes: int | None) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from tskd.seeding import numpy_generator
 
@@ -44,6 +43,8 @@ def expanded_level(n: int, *, level: float = 0.95) -> float:
     teachers should know about the bootstrap, The American Statistician 69(4), 2015, section 5.3). On skewed Dice-like
     values it covered better than the plain percentile and the BCa interval at 5 to 40 cases.
     """
+    from scipy import stats  # of the training part: a score alone has no interval
+
     t = stats.t.ppf(0.5 + level / 2, n - 1)
     return float(1 - 2 * stats.norm.cdf(-math.sqrt(n / (n - 1)) * t))
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import KDTree
+from pykdtree.kdtree import KDTree
 
 from tskd.metrics.intervals import Interval, bootstrap_mean
+from tskd.morphology import eroded
 from tskd.types import UNLABELLED
 
 Status = Literal["scored", "both_empty", "missed", "false_positive"]
@@ -345,7 +345,13 @@ def _confusion(prediction: np.ndarray, mask: np.ndarray, classes: int) -> np.nda
 
 def _surface_points(region: np.ndarray) -> np.ndarray:
     """Return the (N, axes) positions of the surface, found inside the bounding box: most of an image is empty."""
-    box = ndimage.find_objects(region.astype(np.uint8))[0]
+    box = tuple(_extent(region, axis) for axis in range(region.ndim))
     inside = region[box]
-    surface = np.argwhere(inside & ~ndimage.binary_erosion(inside))
-    return surface + np.array([along.start for along in box])
+    return np.argwhere(inside & ~eroded(inside)) + np.array([along.start for along in box])
+
+
+def _extent(region: np.ndarray, axis: int) -> slice:
+    """Return where a region that is not empty begins and ends along an axis."""
+    others = tuple(other for other in range(region.ndim) if other != axis)
+    filled = np.flatnonzero(region.any(axis=others))
+    return slice(int(filled[0]), int(filled[-1]) + 1)

