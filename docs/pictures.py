@@ -3,10 +3,15 @@
 tskd run quick --out out/pictures --set data.phantom.train=120 --set data.labels=20 --set distill.steps=100 \\
     --set control.steps=100
 python docs/pictures.py out/pictures
+
+The picture of the README, from a demonstration (tskd demo --out out/demo):
+
+python docs/pictures.py --demo out/demo
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -21,6 +26,7 @@ SECTIONS = {"report-scores": "scores", "report-overlays": "overlays", "report-fa
 """Name of a picture -> id of the section of the report."""
 WIDTH, HEIGHT, MOST = 1000, 2600, 1150
 """Of the window, and what is kept of a section's height, in pixels."""
+RANKS, GAP = ("worst", "median", "best"), 16
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 
@@ -32,6 +38,19 @@ def main(run: Path) -> None:
             shown = trimmed(photograph(alone(page, section), Path(folder)))
         shown.save(IMAGES / f"{name}.webp", quality=80, method=6)
         print(f"{name}: {shown.width} x {shown.height}, {(IMAGES / f'{name}.webp').stat().st_size // 1000} kB")
+
+
+def draw_demo(run: Path) -> None:
+    """Write the first of the student's worst, median and best test images side by side into ``docs/images``."""
+    student = json.loads((run / "run.json").read_text(encoding="utf-8"))["evaluations"]["student"]
+    found = [next(iter(sorted((run / "artifacts" / student / "overlays").glob(f"*_{rank}.png")))) for rank in RANKS]
+    panels = [Image.open(path) for path in found]
+    width, height = panels[0].size
+    whole = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), "white")
+    for place, panel in enumerate(panels):
+        whole.paste(panel, (place * (width + GAP), 0))
+    whole.save(IMAGES / "demo.png", optimize=True)
+    print(f"demo: {whole.width} x {whole.height}")
 
 
 def alone(page: str, section: str) -> str:
@@ -63,4 +82,4 @@ def trimmed(image: Image.Image) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    draw_demo(Path(sys.argv[2])) if sys.argv[1] == "--demo" else main(Path(sys.argv[1]))

@@ -33,7 +33,7 @@ FILL = 0.42
 LEAST_TILE = 256
 """Smaller tiles are enlarged by a whole factor, so that titles fit and single pixels can be told apart."""
 GAP = 8
-LEGEND_LINE = 3
+LEGEND_LINE = 2
 LINES = 150
 """So many lines beside each other would fill the longer side of an image."""
 PAPER = (255, 255, 255)

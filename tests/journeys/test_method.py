@@ -14,8 +14,9 @@ from tskd.experiment.run import Run
 from tskd.models.weights import efficientnet_lite0_path
 
 MARGIN = 0.05
-"""Dice by which the distilled student must be better, at equal training compute of the student; 0.107 was measured."""
+"""Dice by which the distilled student must be better, at equal training compute of the student; 0.112 was measured."""
 CHANGES = {
+    "teacher": {"name": "offline", "steps": 120, "batch_size": 8},
     "student": {"backbone": SMALL_VIT, "patch": 8},  # a tenth of ViT-Tiny's compute
     "transfer": {"synthetic": 0},
     "distill": {"steps": 600, "views": 3, "batch_size": 8},

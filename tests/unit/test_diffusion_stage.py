@@ -25,7 +25,7 @@ from tskd.stages.diffusion import SEEN_PARTS, DenoisingBatches, all_grey, class_
 
 SIZE = 32
 RUNTIME = open_runtime(EngineConfig(accelerator="cpu"))
-SETTINGS = DiffusionConfig(steps=3, batch_size=4, lr=1e-3, grid_minutes=1000)
+SETTINGS = DiffusionConfig(steps=3, batch_size=4, lr=1e-3, grid_minutes=1000, sampling_steps=2)
 COUNTS: dict[Part, int] = {"train": 8, "val": 3, "unlabelled": 6, "test": 4}
 
 

@@ -20,7 +20,7 @@ class NamedRun(SimpleNamespace):
 
     def __init__(self, *overrides: str) -> None:
         super().__init__(recipe=load_recipe(None, overrides), budget=SimpleNamespace(total=1))
-        self.initialisations = self.baselines = self
+        self.initialisations = self.baselines = self  # whichever of them is asked
 
     def finetuned(self, start: Artifact | None, *, within: Any = None) -> Artifact:
         return Artifact(Path(f"finetuned-{start.path if start else 'nothing'}"))

@@ -21,7 +21,7 @@ from tskd.artifacts import SEAL, Artifact, Store, sealed, write_json
 from tskd.errors import UserError
 from tskd.experiment.summary import print_summary
 from tskd.metrics.comparison import PairTest
-from tskd.report import REPORT, text, write_report
+from tskd.report import REPORT, text, update_run_report, write_report
 from tskd.report.blocks import Page, Section, Table
 from tskd.report.pictures import Album, Gallery, failures
 from tskd.report.run.folder import RunFolder, open_run
@@ -347,6 +347,29 @@ def test_what_a_run_did_without_leaves_its_section_out(root: Path, tmp_path: Pat
     silent = make_run(tmp_path / "silent", root, ("student",), transfer=False, validations=None)
     assert "training" not in sections_of(run_page(open_run(silent)))
     assert write_report(silent).stat().st_size < MOST_BYTES
+
+
+def test_a_page_is_drawn_anew_only_where_something_has_changed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red where a second start draws all pictures again, or keeps a page that is cut, edited or of other results."""
+    copied = tmp_path / "run"
+    shutil.copytree(folder, copied)
+    run = open_run(copied)
+    (copied / REPORT).unlink(missing_ok=True)
+    path = update_run_report(run)
+    whole = path.read_bytes()
+    drawn: list[str] = []
+    monkeypatch.setattr("tskd.report.write.render", lambda page: drawn.append(page.title) or "new")
+    assert update_run_report(open_run(copied)) == path
+    assert not drawn
+    assert path.read_bytes() == whole
+    other = replace(run, summary=replace(run.summary, seconds=run.summary.seconds + 1))
+    changes = {"cut": whole[:-500], "edited": whole.replace(b"Dice", b"dice", 1), "empty": b"", "as it was": whole}
+    for number, (kind, content) in enumerate(changes.items(), start=1):
+        path.write_bytes(content)
+        update_run_report(other if kind == "as it was" else run)
+        assert len(drawn) == number, kind
 
 
 def test_no_patient_and_no_path_is_on_the_page(html: str, root: Path, folder: Path) -> None:

@@ -18,7 +18,7 @@ from tskd.experiment.budget import BUDGET_RULE
 from tskd.experiment.methods import METHODS, Make
 from tskd.experiment.run import Run
 from tskd.recipe.schema import Recipe
-from tskd.report import write_run_report
+from tskd.report import update_run_report
 from tskd.report.run.folder import RunFolder
 from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages import doubt, evaluate, export, quality
@@ -177,7 +177,7 @@ def _execute(run: Run) -> RunFolder:
     if run.runtime.fabric.is_global_zero:
         publish(bundle.path, run.out / FOLDER)
         write_run(run.out, found)
-        write_run_report(folder)
+        update_run_report(folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -9,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import tskd
-from tskd.artifacts import RUN_FILE, write_atomic
+from tskd.artifacts import RUN_FILE, canonical_json, write_atomic
 from tskd.cells import ENCODING_ERRORS
 from tskd.console import warn
 from tskd.errors import UserError
@@ -23,6 +24,9 @@ from tskd.report.run.page import run_page
 
 REPORT = "report.html"
 MOST_BYTES = 10_000_000
+SOURCES = {".py", ".j2", ".css"}
+MARK = b"\n<!-- made of "
+"""Begins the last line of a page: a digest of the page and of what it was made of."""
 TEMPLATE, STYLE = "report.html.j2", "report.css"
 
 
@@ -43,12 +47,35 @@ def write_report(folder: Path) -> Path:
 
 def write_run_report(run: RunFolder) -> Path:
     """Write ``report.html`` into the folder of a run and return its path."""
-    return _write(run.path, partial(run_page, run))
+    return _write(run.path, partial(run_page, run), source=_source_of(run))
 
 
-def _write(folder: Path, page: Callable[..., Page]) -> Path:
-    path = folder / REPORT
-    write_atomic(path, _small_enough(page))
+def update_run_report(run: RunFolder) -> Path:
+    """Return the path of a run's report, written anew unless it lies there whole, of the same results and code."""
+    path = run.path / REPORT
+    try:
+        content, _, mark = path.read_bytes().rpartition(MARK)
+    except FileNotFoundError:
+        return write_run_report(run)
+    return path if mark == _mark(content, _source_of(run)) else write_run_report(run)
+
+
+def _source_of(run: RunFolder) -> bytes:
+    """Return what a run's page follows from: its results, which name artifacts and their costs, and our code."""
+    code = hashlib.sha256()
+    for file in sorted(Path(tskd.__file__).parent.rglob("*.*")):
+        if file.suffix in SOURCES:
+            code.update(file.read_bytes())
+    return canonical_json(run.summary.as_dict()).encode() + code.digest()
+
+
+def _mark(content: bytes, source: bytes) -> bytes:
+    return f"{hashlib.sha256(source + content).hexdigest()} -->\n".encode()
+
+
+def _write(folder: Path, page: Callable[..., Page], *, source: bytes = b"") -> Path:
+    path, content = folder / REPORT, _small_enough(page)
+    write_atomic(path, content + MARK + _mark(content, source))
     return path
 
 
