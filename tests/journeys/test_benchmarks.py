@@ -77,6 +77,15 @@ def test_augmentation_is_timed_in_each_way_that_is_there(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_networks_are_timed_in_turns_and_int8_is_smaller(run: Run) -> None:
+    rows = {row["network"]: row for row in run("inference.py")}
+    student, int8 = rows["student: U-Net over Lite0"], rows["student: U-Net over Lite0, int8"]
+    assert student["times as long as student: U-Net over Lite0"] == 1
+    assert int8["MB"] < 10 < student["MB"] < rows["U-Net of nnU-Net's size"]["MB"]
+    assert rows["teacher: 3 of them, mirrored too"]["ms"] > student["ms"]
+
+
+@pytest.mark.slow
 def test_a_unet_of_another_library_is_scored_beside_ours(forked: Command, tskd: Command, tmp_path: Path) -> None:
     sets = [f"--set=data.phantom.{one}" for one in ("train=12", "test=8", "size=64")]
     assert tskd("stage", "prepare", "--out", tmp_path, "--set=data.image_size=64", *sets).returncode == 0

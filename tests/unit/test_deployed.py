@@ -14,7 +14,7 @@ from tskd.deploy.onnx_export import Deployed, write_onnx
 from tskd.errors import RunFailed
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.timm_segmenter import TimmSegmenter
-from tskd.stages.export import write_int8
+from tskd.stages.int8 import write_dynamic
 from tskd.stages.network_answers import network_answer
 
 SIZES = [(32, 32), (33, 47), (96, 20), (1, 5)]
@@ -55,7 +55,7 @@ def test_onnx_file_answers_at_every_size_and_int8_follows(
     student: TimmSegmenter, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_onnx(Deployed(student), tmp_path / "model.onnx")
-    write_int8(tmp_path / "model.onnx", tmp_path / "model.int8.onnx")
+    write_dynamic(tmp_path / "model.onnx", tmp_path / "model.int8.onnx")
     assert capfd.readouterr() == ("", ""), "the exporter's chatter reached the user"
     session, int8 = open_session(tmp_path / "model.onnx", 1), open_session(tmp_path / "model.int8.onnx", 1)
     for size in SIZES:

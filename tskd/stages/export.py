@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from onnxruntime import InferenceSession
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL import Image
 from torch import nn
 
@@ -29,13 +28,12 @@ from tskd.artifacts import (
     whole,
     write_atomic,
 )
-from tskd.console import say, warn
 from tskd.data.prepared import PARTS, Prepared
 from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, write_sums
 from tskd.deploy.card import model_card
 from tskd.deploy.description import BundleDescription, InputRule
 from tskd.deploy.network_file import Answer, ask, open_session
-from tskd.deploy.onnx_export import Deployable, Deployed, Doubts, silenced, write_onnx
+from tskd.deploy.onnx_export import Deployable, Deployed, Doubts, write_onnx
 from tskd.errors import RunFailed, UserError
 from tskd.metrics.segmentation import agreement
 from tskd.models.description import read_description
@@ -43,13 +41,12 @@ from tskd.models.registry import load_model, save_tensors
 from tskd.recipe.schema import ExportConfig
 from tskd.run_file import REMEDY, RunFile, read_run
 from tskd.stages.doubt import read_doubts
+from tskd.stages.int8 import ship_int8
 from tskd.stages.network_answers import median_ms, network_answer
 
 VERSION = 4
 MAX_PROBABILITY_DIFFERENCE = 1e-3
 """Largest difference of one probability of one pixel between network and file; rounding alone gives about 1e-6."""
-MAX_INT8_DICE_DROP = 0.01
-"""An int8 network that loses more Dice than this is not shipped."""
 ODD_SIZE = (173, 211)
 """A size (rows, columns) that no data set has: the file must answer at any."""
 _SCORES = (
@@ -79,18 +76,6 @@ class ParityCase:
     """(H, W, 3) uint8."""
     mask: np.ndarray
     """(H, W) uint8 class index."""
-
-
-@dataclass(frozen=True)
-class Int8Verdict:
-    """Whether the int8 network is worth shipping, and the figures that say so."""
-
-    shipped: bool
-    reason: str
-    dice_drop: float
-    """Mean Dice of the float network minus that of the int8 network, over the parity cases."""
-    float_ms: float
-    int8_ms: float
 
 
 def build(
@@ -187,7 +172,7 @@ def export(
     }
     (folder / ONNX_INT8).unlink(missing_ok=True)  # of an interrupted attempt
     if config.int8:
-        metrics["int8"] = asdict(ship_int8(folder, cases))
+        metrics["int8"] = asdict(ship_int8(folder / ONNX, folder / ONNX_INT8, prepared, cases[0].image))
     network, _ = read_description(student)
     dataset, versions = prepared.dataset, environment()
     rules = [note for note in dataset["notes"] if note.startswith("intensities:")]
@@ -263,43 +248,6 @@ def check_parity(
         "probability_difference_worst": max(probability.values()),
         "doubt_difference_worst": max(doubt.values()),
     }
-
-
-def ship_int8(folder: Path, cases: Sequence[ParityCase]) -> Int8Verdict:
-    """Write the int8 network beside the float one, measure both, and keep it only where it earns its place."""
-    path = folder / ONNX_INT8
-    write_int8(folder / ONNX, path)
-    floats, int8 = open_session(folder / ONNX), open_session(path)
-    drop = float(np.mean([_dice(ask(floats, case.image), case) - _dice(ask(int8, case.image), case) for case in cases]))
-    milliseconds = median_ms([partial(ask, floats), partial(ask, int8)], cases[0].image)
-    verdict = judge_int8(drop, *milliseconds)
-    if verdict.shipped:
-        say(f"int8: shipped ({verdict.reason})")
-    else:
-        path.unlink()
-        warn(f"int8: not shipped ({verdict.reason}); the float network is")
-    return verdict
-
-
-def judge_int8(dice_drop: float, float_ms: float, int8_ms: float) -> Int8Verdict:
-    """Return the verdict: an int8 network must lose at most ``MAX_INT8_DICE_DROP`` Dice and be faster."""
-    figures = f"Dice {-dice_drop:+.4f}, {int8_ms:.1f} ms against {float_ms:.1f} ms an image"
-    if dice_drop > MAX_INT8_DICE_DROP:
-        return Int8Verdict(
-            False, f"it loses more Dice than {MAX_INT8_DICE_DROP}: {figures}", dice_drop, float_ms, int8_ms
-        )
-    if int8_ms >= float_ms:
-        return Int8Verdict(False, f"it is not faster here: {figures}", dice_drop, float_ms, int8_ms)
-    return Int8Verdict(True, figures, dice_drop, float_ms, int8_ms)
-
-
-def write_int8(network: Path, path: Path) -> None:
-    """Write a copy whose matrix products take int8 weights and activations quantised as they come.
-
-    Convolutions stay in float: onnxruntime's ConvInteger is slower than its float convolution.
-    """
-    with silenced():
-        quantize_dynamic(network, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
 
 
 def _latency(network: Path, image: np.ndarray) -> dict[str, Any]:

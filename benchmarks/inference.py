@@ -1,0 +1,186 @@
+"""What an answer costs: students as they are shipped against the networks that they replace, in one run, as ratios.
+
+    python benchmarks/inference.py [OUT ...] [--sides 256 512] [--rounds 9]
+
+Random weights cost what trained ones do, so every network is built here: ViT-Tiny and the U-Net over EfficientNet-Lite0
+as students, float and int8; the U-Net of nnU-Net's size; the teacher's ensemble (three networks, mirrored images); SAM
+ViT-B's encoder and MobileSAM's (TinyViT-5M), at 1024 px as published. All but the last two are the file that is
+shipped, image in, mask out. Networks take turns, so that a busy machine slows all alike: read the ratios. ``OUT``: runs
+whose own bundles join in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from measure import print_results
+from torch import nn
+
+from tskd.deploy.bundle import open_bundle
+from tskd.deploy.network_file import ask, open_session
+from tskd.deploy.onnx_export import Deployed, silenced, write_onnx
+from tskd.models.control import nnunet_channels
+from tskd.models.description import NetworkDescription
+from tskd.models.registry import build_model
+from tskd.stages.int8 import write_dynamic, write_static
+
+SIDE = 128
+"""What the students and U-Nets see; the image has one of ``--sides``."""
+NETWORKS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "student: U-Net over Lite0": ("timm", {"backbone": "tf_efficientnet_lite0", "decoder": "unet"}),
+    "student: ViT-Tiny": ("timm", {"backbone": "vit_tiny_patch16_224", "decoder": "detail", "patch": 8}),
+    "U-Net of nnU-Net's size": ("dynunet", {"channels": list(nnunet_channels(SIDE))}),
+}
+FIRST = next(iter(NETWORKS))
+MEMBERS, LOOKS = 3, 2
+"""Networks of the teacher's ensemble, and how often each is asked: as it is and mirrored."""
+SAM_SIDE = 1024
+
+
+class Rival(NamedTuple):
+    """Something that answers an image (H, W, 3) uint8."""
+
+    answer: Callable[[np.ndarray], Any]
+    megabytes: float
+    path: Path | None = None
+    """Of the ONNX file."""
+
+
+def main() -> None:
+    """Print one row a network and size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*", help="finished runs whose bundles are timed too")
+    parser.add_argument("--sides", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="without SAM, three rounds: does it run?")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.quick:
+        options.sides, options.rounds = [64], 3
+    with TemporaryDirectory() as folder:
+        rivals = dict(rivals_in(Path(folder), options))
+        rows = [row for side in options.sides for row in rows_at(side, rivals, options.rounds)]
+    print_results(rows, as_json=options.json, threads=options.threads)
+
+
+def rivals_in(folder: Path, options: argparse.Namespace) -> Any:
+    """Yield every network by name, ready to be asked."""
+    for name, (kind, arguments) in NETWORKS.items():
+        torch.manual_seed(0)
+        network = build_model(NetworkDescription(kind, arguments, ("any",), SIDE)).eval()
+        path = folder / f"{len(list(folder.iterdir()))}.onnx"
+        write_onnx(Deployed(network), path)
+        yield name, _of_file(path, options.threads)
+        if name.startswith("student"):
+            yield f"{name}, int8", _of_file(_as_int8(path, name), options.threads)
+        if name == FIRST:
+            yield f"teacher: {MEMBERS} of them, mirrored too", _ensemble(path, options.threads)
+    for run in options.runs:
+        bundle = open_bundle(run)
+        yield f"{run.name} (trained)", _of_file(bundle.folder / bundle.network, options.threads)
+    if not options.quick:
+        yield "SAM ViT-B, encoder", _encoder("samvit_base_patch16")
+        yield "MobileSAM, encoder (TinyViT-5M)", _encoder("tiny_vit_5m_512", 1024)
+
+
+def _of_file(path: Path, threads: int) -> Rival:
+    session = open_session(path, threads)
+    return Rival(lambda image: ask(session, image), path.stat().st_size / 1e6, path)
+
+
+def _as_int8(path: Path, name: str) -> Path:
+    made = path.with_suffix(".int8.onnx")
+    with silenced():
+        if "ViT" in name:
+            write_dynamic(path, made)
+        else:
+            write_static(path, made, _Noise())  # type: ignore[arg-type]
+    return made
+
+
+class _Noise:
+    """As many images as a calibration wants: ranges change what int8 answers, not what it costs."""
+
+    images = np.random.default_rng(0).integers(0, 256, (8, SIDE, SIDE, 3), np.uint8)
+
+    def rows(self, *parts: str) -> np.ndarray:
+        return np.arange(len(self.images))
+
+
+def _ensemble(path: Path, threads: int) -> Rival:
+    session = open_session(path, threads)
+
+    def answer(image: np.ndarray) -> Any:
+        views = (image, np.ascontiguousarray(image[:, ::-1]))
+        return [ask(session, view) for _ in range(MEMBERS) for view in views[:LOOKS]]
+
+    return Rival(answer, MEMBERS * path.stat().st_size / 1e6)
+
+
+def _encoder(name: str, side: int = SAM_SIDE) -> Rival:
+    """Return a timm encoder in PyTorch, asked at the size that SAM takes."""
+    network: nn.Module = timm.create_model(name, num_classes=0, **({"img_size": side} if "tiny" in name else {})).eval()
+    image = torch.rand(1, 3, side, side)
+
+    @torch.inference_mode()
+    def answer(_: np.ndarray) -> Any:
+        return network.forward_features(image)  # type: ignore[operator]
+
+    return Rival(answer, sum(one.numel() for one in network.parameters()) * 4 / 1e6)
+
+
+def rows_at(side: int, rivals: Mapping[str, Rival], rounds: int) -> list[dict[str, Any]]:
+    """Return one line a network for images of a side in px."""
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for turn in range(rounds + 1):
+        for name, rival in rivals.items():
+            if rival.path is None and "encoder" in name and turn > 3:
+                continue  # seconds each: three are enough
+            began = time.perf_counter()
+            rival.answer(image)
+            seconds[name].append(time.perf_counter() - began)
+    median = {name: 1000 * float(np.median(times[1:])) for name, times in seconds.items()}
+    return [
+        {
+            "network": name,
+            "image px": side,
+            "ms": round(median[name], 1),
+            f"times as long as {FIRST}": round(median[name] / median[FIRST], 2),
+            "MB": round(rival.megabytes, 1),
+            "peak MB": "-" if rival.path is None else round(peak_memory(rival.path, side)),
+        }
+        for name, rival in rivals.items()
+    ]
+
+
+ASKED_ONCE = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from tskd.deploy.network_file import ask, open_session
+ask(open_session(Path(sys.argv[1]), 1), np.zeros((int(sys.argv[2]), int(sys.argv[2]), 3), np.uint8))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def peak_memory(path: Path, side: int) -> float:
+    """Return how many MB a process takes at most that asks a file once and does nothing else."""
+    asked = [sys.executable, "-c", ASKED_ONCE, str(path), str(side)]
+    return float(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+
+
+if __name__ == "__main__":
+    main()

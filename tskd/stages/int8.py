@@ -1,0 +1,142 @@
+"""The int8 network beside the float one: made in two ways, measured, and shipped where it is faster and as good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+
+from tskd.console import say, warn
+from tskd.data.prepared import Prepared
+from tskd.deploy.network_file import ask, open_session
+from tskd.deploy.onnx_export import silenced
+from tskd.metrics.segmentation import agreement
+from tskd.stages.network_answers import median_ms
+
+MAX_DICE_DROP = 0.005
+"""An int8 network that loses more Dice than this is not shipped."""
+CALIBRATION_IMAGES = 48
+JUDGED_ON = 32
+"""Labelled images of the training side that both networks are scored on: test images choose nothing."""
+
+
+@dataclass(frozen=True)
+class Int8Verdict:
+    """Whether the int8 network is worth shipping, and the figures that say so."""
+
+    shipped: bool
+    reason: str
+    way: str
+    """static or dynamic: see ``WAYS``."""
+    dice_drop: float
+    """Mean Dice of the float network minus that of the int8 network, over labelled images of the training side."""
+    float_ms: float
+    int8_ms: float
+    megabytes: float
+
+
+def write_static(network: Path, path: Path, prepared: Prepared) -> None:
+    """Write a copy whose convolutions and matrix products are int8, weights by channel, ranges from training images.
+
+    Convolutional networks gain most; dynamic ranges would ruin depthwise convolutions.
+    """
+    quantize_static(
+        network,
+        path,
+        _Images(prepared),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        reduce_range=True,  # sums of int8 products overflow on processors without VNNI
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv", "ConvTranspose", "MatMul", "Gemm"],
+    )
+
+
+def write_dynamic(network: Path, path: Path, prepared: Prepared | None = None) -> None:
+    """Write a copy whose matrix products take int8 weights and activations quantised as they come: for transformers.
+
+    Convolutions stay in float: onnxruntime's ConvInteger is slower than its float convolution.
+    """
+    quantize_dynamic(network, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+
+
+WAYS: dict[str, Callable[[Path, Path, Prepared], None]] = {"static": write_static, "dynamic": write_dynamic}
+
+
+class _Images(CalibrationDataReader):
+    """Images of the training side, one at a time."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        rows = _spaced(prepared.rows("train", "val", "unlabelled"), CALIBRATION_IMAGES)
+        self.images: Iterator[np.ndarray] = (np.asarray(prepared.images[row]) for row in rows)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next input; None at the end."""
+        image = next(self.images, None)
+        return None if image is None else {"image": image}
+
+
+def ship_int8(network: Path, path: Path, prepared: Prepared, image: np.ndarray) -> Int8Verdict:
+    """Write the better int8 network to ``path``, and keep it only where it earns its place.
+
+    ``image`` is what both are timed on.
+    """
+    verdicts: dict[Path, Int8Verdict] = {}
+    for way, write in WAYS.items():
+        made = path.with_name(f".{way}.{path.name}")
+        with silenced():
+            write(network, made, prepared)
+        verdicts[made] = _compare(network, made, way, prepared, image)
+    best = min(verdicts, key=lambda made: (not verdicts[made].shipped, verdicts[made].int8_ms))
+    verdict = verdicts[best]
+    if verdict.shipped:
+        best.replace(path)
+        say(f"int8: shipped ({verdict.reason})")
+    else:
+        warn(f"int8: not shipped ({verdict.reason}); the float network is")
+    for made in verdicts:
+        made.unlink(missing_ok=True)
+    return verdict
+
+
+def _compare(network: Path, made: Path, way: str, prepared: Prepared, image: np.ndarray) -> Int8Verdict:
+    floats, int8 = open_session(network), open_session(made)
+    drop = float(np.mean([a - b for a, b in zip(_dice(floats, prepared), _dice(int8, prepared))]))
+    float_ms, int8_ms = median_ms([partial(ask, floats), partial(ask, int8)], image)
+    return judge_int8(way, drop, float_ms, int8_ms, megabytes=made.stat().st_size / 1e6)
+
+
+def _dice(session: Any, prepared: Prepared) -> list[float]:
+    rows = _spaced(np.concatenate([prepared.rows("val"), prepared.rows("train")]), JUDGED_ON)
+    images = ((np.asarray(prepared.images[row]), np.asarray(prepared.masks[row])) for row in rows)
+    return [agreement(ask(session, image).classes, mask, len(prepared.classes)) for image, mask in images]
+
+
+def judge_int8(way: str, dice_drop: float, float_ms: float, int8_ms: float, *, megabytes: float) -> Int8Verdict:
+    """Return the verdict: an int8 network must lose at most ``MAX_DICE_DROP`` Dice and be faster."""
+    figures = f"{way}: Dice {-dice_drop:+.4f}, {int8_ms:.1f} ms against {float_ms:.1f} ms an image, {megabytes:.1f} MB"
+    reason, shipped = figures, False
+    if dice_drop > MAX_DICE_DROP:
+        reason = f"it loses more Dice than {MAX_DICE_DROP}: {figures}"
+    elif int8_ms >= float_ms:
+        reason = f"it is not faster here: {figures}"
+    else:
+        shipped = True
+    return Int8Verdict(shipped, reason, way, dice_drop, float_ms, int8_ms, round(megabytes, 2))
+
+
+def _spaced(rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    rows = np.asarray(rows)
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
