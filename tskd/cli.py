@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -439,11 +440,10 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 def _say_what_loads(given: list[str]) -> None:
-    if (
-        SLOW_TO_START.intersection(given[:1])
-        and not {"-h", "--help"}.intersection(given)
-        and "torch" not in sys.modules
-    ):
+    """Say why nothing is said for seconds; where PyTorch is loaded already or is not there, there is no wait."""
+    if not SLOW_TO_START.intersection(given[:1]) or {"-h", "--help"}.intersection(given):
+        return
+    if "torch" not in sys.modules and find_spec("torch") is not None:
         say(f"{given[0]}: loading libraries, a few seconds")
 
 
