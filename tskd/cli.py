@@ -36,6 +36,7 @@ AUTO = "auto"
 INTERRUPTED = 130
 """Exit code of a command stopped by Ctrl-C, as shells have it."""
 Executor = Literal["local", "ray"]
+DicomSeg = Literal["binary", "labelmap", "none"]
 Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interrupted run in it is taken up again.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: section.key=value. May be repeated.")]
 Data = Annotated[str | None, typer.Option("--data", help="Data folder, or 'phantoms' (the default).")]
@@ -260,6 +261,9 @@ def predict(
     overlays: Annotated[bool, typer.Option("--overlays", help="Also draw the masks on the images.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    dicom_seg: Annotated[
+        DicomSeg, typer.Option(help="Kind of the DICOM Segmentation that is written of DICOM too; none: not.")
+    ] = "binary",
     json_: Json = False,
 ) -> None:
     """Segment images, DICOM series and NIfTI volumes. On the CPU, offline.
@@ -275,7 +279,9 @@ def predict(
         from tskd.deploy.bundle import open_bundle
         from tskd.deploy.predict import Outcome, PredictOptions, predict_paths
 
-        options = PredictOptions(probabilities, overlays, overwrite, threads)
+        options = PredictOptions(
+            probabilities, overlays, overwrite, threads, None if dicom_seg == "none" else dicom_seg
+        )
         outcome = Outcome(())
         predict_paths(open_bundle(model), inputs, out, options=options, outcome=outcome)
     if json_:
