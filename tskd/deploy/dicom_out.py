@@ -11,6 +11,7 @@ import hashlib
 import io
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -173,6 +174,8 @@ def _written(
     )
     _refer(segmented, sources)
     segmented.copy_patient_and_study_information(_common(first))
+    if "FrameOfReferenceUID" not in segmented:
+        segmented.PatientOrientation = first.get("PatientOrientation")  # type 2C of such images, PS3.3 C.7.6.1
     segmented.SpecificCharacterSet = _UTF_8
     return segmented
 
@@ -281,7 +284,7 @@ def _common(data: Dataset) -> Dataset:
     common = Dataset()
     for tag in [tag for tag in data.keys() if tag.group in _COMMON_GROUPS]:  # noqa: SIM118 (it iterates over elements)
         try:
-            common.add(data[tag])
+            common.add(copy(data[tag]))  # a setting would change the source's own element
         except (ValueError, TypeError, ArithmeticError):
             continue
     common.SOPClassUID = CTImageStorage  # any class that highdicom knows
