@@ -178,7 +178,7 @@ def test_the_check_digit_is_that_of_snomed() -> None:
     """pydicom lists the codes that DICOM uses; in one of them the standard has a misprint."""
     listed = {code for names in concepts["SCT"].values() for code in names}
     wrong = {code for code in listed if not is_snomed(code)}
-    assert len(listed) > 10_000
+    assert len(listed) > 8000
     assert wrong == {"115347700"}
     code = "10200004"
     changed = {code[:i] + digit + code[i + 1 :] for i in range(8) for digit in "0123456789"} - {code}
