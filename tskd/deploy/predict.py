@@ -89,6 +89,8 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
     not_done: list[Path] = field(default_factory=list)
     """Sources that are still to be predicted; none at the end, unless the work was stopped."""
+    segmentations: list[Path] = field(default_factory=list)
+    """DICOM Segmentations that were written, relative as ``output`` is."""
     seconds: float = 0.0
     """From the first file read to the last one written."""
 
@@ -105,7 +107,9 @@ class Outcome:
         """Return plain values for ``--json``."""
         failures = [{"file": str(failure.source), "problem": failure.problem} for failure in self.failures]
         left = {"not_done": [str(source) for source in self.not_done]} if self.not_done else {}
-        return {"classes": list(self.classes), "predictions": self.lines(), "failures": failures, **left}
+        segmentations = {"segmentations": list(map(str, self.segmentations))} if self.segmentations else {}
+        lines = self.lines()
+        return {"classes": list(self.classes), "predictions": lines, "failures": failures, **segmentations, **left}
 
     def summary(self, out: Path) -> str:
         """Return what was done in one line; ``out`` is where :func:`predict_paths` was told to write."""
@@ -266,17 +270,18 @@ class _Work:
             self._write_extras(item, place, image, answer)
             planes[number] = answer.classes
         if len(planes) == len(item.frames):
-            self._write_labels(item, list(planes.values()))
+            self._write_labels(item, list(planes.values()), outcome)
             outcome.predictions += predictions
         else:
             self._write_apart(item, planes, predictions, outcome)
         if grey.is_lossy:
             warn(f"{item.source}: {grey.describe()}. A model for such images is trained with {grey.advise()}.")
 
-    def _write_labels(self, item: Item, planes: Sequence[np.ndarray]) -> None:
+    def _write_labels(self, item: Item, planes: Sequence[np.ndarray], outcome: Outcome) -> None:
         write_file(self.out / item.output, _label_file(item, planes, self.axis))
         if (content := self.segmentations.content(item, planes)) is not None:
             write_file(self.out / segmentation_name(item), content)
+            outcome.segmentations.append(segmentation_name(item))
 
     def _write_apart(
         self, item: Item, planes: dict[int, np.ndarray], predictions: Sequence[Prediction], outcome: Outcome
@@ -291,7 +296,7 @@ class _Work:
             single = image_item(item.slices[number], folder / dicom_name(frame.path, frame.path.parent))
             if (self.out / single.output).exists() and not self.options.overwrite:
                 raise UserError(f"{self.out / single.output} exists already. Replace it with --overwrite.")
-            self._write_labels(single, [plane])
+            self._write_labels(single, [plane], outcome)
             outcome.predictions.append(replace(prediction, slice=None, output=single.output))
 
     def _found(self, item: Item, frame: Frame, place: int | None, labels: np.ndarray) -> Prediction:

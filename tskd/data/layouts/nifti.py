@@ -43,7 +43,7 @@ or as nnU-Net names them:
   imagesTr/<case>_0000.nii.gz       labelsTr/<case>.nii.gz
   imagesTs/<case>_0000.nii.gz       labelsTs/<case>.nii.gz       (may be missing)
   dataset.json                      optional: labels (`ignore`: unlabelled)
-  dataset.yaml                      optional: name, classes, labels, window"""
+  dataset.yaml                      optional: name, classes, codes, labels, window"""
 
 _PARTS = (("images", "labels", None), ("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))
 _AXES = ("left-right", "back-front", "foot-head")
