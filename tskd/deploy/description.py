@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -46,6 +46,8 @@ class BundleDescription:
     """Parity with the network, parameters, latency, and the verdict on int8."""
     doubt: Mapping[str, Any]
     """The rule of doubt, and what it was worth on the test images."""
+    codes: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """Class -> ``category`` and ``type``, each (code, scheme, meaning), where the data set states them."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``model.json`` holds, in its order.
@@ -53,6 +55,8 @@ class BundleDescription:
         The place of the first weights is a path on the machine of the training and is not told.
         """
         values = asdict(self)
+        if not self.codes:  # bundles of data sets without codes stay as they were
+            del values["codes"]
         network = {name: values.pop(name) for name in ("kind", "classes", "image_size", "arguments")}
         outputs = {
             "classes": {"shape": ["height", "width"], "dtype": "uint8"},

@@ -191,6 +191,7 @@ def export(
         versions={"python": versions["python"], **versions["libraries"]},
         export=metrics,
         doubt=doubt.metrics,
+        codes=dataset.get("codes", {}),
     )
     save_tensors(folder, segmenter.state_dict(), description.as_dict(), file=WEIGHTS)
     write_atomic(folder / CARD, model_card(description).encode())

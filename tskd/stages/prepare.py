@@ -126,6 +126,8 @@ def dataset_digest(dataset: Dataset, known: KnownDigests) -> str:
         for r in dataset.records
     ]
     identity = [dataset.layout, dataset.classes, asdict(dataset.options), described]
+    if dataset.codes:  # a later key: data sets without it keep their digest
+        identity.append(dataset.codes)
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 
@@ -196,6 +198,7 @@ def _keep_native(reading: Reading, rows: Sequence[tuple[int, int]], folder: Path
 
 
 def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dict[str, Any]:
+    codes = {name: code._asdict() for name, code in dataset.codes.items()}
     return {
         "name": dataset.name,
         "layout": dataset.layout,
@@ -203,4 +206,5 @@ def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dic
         "image_size": config.image_size,
         "window": dataset.options.window,
         "notes": [*dataset.notes, *notes],
+        **({"codes": codes} if codes else {}),
     }
