@@ -1,6 +1,7 @@
 """What an answer costs: students as they are shipped against the networks that they replace, in one run, as ratios.
 
     python benchmarks/inference.py [OUT ...] [--sides 256 512] [--rounds 9]
+    python benchmarks/inference.py OUT --folder 400 2000     # `tskd predict` of folders of so many JPEGs of 512 px
 
 Random weights cost what trained ones do, so every network is built here: ViT-Tiny and the U-Net over EfficientNet-Lite0
 as students, float and int8; the U-Net of nnU-Net's size; the teacher's ensemble (three networks, mirrored images); SAM
@@ -24,9 +25,11 @@ import numpy as np
 import timm
 import torch
 from measure import print_results
+from PIL import Image
 from torch import nn
 
 from tskd.deploy.bundle import open_bundle
+from tskd.deploy.looking import cores
 from tskd.deploy.network_file import ask, open_session
 from tskd.deploy.onnx_export import Deployed, silenced, write_onnx
 from tskd.models.control import nnunet_channels
@@ -63,6 +66,7 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=int, nargs="+", help="images of folders that the first run's bundle predicts")
     parser.add_argument("--quick", action="store_true", help="without SAM, three rounds: does it run?")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
@@ -70,6 +74,14 @@ def main() -> None:
     if options.quick:
         options.sides, options.rounds = [64], 3
     with TemporaryDirectory() as folder:
+        if options.folder:
+            rows = [
+                folder_row(options.runs[0], Path(folder), count, threads)
+                for count in options.folder
+                for threads in (1, cores())
+            ]
+            print_results(rows, as_json=options.json, threads=options.threads)
+            return
         rivals = dict(rivals_in(Path(folder), options))
         rows = [row for side in options.sides for row in rows_at(side, rivals, options.rounds)]
     print_results(rows, as_json=options.json, threads=options.threads)
@@ -92,7 +104,7 @@ def rivals_in(folder: Path, options: argparse.Namespace) -> Any:
         yield f"{run.name} (trained)", _of_file(bundle.folder / bundle.network, options.threads)
     if not options.quick:
         yield "SAM ViT-B, encoder", _encoder("samvit_base_patch16")
-        yield "MobileSAM, encoder (TinyViT-5M)", _encoder("tiny_vit_5m_512", 1024)
+        yield "MobileSAM, encoder (TinyViT-5M)", _encoder("tiny_vit_5m_224")
 
 
 def _of_file(path: Path, threads: int) -> Rival:
@@ -129,10 +141,10 @@ def _ensemble(path: Path, threads: int) -> Rival:
     return Rival(answer, MEMBERS * path.stat().st_size / 1e6)
 
 
-def _encoder(name: str, side: int = SAM_SIDE) -> Rival:
+def _encoder(name: str) -> Rival:
     """Return a timm encoder in PyTorch, asked at the size that SAM takes."""
-    network: nn.Module = timm.create_model(name, num_classes=0, **({"img_size": side} if "tiny" in name else {})).eval()
-    image = torch.rand(1, 3, side, side)
+    network: nn.Module = timm.create_model(name, num_classes=0).eval()
+    image = torch.rand(1, 3, SAM_SIDE, SAM_SIDE)
 
     @torch.inference_mode()
     def answer(_: np.ndarray) -> Any:
@@ -160,25 +172,49 @@ def rows_at(side: int, rivals: Mapping[str, Rival], rounds: int) -> list[dict[st
             "ms": round(median[name], 1),
             f"times as long as {FIRST}": round(median[name] / median[FIRST], 2),
             "MB": round(rival.megabytes, 1),
-            "peak MB": "-" if rival.path is None else round(peak_memory(rival.path, side)),
+            "peak MB": "-" if rival.path is None else round(in_own_process(ASKED_ONCE, rival.path, side)),
         }
         for name, rival in rivals.items()
     ]
 
 
-ASKED_ONCE = """
-import resource, sys
+def folder_row(run: Path, place: Path, count: int, threads: int) -> dict[str, Any]:
+    """Return how fast a folder is predicted by a process of its own, start included, and the most memory it takes."""
+    images, out = place / f"images{count}", place / f"out{count}-{threads}"
+    if not images.is_dir():
+        images.mkdir()
+        for number in range(count):
+            drawn = np.random.default_rng(number % 20).integers(0, 256, (64, 64, 3), np.uint8)
+            Image.fromarray(drawn).resize((512, 512)).save(images / f"{number:05d}.jpg", quality=90)
+    began = time.perf_counter()
+    peak = in_own_process(PREDICTED, run, images, out, threads)
+    seconds = time.perf_counter() - began
+    return {"images": count, "threads": threads, "images/s": round(count / seconds, 1), "peak MB": round(peak)}
+
+
+_PEAK = "print(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024)"
+ASKED_ONCE = f"""
+import sys
 from pathlib import Path
 import numpy as np
 from tskd.deploy.network_file import ask, open_session
 ask(open_session(Path(sys.argv[1]), 1), np.zeros((int(sys.argv[2]), int(sys.argv[2]), 3), np.uint8))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+{_PEAK}
+"""
+PREDICTED = f"""
+import sys
+from pathlib import Path
+from tskd.deploy.bundle import open_bundle
+from tskd.deploy.predict import PredictOptions, predict_paths
+run, images, out, threads = sys.argv[1:]
+predict_paths(open_bundle(Path(run)), [Path(images)], Path(out), options=PredictOptions(threads=int(threads)))
+{_PEAK}
 """
 
 
-def peak_memory(path: Path, side: int) -> float:
-    """Return how many MB a process takes at most that asks a file once and does nothing else."""
-    asked = [sys.executable, "-c", ASKED_ONCE, str(path), str(side)]
+def in_own_process(code: str, *arguments: object) -> float:
+    """Return the number that a program prints (Linux: its peak memory in MB)."""
+    asked = [sys.executable, "-c", code, *map(str, arguments)]
     return float(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
 
 

@@ -8,12 +8,13 @@ import gzip
 import io
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -30,6 +31,7 @@ from tskd.deploy.bundle import Bundle
 from tskd.deploy.dicom_out import Kind, SegmentationFiles, model_of
 from tskd.deploy.doubt import remark
 from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
+from tskd.deploy.looking import Look, cores, look_ahead
 from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.result_names import TABLE, apart, extra, refuse_replacing, segmentation_name
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
@@ -54,7 +56,7 @@ class PredictOptions:
     """Also ``<name>.overlay.png``: the labels as colours on the image."""
     overwrite: bool = False
     threads: int | None = None
-    """CPU threads of the network; None: as onnxruntime chooses."""
+    """CPU threads; None: all that this process may use."""
     dicom_seg: Kind | None = "binary"
     """Of DICOM also ``<name>.seg.dcm``, a DICOM Segmentation of this kind; None: not."""
 
@@ -180,8 +182,10 @@ def predict_paths(
     outcome.failures += failures
     outcome.not_done += [item.source for item in items]
     segmentations = SegmentationFiles(model_of(bundle), options.dicom_seg)
-    session, classes = bundle.session(options.threads), len(bundle.classes)
-    work = _Work(session, bundle.window, bundle.axis, classes, bundle.look_below, out, options, segmentations)
+    threads = options.threads or cores()
+    at_once = min(threads, sum(len(item.frames) for item in items)) or 1
+    session, classes = bundle.session(threads // at_once), len(bundle.classes)
+    work = _Work(session, at_once, bundle.window, bundle.axis, classes, bundle.look_below, out, options, segmentations)
     _predict_and_list(items, work, outcome)
     return outcome
 
@@ -212,15 +216,30 @@ def _list_where_it_can_be_written(outcome: Outcome, out: Path) -> None:
             warn(f"the masks that are done are not listed: {refused_by_system(error)}")
 
 
+class _Place(NamedTuple):
+    """Where a frame is: the item's place among all, and the frame's in it."""
+
+    order: int
+    number: int
+
+
 def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
-    done = 0
-    with progress("predict", sum(len(item.frames) for item in items)) as advance:
-        for item in items:
+    done, total, given_up = 0, sum(len(item.frames) for item in items), set[int]()
+    places = (_Place(order, number) for order, item in enumerate(items) for number in range(len(item.frames)))
+    looks = look_ahead(
+        (place for place in places if place.order not in given_up),  # asked as late as each is read
+        lambda place: work.read(items[place.order].frames[place.number]),
+        partial(ask, work.session), work.at_once,
+    )  # fmt: skip
+    with progress("predict", total) as advance, closing(looks):
+        for order, own in groupby(looks, key=lambda look: look.frame.order):
+            item = items[order]
             try:
                 with _one_of_many(item):
-                    work.predict(item, outcome, partial(_advance, advance, done))
+                    work.predict(item, own, outcome, partial(_advance, advance, done))
             except UserError as error:
                 outcome.fail(item.source, str(error))
+                given_up.add(order)
             outcome.not_done.pop(0)
             done += len(item.frames)
             advance(done)
@@ -252,6 +271,8 @@ class _Work:
     """What is the same for all items."""
 
     session: InferenceSession
+    at_once: int
+    """How many frames are answered at a time, each by its share of the threads."""
     window: IntensityWindow | None
     axis: int
     """Along which NIfTI volumes are sliced."""
@@ -262,27 +283,29 @@ class _Work:
     options: PredictOptions
     segmentations: SegmentationFiles
 
-    def predict(self, item: Item, outcome: Outcome, advance: Callable[[int], None]) -> None:
-        """Predict the frames of an item one by one, then write its labels: a volume appears whole or not at all.
+    def read(self, frame: Frame) -> np.ndarray:
+        """Return the image of a frame as the network takes it."""
+        return read_image(frame.path, index=frame.index, intensity=self.window, axis=self.axis)
+
+    def predict(
+        self, item: Item, looks: Iterable[Look[_Place]], outcome: Outcome, advance: Callable[[int], None]
+    ) -> None:
+        """Take the looks at an item's frames, then write its labels: a volume appears whole or not at all.
 
         Where a slice of a DICOM series is damaged, its volume is none: the others become images of their own.
         """
         planes: dict[int, np.ndarray] = {}
         predictions: list[Prediction] = []
         grey = LevelUse()
-        for number, frame in enumerate(item.frames):
+        for look in looks:
+            number, frame = look.frame.number, item.frames[look.frame.number]
             place = None if item.kind == "image" else number
-            try:
-                image = read_image(frame.path, index=frame.index, intensity=self.window, axis=self.axis)
-            except UserError as error:
-                if item.kind != "series":
-                    raise
-                outcome.fail(frame.path, str(error))
+            advance(number + 1)
+            if item.kind == "series" and isinstance(look.problem, UserError):
+                outcome.fail(frame.path, str(look.problem))
                 continue
-            finally:
-                advance(number + 1)
+            image, answer = look.taken()
             grey |= level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
-            answer = ask(self.session, image)
             predictions.append(self._found(item, frame, place, answer))
             self._write_extras(item, place, image, answer)
             planes[number] = answer.classes
