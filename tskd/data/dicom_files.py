@@ -81,7 +81,7 @@ def _silence() -> None:
         logger = logging.getLogger(name)
         logger.addHandler(logging.NullHandler())
         logger.propagate = False
-    warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|tskd\.data\.dicom)")
+    warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|tskd\.data\.dicom|tskd\.deploy\.dicom)")
 
 
 _silence()

@@ -155,6 +155,22 @@ def slices_of(head: Head) -> list[Slice]:
     return _slices_of(head, 1, 1)
 
 
+class Place(NamedTuple):
+    """Where a frame says that it lies; None for what it does not say."""
+
+    origin: np.ndarray | None
+    """Centre of the first pixel in millimetres, LPS, (3,)."""
+    orientation: np.ndarray | None
+    """Direction cosines of rows and columns, LPS, (6,)."""
+    spacing: tuple[float, float] | None
+    """Millimetres along (row, column)."""
+
+
+def place_of(data: pydicom.Dataset, index: int | None) -> Place:
+    """Return where a frame of a file says that it lies."""
+    return Place(_origin(data, index), _orientation(data, index), _spacing(data, index))
+
+
 def functional_group(data: pydicom.Dataset, index: int | None, sequence: str) -> pydicom.Dataset:
     """Return where a frame's values lie: its own group, the shared one, or the file itself (classic DICOM)."""
     frames = data.get("PerFrameFunctionalGroupsSequence") or []
@@ -188,7 +204,7 @@ def _slices_of(head: Head, series: int, patient: int) -> list[Slice]:
 
 def _slice(head: Head, index: int | None, series: int, patient: int) -> Slice:
     data = head.data
-    orientation, origin = _orientation(data, index), _origin(data, index)
+    origin, orientation, spacing = place_of(data, index)
     position = None
     if orientation is not None and origin is not None:
         position = float(np.dot(np.cross(orientation[:3], orientation[3:]), origin))
@@ -201,7 +217,7 @@ def _slice(head: Head, index: int | None, series: int, patient: int) -> Slice:
         head.size,
         position,
         None if instance is None else int(instance),
-        _spacing(data, index),
+        spacing,
         None if origin is None else tuple(origin.tolist()),
         None if orientation is None else tuple(orientation.tolist()),
     )
