@@ -11,7 +11,7 @@ import numpy as np
 from tskd.errors import UserError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, RunOptions
 
 INPUT, CLASSES, PROBABILITIES = "image", "classes", "probabilities"
 _DOMAINS = frozenset({"", "ai.onnx"})
@@ -49,11 +49,14 @@ def open_session(path: Path, threads: int | None = None, *, classes: int | None 
     return session
 
 
-def ask(session: InferenceSession, image: np.ndarray) -> Answer:
-    """Return the answer for one image (H, W, 3) uint8 RGB; UserError where it is none for this image."""
+def ask(session: InferenceSession, image: np.ndarray, options: RunOptions | None = None) -> Answer:
+    """Return the answer for one image (H, W, 3) uint8 RGB; UserError where it is none for this image.
+
+    Setting ``options.terminate`` in another thread ends the work, with a UserError too.
+    """
     height, width = image.shape[:2]
     try:
-        answer = Answer(*session.run([CLASSES, PROBABILITIES], {INPUT: image}))
+        answer = Answer(*session.run([CLASSES, PROBABILITIES], {INPUT: image}, options))
     except Exception as error:
         what = f"the bundle's network fails on an image of {width}x{height} pixels ({_first_line(error)})"
         raise UserError(f"{what}. {_REMEDY}") from error

@@ -259,7 +259,7 @@ class _Work:
             self._write_extras(item, place, image, answer)
             planes[number] = answer.classes
         if len(planes) == len(item.frames):
-            write_file(self.out / item.output, _label_file(item, list(planes.values()), self.axis))
+            write_file(self.out / item.output, label_file(item, list(planes.values()), self.axis))
             outcome.predictions += predictions
         else:
             self._write_apart(item, planes, predictions, outcome)
@@ -279,7 +279,7 @@ class _Work:
             single = image_item(frame, folder / dicom_name(frame.path, frame.path.parent))
             if (self.out / single.output).exists() and not self.options.overwrite:
                 raise UserError(f"{self.out / single.output} exists already. Replace it with --overwrite.")
-            write_file(self.out / single.output, _label_file(single, [plane], self.axis))
+            write_file(self.out / single.output, label_file(single, [plane], self.axis))
             outcome.predictions.append(replace(prediction, slice=None, output=single.output))
 
     def _found(self, item: Item, frame: Frame, place: int | None, labels: np.ndarray) -> Prediction:
@@ -298,7 +298,11 @@ class _Work:
             write_file(self.out / _extra(item, place, "overlay.png"), _png(drawn))
 
 
-def _label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
+def label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
+    """Return the file of an item's labels: PNG of an image, else ``.nii.gz``; ``planes`` are (H, W) uint8, one a frame.
+
+    Raises UserError where slices differ in size.
+    """
     if item.kind == "image":
         return _png(planes[0])
     if len({plane.shape for plane in planes}) > 1:
