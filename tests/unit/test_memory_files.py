@@ -1,4 +1,4 @@
-"""A file in memory reads as the same file on the disk, never leads to the disk, and is gone when its folder is closed."""
+"""A file in memory reads as the same file on the disk, never leads there, and is gone when its folder is closed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Decode frames for another process: ``python -m tskd.data.dicom_worker``.
 
 It says :data:`READY` when it is. Each line of stdin is JSON, ``[path, frame]``; of a file in memory ``[name, frame,
-bytes]``, so many of which follow the line, or ``[name, frame, null]`` for the one that was sent last. The answer on stdout is a line of JSON,
-``{"shape": ..., "dtype": ...}`` followed by the values in C order, or ``{"error": NAME}`` with the exception's type
-alone: its text may quote the file.
+bytes]``, so many of which follow the line, or ``[name, frame, null]`` for the one that was sent last. The answer on
+stdout is a line of JSON, ``{"shape": ..., "dtype": ...}`` followed by the values in C order, or ``{"error": NAME}``
+with the exception's type alone: its text may quote the file.
 """
 
 from __future__ import annotations

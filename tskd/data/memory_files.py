@@ -30,6 +30,9 @@ class _InMemory(_Path):
     def __fspath__(self) -> NoReturn:
         raise TypeError("a file in memory has no place on the disk: read it with path.open")
 
+    def resolve(self, strict: bool = False) -> Self:
+        return self
+
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         return True
 

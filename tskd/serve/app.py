@@ -29,6 +29,7 @@ from tskd.data.intensity import IntensityWindow
 from tskd.data.memory_files import MemoryFolder
 from tskd.data.phantoms.write import FAMILIES, draw_phantom
 from tskd.deploy.bundle import CARD, Bundle
+from tskd.errors import UserError
 from tskd.overlays import class_colour
 from tskd.serve.accept import preferred
 from tskd.serve.corrections import Corrections, name_of
@@ -36,6 +37,7 @@ from tskd.serve.gate import Gate
 from tskd.serve.guard import Access, Guard
 from tskd.serve.limits import Limits, Refused
 from tskd.serve.metrics import Metrics
+from tskd.serve.pool import Candidate as PoolCandidate
 from tskd.serve.pool import Pool
 from tskd.serve.segment import FORMS, JSON, NIFTI, PNG, SEG, Found, Segmented, Segmenter, in_form
 from tskd.serve.uploads import TYPES, receive
@@ -143,9 +145,9 @@ class Service:
         with done.folder:
             return in_form(done, form, self.segmenter)
 
-    def open(self, done: Segmented, source: Path | None = None) -> Opened:
+    def open(self, done: Segmented, candidate: PoolCandidate | None = None) -> Opened:
         """Keep an upload open for the page."""
-        view = self.views.add(View(done, source=source))
+        view = self.views.add(View(done, candidate=candidate))
         forms = [JSON, PNG if done.item.kind == "image" else NIFTI]
         if done.item.kind == "series" or done.item.frames[0].path.suffix == ".dcm":
             forms.append(SEG)
@@ -174,23 +176,28 @@ class Service:
         if self.pool is None:
             raise Refused(404, "There is no pool; start the server with --pool and --corrections.")
         found = self.pool.find(number)
-        image = self.segmenter.read(found.frame)
+        try:
+            image = self.segmenter.read(found.frame)
+        except UserError as error:
+            raise Refused(422, "The image cannot be read; `tskd check` on its folder says why.") from error
         done = self.segment_files(MemoryFolder.of({"upload.png": png(image)}))
         done = replace(
             done, item=replace(done.item, frames=(replace(done.item.frames[0], spacing=found.frame.spacing),))
         )
-        return self.open(done, found.frame.path)
+        return self.open(done, found)
 
     def correct(self, view: View, number: int, mask: np.ndarray) -> SavedCorrection:
         """Add a slice and its corrected mask to the data folder."""
         if self.corrections is None:
             raise Refused(409, "Corrections are not kept; start the server with --corrections DIR.")
         image = view.image(number, None, self.segmenter)
-        first = view.image(0, None, self.segmenter)
-        saved = self.corrections.save(image, mask, case=name_of(first), source=view.source)
+        from_pool = view.candidate
+        first = view.image(0, None, self.segmenter) if from_pool is None else self.segmenter.read(from_pool.first)
+        source = None if from_pool is None else from_pool.source
+        saved = self.corrections.save(image, mask, case=name_of(first), source=source)
         self.metrics.saved.inc()
-        if self.pool is not None and view.source is not None:
-            self.pool.mark_labelled(view.source, None)
+        if self.pool is not None and from_pool is not None:
+            self.pool.mark_labelled(from_pool)
         return SavedCorrection(id=saved.id, replaced=saved.replaced)
 
     @property

@@ -31,7 +31,7 @@ class Gate:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Hold a place from the first byte of an upload to the end of its work; raises Refused (503) where none is free."""
+        """Hold a place from the first byte of an upload to the end of its work; 503 where none is free."""
         if self.admitted >= self.limits.at_once + self.limits.waiting:
             raise Refused(503, "The server is busy; try again in a moment.", {"retry-after": str(RETRY_AFTER)})
         self._change(1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tskd.console import warn
 from tskd.deploy.confidence import confidence
-from tskd.deploy.inputs import Frame, Item, find_items, image_item
+from tskd.deploy.inputs import Frame, Item, find_items
 from tskd.errors import UserError
 from tskd.serve.corrections import Corrections
 from tskd.serve.limits import Refused
@@ -25,15 +25,17 @@ class Candidate:
     number: int
     name: str
     """As the person who has the folder knows it: relative path, and the slice."""
-    item: Item
-    """Of this image alone."""
+    frame: Frame
+    first: Frame
+    """Of its volume, which tells the case: slices of one must not be parted."""
     doubt: float | None = None
     """1 minus the confidence; None: not looked at yet, or unreadable."""
     is_labelled: bool = False
 
     @property
-    def frame(self) -> Frame:
-        return self.item.frames[0]
+    def source(self) -> Path | None:
+        """The file, where the image is all of it."""
+        return self.frame.path if self.frame.index is None else None
 
 
 class Pool:
@@ -74,14 +76,13 @@ class Pool:
             raise Refused(404, "There is no such image in the pool.")
         return self.candidates[number]
 
-    def mark_labelled(self, source: Path, index: int | None) -> None:
+    def mark_labelled(self, candidate: Candidate) -> None:
         """Take an image that was corrected off the list."""
-        self._change(lambda one: (one.frame.path, one.frame.index) == (source, index), is_labelled=True)
+        self._change(lambda one: one.number == candidate.number, is_labelled=True)
 
     def _candidate(self, number: int, item: Item, place: int) -> Candidate:
-        frame = item.frames[place]
         name = item.name.as_posix() + (f", slice {place}" if len(item.frames) > 1 else "")
-        return Candidate(number, name, image_item(frame, item.name))
+        return Candidate(number, name, item.frames[place], item.frames[0])
 
     def _score_all(self) -> None:
         for one in list(self.candidates):
@@ -101,7 +102,7 @@ class Pool:
                     self.left -= 1
 
     def _score(self, candidate: Candidate, image: np.ndarray, doubt: float) -> None:
-        labelled = self.corrections.has(image, candidate.frame.path if candidate.frame.index is None else None)
+        labelled = self.corrections.has(image, candidate.source)
         self._change(lambda one: one.number == candidate.number, doubt=doubt, is_labelled=labelled)
 
     def _change(self, which: Callable[[Candidate], bool], **values: object) -> None:

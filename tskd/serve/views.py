@@ -7,7 +7,6 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from tskd.data.images import read_image
 from tskd.data.intensity import IntensityWindow
 from tskd.errors import UserError
 from tskd.serve.limits import Limits, Refused, without_paths
+from tskd.serve.pool import Candidate
 from tskd.serve.segment import Segmented, Segmenter
 
 _LOOKED_AT = 5  # slices from which the range of a volume's values is taken
@@ -28,8 +28,8 @@ class View:
     done: Segmented
     name: str = field(default_factory=lambda: secrets.token_urlsafe(18))
     """Which only the page that opened it knows."""
-    source: Path | None = None
-    """Where an image of the pool lies."""
+    candidate: Candidate | None = None
+    """Which image of the pool it is; None: it was sent."""
     used: float = field(default_factory=time.monotonic)
 
     def image(self, number: int, window: IntensityWindow | None, segmenter: Segmenter) -> np.ndarray:
