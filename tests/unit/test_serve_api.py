@@ -215,12 +215,15 @@ def test_no_upload_reaches_the_disk(bundle: Path, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(from_png(answer.content), truth(pixels))
 
 
-def test_bodies_that_are_no_upload_are_refused(client: TestClient) -> None:
+def test_bodies_that_are_no_upload_are_refused(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     assert client.post("/v1/segment", content=b"x", headers={"content-type": "image/png"}).status_code == 415
     assert client.post("/v1/segment", content=b"x", headers={"content-type": "multipart/form-data"}).status_code == 400
     boundary = {"content-type": "multipart/form-data; boundary=b"}
     assert client.post("/v1/segment", content=b"--b\r\nnonsense", headers=boundary).status_code == 400
     assert client.post("/v1/segment", data={"file": "text"}, files={"other": ("a.png", b"x")}).status_code == 400
+    odd = b'--b\r\nContent-Disposition: form-data; name="file"\r\nX[ \xc3: Doe\r\n\r\nx\r\n--b--\r\n'
+    assert client.post("/v1/segment", content=odd, headers=boundary).status_code == 400
+    assert [one.name for one in caplog.records if not one.name.startswith("http")] == []
     two = [("file", ("a.png", b"x")), ("file", ("b.png", b"x"))]
     assert client.post("/v1/segment", files=two).status_code == 400
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,8 @@ from tskd.serve.pool import Pool
 from tskd.serve.segment import FORMS, JSON, NIFTI, PNG, SEG, Found, Segmented, Segmenter, in_form
 from tskd.serve.uploads import TYPES, receive
 from tskd.serve.views import View, Views
+
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it remarks on what uploads hold
 
 STATIC = Path(__file__).parent / "static"
 _EXAMPLE_SIZE, _EXAMPLE_NUMBER, _EXAMPLE_SEED = 256, 3, 7
