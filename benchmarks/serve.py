@@ -175,7 +175,8 @@ def image(random: np.random.Generator) -> tuple[str, bytes]:
 def hostile(good: bytes) -> list[tuple[str, bytes]]:
     """Return uploads that are cut short, empty, mislabelled, of other types, or lead elsewhere by their names."""
     return [
-        ("cut.jpg", good[: len(good) // 3]), ("empty.png", b""), ("noise.dcm", os.urandom(5000)), ("a.zip", b"PK\x03\x04" + good),
+        ("cut.jpg", good[: len(good) // 3]), ("empty.png", b""), ("noise.dcm", os.urandom(5000)),
+        ("a.zip", b"PK\x03\x04" + good),
         ("../../a.png", good), ("a.exe", b"MZ" + bytes(4000)), ("a.nii.gz", b"\x1f\x8b" + os.urandom(4000)),
         ("head.png", b"\x89PNG\r\n\x1a\n" + os.urandom(3000)), ("a.tif", b"II*\0" + os.urandom(3000)),
     ]  # fmt: skip

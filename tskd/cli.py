@@ -41,6 +41,7 @@ _AFTER_STOP = {
     "serve": "nothing is kept but saved corrections",
 }
 Executor = Literal["local", "ray"]
+DicomSeg = Literal["binary", "labelmap", "none"]
 Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interrupted run in it is taken up again.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: section.key=value. May be repeated.")]
 Data = Annotated[str | None, typer.Option("--data", help="Data folder, or 'phantoms' (the default).")]
@@ -259,12 +260,20 @@ def export(
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="Bundle (OUT/model of a run), or the run's output folder.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Images, DICOM or NIfTI files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(help="Images, DICOM or NIfTI files, or folders of them.")
+    ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also keep the probabilities.")] = False,
     overlays: Annotated[bool, typer.Option("--overlays", help="Also draw the masks on the images.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    dicom_seg: Annotated[
+        DicomSeg, typer.Option(help="Kind of the DICOM Segmentation that is written of DICOM too; none: not.")
+    ] = "binary",
+    dicomweb: Annotated[str | None, typer.Option(help="URL of a DICOMweb server to fetch a study from.")] = None,
+    study: Annotated[str | None, typer.Option(help="StudyInstanceUID of the study to fetch.")] = None,
+    send: Annotated[bool, typer.Option("--send", help="Store the DICOM Segmentations on that server.")] = False,
     json_: Json = False,
 ) -> None:
     """Segment images, DICOM series and NIfTI volumes. On the CPU, offline.
@@ -279,10 +288,16 @@ def predict(
     with _told_as_json(json_, so_far):  # the imports too: they take a second in which a script may stop it
         from tskd.deploy.bundle import open_bundle
         from tskd.deploy.predict import Outcome, PredictOptions, predict_paths
+        from tskd.deploy.studies import scans_of, send_found
 
-        options = PredictOptions(probabilities, overlays, overwrite, threads)
+        options = PredictOptions(
+            probabilities, overlays, overwrite, threads, None if dicom_seg == "none" else dicom_seg
+        )
         outcome = Outcome(())
-        predict_paths(open_bundle(model), inputs, out, options=options, outcome=outcome)
+        with scans_of(inputs or [], dicomweb, study, send=send) as scans:
+            predict_paths(open_bundle(model), scans, out, options=options, outcome=outcome)
+        if send:
+            send_found(dicomweb, out, outcome)
     if json_:
         print(json.dumps(outcome.as_dict()))
     else:

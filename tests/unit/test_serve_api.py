@@ -108,6 +108,7 @@ def test_a_zipped_series_is_answered_as_volume_and_as_segmentation(
     answer = send(client, content, "study.zip", SEG)
     assert (answer.status_code, answer.headers["content-type"]) == (200, SEG), answer.text
     segmented = pydicom.dcmread(io.BytesIO(answer.content))
+    np.testing.assert_array_equal(segmented.pixel_array, pydicom.dcmread(tmp_path / "out/study.seg.dcm").pixel_array)
     expected = np.asarray(nibabel.Nifti1Image.from_bytes(volume).dataobj)
     assert segmented.pixel_array.sum() == expected.sum() > 0
     found = send(client, content, "study.zip").json()
@@ -338,6 +339,7 @@ def test_an_open_file_shows_slices_by_any_window_until_it_is_closed(bundle: Path
         opened = client.post("/v1/views", files={"file": ("a.nii", content)}).json()
         view = f"/v1/views/{opened['view']}"
         assert opened["values"] == [0, 590]
+        assert opened["window"] == pytest.approx(np.percentile(values, (0.5, 99.5)))
         plane = values[..., 1].T  # as a radiologist sees it: columns are the first axis here, not turned
         shown = from_png(client.get(f"{view}/image?slice=1&low=0&high=255").content)
         np.testing.assert_array_equal(shown, np.clip(plane, 0, 255))
@@ -376,7 +378,8 @@ def test_examples_are_drawn_and_those_of_another_family_are_not_there(tmp_path: 
 
 def test_the_card_is_html_in_which_nothing_runs() -> None:
     """Red where a class called <script> becomes a tag, a link runs a script, or a style breaks the page's policy."""
-    card = "# A\n\n<script>alert(1)</script> [x](javascript:alert(1)) ![y](http://e.example/z.png)\n\n| n |\n|---:|\n| 1 |\n"
+    text = "<script>alert(1)</script> [x](javascript:alert(1)) ![y](http://e.example/z.png)"
+    card = f"# A\n\n{text}\n\n| n |\n|---:|\n| 1 |\n"
     html = rendered(card)
     assert '<td class="number">1</td>' in html
     assert [bad for bad in ("<script", 'href="javascript', "<img", "style=") if bad in html] == []

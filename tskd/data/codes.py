@@ -60,8 +60,8 @@ def parse_code(value: Any) -> Code:
             raise ValueError(f"has a {what} that is empty, longer than {_LONGEST[what]} characters or no plain text")
     if code.scheme == SNOMED and not is_snomed(code.value):
         raise ValueError(
-            f"holds {code.value}, which is no SNOMED CT identifier: its check digit is wrong. Look for a digit too many, "
-            "missing or exchanged"
+            f"holds {code.value}, which is no SNOMED CT identifier: its check digit is wrong. Look for a digit too "
+            "many, missing or exchanged"
         )
     return code
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tskd.artifacts import file_sha256, write_atomic
+from tskd.data.codes import ClassCode, parse_class_code
 from tskd.data.intensity import IntensityWindow
 from tskd.deploy.network_file import open_session
 from tskd.errors import UserError
@@ -52,6 +53,13 @@ class _Described(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
     classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=UNLABELLED - 1)]
     input: _Input
+    dataset: str = ""
+    codes: dict[str, Any] = {}
+
+    @field_validator("codes")
+    @classmethod
+    def _are_codes(cls, stated: dict[str, Any]) -> dict[str, ClassCode]:
+        return {name: parse_class_code(value) for name, value in stated.items()}
 
     @field_validator("classes")
     @classmethod
@@ -97,6 +105,21 @@ class Bundle:
     @property
     def classes(self) -> tuple[str, ...]:
         return self._described.classes
+
+    @property
+    def codes(self) -> dict[str, ClassCode]:
+        """What classes are in a terminology, of those of which the data set stated it."""
+        return self._described.codes
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set that it was trained on; empty in bundles that do not say."""
+        return self._described.dataset
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the network that answers, as ``SHA256SUMS`` has it."""
+        return read_sums(self.folder)[self.network]
 
     @property
     def window(self) -> IntensityWindow | None:

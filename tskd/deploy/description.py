@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -44,6 +44,8 @@ class BundleDescription:
     versions: Mapping[str, str]
     export: Mapping[str, Any]
     """Parity with the network, parameters, latency, and the verdict on int8."""
+    codes: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """Class -> ``category`` and ``type``, each (code, scheme, meaning), where the data set states them."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``model.json`` holds, in its order.
@@ -51,6 +53,8 @@ class BundleDescription:
         The place of the first weights is a path on the machine of the training and is not told.
         """
         values = asdict(self)
+        if not self.codes:  # bundles of data sets without codes stay as they were
+            del values["codes"]
         network = {name: values.pop(name) for name in ("kind", "classes", "image_size", "arguments")}
         outputs = {
             "classes": {"shape": ["height", "width"], "dtype": "uint8"},

@@ -11,7 +11,9 @@ import hashlib
 import io
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,13 +22,17 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, Sec
 from pydicom.valuerep import format_number_as_ds
 
 from tskd import __version__
+from tskd.console import warn
 from tskd.data.codes import UNCODED, ClassCode
-from tskd.data.dicom_files import number
+from tskd.data.dicom_files import number, read_head
 from tskd.data.dicom_series import Place, functional_group, place_of
 from tskd.errors import UserError, name_of
 
 if TYPE_CHECKING:
-    from highdicom.seg import SegmentDescription, Segmentation
+    from highdicom.seg import Segmentation, SegmentDescription
+
+    from tskd.deploy.bundle import Bundle
+    from tskd.deploy.inputs import Item
 
 Kind = Literal["binary", "labelmap"]
 
@@ -41,8 +47,8 @@ _SERIES_NUMBERS_FROM, _LARGEST_NUMBER = 1000, 2**31 - 1
 _LONG_STRING = 64
 
 _FILLED_IN_LATER = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
-    "ReferringPhysicianName",
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
 
 
@@ -83,7 +89,7 @@ def segmentation(sources: Sequence[Source], labels: np.ndarray, model: Model, ki
     _require_references(sources, places)
     try:
         return _written(sources, places, labels, model, kind)
-    except Exception as error:  # noqa: BLE001 (what a scanner wrote can break any of it; the text may quote it)
+    except Exception as error:
         raise NoSegmentation(f"cannot be referred to by a DICOM segmentation ({name_of(error)}).") from error
 
 
@@ -92,6 +98,38 @@ def as_bytes(segmented: Dataset) -> bytes:
     content = io.BytesIO()
     segmented.save_as(content, enforce_file_format=True)
     return content.getvalue()
+
+
+def model_of(bundle: Bundle) -> Model:
+    """Return what a bundle says of itself."""
+    return Model(bundle.classes, bundle.codes, bundle.dataset or "model", bundle.digest)
+
+
+@dataclass
+class SegmentationFiles:
+    """The SEG files of many items; what has none is told once for each reason, at the end."""
+
+    model: Model
+    kind: Kind | None
+    """None: none are wanted."""
+    _without: dict[str, list[Path]] = field(default_factory=dict)
+
+    def content(self, item: Item, planes: Sequence[np.ndarray]) -> bytes | None:
+        """Return the SEG file of an item's labels, (H, W) each; None where there is none."""
+        if self.kind is None or not item.slices:
+            return None
+        try:
+            sources = [Source(read_head(one.path).data, one.index) for one in item.slices]
+            return as_bytes(segmentation(sources, np.stack(planes), self.model, self.kind))
+        except NoSegmentation as error:
+            self._without.setdefault(str(error), []).append(item.source)
+        return None
+
+    def tell(self) -> None:
+        """Say of which items there is no SEG, and why."""
+        for reason, paths in self._without.items():
+            more = f" (and {len(paths) - 1} more: the same)" if len(paths) > 1 else ""
+            warn(f"{paths[0]}: {reason} The NIfTI or PNG stands{more}.")
 
 
 def _require_references(sources: Sequence[Source], places: Sequence[Place]) -> None:
@@ -136,6 +174,8 @@ def _written(
     )
     _refer(segmented, sources)
     segmented.copy_patient_and_study_information(_common(first))
+    if "FrameOfReferenceUID" not in segmented:
+        segmented.PatientOrientation = first.get("PatientOrientation")  # type 2C of such images, PS3.3 C.7.6.1
     segmented.SpecificCharacterSet = _UTF_8
     return segmented
 
@@ -244,7 +284,7 @@ def _common(data: Dataset) -> Dataset:
     common = Dataset()
     for tag in [tag for tag in data.keys() if tag.group in _COMMON_GROUPS]:  # noqa: SIM118 (it iterates over elements)
         try:
-            common.add(data[tag])
+            common.add(copy(data[tag]))  # a setting would change the source's own element
         except (ValueError, TypeError, ArithmeticError):
             continue
     common.SOPClassUID = CTImageStorage  # any class that highdicom knows

@@ -42,6 +42,8 @@ class Item:
     """The file or folder, as messages and tables name it."""
     affines: tuple[np.ndarray, np.ndarray] | None = field(default=None, compare=False)
     """Of a series: (4, 4) from (column, row, slice) to millimetres in RAS, with a tilted gantry's shear and without."""
+    slices: tuple[dicom.Slice, ...] = field(default=(), compare=False)
+    """Of DICOM: the frames, one by one."""
 
     @property
     def output(self) -> Path:
@@ -168,7 +170,7 @@ def _dicom_items(paths: Sequence[Path], root: Path) -> Iterator[Found]:
     grids: dict[int, dict[int, list[dicom.Slice]]] = {}
     for item in listing.slices:
         if item.grid is None:
-            yield image_item(_frame(item), dicom_name(item.path, root))
+            yield image_item(item, dicom_name(item.path, root))
         else:
             grids.setdefault(item.series, {}).setdefault(item.grid, []).append(item)
     for volumes in grids.values():
@@ -176,7 +178,8 @@ def _dicom_items(paths: Sequence[Path], root: Path) -> Iterator[Found]:
             name = _series_name(slices, root, alone=not several)
             if len(volumes) > 1:
                 name = name.with_name(f"{name.name}_{number}")
-            yield Item("series", tuple(map(_frame, slices)), name, _source(slices), dicom.grid_affines(slices))
+            frames = tuple(map(_frame, slices))
+            yield Item("series", frames, name, _source(slices), dicom.grid_affines(slices), tuple(slices))
 
 
 def _frame(item: dicom.Slice) -> Frame:
@@ -198,11 +201,11 @@ def _source(slices: Sequence[dicom.Slice]) -> Path:
     return slices[0].path if len(paths) == 1 else slices[0].path.parent
 
 
-def image_item(frame: Frame, name: Path) -> Item:
+def image_item(item: dicom.Slice, name: Path) -> Item:
     """Return one DICOM frame as an image of its own; ``name`` is its file's, relative and without an extension."""
-    if frame.index is not None:
-        name = name.with_name(f"{name.name}_{frame.index:04d}")
-    return Item("image", (frame,), name, frame.path)
+    if item.index is not None:
+        name = name.with_name(f"{name.name}_{item.index:04d}")
+    return Item("image", (_frame(item),), name, item.path, slices=(item,))
 
 
 def dicom_name(path: Path, root: Path) -> Path:

@@ -27,15 +27,16 @@ from tskd.data.grey_levels import LevelUse, level_use
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
 from tskd.data.labels import count_bytes
 from tskd.deploy.bundle import Bundle
+from tskd.deploy.dicom_out import Kind, SegmentationFiles, model_of
 from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
 from tskd.deploy.network_file import Answer, ask
+from tskd.deploy.result_names import TABLE, apart, extra, refuse_replacing, segmentation_name
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
 from tskd.overlays import draw_overlay, enlargement
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-TABLE = "predictions.csv"
 _COLUMNS = ("file", "slice", "output", "height", "width", "class", "name", "pixels", "mm2")
 
 
@@ -50,6 +51,8 @@ class PredictOptions:
     overwrite: bool = False
     threads: int | None = None
     """CPU threads of the network; None: as onnxruntime chooses."""
+    dicom_seg: Kind | None = "binary"
+    """Of DICOM also ``<name>.seg.dcm``, a DICOM Segmentation of this kind; None: not."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
     not_done: list[Path] = field(default_factory=list)
     """Sources that are still to be predicted; none at the end, unless the work was stopped."""
+    segmentations: list[Path] = field(default_factory=list)
+    """DICOM Segmentations that were written, relative as ``output`` is."""
     seconds: float = 0.0
     """From the first file read to the last one written."""
 
@@ -102,7 +107,9 @@ class Outcome:
         """Return plain values for ``--json``."""
         failures = [{"file": str(failure.source), "problem": failure.problem} for failure in self.failures]
         left = {"not_done": [str(source) for source in self.not_done]} if self.not_done else {}
-        return {"classes": list(self.classes), "predictions": self.lines(), "failures": failures, **left}
+        segmentations = {"segmentations": list(map(str, self.segmentations))} if self.segmentations else {}
+        lines = self.lines()
+        return {"classes": list(self.classes), "predictions": lines, "failures": failures, **segmentations, **left}
 
     def summary(self, out: Path) -> str:
         """Return what was done in one line; ``out`` is where :func:`predict_paths` was told to write."""
@@ -146,7 +153,7 @@ def predict_paths(
     outcome.classes = bundle.classes
     require_folder(out)
     found, failures, remarks = find_items(inputs, results=out, axis=bundle.axis)
-    items, alike = _apart(found, options)
+    items, alike = apart(found, options)
     failures += alike
     for remark in [*remarks, *(failure.problem for failure in failures)]:
         warn(remark)
@@ -154,10 +161,12 @@ def predict_paths(
         raise UserError(
             f"{', '.join(map(str, inputs))}: no image found. Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI."
         )
-    _refuse_replacing(items, out, options)
+    refuse_replacing(items, out, options)
     outcome.failures += failures
     outcome.not_done += [item.source for item in items]
-    work = _Work(bundle.session(options.threads), bundle.window, bundle.axis, len(bundle.classes), out, options)
+    segmentations = SegmentationFiles(model_of(bundle), options.dicom_seg)
+    session, classes = bundle.session(options.threads), len(bundle.classes)
+    work = _Work(session, bundle.window, bundle.axis, classes, out, options, segmentations)
     _predict_and_list(items, work, outcome)
     return outcome
 
@@ -167,6 +176,7 @@ def _predict_and_list(items: Sequence[Item], work: _Work, outcome: Outcome) -> N
     began = time.monotonic()
     try:
         _predict_all(items, work, outcome)
+        work.segmentations.tell()
     except OSError:
         _list_where_it_can_be_written(outcome, work.out)
         raise
@@ -233,6 +243,7 @@ class _Work:
     classes: int
     out: Path
     options: PredictOptions
+    segmentations: SegmentationFiles
 
     def predict(self, item: Item, outcome: Outcome, advance: Callable[[int], None]) -> None:
         """Predict the frames of an item one by one, then write its labels: a volume appears whole or not at all.
@@ -259,12 +270,18 @@ class _Work:
             self._write_extras(item, place, image, answer)
             planes[number] = answer.classes
         if len(planes) == len(item.frames):
-            write_file(self.out / item.output, label_file(item, list(planes.values()), self.axis))
+            self._write_labels(item, list(planes.values()), outcome)
             outcome.predictions += predictions
         else:
             self._write_apart(item, planes, predictions, outcome)
         if grey.is_lossy:
             warn(f"{item.source}: {grey.describe()}. A model for such images is trained with {grey.advise()}.")
+
+    def _write_labels(self, item: Item, planes: Sequence[np.ndarray], outcome: Outcome) -> None:
+        write_file(self.out / item.output, label_file(item, planes, self.axis))
+        if (content := self.segmentations.content(item, planes)) is not None:
+            write_file(self.out / segmentation_name(item), content)
+            outcome.segmentations.append(segmentation_name(item))
 
     def _write_apart(
         self, item: Item, planes: dict[int, np.ndarray], predictions: Sequence[Prediction], outcome: Outcome
@@ -276,10 +293,10 @@ class _Work:
         for (number, plane), prediction in zip(planes.items(), predictions, strict=True):
             frame = item.frames[number]
             folder = item.name if item.source.is_dir() else item.name.parent
-            single = image_item(frame, folder / dicom_name(frame.path, frame.path.parent))
+            single = image_item(item.slices[number], folder / dicom_name(frame.path, frame.path.parent))
             if (self.out / single.output).exists() and not self.options.overwrite:
                 raise UserError(f"{self.out / single.output} exists already. Replace it with --overwrite.")
-            write_file(self.out / single.output, label_file(single, [plane], self.axis))
+            self._write_labels(single, [plane], outcome)
             outcome.predictions.append(replace(prediction, slice=None, output=single.output))
 
     def _found(self, item: Item, frame: Frame, place: int | None, labels: np.ndarray) -> Prediction:
@@ -292,10 +309,10 @@ class _Work:
         if self.options.probabilities:
             content = io.BytesIO()
             np.savez_compressed(content, probabilities=answer.probabilities)
-            write_file(self.out / _extra(item, place, "probabilities.npz"), content.getvalue())
+            write_file(self.out / extra(item, place, "probabilities.npz"), content.getvalue())
         if self.options.overlays:
             drawn = draw_overlay(image, None, answer.classes, classes=self.classes, enlarge=enlargement(image))
-            write_file(self.out / _extra(item, place, "overlay.png"), _png(drawn))
+            write_file(self.out / extra(item, place, "overlay.png"), _png(drawn))
 
 
 def label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
@@ -352,57 +369,6 @@ def write_file(path: Path, content: bytes) -> None:
                 f"{path}: the name of this result is too long for the disk. Shorten the input's."
             ) from error
         raise
-
-
-def _extra(item: Item, place: int | None, ending: str) -> Path:
-    name = item.name.name if place is None else f"{item.name.name}_{place:04d}"
-    return item.name.with_name(f"{name}.{ending}")
-
-
-def _results(item: Item, options: PredictOptions) -> Iterator[Path]:
-    yield item.output
-    places = [None] if item.kind == "image" else range(len(item.frames))
-    for place in places:
-        if options.probabilities:
-            yield _extra(item, place, "probabilities.npz")
-        if options.overlays:
-            yield _extra(item, place, "overlay.png")
-
-
-def _apart(items: Sequence[Item], options: PredictOptions) -> tuple[list[Item], list[Failure]]:
-    """Return the items whose results have names of their own, and a failure for each of those that share one."""
-    claims: dict[Path, list[int]] = {}
-    for number, item in enumerate(items):
-        for path in _results(item, options):
-            claims.setdefault(path, []).append(number)
-    alike: dict[int, Failure] = {}
-    for path, numbers in claims.items():
-        for number in numbers if len(numbers) > 1 else ():
-            other = items[next(one for one in numbers if one != number)].source
-            text = f"would be answered in {path}, and so would {other}. Rename one, or predict them into two folders."
-            alike.setdefault(number, Failure(items[number].source, f"{items[number].source}: {text}"))
-    return [item for number, item in enumerate(items) if number not in alike], list(alike.values())
-
-
-def _refuse_replacing(items: Sequence[Item], out: Path, options: PredictOptions) -> None:
-    """Raise UserError where results would replace an input, or what is there already."""
-    results = [path for item in items for path in _results(item, options)]
-    sources = {frame.path.resolve() for item in items for frame in item.frames}
-    if hit := next((path for path in results if (out / path).resolve() in sources), None):
-        raise UserError(f"{out / hit} is one of the inputs; results never replace them. Choose another --out.")
-    existing = [path for path in (*results, Path(TABLE)) if _exists(out / path)]
-    if existing and not options.overwrite:
-        raise UserError(
-            f"{out}: {len(existing)} of the results exist already, first {existing[0]}. "
-            "Choose another folder with --out, or replace them with --overwrite."
-        )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long for the disk is on no disk
-        return False
 
 
 def _write_table(outcome: Outcome, out: Path) -> None:

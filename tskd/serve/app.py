@@ -81,7 +81,7 @@ class Opened(BaseModel):
     view: str
     found: Found
     values: tuple[float, float] | None = Field(description="Range for a window; null: 8-bit, shown as it is.")
-    window: tuple[float, float] | None = Field(description="The window that the network saw, where one is set.")
+    window: tuple[float, float] | None = Field(description="The window of the first slice as the network saw it.")
     forms: list[str] = Field(description="Media types that it can be downloaded in.")
 
 
@@ -152,13 +152,14 @@ class Service:
         """Keep an upload open for the page."""
         view = self.views.add(View(done, candidate=candidate))
         forms = [JSON, PNG if done.item.kind == "image" else NIFTI]
-        if done.item.kind == "series" or done.item.frames[0].path.suffix == ".dcm":
+        if done.item.slices:
             forms.append(SEG)
-        window = self.bundle.window
+        values = view.value_range(self.bundle.axis)
+        window = None if values is None else view.window(self.segmenter)
         return Opened(
             view=view.name,
             found=done.found,
-            values=view.value_range(self.bundle.axis),
+            values=values,
             window=None if window is None else (window.low, window.high),
             forms=forms,
         )
@@ -206,7 +207,7 @@ class Service:
     @property
     def examples(self) -> list[str]:
         """Names of the drawn images: those of the model's own family where it learned from one, else all."""
-        own = str(self.bundle.description.get("dataset", "")).removeprefix("phantoms/")
+        own = self.bundle.dataset.removeprefix("phantoms/")
         return [own] if own in FAMILIES else sorted(FAMILIES)
 
     def info(self) -> ModelInfo:
@@ -216,7 +217,7 @@ class Service:
         return ModelInfo(
             classes=list(self.bundle.classes),
             colours=[list(class_colour(label)) for label in range(1, len(self.bundle.classes) + 1)],
-            dataset=str(self.bundle.description.get("dataset", "")),
+            dataset=self.bundle.dataset,
             model_sha256=self.segmenter.digest,
             version=__version__,
             card=card,

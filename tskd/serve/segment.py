@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,7 @@ from tskd.data.images import read_image
 from tskd.data.labels import count_bytes
 from tskd.data.memory_files import MemoryFolder
 from tskd.deploy import dicom_out
-from tskd.deploy.bundle import Bundle, read_sums
+from tskd.deploy.bundle import Bundle
 from tskd.deploy.confidence import CALIBRATED, MEANING, confidence, of_volume
 from tskd.deploy.inputs import Frame, Item
 from tskd.deploy.network_file import Answer, ask
@@ -87,11 +86,7 @@ class Segmenter:
     def __init__(self, bundle: Bundle, limits: Limits, threads: int | None = None) -> None:
         self.bundle, self.limits = bundle, limits
         self.session = bundle.session(threads)
-
-    @cached_property
-    def digest(self) -> str:
-        """Sha256 of the network's file."""
-        return read_sums(self.bundle.folder)[self.bundle.network]
+        self.digest = bundle.digest
 
     def segment(self, folder: MemoryFolder) -> Segmented:
         """Find the labels of the one image or volume in a folder in memory; raises Refused."""
@@ -175,13 +170,12 @@ def in_form(done: Segmented, form: str, segmenter: Segmenter) -> bytes:
 
 
 def _segmentation(done: Segmented, segmenter: Segmenter) -> bytes:
-    frames = done.item.frames
-    if done.item.kind == "nifti" or not dicom.is_dicom(frames[0].path):
+    slices = done.item.slices
+    if not slices:
         raise Refused(406, "A DICOM segmentation refers to DICOM images, and this is none; ask for PNG or NIfTI.")
-    description = segmenter.bundle.description
-    model = dicom_out.Model(segmenter.bundle.classes, {}, str(description.get("dataset", "")), segmenter.digest)
+    model = dicom_out.model_of(segmenter.bundle)
     try:
-        sources = [dicom_out.Source(dicom.read_head(frame.path).data, frame.index) for frame in frames]
+        sources = [dicom_out.Source(dicom.read_head(one.path).data, one.index) for one in slices]
         return dicom_out.as_bytes(dicom_out.segmentation(sources, np.stack(done.planes), model))
     except dicom_out.NoSegmentation as error:
         raise Refused(406, f"The file {error}") from error

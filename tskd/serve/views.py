@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tskd.data import dicom, nifti
 from tskd.data.grey_levels import read_stored
 from tskd.data.images import read_image
 from tskd.data.intensity import IntensityWindow
@@ -46,6 +47,18 @@ class View:
         if not 0 <= number < len(self.done.planes):
             raise Refused(404, f"There is no slice {number}; there are {len(self.done.planes)}, counted from 0.")
         return number
+
+    def window(self, segmenter: Segmenter) -> IntensityWindow | None:
+        """Return the window that the network saw the first slice by; None where it was no window of stored values."""
+        frame = self.done.item.frames[0]
+        if segmenter.bundle.window is not None:
+            return segmenter.bundle.window
+        if self.done.item.kind == "nifti":
+            return nifti.volume_window(frame.path)
+        if self.done.item.slices:
+            rule = dicom.grey_rule(dicom.read_head(frame.path), None, frame.index)
+            return None if rule.table else rule.window
+        return None
 
     def value_range(self, axis: int) -> tuple[float, float] | None:
         """Return the least and the largest stored value of some slices; None of 8-bit pictures: they have no window."""

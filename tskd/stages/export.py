@@ -195,6 +195,7 @@ def export(
         scores={name: _score_fields(values) for name, values in scores.items()},
         versions={"python": versions["python"], **versions["libraries"]},
         export=metrics,
+        codes=dataset.get("codes", {}),
     )
     save_tensors(folder, segmenter.state_dict(), description.as_dict(), file=WEIGHTS)
     write_atomic(folder / CARD, model_card(description).encode())

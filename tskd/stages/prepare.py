@@ -146,6 +146,8 @@ def dataset_digest(dataset: Dataset, known: KnownDigests) -> str:
         for r in dataset.records
     ]
     identity = [dataset.layout, dataset.classes, asdict(dataset.options), described]
+    if dataset.codes:  # a later key: data sets without it keep their digest
+        identity.append(dataset.codes)
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 
@@ -314,6 +316,7 @@ def _decode(dataset: Dataset, record: Record) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dict[str, Any]:
+    codes = {name: code._asdict() for name, code in dataset.codes.items()}
     return {
         "name": dataset.name,
         "layout": dataset.layout,
@@ -321,4 +324,5 @@ def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dic
         "image_size": config.image_size,
         "window": dataset.options.window,
         "notes": [*dataset.notes, *notes],
+        **({"codes": codes} if codes else {}),
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from tskd.data.codes import ClassCode
 from tskd.data.files import find_files, plain
 from tskd.data.layouts.autooral import AUTOORAL
 from tskd.data.layouts.base import (
@@ -54,6 +56,8 @@ class Dataset:
     """What the user should know, such as the intensity scaling in use."""
     incomplete: bool = False
     """Whether cases are left out because of faults, which only :func:`survey` lets pass."""
+    codes: Mapping[str, ClassCode] = field(default_factory=dict)
+    """What classes are in a terminology, of those of which dataset.yaml states it."""
 
     def read_image(self, record: Record) -> np.ndarray:
         """Read one image, (H, W, 3) uint8 RGB; raises :class:`UserError` naming file and remedy."""
@@ -124,8 +128,9 @@ def _survey(root: Path, layout: Layout, options: LayoutOptions) -> tuple[Dataset
     notes = (*described.notes, *search.notes, *([search.left_out] if search.left_out else []))
     classes = described.options.classes or layout.classes
     dataset = Dataset(
-        described.name, layout.name, root, classes, tuple(records), described.options, notes, search.incomplete
-    )
+        described.name, layout.name, root, classes, tuple(records), described.options, notes, search.incomplete,
+        described.codes,
+    )  # fmt: skip
     return dataset, tuple(search.faults)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from tskd.data.codes import ClassCode
 from tskd.data.files import OTHER_TYPES, Listing, find_files, id_of, shown, tally
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, image_size
 from tskd.data.labels import listed
@@ -60,6 +61,8 @@ class Description:
     """The given options with ``classes`` (and ``labels``, ``window`` where known) filled in."""
     notes: tuple[str, ...] = ()
     """What the user should know, such as the intensity scaling in use."""
+    codes: Mapping[str, ClassCode] = field(default_factory=dict)
+    """What classes are in a terminology, of those of which this is stated."""
 
 
 class Fault(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from tskd.data.codes import ClassCode, parse_class_code
 from tskd.data.files import is_beside
 from tskd.data.labels import COLOUR, colour_key
 from tskd.data.layouts.base import LayoutOptions
@@ -34,6 +35,8 @@ class DatasetFile:
     """Stored values that become black and white."""
     case_pattern: str | None = None
     """Regular expression whose first group, searched in the id, is the case."""
+    codes: Mapping[str, ClassCode] | None = None
+    """Class name to what it is in a terminology, for DICOM Segmentations."""
 
 
 def read_dataset_yaml(root: Path) -> DatasetFile:
@@ -60,6 +63,17 @@ def with_stated(options: LayoutOptions, stated: DatasetFile) -> LayoutOptions:
     return replace(
         options, classes=options.classes or stated.classes, labels=labels, window=options.window or stated.window
     )
+
+
+def codes_of(classes: Sequence[str] | None, stated: DatasetFile, root: Path) -> Mapping[str, ClassCode]:
+    """Return the stated codes of classes; raises :class:`UserError` for a code of none of them."""
+    codes = stated.codes or {}
+    if unknown := [name for name in codes if name not in (classes or ())]:
+        raise UserError(
+            f"{root / DATASET_YAML}: codes names {shown(unknown[0])}, which is no class here "
+            f"({', '.join(classes or ())}). Write it as the class is written, or remove it."
+        )
+    return codes
 
 
 def with_file(options: LayoutOptions, root: Path) -> LayoutOptions:
@@ -165,6 +179,20 @@ def _case_pattern(value: Any, where: str) -> str:
     return str(value)
 
 
+def _codes(value: Any, where: str) -> dict[str, ClassCode]:
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{where} must map classes to codes, e.g. {{liver: [10200004, SCT, Liver]}}, not {shown(value)}."
+        )
+    codes = {}
+    for name, stated in value.items():
+        try:
+            codes[str(name)] = parse_class_code(stated)
+        except ValueError as error:
+            raise UserError(f"{where}: {shown(name)} {error}. Correct it, or remove it: a code is optional.") from None
+    return codes
+
+
 _PARSERS = {
     "name": _name,
     "classes": _classes,
@@ -172,4 +200,5 @@ _PARSERS = {
     "labels": _labels,
     "window": _window,
     "case_pattern": _case_pattern,
+    "codes": _codes,
 }

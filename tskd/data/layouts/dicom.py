@@ -25,7 +25,7 @@ from tskd.data.layouts.base import (
     require_mask,
     require_same_size,
 )
-from tskd.data.layouts.dataset_yaml import DATASET_YAML, read_volumes_yaml, with_file, with_stated
+from tskd.data.layouts.dataset_yaml import DATASET_YAML, codes_of, read_volumes_yaml, with_file, with_stated
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -35,7 +35,7 @@ DESCRIPTION = """\
   masks/<case>/<dicom name>.png     label index, 0/255 for one class; multi-frame: <dicom name>_<frame, 4 digits>.png
   masks/<case>.nii[.gz]             or one label volume a case, laid over the slices by its coordinates
   SEG or RTSTRUCT                   or DICOM objects anywhere in images/ or masks/ that refer to the series
-  dataset.yaml                      optional: name, classes, labels, window
+  dataset.yaml                      optional: name, classes, codes, labels, window
   (without masks/: unlabelled; a folder of DICOM files alone will do too)"""
 
 _SHOWN = 20  # remarks on series
@@ -73,7 +73,8 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
         classes, note = _classes(options, objects)
         options = replace(options, classes=classes)
         notes.append(note)
-    return Description(stated.name or plain(root.resolve().name), options, tuple(notes))
+    codes = codes_of(options.classes, stated, root)
+    return Description(stated.name or plain(root.resolve().name), options, tuple(notes), codes)
 
 
 def _classes(options: LayoutOptions, objects: Sequence[Path]) -> tuple[tuple[str, ...], str]:

@@ -31,7 +31,7 @@ from tskd.data.layouts.base import (
     require_mask,
     window_notes,
 )
-from tskd.data.layouts.dataset_yaml import DatasetFile, read_dataset_yaml, with_stated
+from tskd.data.layouts.dataset_yaml import DatasetFile, codes_of, read_dataset_yaml, with_stated
 from tskd.data.layouts.pairs import read_paired_mask
 from tskd.data.reading import reading
 from tskd.errors import UserError
@@ -42,7 +42,7 @@ DESCRIPTION = """\
   masks/<id>.<ext>    label index, or 0/255 for one class; a missing mask means: unlabelled
   split.csv           optional: id,split[,case|subject][,volume][,slice] with split train, val, test or empty;
                       slices of a volume name it, and their place in it (without slice: in the order of their ids)
-  dataset.yaml        optional: name, classes, spacing, labels, window, case_pattern"""
+  dataset.yaml        optional: name, classes, codes, spacing, labels, window, case_pattern"""
 SPLITS = ("train", "val", "test")
 
 MOST_SLICES = 10_000
@@ -93,7 +93,8 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
         notes.append(note)
     if records and all(r.volume is None for r in records) and all(_LIKE_A_SLICE.search(r.id) for r in records):
         notes.append(_SLICES_NOTE)
-    return Description(stated.name or plain(root.resolve().name), options, tuple(notes))
+    codes = codes_of(options.classes, stated, root)
+    return Description(stated.name or plain(root.resolve().name), options, tuple(notes), codes)
 
 
 def read_folder_image(record: Record, options: LayoutOptions) -> np.ndarray:

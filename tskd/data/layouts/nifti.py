@@ -31,7 +31,7 @@ from tskd.data.layouts.base import (
     window_note,
     without_blind_test,
 )
-from tskd.data.layouts.dataset_yaml import read_volumes_yaml, with_stated
+from tskd.data.layouts.dataset_yaml import codes_of, read_volumes_yaml, with_stated
 from tskd.data.reading import reading
 from tskd.errors import UserError
 from tskd.types import UNLABELLED, Record
@@ -43,7 +43,7 @@ or as nnU-Net names them:
   imagesTr/<case>_0000.nii.gz       labelsTr/<case>.nii.gz
   imagesTs/<case>_0000.nii.gz       labelsTs/<case>.nii.gz       (may be missing)
   dataset.json                      optional: labels (`ignore`: unlabelled)
-  dataset.yaml                      optional: name, classes, labels, window"""
+  dataset.yaml                      optional: name, classes, codes, labels, window"""
 
 _PARTS = (("images", "labels", None), ("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))
 _AXES = ("left-right", "back-front", "foot-head")
@@ -76,7 +76,10 @@ def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> D
         notes.append(note)
     if (root / "imagesTs").is_dir() and all(record.split is None for record in records):
         notes.append(BLIND_TEST_NOTE)
-    return Description(stated.name or plain(root.resolve().name), replace(options, classes=classes), tuple(notes))
+    codes = codes_of(classes, stated, root)
+    return Description(
+        stated.name or plain(root.resolve().name), replace(options, classes=classes), tuple(notes), codes
+    )
 
 
 def read_nifti_image(record: Record, options: LayoutOptions) -> np.ndarray:

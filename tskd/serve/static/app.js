@@ -86,7 +86,8 @@ async function open(path, options, what) {
     $("correct").hidden = !state.model.corrections;
     showFound();
     const most = opened.found.slices.map((one) => one.pixels.reduce((a, b) => a + b, 0));
-    await showSlice(most.indexOf(Math.max(...most)));
+    const largest = Math.max(...most);
+    await showSlice(largest ? most.indexOf(largest) : Math.floor(most.length / 2));
     viewer.fit();
     tell(`Done in ${opened.found.seconds.toFixed(1)} s. ${spoken(opened.found)}`);
   });
