@@ -115,8 +115,8 @@ def test_the_figures_of_a_gpu_can_be_taken_part_by_part(forked: Command, tmp_pat
 
 def test_a_server_under_load_answers_all_and_leaves_nothing(forked: Command, tmp_path: Path) -> None:
     model = write_bundle(tmp_path / "model")
-    answer = forked(BENCHMARKS / "serve.py", model, "--requests", 60, "--clients", 3)
+    answer = forked(BENCHMARKS / "serve.py", model, "--requests", 40, "--clients", 3)
     assert answer.returncode == 0, answer.stderr
     told = json.loads(answer.stdout)
     assert (told["alive_at_the_end"], told["unexpected"], told["left"], told["left_after_kill"]) == (True, [], [], [])
-    assert told["statuses"]["good 200"] + sum(n for name, n in told["statuses"].items() if "hostile" in name) == 60
+    assert told["statuses"]["good 200"] + sum(n for name, n in told["statuses"].items() if "hostile" in name) == 40

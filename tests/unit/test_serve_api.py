@@ -208,8 +208,8 @@ def _forbidden() -> Iterator[str]:
 
 
 def test_no_upload_reaches_the_disk(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three megabytes: starlette's own parser would put them into a temporary file."""
-    pixels = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    """More than a megabyte: starlette's own parser would put them into a temporary file."""
+    pixels = np.random.default_rng(0).integers(0, 256, (640, 640, 3), dtype=np.uint8)
     monkeypatch.setattr(tempfile, "TemporaryFile", _forbidden)
     with client_of(service_of(bundle)) as client:
         answer = client.post("/v1/segment", files={"file": ("a.png", as_png(pixels))}, headers={"accept": PNG})
