@@ -40,6 +40,11 @@ SLOW_TO_START = {"demo", "run", "stage", "compare", "export"}
 """Commands that load PyTorch: they say so, because it takes seconds in which nothing else can be said."""
 INTERRUPTED = 130
 """Exit code of a command stopped by Ctrl-C, as shells have it."""
+_GOES_ON = "what is finished is kept, the same command goes on"
+_AFTER_STOP = {
+    "predict": "what is finished is kept, predict begins anew with --overwrite",
+    "serve": "nothing is kept but saved corrections",
+}
 Executor = Literal["local", "ray"]
 DicomSeg = Literal["binary", "labelmap", "none"]
 Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interrupted run in it is taken up again.")]
@@ -304,6 +309,48 @@ def predict(
 
 
 @app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="Bundle (OUT/model of a run), or the run's output folder.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    token_file: Annotated[Path | None, typer.Option(help="File with the token; or TSKD_SERVE_TOKEN.")] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Name that clients call the server by; repeatable.")
+    ] = None,
+    corrections: Annotated[Path | None, typer.Option(help="Data folder that corrected masks are added to.")] = None,
+    pool: Annotated[Path | None, typer.Option(help="Folder of unlabelled images, to be listed by doubt.")] = None,
+    max_mb: Annotated[int, typer.Option(min=1, help="Size of an upload.")] = 128,
+    max_unpacked_mb: Annotated[int, typer.Option(min=1, help="Of a ZIP or .nii.gz; million voxels too.")] = 512,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of an image or slice.")] = 25,
+    max_slices: Annotated[int, typer.Option(min=1, help="Of a volume.")] = 1000,
+    max_seconds: Annotated[float, typer.Option(min=0.1, help="For an upload, and for its work.")] = 120,
+    at_once: Annotated[int, typer.Option(min=1, help="Requests worked on at a time.")] = 2,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are told to come again.")] = 8,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one request.")] = None,
+) -> None:
+    """Answer over HTTP and show a page. On the CPU, offline, on this machine alone unless told otherwise.
+
+    Example: tskd serve out/first/model --corrections corrected
+    """
+    from tskd.serve.limits import Limits
+    from tskd.serve.start import Address, serve
+
+    limits = Limits(
+        upload=max_mb * 2**20,
+        unpacked=max_unpacked_mb * 2**20,
+        pixels=round(max_megapixels * 1e6),
+        slices=max_slices,
+        seconds=max_seconds,
+        at_once=at_once,
+        waiting=queue,
+    )
+    address = Address(host, port, token_file, tuple(allowed_host or ()))
+    serve(model, address, limits, threads=threads, corrections=corrections, pool=pool)
+
+
+@app.command()
 def weights(
     file: Annotated[Path, typer.Argument(help="Weight file (.pth, .pt, .bin, .safetensors, .npz) or its folder.")],
     json_: Json = False,
@@ -449,8 +496,7 @@ def main(arguments: list[str] | None = None) -> Any:
         _stop(f"{pause}; the state is saved, the same command goes on from here", code=0)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's answer to Ctrl-C
-            again = "predict begins anew with --overwrite" if "predict" in sys.argv[1:2] else "the same command goes on"
-            _stop(f"stopped; what is finished is kept, {again}", code=INTERRUPTED)
+            _stop(f"stopped; {_AFTER_STOP.get(''.join(sys.argv[1:2]), _GOES_ON)}", code=INTERRUPTED)
         raise
 
 

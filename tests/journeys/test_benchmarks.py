@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Command
+from tests.serving import write_bundle
 from tskd.models.weights import efficientnet_lite0_path
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -132,3 +133,12 @@ def test_the_figures_of_a_gpu_can_be_taken_part_by_part(forked: Command, tmp_pat
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert program(20).returncode == 0
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+
+
+def test_a_server_under_load_answers_all_and_leaves_nothing(forked: Command, tmp_path: Path) -> None:
+    model = write_bundle(tmp_path / "model")
+    answer = forked(BENCHMARKS / "serve.py", model, "--requests", 40, "--clients", 3)
+    assert answer.returncode == 0, answer.stderr
+    told = json.loads(answer.stdout)
+    assert (told["alive_at_the_end"], told["unexpected"], told["left"], told["left_after_kill"]) == (True, [], [], [])
+    assert told["statuses"]["good 200"] + sum(n for name, n in told["statuses"].items() if "hostile" in name) == 40

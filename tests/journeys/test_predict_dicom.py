@@ -140,14 +140,22 @@ def test_the_scans_that_pydicom_is_tested_with(model: Path, tmp_path: Path) -> N
 
 
 def test_the_layout_of_chaos(model: Path, tmp_path: Path) -> None:
-    """Its series as the contract tests make them: a segmentation where the files say what one needs, else a line."""
+    """Its series as the contract tests make them, with the names of study, series and space that real ones have."""
     chaos_ct(tmp_path / "in")
+    for path in tmp_path.glob("in/**/*.dcm"):
+        scan = dcmread(path)
+        case = path.parent.parent.name
+        for number, keyword in enumerate(("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"), start=1):
+            setattr(scan, keyword, f"1.2.{number}.{len(case)}.{sum(case.encode())}")
+        scan.save_as(path)
     result = predict(model, tmp_path / "in", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    volumes = list((tmp_path / "out").rglob("*.nii.gz"))
-    segmentations = list((tmp_path / "out").rglob("*.seg.dcm"))
-    assert volumes
-    assert len(segmentations) == len(volumes) or "to which a DICOM segmentation must refer" in result.output
+    items, _, _ = find_items([tmp_path / "in"], results=tmp_path / "out")
+    scans = [item for item in items if item.slices]
+    assert any(item.kind == "series" for item in scans)
+    for item in scans:
+        seg = dcmread(tmp_path / "out" / f"{item.name}.seg.dcm")
+        assert len(seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == len(item.slices)
 
 
 def write_data(root: Path, codes: Any = None) -> Path:

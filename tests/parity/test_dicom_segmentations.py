@@ -175,7 +175,7 @@ def test_frames_of_an_enhanced_file_are_referred_to_by_number(kind: Kind, tmp_pa
 
 
 def test_the_check_digit_is_that_of_snomed() -> None:
-    """pydicom lists the codes that DICOM uses; in one of them the standard has a misprint."""
+    """pydicom lists the codes that DICOM uses; one of them fails the check."""
     listed = {code for names in concepts["SCT"].values() for code in names}
     wrong = {code for code in listed if not is_snomed(code)}
     assert len(listed) > 8000

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -410,14 +411,14 @@ def test_odd_names_are_shown_and_kept_as_they_are_in_json(root: Path):
 
 
 def test_a_file_that_is_gone_when_it_is_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch):
-    real = Image.open
+    real = Path.open
 
-    def vanishing(path: Path, *args: object, **options: object) -> Image.Image:
-        if Path(path).name == "good3.png":
-            Path(path).unlink(missing_ok=True)
+    def vanishing(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "good3.png":
+            path.unlink(missing_ok=True)
         return real(path, *args, **options)
 
-    monkeypatch.setattr(Image, "open", vanishing)
+    monkeypatch.setattr(Path, "open", vanishing)
     report = inspect(root, workers=1)
     named = {problem.path.as_posix(): problem.message for problem in report.problems if problem.severity == "error"}
     assert named.keys() == {"images/good3.png", "masks/good3.png"}
@@ -428,10 +429,10 @@ def test_a_file_that_is_gone_when_it_is_read_is_named(root: Path, monkeypatch: p
 def test_a_decoder_that_raises_anything_ends_nothing(root: Path, monkeypatch: pytest.MonkeyPatch):
     real = Image.open
 
-    def failing(path: Path, *args: object, **options: object) -> Image.Image:
-        if Path(path).name == "good3.png":
+    def failing(file: Any, *args: Any, **options: Any) -> Image.Image:
+        if Path(getattr(file, "name", file)).name == "good3.png":
             raise RecursionError
-        return real(path, *args, **options)
+        return real(file, *args, **options)
 
     monkeypatch.setattr(Image, "open", failing)
     named = {problem.path.as_posix() for problem in inspect(root).problems if problem.severity == "error"}

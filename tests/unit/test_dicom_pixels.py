@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -88,7 +89,7 @@ def test_a_codec_that_is_not_installed_is_named(packed: Path, monkeypatch: pytes
 def test_what_the_child_answers_holds_no_text_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.dcm"
     path.write_bytes(bytes(128) + b"DICM" + b"Doe^Jane" * 40)
-    head, values = dicom_worker.answer(f'["{path}", 0]'.encode())
+    head, values = dicom_worker.answer(f'["{path}", 0]'.encode(), dicom_worker.Files(io.BytesIO()))
     assert values is None
     assert "Doe" not in str(head)
 

@@ -27,7 +27,7 @@ from tskd.types import SegmentationOutput
 CPU = torch.device("cpu")
 
 
-def answer(*, confidence: float | None = 0.9, unfamiliarity: float | None = 0.5) -> Answer:
+def answer(*, confidence: float = 0.9, unfamiliarity: float | None = 0.5) -> Answer:
     return Answer(np.zeros((1, 1), np.uint8), np.ones((2, 1, 1), np.float32), confidence, unfamiliarity)
 
 
@@ -83,7 +83,7 @@ def test_confidence_is_of_the_mask_and_of_the_whole_image_where_it_is_empty() ->
     (answer(confidence=0.5), "unsure"),
     (answer(unfamiliarity=1.2), "unlike the training images"),
     (answer(confidence=0.5, unfamiliarity=1.2), "unsure, unlike the training images"),
-    (answer(confidence=None, unfamiliarity=None), ""),
+    (answer(unfamiliarity=None), ""),
 ])  # fmt: skip
 def test_what_is_to_be_looked_at(found: Answer, said: str) -> None:
     assert remark(found, look_below=0.6) == said

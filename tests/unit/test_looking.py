@@ -17,7 +17,7 @@ from tskd.errors import UserError
 
 
 def answered(image: np.ndarray) -> Answer:
-    return Answer(image[..., 0], image[None, ..., 0].astype(np.float32))
+    return Answer(image[..., 0], image[None, ..., 0].astype(np.float32), 1.0)
 
 
 def picture(value: int, side: int = 2) -> np.ndarray:

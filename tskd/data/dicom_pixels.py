@@ -23,6 +23,7 @@ from pydicom.uid import UID, UID_dictionary
 
 from tskd.data import dicom_jpeg12
 from tskd.data.dicom_files import Head, open_dicom, read_head, reading_dicom, require_image
+from tskd.data.memory_files import MemoryFile
 from tskd.errors import UserError
 
 READY = b"ready\n"
@@ -129,6 +130,8 @@ class _Worker:
         with self._limited():
             assert self.process.stdout is not None
             self.ready = self.process.stdout.readline() == READY
+        self.held = ""
+        """Name of the file in memory that it was sent last."""
 
     @contextmanager
     def _limited(self) -> Iterator[None]:
@@ -144,14 +147,24 @@ class _Worker:
         """Return the values, the name of the exception, or None where the process died or took too long."""
         try:
             with self._limited():
-                return self._answer(json.dumps([str(path.absolute()), index]).encode() + b"\n")
+                return self._answer(*self._question(path, index))
         except (BrokenPipeError, ValueError):  # it died before, or in the middle of an answer
             return None
 
-    def _answer(self, question: bytes) -> np.ndarray | str | None:
+    def _question(self, path: Path, index: int) -> tuple[bytes, bytes]:
+        """Return the line that asks for a frame, and what follows it: a file in memory that it does not hold yet."""
+        if not isinstance(path, MemoryFile):
+            return _line([str(path.absolute()), index]), b""
+        if self.held == str(path):
+            return _line([self.held, index, None]), b""
+        self.held, content = str(path), path.content
+        return _line([self.held, index, len(content)]), content
+
+    def _answer(self, question: bytes, content: bytes) -> np.ndarray | str | None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(question)
+        self.process.stdin.write(content)
         self.process.stdin.flush()
         head = self.process.stdout.readline()
         if not head.endswith(b"\n"):
@@ -166,6 +179,10 @@ class _Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+def _line(question: list[str | int | None]) -> bytes:
+    return json.dumps(question).encode() + b"\n"
 
 
 class DecoderPool:

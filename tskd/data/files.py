@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tskd.console import met
+from tskd.data.memory_files import MemoryFolder
 from tskd.data.reading import reading
 from tskd.errors import UserError
 
@@ -81,6 +82,8 @@ def find_files(folder: Path, known: Callable[[Path], bool] = lambda path: True, 
     Hidden names below ``folder`` are passed over, not those above it. With ``deep=False`` sub-folders are not entered.
     ``known`` is asked for regular files alone. A folder that is not there is empty.
     """
+    if isinstance(folder, MemoryFolder):
+        return Listing(tuple(path for path in folder.files if known(path)))
     walk = _Walk(known, deep)
     if os.path.lexists(folder):
         walk.enter(folder)

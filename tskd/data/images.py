@@ -37,7 +37,6 @@ def read_image(
     16 bit is divided by 257; other types need ``intensity``. ``index`` chooses the page of a stack, the frame of a
     DICOM file or the slice of a NIfTI volume along ``axis``. Raises :class:`UserError` naming the file and the remedy.
     """
-    path = Path(path)
     _require_content(path)
     if nifti.is_nifti(path):
         number = _required(index, path, "slice of a volume")
@@ -53,7 +52,6 @@ def read_image(
 
 def read_stored(path: Path, *, index: int | None = None, axis: int = 2) -> np.ndarray:
     """Read an image's values before they become grey levels, (H, W) or (H, W, C); ``index`` and ``axis`` as above."""
-    path = Path(path)
     _require_content(path)
     if nifti.is_nifti(path):
         return nifti.read_values(path, _required(index, path, "slice of a volume"), axis=axis)
@@ -70,7 +68,6 @@ def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
     whose channels agree everywhere is grey. A label that is in alpha alone gives 0 and 255. Raises
     :class:`UserError` naming the file and the remedy.
     """
-    path = Path(path)
     _require_content(path)
     if nifti.is_nifti(path):
         return nifti.read_label_slice(path, _required(index, path, "slice of a volume"))
@@ -86,7 +83,6 @@ def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return (height, width) from the file's head, after EXIF orientation, without decoding the pixels."""
-    path = Path(path)
     _require_content(path)
     if nifti.is_nifti(path) or dicom.is_dicom(path):
         height, width = read_image(path).shape[:2]
@@ -94,7 +90,7 @@ def image_size(path: Path) -> tuple[int, int]:
     with reading(path, _explain):
         if is_tiff(path):
             return tiff_size(path)
-        with Image.open(path) as image:
+        with _picture(path) as image:
             width, height = image.size
             swapped = exchanges_sides(image.getexif().get(ORIENTATION, 1))
     return (width, height) if swapped else (height, width)
@@ -127,6 +123,13 @@ def _explain(error: BaseException) -> str | None:
 
 
 @contextmanager
+def _picture(path: Path) -> Iterator[Image.Image]:
+    """Yield what Pillow sees; it is given the open file, since it may lie in memory alone."""
+    with path.open("rb") as file, Image.open(file) as image:
+        yield image
+
+
+@contextmanager
 def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray | Tiff]:
     """Yield a Pillow image at the wanted page, a TIFF's page, or the array of a PNG that Pillow would cut to 8 bit."""
     with reading(path, _explain):
@@ -138,7 +141,7 @@ def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray 
                 f"{path}: more than {_MAX_BYTES // 2**30} GB, which no picture needs. Save it again as PNG."
             )
         deep = _require_whole_png(path)
-        with Image.open(path) as image:
+        with _picture(path) as image:
             require_size(image.height, image.width, path)
             _seek(image, path, index)
             if deep:
@@ -161,7 +164,7 @@ def _require_whole_png(path: Path) -> bool:
         head = file.read(26)
     if not head.startswith(b"\x89PNG\r\n\x1a\n"):
         return False
-    with Image.open(path) as image:
+    with _picture(path) as image:
         require_size(image.height, image.width, path)
         image.verify()
     return head[24] == 16 and head[25] != 0
@@ -200,7 +203,7 @@ def _black_and_white(image: Image.Image) -> bool:
 def label_is_in_alpha(path: Path) -> bool:
     """Tell whether :func:`read_mask_indices` takes the label from alpha; raises :class:`UserError` as it does."""
     if path.suffix.lower() not in (".tif", ".tiff"):  # of these Pillow does not know all
-        with reading(path, _explain), Image.open(path) as image:
+        with reading(path, _explain), _picture(path) as image:
             if not image.has_transparency_data:
                 return False
     with _opened(path, None) as image:

@@ -395,7 +395,7 @@ def _unpacked(path: Path, modified_ns: int, length: int) -> ArrayProxy:
     head = _head(path)
     unpacked = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 (the proxy keeps it open)
     size = 0
-    with gzip.open(path) as packed:
+    with path.open("rb") as file, gzip.open(file) as packed:
         while block := packed.read(_BLOCK):
             unpacked.write(block[: max(head.end - size, 0)])
             size += len(block)

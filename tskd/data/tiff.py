@@ -72,7 +72,7 @@ def read_tiff(path: Path, index: int | None) -> Tiff | None:
     Those are colours other than RGB, fax and JPEG. Raises :class:`UserError` for a page that is not there and for what
     is no picture, and whatever tifffile raises on a damaged file.
     """
-    with tifffile.TiffFile(path) as file:
+    with path.open("rb") as stored, tifffile.TiffFile(stored) as file:
         require_page(len(file.pages), path, index)
         page = file.pages[index or 0]
         if page.compression in _PILLOWS and page.bitspersample <= 8:
@@ -97,7 +97,7 @@ def read_tiff(path: Path, index: int | None) -> Tiff | None:
 
 def tiff_size(path: Path) -> tuple[int, int]:
     """Return (height, width) of the first page as it is shown."""
-    with tifffile.TiffFile(path) as file:
+    with path.open("rb") as stored, tifffile.TiffFile(stored) as file:
         page = file.pages[0]
         height, width = page.imagelength, page.imagewidth
         return (width, height) if exchanges_sides(page.tags.valueof(ORIENTATION, 1)) else (height, width)

@@ -54,6 +54,7 @@ class _Doubt(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
     look_below: Annotated[float, Field(ge=0, le=1)]
+    calibrated_on: Annotated[int, Field(ge=0)] = 0
 
 
 class _Described(BaseModel):
@@ -142,6 +143,12 @@ class Bundle:
         """Confidence below which an answer is to be looked at; 0 in bundles that do not say."""
         doubt = self._described.doubt
         return 0.0 if doubt is None else doubt.look_below
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether its probabilities were calibrated on validation images."""
+        doubt = self._described.doubt
+        return doubt is not None and doubt.calibrated_on > 0
 
     @property
     def axis(self) -> int:

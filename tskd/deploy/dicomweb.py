@@ -94,7 +94,9 @@ def _client(url: str) -> DICOMwebClient:
     session = create_session_from_user_pass(user, password) if colon else create_session()
     token = os.environ.get(TOKEN)
     headers = {"Authorization": f"Bearer {token}"} if token else None
-    return DICOMwebClient(url.rstrip("/"), session=session, headers=headers, timeout=_SECONDS)
+    client = DICOMwebClient(url.rstrip("/"), session=session, headers=headers, timeout=_SECONDS)
+    client.set_http_retry_params(retry=False)  # half a minute of silence where the server is not there
+    return client
 
 
 @contextmanager

@@ -6,12 +6,16 @@ was trained on. Limits for both were chosen on images that are no test images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from tskd.deploy.network_file import Answer
 
 TABLE = "doubt.csv"
 """Of a run's test images: how sure the model is of each, beside its Dice."""
+MEANING = "mean probability of the answered class over what was found (over the whole image where nothing was)"
 UNSURE, UNFAMILIAR = "unsure", "unlike the training images"
 
 
@@ -39,8 +43,14 @@ class DoubtRule:
 def remark(answer: Answer, *, look_below: float) -> str:
     """Return why somebody should look at an answer; empty where nothing speaks for it."""
     reasons = []
-    if answer.confidence is not None and answer.confidence < look_below:
+    if answer.confidence < look_below:
         reasons.append(UNSURE)
     if answer.unfamiliarity is not None and answer.unfamiliarity > 1:
         reasons.append(UNFAMILIAR)
     return ", ".join(reasons)
+
+
+def of_volume(confidences: Sequence[float], found: Sequence[int]) -> float:
+    """Return one number for slices: their mean weighted by the pixels found in each; plain where nothing was found."""
+    weights = np.array(found, float)
+    return float(np.average(confidences, weights=weights if weights.any() else None))

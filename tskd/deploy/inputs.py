@@ -107,7 +107,7 @@ def _given(path: Path, results: Path, axis: int) -> Iterator[Found]:
     if path.is_dir():
         yield from items_in(path, results, axis)
     elif path.is_file():
-        yield from _in_files([path], path.parent, axis)
+        yield from in_files([path], path.parent, axis)
     else:
         yield Failure(path, f"{path}: is not a file but a broken link, pipe or device that cannot be read. Remove it.")
 
@@ -127,7 +127,7 @@ def items_in(root: Path, results: Path, axis: int) -> Iterator[Found]:
     if others:
         yield Remark(f"{root}: left out: {tally(OTHER_TYPES, others)}.")
     for files in by_folder.values():
-        yield from _in_files(files, root, axis)
+        yield from in_files(files, root, axis)
     yield from (Failure(path, f"{path}: {problem}") for path, problem in found.problems)
 
 
@@ -137,7 +137,7 @@ def _is_known(path: Path) -> bool:
     return path.name != "DICOMDIR" and dicom.is_dicom(path)
 
 
-def _in_files(paths: Sequence[Path], root: Path, axis: int) -> Iterator[Found]:
+def in_files(paths: Sequence[Path], root: Path, axis: int) -> Iterator[Found]:
     """Yield the items of files in one folder; their results keep the path relative to ``root``."""
     dicoms = []
     for path in paths:

@@ -12,7 +12,7 @@ import numpy as np
 from tskd.errors import UserError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, RunOptions
 
 INPUT, CLASSES, PROBABILITIES = "image", "classes", "probabilities"
 CONFIDENCE, UNFAMILIARITY = "confidence", "unfamiliarity"
@@ -36,8 +36,8 @@ class Answer(NamedTuple):
     """(H, W) uint8 class index, 0 background."""
     probabilities: np.ndarray
     """(K + 1, H, W) float32, background first."""
-    confidence: float | None = None
-    """Mean probability of the answered class over the pixels of the mask; of the background where nothing was found."""
+    confidence: float
+    """Mean probability of the answered class over the pixels of the mask; over the whole image where it is empty."""
     unfamiliarity: float | None = None
     """Distance of the image from the training images; above 1 it lies further out than 95 % of images like them."""
 
@@ -63,24 +63,34 @@ def open_session(path: Path, threads: int | None = None, *, classes: int | None 
     return session
 
 
-def ask(session: InferenceSession, image: np.ndarray) -> Answer:
-    """Return the answer for one image (H, W, 3) uint8 RGB; UserError where it is none for this image."""
+def ask(session: InferenceSession, image: np.ndarray, options: RunOptions | None = None) -> Answer:
+    """Return the answer for one image (H, W, 3) uint8 RGB; UserError where it is none for this image.
+
+    Setting ``options.terminate`` in another thread ends the work, with a UserError too.
+    """
     height, width = image.shape[:2]
     known_outputs = [one.name for one in session.get_outputs()]
     doubts = [name for name in (CONFIDENCE, UNFAMILIARITY) if name in known_outputs]
     try:
-        labels, probabilities, *numbers = session.run([CLASSES, PROBABILITIES, *doubts], {INPUT: image})
-        answer = Answer(labels, probabilities, **{name: float(value) for name, value in zip(doubts, numbers)})
+        labels, probabilities, *told = session.run([CLASSES, PROBABILITIES, *doubts], {INPUT: image}, options)
     except Exception as error:
         what = f"the bundle's network fails on an image of {width}x{height} pixels ({_first_line(error)})"
         raise UserError(f"{what}. {_REMEDY}") from error
+    numbers = {name: float(value) for name, value in zip(doubts, told)}
+    answer = Answer(labels, probabilities, **{CONFIDENCE: 0.0, **numbers})
     known = len(answer.probabilities)
     if labels.shape != (height, width) or answer.probabilities.shape[1:] != (height, width):
         shapes = f"{labels.shape} and {answer.probabilities.shape}"
         raise UserError(f"the bundle's network answers {shapes} for an image of {width}x{height} pixels. {_REMEDY}")
     if labels.size and labels.max() >= known:
         raise UserError(f"the bundle's network answers class {labels.max()} and knows {known - 1} classes. {_REMEDY}")
-    return answer
+    return answer if CONFIDENCE in numbers else answer._replace(confidence=confidence(labels, probabilities))
+
+
+def confidence(classes: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return what newer files answer themselves, from an answer's (H, W) and (K + 1, H, W)."""
+    sure, found = probabilities.max(axis=0), classes > 0
+    return float(sure[found].mean() if found.any() else sure.mean()) if sure.size else 0.0
 
 
 def _require_alone(path: Path) -> None:

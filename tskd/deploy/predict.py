@@ -318,7 +318,7 @@ class _Work:
             warn(f"{item.source}: {grey.describe()}. A model for such images is trained with {grey.advise()}.")
 
     def _write_labels(self, item: Item, planes: Sequence[np.ndarray], outcome: Outcome) -> None:
-        write_file(self.out / item.output, _label_file(item, planes, self.axis))
+        write_file(self.out / item.output, label_file(item, planes, self.axis))
         if (content := self.segmentations.content(item, planes)) is not None:
             write_file(self.out / segmentation_name(item), content)
             outcome.segmentations.append(segmentation_name(item))
@@ -358,7 +358,11 @@ class _Work:
             write_file(self.out / extra(item, place, "overlay.png"), _png(drawn))
 
 
-def _label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
+def label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
+    """Return the file of an item's labels: PNG of an image, else ``.nii.gz``; ``planes`` are (H, W) uint8, one a frame.
+
+    Raises UserError where slices differ in size.
+    """
     if item.kind == "image":
         return _png(planes[0])
     if len({plane.shape for plane in planes}) > 1:
