@@ -36,6 +36,8 @@ AUTO = "auto"
 TARGET_MINUTES = 30.0
 SLOW_TO_START = {"demo", "run", "stage", "compare", "export"}
 """Commands that load PyTorch: they say so, because it takes seconds in which nothing else can be said."""
+RUNTIME_VARIABLE = "TSKD_ONNXRUNTIME_WEB"
+"""Environment variable that names the folder of an unpacked onnxruntime-web, as ``--runtime`` does."""
 INTERRUPTED = 130
 """Exit code of a command stopped by Ctrl-C, as shells have it."""
 Executor = Literal["local", "ray"]
@@ -242,11 +244,30 @@ def export(
         bool | None,
         typer.Option("--int8/--no-int8", help="Add an int8 network if it is faster and as good; else: as in the run."),
     ] = None,
+    web: Annotated[
+        Path | None, typer.Option(help="Write a page that runs the bundle's network in a browser to this folder.")
+    ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(envvar=RUNTIME_VARIABLE, help="With --web: folder of an unpacked onnxruntime-web (npm)."),
+    ] = None,
 ) -> None:
-    """Write the bundle of a finished run again. Checks it against the network on real cases and prints its folder.
+    """Write the bundle of a finished run again, or with --web as a static page. Prints the folder.
+
+    The bundle is checked against the network on real cases. The page is made from the bundle as it is.
 
     Example: tskd export out/first --int8
+
+    Example: tskd export out/first/model --web site
     """
+    if web is not None:
+        if int8 is not None:
+            raise UserError("--web takes a bundle as it is. For its int8 network give the file: MODEL/model.int8.onnx.")
+        from tskd.deploy.bundle import open_bundle
+        from tskd.deploy.web import write_web
+
+        print(write_web(open_bundle(model), web, runtime=runtime))
+        return
     from tskd.stages.export import export_again
 
     print(export_again(model, int8=int8))
@@ -439,7 +460,7 @@ def main(arguments: list[str] | None = None) -> Any:
 def _say_what_loads(given: list[str]) -> None:
     if (
         SLOW_TO_START.intersection(given[:1])
-        and not {"-h", "--help"}.intersection(given)
+        and not {"-h", "--help", "--web"}.intersection(given)
         and "torch" not in sys.modules
     ):
         say(f"{given[0]}: loading libraries, a few seconds")
