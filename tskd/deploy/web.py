@@ -13,10 +13,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 from markdown_it import MarkdownIt
 
 from tskd.artifacts import file_sha256, replaced_folder
 from tskd.console import printable, warn
+from tskd.data.intensity import apply_window
 from tskd.deploy.bundle import CARD, SUMS, Bundle
 from tskd.errors import UserError, require_folder
 from tskd.overlays import class_colour
@@ -152,10 +154,13 @@ def _fill(path: Path, values: dict[str, str]) -> None:
 
 
 def _told_to_page(bundle: Bundle) -> dict[str, Any]:
+    """Return what the page has to know; ``levels``: what the intensity window makes of the 256 levels of a file."""
     classes = [
         {"name": printable(name), "colour": class_colour(label)} for label, name in enumerate(bundle.classes, start=1)
     ]
-    return {"network": bundle.network, "classes": classes, "look_below": bundle.look_below}
+    window = bundle.window
+    levels = None if window is None else apply_window(np.arange(256, dtype=np.uint8), window).tolist()
+    return {"network": bundle.network, "classes": classes, "look_below": bundle.look_below, "levels": levels}
 
 
 def card_html(card: str) -> str:

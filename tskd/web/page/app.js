@@ -73,17 +73,16 @@ async function show(file) {
   $("problem").textContent = "";
   $("status").textContent = `${file.name} is being segmented …`;
   try {
-    const { image, reduced } = await decoded(file);
+    const { image, notes } = await decoded(file);
     const { width, height } = image;
     const rgba = image.data.slice();
     const answer = await ask("segment", { rgba, width, height }, [rgba.buffer]);
     draw(image, answer.classes);
     const areas = count(answer.classes);
-    tell(file.name, areas, answer, reduced);
+    tell(file.name, areas, answer, notes);
     await offer(file.name, answer.classes, width, height);
     $("result").hidden = false;
     $("result").dataset.milliseconds = Math.round(answer.milliseconds);
-    $("result").dataset.threads = answer.threads;
     $("status").textContent = `${file.name}, ${width} × ${height} pixels: segmented in ${number(Math.round(answer.milliseconds))} ms.`;
     $("result-head").focus({ preventScroll: true });
     $("result").scrollIntoView({ block: "nearest" });
@@ -98,7 +97,7 @@ async function show(file) {
 
 async function decoded(file) {
   try {
-    return await readPixels(file);
+    return await readPixels(file, model.levels);
   } catch (error) {
     if (error.name !== "InvalidStateError" && error.name !== "EncodingError") throw error;
     throw new Error(
@@ -125,7 +124,7 @@ function draw(image, classes) {
   $("view").classList.toggle("small", Math.max(width, height) < 400);
 }
 
-function tell(name, areas, answer, reduced) {
+function tell(name, areas, answer, notes) {
   const all = areas.reduce((sum, area) => sum + area, 0);
   $("areas").replaceChildren(...model.classes.map((one, index) => row(one, areas[index + 1], all)));
   const found = model.classes.map((one, index) => `${one.name} ${percent(areas[index + 1] / all)}`);
@@ -133,9 +132,7 @@ function tell(name, areas, answer, reduced) {
   $("confidence").textContent =
     answer.confidence === null ? "This model does not say how sure it is." : `Confidence: ${percent(answer.confidence)}`;
   $("remarks").replaceChildren(...remarks(areas, answer).map((text) => element("li", text)));
-  $("note").textContent = reduced
-    ? `The photo of ${reduced.join(" × ")} pixels was reduced before it was segmented; the mask has the reduced size.`
-    : "";
+  $("note").textContent = notes.join(" ");
 }
 
 // As tskd/deploy/doubt.py has it.

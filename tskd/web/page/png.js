@@ -1,4 +1,4 @@
-// Class indices to an 8-bit grey PNG, as `tskd predict` writes it; a canvas would write colours.
+// Class indices to an 8-bit grey PNG, as `tskd predict` writes it: a canvas would write colours. And its checksum.
 // Source: W3C, Portable Network Graphics (third edition), sections 5 and 11.
 
 const CRC = Uint32Array.from({ length: 256 }, (_, value) => {
@@ -19,6 +19,13 @@ export async function greyPng(values, width, height) {
   return new Blob(parts, { type: "image/png" });
 }
 
+/** Return the checksum of a chunk's kind and content. */
+export function crc32(bytes) {
+  let crc = 0xffffffff;
+  for (let at = 0; at < bytes.length; at += 1) crc = CRC[(crc ^ bytes[at]) & 0xff] ^ (crc >>> 8);
+  return ~crc >>> 0;
+}
+
 async function deflated(bytes) {
   const packed = new Blob([bytes]).stream().pipeThrough(new CompressionStream("deflate"));
   return new Uint8Array(await new Response(packed).arrayBuffer());
@@ -30,8 +37,6 @@ function chunk(kind, content) {
   view.setUint32(0, content.length);
   bytes.set(new TextEncoder().encode(kind), 4);
   bytes.set(content, 8);
-  let crc = 0xffffffff;
-  for (const byte of bytes.subarray(4, content.length + 8)) crc = CRC[(crc ^ byte) & 0xff] ^ (crc >>> 8);
-  view.setUint32(content.length + 8, ~crc >>> 0);
+  view.setUint32(content.length + 8, crc32(bytes.subarray(4, content.length + 8)));
   return bytes;
 }
