@@ -177,7 +177,8 @@ async function offer(name, classes, width, height) {
 
 function setBusy(now) {
   busy = now;
-  document.body.toggleAttribute("aria-busy", now);
+  if (now) document.body.setAttribute("aria-busy", "true");
+  else document.body.removeAttribute("aria-busy");
   for (const id of ["file", "camera"]) $(id).disabled = now;
 }
 
