@@ -1,5 +1,5 @@
-// What has to be known of a file before a browser decodes it: whether it is whole (browsers fill up what is missing, and
-// `tskd predict` refuses it), its bits, and its orientation where browsers disagree: all honour the EXIF of a JPEG, of PNG
+// What has to be known of a file before a browser decodes it: whether it is whole (not every browser says so, and
+// `tskd predict` refuses halves), its bits, and its orientation where browsers disagree: all honour the EXIF of a JPEG, of PNG
 // and WebP some do and some do not, so theirs is taken out and done here.
 // Sources: PNG (third edition), 5.3 and 11.3.4.4; WebP container, "Metadata"; Exif 2.32, tag 0x0112; ITU-T T.81, B.1.
 import { crc32 } from "./png.js";
