@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := train,offline,cluster,dev
 
-.PHONY: .venv demo test lint docs check clean
+.PHONY: .venv demo test lint docs web check clean
 
 .venv: .venv/installed
 
@@ -26,6 +26,11 @@ test: .venv
 # The documentation as a site in docs/_build; a warning is an error.
 docs: .venv
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build
+
+# What `tskd export --web` copies: onnxruntime for browsers, by the digests of package-lock.json. Needs npm and a network;
+# a wheel that is built afterwards has it inside.
+web:
+	npm ci --prefix tskd/web --ignore-scripts --no-audit --no-fund
 
 lint: .venv
 	$(BIN)/ruff format --check .

@@ -363,6 +363,25 @@ def write_atomic(path: Path, content: bytes) -> None:
             raise
 
 
+@contextmanager
+def replaced_folder(place: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``place`` where the block ends well; else the old one stays."""
+    partial, old = (place.with_name(f".{place.name}.{what}.{os.getpid()}") for what in ("new", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if place.exists():
+            place.rename(old)
+        partial.rename(place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
+        if old.exists() and not place.exists():
+            old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line to a text file and wait until it is on the disk: a power cut tears at most what comes after it."""
     with naming(path), path.open("ab") as file:

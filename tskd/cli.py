@@ -38,6 +38,8 @@ AUTO = "auto"
 TARGET_MINUTES = 30.0
 SLOW_TO_START = {"demo", "run", "stage", "compare", "export"}
 """Commands that load PyTorch: they say so, because it takes seconds in which nothing else can be said."""
+RUNTIME_VARIABLE = "TSKD_ONNXRUNTIME_WEB"
+"""Environment variable that names the folder of an unpacked onnxruntime-web, as ``--runtime`` does."""
 INTERRUPTED = 130
 """Exit code of a command stopped by Ctrl-C, as shells have it."""
 _GOES_ON = "what is finished is kept, the same command goes on"
@@ -250,11 +252,30 @@ def export(
         bool | None,
         typer.Option("--int8/--no-int8", help="Add an int8 network if it is faster and as good; else: as in the run."),
     ] = None,
+    web: Annotated[
+        Path | None, typer.Option(help="Write a page that runs the bundle's network in a browser to this folder.")
+    ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(envvar=RUNTIME_VARIABLE, help="With --web: folder of an unpacked onnxruntime-web (npm)."),
+    ] = None,
 ) -> None:
-    """Write the bundle of a finished run again. Checks it against the network on real cases and prints its folder.
+    """Write the bundle of a finished run again, or with --web as a static page. Prints the folder.
+
+    The bundle is checked against the network on real cases. The page is made from the bundle as it is.
 
     Example: tskd export out/first --int8
+
+    Example: tskd export out/first/model --web site
     """
+    if web is not None:
+        if int8 is not None:
+            raise UserError("--web takes a bundle as it is. For its int8 network give the file: MODEL/model.int8.onnx.")
+        from tskd.deploy.bundle import open_bundle
+        from tskd.deploy.web import write_web
+
+        print(write_web(open_bundle(model), web, runtime=runtime))
+        return
     from tskd.stages.export import export_again
 
     print(export_again(model, int8=int8))
@@ -502,7 +523,7 @@ def main(arguments: list[str] | None = None) -> Any:
 
 def _say_what_loads(given: list[str]) -> None:
     """Say why nothing is said for seconds; where PyTorch is loaded already or is not there, there is no wait."""
-    if not SLOW_TO_START.intersection(given[:1]) or {"-h", "--help"}.intersection(given):
+    if not SLOW_TO_START.intersection(given[:1]) or {"-h", "--help", "--web"}.intersection(given):
         return
     if "torch" not in sys.modules and find_spec("torch") is not None:
         say(f"{given[0]}: loading libraries, a few seconds")

@@ -32,7 +32,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _copy_source(folder: Path) -> None:
     """Copy what a wheel is built from: setuptools writes into the folder it builds in."""
-    shutil.copytree(ROOT / "tskd", folder / "tskd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tskd", folder / "tskd", ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
 

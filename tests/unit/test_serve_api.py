@@ -24,8 +24,9 @@ from tests.dicoms import SECRETS, STUDY, save, save_series
 from tests.serving import as_png, client_of, from_png, picture, service_of, truth, write_bundle, zipped
 from tskd.data.phantoms.write import FAMILIES, draw_phantom
 from tskd.deploy.bundle import open_bundle
+from tskd.deploy.card import card_html
 from tskd.deploy.predict import predict_paths
-from tskd.serve.app import EXAMPLES, rendered
+from tskd.serve.app import EXAMPLES
 from tskd.serve.limits import Limits
 from tskd.serve.segment import NIFTI, PNG, SEG
 
@@ -389,7 +390,7 @@ def test_the_card_is_html_in_which_nothing_runs() -> None:
     """Red where a class called <script> becomes a tag, a link runs a script, or a style breaks the page's policy."""
     text = "<script>alert(1)</script> [x](javascript:alert(1)) ![y](http://e.example/z.png)"
     card = f"# A\n\n{text}\n\n| n |\n|---:|\n| 1 |\n"
-    html = rendered(card)
+    html = card_html(card)
     assert '<td class="number">1</td>' in html
     assert [bad for bad in ("<script", 'href="javascript', "<img", "style=") if bad in html] == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tskd.artifacts import MANIFEST, file_sha256, write_atomic
+from tskd.artifacts import MANIFEST, file_sha256, replaced_folder, write_atomic
 from tskd.data.codes import ClassCode, parse_class_code
 from tskd.data.intensity import IntensityWindow
 from tskd.deploy.network_file import open_session
@@ -197,22 +196,10 @@ def publish(source: Path, place: Path) -> None:
 
     Files of ``source`` that its ``SHA256SUMS`` does not list stay behind.
     """
-    partial, old = (place.with_name(f".{place.name}.{what}.{os.getpid()}") for what in ("new", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with replaced_folder(place) as partial:
         for name in (*read_sums(source), SUMS):
             shutil.copyfile(source / name, partial / name)
         _verify(Bundle(partial))
-        if place.exists():
-            place.rename(old)
-        partial.rename(place)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
-        if old.exists() and not place.exists():
-            old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _belongs(name: str) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from markdown_it import MarkdownIt
+
 from tskd.console import printable
 from tskd.deploy.description import BundleDescription, InputRule
 from tskd.metrics.intervals import interval_text
@@ -47,6 +49,16 @@ def model_card(description: BundleDescription) -> str:
     sections = (_head, _use, _data, _scores, _doubt, _classes, _network, _export, _running)
     told = BundleDescription(**{one.name: _as_text(getattr(description, one.name)) for one in fields(description)})
     return "\n\n".join(section(told) for section in sections) + "\n"
+
+
+def card_html(card: str) -> str:
+    """Return Markdown as HTML in which every tag of the card is text, nothing has a style and no link runs a script."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    tokens = markdown.parse(card)
+    for token in tokens:
+        if token.attrs.pop("style", None) == "text-align:right":  # the page's policy has no styles in attributes
+            token.attrs["class"] = "number"
+    return str(markdown.renderer.render(tokens, markdown.options, {}))
 
 
 def _as_text(value: Any) -> Any:

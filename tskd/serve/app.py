@@ -18,7 +18,6 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from markdown_it import MarkdownIt
 from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
@@ -29,6 +28,7 @@ from tskd import __version__
 from tskd.data.intensity import IntensityWindow
 from tskd.data.memory_files import MemoryFolder
 from tskd.deploy.bundle import CARD, Bundle
+from tskd.deploy.card import card_html
 from tskd.errors import UserError
 from tskd.overlays import class_colour
 from tskd.serve.accept import preferred
@@ -220,23 +220,13 @@ class Service:
             model_sha256=self.segmenter.digest,
             version=__version__,
             card=card,
-            card_html=rendered(card),
+            card_html=card_html(card),
             corrections=self.corrections is not None,
             pool=self.pool is not None,
             examples=self.examples,
             types=TYPES,
             upload_bytes=self.limits.upload,
         )
-
-
-def rendered(card: str) -> str:
-    """Return Markdown as HTML in which every tag of the card is text, and no link runs a script."""
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    tokens = markdown.parse(card)
-    for token in tokens:
-        if token.attrs.pop("style", None) == "text-align:right":  # the page's policy has no styles in attributes
-            token.attrs["class"] = "number"
-    return str(markdown.renderer.render(tokens, markdown.options, {}))
 
 
 def png(pixels: np.ndarray) -> bytes:
