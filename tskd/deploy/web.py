@@ -131,9 +131,16 @@ def _write_licences(folder: Path, *, runtime: str, network: str) -> None:
     shutil.copyfile(texts / "LICENSE", folder / "onnxruntime.txt")
     shutil.copyfile(texts / "ThirdPartyNotices.txt", folder / "onnxruntime-third-party.txt")
     own = metadata.distribution("tskd")
-    (folder / "tskd.txt").write_text(own.read_text("licenses/LICENSE") or own.read_text("LICENSE") or "", "utf-8")
+    (folder / "tskd.txt").write_text(_own_licence(own), "utf-8")
     notice = _NOTICE.format(runtime=runtime, tskd=own.version, network=network)
     (folder / "NOTICE.txt").write_text(notice, encoding="utf-8")
+
+
+def _own_licence(own: metadata.Distribution) -> str:
+    """Return our licence: of the installed package, or of the source tree that it is used from."""
+    source = Path(__file__).parents[2] / "LICENSE"
+    kept = own.read_text("licenses/LICENSE") or own.read_text("LICENSE")
+    return kept or source.read_text(encoding="utf-8")
 
 
 def _write_page(bundle: Bundle, folder: Path) -> None:
