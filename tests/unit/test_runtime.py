@@ -84,3 +84,10 @@ def test_compiling_without_a_compiler_is_refused_before_any_work(monkeypatch: py
 def test_a_device_that_is_not_there_is_said_before_any_work() -> None:
     with pytest.raises(UserError, match=r"accelerator gpu, 1 device\(s\).* is not available on this machine"):
         open_runtime(EngineConfig(accelerator="gpu"))
+
+
+def test_a_library_says_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """ "Using bfloat16 Automatic Mixed Precision (AMP)" stood between our own lines, twice."""
+    caplog.set_level("INFO")
+    open_runtime(EngineConfig(accelerator="cpu", precision="bf16-mixed"))
+    assert [record.getMessage() for record in caplog.records] == []

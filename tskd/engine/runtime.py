@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -18,6 +19,7 @@ from tskd.errors import UserError
 from tskd.memory import keep_freed_memory
 from tskd.recipe.schema import EngineConfig, PrecisionName
 
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it remarks on itself is no news for a user
 _FIRST_WITH_TF32 = (8, 0)
 """CUDA compute capability of Ampere."""
 
