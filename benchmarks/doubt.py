@@ -22,7 +22,7 @@ import torch
 from measure import print_results
 
 from tskd.artifacts import Artifact, find_by_digest, whole
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import Prepared, spaced
 from tskd.errors import UserError
 from tskd.metrics.intervals import interval_text
 from tskd.models.registry import load_model
@@ -136,8 +136,7 @@ def others_of(student: Student, students: Sequence[Student]) -> Iterator[tuple[s
 
 def _test_images(prepared: Prepared) -> Iterator[np.ndarray]:
     rows = prepared.rows("test")
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST_OTHERS, len(rows))).round().astype(int))]
-    return (prepared.native_image(int(row)) for row in chosen)
+    return (prepared.native_image(int(row)) for row in spaced(rows, MOST_OTHERS))
 
 
 def _noisy(image: np.ndarray) -> np.ndarray:

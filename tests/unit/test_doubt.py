@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.made_up import SMALL_VIT, make_prepared
 from tskd.data.prepared import MASKS, RECORDS, Prepared, native_path
+from tskd.deploy import network_file
 from tskd.deploy.doubt import TABLE, remark
 from tskd.deploy.network_file import Answer
 from tskd.deploy.onnx_export import Deployed, Doubts, Familiar, confidence
@@ -76,6 +77,9 @@ def test_confidence_is_of_the_mask_and_of_the_whole_image_where_it_is_empty() ->
     assert confidence(probabilities.argmax(dim=0), probabilities) == pytest.approx(0.7)
     empty = torch.tensor([[[0.9, 0.7]], [[0.1, 0.3]]])
     assert confidence(empty.argmax(dim=0), empty) == pytest.approx(0.8)
+    for one in (probabilities, empty):  # files of before do not answer it: their readers count the same
+        classes = one.argmax(dim=0)
+        assert network_file.confidence(classes.numpy(), one.numpy()) == pytest.approx(float(confidence(classes, one)))
 
 
 @pytest.mark.parametrize(("found", "said"), [

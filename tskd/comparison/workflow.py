@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +27,7 @@ from tskd.comparison.statistics import Scored, Statistics, as_rows, columns_of, 
 from tskd.comparison.tables import table_columns, table_rows, write_table
 from tskd.console import say, warn
 from tskd.data.prepared import digest_of_source, digest_of_test
+from tskd.deploy.looking import cores
 from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.experiment.budget import BUDGET_RULE
@@ -58,7 +58,7 @@ class Machines:
     @property
     def threads(self) -> int:
         """CPU threads of one run."""
-        return max(1, int(self.cpus)) if self.executor == "ray" else max(1, _cores() // (self.workers or 1))
+        return max(1, int(self.cpus)) if self.executor == "ray" else max(1, cores() // (self.workers or 1))
 
     @property
     def at_once(self) -> int | None:
@@ -280,7 +280,3 @@ def _summary(comparison: Comparison, machines: Machines | None) -> Mapping[str, 
 def _is_done(out: Path, run: GridRun) -> bool:
     outcome = read_outcome(out, run.name)
     return outcome is not None and outcome.error is None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -108,6 +108,12 @@ class Prepared:
             return np.asarray(mask)
 
 
+def spaced(rows: Sequence[int] | np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many of the rows, evenly spaced from the first to the last."""
+    places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)
+    return np.asarray(rows)[np.unique(places)]
+
+
 def digest_of_test(artifact: Artifact) -> str:
     """Return one sha256 over ids, images and masks of a prepared data set's test part, whichever rows they are."""
     prepared, files = Prepared(artifact.path), artifact.manifest["files"]

@@ -20,6 +20,7 @@ from scipy.ndimage import distance_transform_edt
 from tskd.artifacts import write_atomic
 from tskd.console import progress, say
 from tskd.data.layouts import Dataset
+from tskd.data.prepared import spaced
 from tskd.doctor import has_fast_bf16
 from tskd.engine import open_runtime
 from tskd.errors import UserError
@@ -134,7 +135,7 @@ def look(dataset: Dataset, data: DataConfig) -> Facts:
         raise UserError(
             f"{dataset.root}: no image has a mask, so nothing can be learned. `tskd check` says what is there."
         )
-    seen = [labelled[place] for place in np.unique(np.linspace(0, len(labelled) - 1, LOOKED_AT).round().astype(int))]
+    seen = [labelled[place] for place in spaced(np.arange(len(labelled)), LOOKED_AT)]
     sides, thick = [], []
     with progress("configure: looking at structures", len(seen)) as advance:
         for done, record in enumerate(seen, start=1):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from tskd.console import warn
 from tskd.deploy.inputs import Frame, Item, find_items
@@ -89,18 +88,17 @@ class Pool:
             if self.is_stopped.is_set():
                 return
             try:
-                image = self.segmenter.read(one.frame)
-                answer = self.segmenter.ask(image)
-                self._score(one, image, 1 - answer.confidence)
-            except UserError:  # opening it says what is wrong with it
-                pass
+                with suppress(UserError):  # opening it says what is wrong with it
+                    self._score(one)
             except Exception as error:  # noqa: BLE001 (one image never ends the list; its text may quote the file)
                 warn(f"an image of the pool could not be looked at ({type(error).__name__})")
             finally:
                 with self.lock:
                     self.left -= 1
 
-    def _score(self, candidate: Candidate, image: np.ndarray, doubt: float) -> None:
+    def _score(self, candidate: Candidate) -> None:
+        image = self.segmenter.read(candidate.frame)
+        doubt = 1 - self.segmenter.ask(image).confidence
         labelled = self.corrections.has(image, candidate.source)
         self._change(lambda one: one.number == candidate.number, doubt=doubt, is_labelled=labelled)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, write_json
 from tskd.console import progress
-from tskd.data.prepared import Part, Prepared
+from tskd.data.prepared import Part, Prepared, spaced
 from tskd.deploy.doubt import TABLE, DoubtRule, remark
 from tskd.deploy.network_file import Answer
 from tskd.deploy.onnx_export import Doubts, Familiar, confidence, pooled
@@ -88,7 +88,9 @@ def measure(
     explained = memory_explained("doubt", device, inference_remedies("data.image_size"))
     with explained:
         temperature, calibrated_on = fit_temperature(model, prepared, device)
-        seen = _look(model, prepared, _spaced(prepared.rows("train", "val", "unlabelled")), temperature, device)
+        seen = _look(
+            model, prepared, spaced(prepared.rows("train", "val", "unlabelled"), MOST_IMAGES), temperature, device
+        )
         spread, alarms = spread_of(seen)
         rule = _rule(prepared, seen, spread, alarms, temperature, calibrated_on)
         doubts = Doubts(temperature, None if spread is None else Familiar(**asdict(spread)))
@@ -317,14 +319,6 @@ def _worth(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "dice_rest": float(np.mean(rest)) if rest else None,
         "unfamiliar": float(np.mean(strange)) if strange else None,
     }
-
-
-# rows
-
-
-def _spaced(rows: np.ndarray) -> np.ndarray:
-    """Return at most ``MOST_IMAGES`` rows, evenly spaced."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST_IMAGES, len(rows))).round().astype(int))]
 
 
 def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,10 +27,11 @@ from tskd.artifacts import (
     whole,
     write_atomic,
 )
-from tskd.data.prepared import PARTS, Prepared
+from tskd.data.prepared import PARTS, Prepared, spaced
 from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, write_sums
 from tskd.deploy.card import model_card
 from tskd.deploy.description import BundleDescription, InputRule
+from tskd.deploy.looking import cores
 from tskd.deploy.network_file import Answer, ask, open_session
 from tskd.deploy.onnx_export import Deployable, Deployed, Doubts, write_onnx
 from tskd.errors import RunFailed, UserError
@@ -206,14 +206,13 @@ def parity_cases(prepared: Prepared, count: int) -> list[ParityCase]:
     rows = rows if native else prepared.rows("val")
     if not len(rows):
         raise UserError("An export is checked on labelled images, and there are neither test nor validation images.")
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
     return [
         ParityCase(
             prepared.records[row].id,
             prepared.native_image(row) if native else np.asarray(prepared.images[row]),
             prepared.native_mask(row) if native else np.asarray(prepared.masks[row]),
         )
-        for row in chosen
+        for row in spaced(rows, count)
     ]
 
 
@@ -252,7 +251,7 @@ def check_parity(
 
 
 def _latency(network: Path, image: np.ndarray) -> dict[str, Any]:
-    counts = sorted({1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1})
+    counts = sorted({1, cores()})
     milliseconds = median_ms([partial(ask, open_session(network, threads)) for threads in counts], image)
     by_threads = {str(threads): value for threads, value in zip(counts, milliseconds, strict=True)}
     return {"image": list(image.shape[:2]), "ms_by_threads": by_threads}

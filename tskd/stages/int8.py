@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from onnxruntime.quantization import (
 )
 
 from tskd.console import say, warn
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import Prepared, spaced
 from tskd.deploy.network_file import ask, open_session
 from tskd.deploy.onnx_export import silenced
 from tskd.metrics.segmentation import agreement
@@ -79,7 +79,7 @@ class _Images(CalibrationDataReader):
     """Images of the training side, one at a time."""
 
     def __init__(self, prepared: Prepared) -> None:
-        rows = _spaced(prepared.rows("train", "val", "unlabelled"), CALIBRATION_IMAGES)
+        rows = spaced(prepared.rows("train", "val", "unlabelled"), CALIBRATION_IMAGES)
         self.images: Iterator[np.ndarray] = (np.asarray(prepared.images[row]) for row in rows)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -119,7 +119,7 @@ def _compare(network: Path, made: Path, way: str, prepared: Prepared, image: np.
 
 
 def _dice(session: Any, prepared: Prepared) -> list[float]:
-    rows = _spaced(np.concatenate([prepared.rows("val"), prepared.rows("train")]), JUDGED_ON)
+    rows = spaced(np.concatenate([prepared.rows("val"), prepared.rows("train")]), JUDGED_ON)
     images = ((np.asarray(prepared.images[row]), np.asarray(prepared.masks[row])) for row in rows)
     return [agreement(ask(session, image).classes, mask, len(prepared.classes)) for image, mask in images]
 
@@ -135,8 +135,3 @@ def judge_int8(way: str, dice_drop: float, float_ms: float, int8_ms: float, *, m
     else:
         shipped = True
     return Int8Verdict(shipped, reason, way, dice_drop, float_ms, int8_ms, round(megabytes, 2))
-
-
-def _spaced(rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
-    rows = np.asarray(rows)
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tskd.artifacts import Artifact, find_damage
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import Prepared, spaced
 from tskd.data.transfer_set import GATE, QUALITY, SAMPLE_SHEET, images_path, read_samples
 from tskd.metrics.intervals import interval_text
 from tskd.report.blocks import Block, Facts, Picture, Pictures, Points, Section, Table, section
@@ -154,8 +154,7 @@ def _training_images(prepared: Prepared, album: Album) -> Pictures | None:
 
 def _row_of_images(images: np.ndarray, rows: np.ndarray, title: str, album: Album) -> Pictures | None:
     """Return pictures of images spread over all."""
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int))]
-    return _pictures([album.add(np.asarray(images[row]), "") for row in chosen], title)
+    return _pictures([album.add(np.asarray(images[row]), "") for row in spaced(rows, SHOWN)], title)
 
 
 def _copies(view: TransferView, found: list[dict[str, Any]], album: Album) -> Pictures | None:
