@@ -218,10 +218,8 @@ def test_weights_can_be_the_start_of_all_but_scratch(open_run: OpenRun, folder: 
     usual, changed = open_run("task_kd"), open_run("task_kd", start="weights")
     name = "encoder.model.blocks.3.mlp.fc1.weight"
     given = load_file(folder / f"{SMALL_VIT}.safetensors")[name.removeprefix("encoder.model.")]
-    distances = [
-        (load_file(run.initialisations.distilled_by(run.teacher).path / "student.safetensors")[name] - given).norm()
-        for run in (usual, changed)
-    ]
+    starts = [run.initialisations.distilled_by(run.teachers.adapted) for run in (usual, changed)]
+    distances = [(load_file(start.path / "student.safetensors")[name] - given).norm() for start in starts]
     assert distances[1] < 0.5 * distances[0]
     assert changed.finetuned(None).path == usual.finetuned(None).path
     assert (
@@ -235,7 +233,7 @@ def test_several_teachers_answer_as_one_and_waste_no_label(folder: Path, open_ru
     several = run.recipe.teacher.model_copy(update={"members": 2, "adaptation": "auto"})
     labels = run.recipe.data.model_copy(update={"val_share": 0.0})
     run = Run(run.recipe.model_copy(update={"teacher": several, "data": labels}), run.out, run.runtime)
-    first, second = run.teacher_members
+    (first, second), adapted = run.teachers.members, run.teachers.adapted
     assert len(run.prepared.rows("train")) == SETTINGS["data"]["labels"]
     assert not len(run.prepared.rows("val"))
     assert first.digest != second.digest
@@ -254,9 +252,9 @@ def test_several_teachers_answer_as_one_and_waste_no_label(folder: Path, open_ru
             )
             / 4
         )
-        assert torch.allclose(load_model(run.teacher.path)(images).logits.sigmoid(), mean, atol=1e-5)
-    assert run.initialisations.distilled_by(run.teacher).manifest["inputs"]["teacher"] == run.teacher.digest
-    spent = compute_of(run.teacher, run.bench.used.values()).teacher_gflops
+        assert torch.allclose(load_model(adapted.path)(images).logits.sigmoid(), mean, atol=1e-5)
+    assert run.initialisations.distilled_by(adapted).manifest["inputs"]["teacher"] == adapted.digest
+    spent = compute_of(adapted, run.bench.used.values()).teacher_gflops
     assert spent == pytest.approx(sum(one.metrics["teacher_gflops"] for one in (first, second)))
 
 

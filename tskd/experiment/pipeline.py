@@ -191,7 +191,7 @@ def member_scores(run: Run, models: Mapping[str, tuple[str, Artifact]]) -> list[
     if together is None or "members" not in together[1].metrics:
         return []
     titles = (f"teacher, member {number}" for number in count(1))
-    scores = [run.evaluation(member, title).metrics["dice"] for member, title in zip(run.teacher_members, titles)]
+    scores = [run.evaluation(member, title).metrics["dice"] for member, title in zip(run.teachers.members, titles)]
     if None not in scores:
         say(f"teacher: {len(scores)} members, Dice {min(scores):.3f} to {max(scores):.3f} each by itself")
     return scores
@@ -236,7 +236,7 @@ def started(run: Run) -> Artifact:
 
 STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "prepare": lambda run: run.prepared_artifact,
-    "teacher": lambda run: run.teacher,
+    "teacher": lambda run: run.teachers.adapted,
     "diffusion": lambda run: run.diffusion,
     "samples": lambda run: run.samples[-1],
     "transfer": transferred,
