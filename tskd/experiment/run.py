@@ -89,13 +89,20 @@ class Run:
 
     @cached_property
     def teacher_source(self) -> TeacherSource:
-        return self._source(self.recipe.teacher)
+        return self.teacher_sources[0]
+
+    @cached_property
+    def teacher_sources(self) -> tuple[TeacherSource, ...]:
+        """The base model of every kind of teacher that answers."""
+        return tuple(map(self._source, self.recipe.teacher.kinds))
 
     @cached_property
     def teacher_data(self) -> Artifact:
-        """The images and masks as the teacher sees them: the prepared data, or the same rows at its own size."""
-        size = self.teacher_source.description.image_size
-        return teacher_images.build(self.bench, self.recipe.data, self.prepared_artifact, size)
+        """The images and masks as the teacher is asked about them: the prepared data, or the same rows at its own size.
+
+        Where several kinds answer, that is the largest of their sizes, and each makes the images smaller for itself.
+        """
+        return self._shown(max(source.description.image_size for source in self.teacher_sources))
 
     @cached_property
     def teacher(self) -> Artifact:
@@ -107,10 +114,14 @@ class Run:
     @cached_property
     def teacher_members(self) -> tuple[Artifact, ...]:
         """The teachers that answer together; none where one answers by itself, and not for mirrored images."""
-        config, source = self.recipe.teacher, self.teacher_source
-        if config.members == 1:
-            return (self._adapted(config, source),) if config.mirror else ()
-        return tuple(self._adapted(config, source, number) for number in range(config.members))
+        kinds = self.recipe.teacher.kinds
+        if sum(kind.members for kind in kinds) == 1 and not kinds[0].mirror:
+            return ()
+        return tuple(
+            self._adapted(kind, source, number if kind.members > 1 else None)
+            for kind, source in zip(kinds, self.teacher_sources)
+            for number in range(kind.members)
+        )
 
     @cached_property
     def probed_teacher(self) -> Artifact:
@@ -128,7 +139,11 @@ class Run:
         return teacher.choose_teacher(config, prepared.classes, prepared.image_size, download=self.download)
 
     def _adapted(self, config: TeacherConfig, source: TeacherSource, member: int | None = None) -> Artifact:
-        return teacher.build(self.bench, config, source, self.prepared_artifact, self.teacher_data, member=member)
+        shown = self._shown(source.description.image_size)
+        return teacher.build(self.bench, config, source, self.prepared_artifact, shown, member=member)
+
+    def _shown(self, size: int) -> Artifact:
+        return teacher_images.build(self.bench, self.recipe.data, self.prepared_artifact, size)
 
     # --- transfer set ---
 
@@ -174,7 +189,8 @@ class Run:
     def total_compute(self) -> int:
         """Operations of task-specific distillation with all that it takes: the student's, and the teacher's."""
         images = transfer.count_wanted(self.recipe.transfer, self.prepared)
-        return self.budget.total + teacher_compute(self.recipe, self.teacher_source.description, images=images)
+        described = [source.description for source in self.teacher_sources]
+        return self.budget.total + teacher_compute(self.recipe, described, images=images)
 
     def finetuned(self, start: Artifact | None, *, within: int | None = None) -> Artifact:
         """Return the student fine-tuned from an initialisation, or (None) trained on the labels from random weights.
