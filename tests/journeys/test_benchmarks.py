@@ -111,7 +111,9 @@ def test_precisions_are_timed_against_float32(run: Run) -> None:
 @pytest.mark.timeout(1500)  # about a minute of processor time, in a dozen processes: long on a busy machine
 def test_the_figures_of_a_gpu_can_be_taken_part_by_part(forked: Command, tmp_path: Path) -> None:
     """On the CPU with tiny networks: every part answers, and what has an answer is not measured again."""
-    program = partial(forked, BENCHMARKS / "gpu.py", "--tiny", "--json", "--out", tmp_path, "--minutes")
+    program = partial(
+        forked, BENCHMARKS / "gpu.py", "--tiny", "--json", "--data", "phantoms", "--out", tmp_path, "--minutes"
+    )
     nothing = json.loads(program(0).stdout)
     assert not nothing["parts"]
     assert all("the time is over" in note for note in nothing["missing"].values())
@@ -130,6 +132,7 @@ def test_the_figures_of_a_gpu_can_be_taken_part_by_part(forked: Command, tmp_pat
     assert {"teacher", "cache", "distill", "finetune", "evaluate"} <= set(stages)
     assert [row["processes"] for row in parts["processes"]] == [1, 2]
     assert parts["processes"][0]["Dice"] == pytest.approx(parts["processes"][1]["Dice"], abs=0.02)
+    assert [row["title"] for row in parts["real"]] == ["control (U-Net)"]
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert program(20).returncode == 0
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}

@@ -23,7 +23,7 @@ from tskd.stages.readings import Readings
 
 AT_TEACHERS_SIZE = frozenset({"teacher", "teacher_images", "cache", "pseudo_masks"})
 """Stages that show images to the teacher, whose size may be another: SAM's is 512 px unless the settings say so."""
-_SHARED = frozenset({"prepared_artifact", "tested_artifact", "source"})
+_SHARED = frozenset({"prepared_artifact", "tested_artifact", "sources"})
 """Cached properties of a run and of its teachers that another run takes over where data and teacher are set alike."""
 
 
@@ -164,7 +164,7 @@ def _looked_up(owner: object) -> dict[str, Any]:
 
 def _image_size(run: Run, stage: str) -> int:
     """Return the side in px of the images that a stage of a run looks at."""
-    if stage in AT_TEACHERS_SIZE and "source" in vars(run.teachers):
+    if stage in AT_TEACHERS_SIZE and "sources" in vars(run.teachers):
         return run.teachers.source.description.image_size
     return run.recipe.data.image_size
 

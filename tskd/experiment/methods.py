@@ -129,7 +129,7 @@ def asks_for_teacher(recipe: Recipe) -> bool:
 
 
 def _check_teacher_weights(recipe: Recipe) -> None:
-    if recipe.teacher.name == "offline" and recipe.teacher.weights is not None:
+    if any(kind.name == OFFLINE and kind.weights is not None for kind in recipe.teacher.kinds):
         raise UserError(
             "teacher.weights: the offline teacher has weights of its own, and these would not be used. Say whose they "
             "are: teacher.name=sam or teacher.name=timm/<backbone>; or leave teacher.weights out."

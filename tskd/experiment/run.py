@@ -1,7 +1,8 @@
 """A run's artifacts: what each is made from, and that asking for one computes what it needs first.
 
 Here is what methods share: data, transfer set, the student's network, its fine-tuning and scores. Who teaches it is in
-``teachers.py``, what it learns before the labels in ``initialisations.py``, its rivals in ``baselines.py``.
+``teachers.py``, what it learns before the labels in ``initialisations.py``, and what it is held against in
+``baselines.py``.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ class Run:
     def total_compute(self) -> int:
         """Operations of task-specific distillation with all that it takes: the student's, and the teacher's."""
         images = transfer.count_wanted(self.recipe.transfer, self.prepared)
-        return self.budget.total + teacher_compute(self.recipe, self.teachers.source.description, images=images)
+        described = [source.description for source in self.teachers.sources]
+        return self.budget.total + teacher_compute(self.recipe, described, images=images)
 
     def finetuned(self, start: Artifact | None, *, within: int | None = None) -> Artifact:
         """Return the student fine-tuned from an initialisation, or (None) trained on the labels from random weights.

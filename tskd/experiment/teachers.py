@@ -24,15 +24,22 @@ class Teachers:
     run: Run
 
     @cached_property
+    def sources(self) -> tuple[TeacherSource, ...]:
+        """The network of every kind of teacher that the recipe names, and where its weights lie."""
+        return tuple(map(self._source, self.run.recipe.teacher.kinds))
+
+    @property
     def source(self) -> TeacherSource:
-        """The network that the recipe names, and where its weights lie."""
-        return self._source(self.run.recipe.teacher)
+        """The first of them."""
+        return self.sources[0]
 
     @cached_property
     def data(self) -> Artifact:
-        """The images and masks as the teacher sees them: the prepared data, or the same rows at its own size."""
-        run, size = self.run, self.source.description.image_size
-        return teacher_images.build(run.bench, run.recipe.data, run.prepared_artifact, size)
+        """The images and masks that the teacher is asked about: the prepared data, or the same rows at its own size.
+
+        Where several kinds answer, that is the largest of their sizes, and each makes the images smaller for itself.
+        """
+        return self._shown(max(source.description.image_size for source in self.sources))
 
     @cached_property
     def adapted(self) -> Artifact:
@@ -44,10 +51,14 @@ class Teachers:
     @cached_property
     def members(self) -> tuple[Artifact, ...]:
         """The teachers that answer together; none where one answers by itself, and not for mirrored images."""
-        config, source = self.run.recipe.teacher, self.source
-        if config.members == 1:
-            return (self._adapted(config, source),) if config.mirror else ()
-        return tuple(self._adapted(config, source, number) for number in range(config.members))
+        kinds = self.run.recipe.teacher.kinds
+        if sum(kind.members for kind in kinds) == 1 and not kinds[0].mirror:
+            return ()
+        return tuple(
+            self._adapted(kind, source, number if kind.members > 1 else None)
+            for kind, source in zip(kinds, self.sources)
+            for number in range(kind.members)
+        )
 
     @cached_property
     def probed(self) -> Artifact:
@@ -65,5 +76,8 @@ class Teachers:
         return teacher.choose_teacher(config, prepared.classes, prepared.image_size, download=self.run.download)
 
     def _adapted(self, config: TeacherConfig, source: TeacherSource, member: int | None = None) -> Artifact:
-        run = self.run
-        return teacher.build(run.bench, config, source, run.prepared_artifact, self.data, member=member)
+        bench, shown = self.run.bench, self._shown(source.description.image_size)
+        return teacher.build(bench, config, source, self.run.prepared_artifact, shown, member=member)
+
+    def _shown(self, size: int) -> Artifact:
+        return teacher_images.build(self.run.bench, self.run.recipe.data, self.run.prepared_artifact, size)

@@ -43,11 +43,12 @@ def _paths(kind: Kind, before: str = "") -> Iterator[str]:
     for name, field in kind.model_fields.items():
         yield before + name
         inner = _section_in(field.annotation)
-        yield from _paths(inner, f"{before}{name}.") if inner else ()
+        if inner and inner is not kind:  # a list of sections of the same kind has the same keys
+            yield from _paths(inner, f"{before}{name}.")
 
 
 def _section_at(kind: Kind, location: Sequence[Any]) -> Kind:
-    for part in location:
+    for part in (part for part in location if isinstance(part, str)):  # a number is a place in a list of sections
         inner = _section_in(kind.model_fields[part].annotation)
         assert inner is not None, f"{part} has keys, so it is a section"
         kind = inner

@@ -273,7 +273,7 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """The large model that is adapted to the task on the labels."""
 
-    later_keys: ClassVar[frozenset[str]] = frozenset({"members", "mirror", "encoder_lr", "decoder"})
+    later_keys: ClassVar[frozenset[str]] = frozenset({"members", "mirror", "encoder_lr", "decoder", "beside"})
     name: str = "auto"
     """``auto`` (what ``weights`` are; without them SAM ViT-B where it is on this machine, else the offline teacher),
     ``sam``, ``offline``, or ``timm/<backbone>``."""
@@ -300,6 +300,9 @@ class TeacherConfig(TrainConfig):
     which it is scored (``held_out_dice``); their mean probability, over mirrored images too, teaches."""
     mirror: bool = False
     """One teacher answers with the mean over mirrored images too, where ``augment.flip`` allows it."""
+    beside: tuple[TeacherConfig, ...] = ()
+    """Teachers of other kinds that answer together with this one (SAM beside a convolutional network), each with
+    settings of its own; every network has one vote, and features are those of the first."""
     encoder_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate in the encoder, where all of its weights train."""
     rank: Positive = 4
@@ -309,6 +312,17 @@ class TeacherConfig(TrainConfig):
     steps: Positive = 400
     lr: Annotated[float, Field(gt=0)] = 2e-3
     patience: Positive | None = 8
+
+    @model_validator(mode="after")
+    def _one_list_of_teachers(self) -> Self:
+        if any(other.beside for other in self.beside):
+            raise ValueError("beside: teachers in the list have no list of their own: write them one after another")
+        return self
+
+    @property
+    def kinds(self) -> tuple[TeacherConfig, ...]:
+        """The settings of every kind of teacher that answers, this one first."""
+        return (self, *self.beside)
 
 
 class DiffusionConfig(TrainConfig):

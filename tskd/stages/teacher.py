@@ -50,7 +50,7 @@ SAME_RESULT = frozenset({"gradient_checkpointing"})
 """Settings that the artifact does not depend on: where memory was short, training goes on from its state with them."""
 RESOLVED = frozenset({"name", "weights", "pixels", "decoder"})
 """Settings that lead to a network and its weights: those are in the fingerprint, not how they were found."""
-TOGETHER = frozenset({"members", "mirror"})
+TOGETHER = frozenset({"members", "mirror", "beside"})
 """Settings of what several teachers answer together: the training of one depends on its fold alone."""
 SAM_IMAGE_SIZE = 512
 SAM_PIXELS_AT_ONCE = 4 * 512**2
