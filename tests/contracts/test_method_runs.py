@@ -266,7 +266,7 @@ def test_in_a_second_round_the_student_answers_beside_the_teacher(open_run: Open
     assert second.initialisations.distilled.manifest["inputs"]["teacher"] in teachers
     (together,) = (one for one in second.bench.used.values() if one.manifest["stage"] == "ensemble")
     members = together.manifest["inputs"]
-    assert members["member_0"] == first.teacher.digest
+    assert members["member_0"] == first.teachers.adapted.digest
     assert members["member_1"] == first.finetuned(first.initialisations.distilled).digest
     before = compute_of(first.finetuned(first.initialisations.distilled), first.bench.used.values())
     assert together.metrics["teacher_gflops"] == pytest.approx(sum(before), rel=1e-5), "earlier rounds are no gift"
