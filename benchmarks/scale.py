@@ -31,7 +31,7 @@ from tskd.stages import cache, stored_answers
 from tskd.stages.distill import attach_projection, distillation_step, stored
 from tskd.stages.samples import draw_samples, open_sampler
 
-SIZES, QUICK = (250, 500, 1000, 2000), (8, 16)
+SIZES, QUICK = (250, 500, 1000, 2000), (2, 4)
 FIRST = 64
 """Images that go through once before anything is timed: the first batches allocate."""
 Row = dict[str, Any]

@@ -44,7 +44,7 @@ def test_distillation_is_timed_in_three_ways(run: Run) -> None:
 @pytest.mark.slow
 def test_growing_transfer_sets_are_timed_and_weighed(run: Run) -> None:
     rows = run("scale.py", "--threads", 1)
-    assert [row["images"] for row in rows] == [8, 16]
+    assert [row["images"] for row in rows] == [2, 4]
     assert all(row["cache ms"] > 0 and row["step ms"] > 0 and row["sample ms"] > 0 for row in rows)
     assert all(row["sample MB"] > 100 for row in rows)
 
