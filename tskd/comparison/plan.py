@@ -23,7 +23,11 @@ from tskd.stages.readings import Readings
 
 AT_TEACHERS_SIZE = frozenset({"teacher", "teacher_images", "cache", "pseudo_masks"})
 """Stages that show images to the teacher, whose size may be another: SAM's is 512 px unless the settings say so."""
-_SHARED = ("prepared_artifact", "tested_artifact", "teacher_source")
+_LOOKED_UP: Mapping[str, Any] = {
+    "data": True, "teacher": True, "evaluate": True, "transfer": {"target", "from_target"},
+}  # fmt: skip
+"""Settings that these follow from:"""
+_SHARED = ("prepared_artifact", "tested_artifact", "target", "teacher_source")
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class _Planner:
             grid_run.recipe, self.out, self.runtime, self.download,
             open_store=lambda *_: store, readings=self.readings,
         )  # fmt: skip
-        key = canonical_json(grid_run.recipe.model_dump(include={"data", "teacher", "evaluate"}))
+        key = canonical_json(grid_run.recipe.model_dump(include=dict(_LOOKED_UP)))
         known, used = self.shared.setdefault(key, ({}, {}))
         vars(run).update(known)  # cached properties that another run has looked up
         store.used |= used
