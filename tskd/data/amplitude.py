@@ -32,10 +32,15 @@ def mix_amplitudes(images: Tensor, others: Tensor, weights: Tensor, band: float)
     of low frequencies is swapped, weight 1), Xu et al. 2021 (all amplitudes are mixed by an even random weight).
     """
     height, width = images.shape[-2:]
-    spectrum = torch.fft.rfft2(images)
-    amplitudes = spectrum.abs()
-    mixed = torch.lerp(amplitudes, torch.fft.rfft2(others).abs(), weights.reshape(-1, 1, 1, 1).to(images))
     rows, columns = torch.fft.fftfreq(height).abs(), torch.fft.rfftfreq(width)
     low = (torch.maximum(rows[:, None], columns) <= band + 1e-6).to(images.device)
-    changed = torch.polar(torch.where(low, mixed, amplitudes), spectrum.angle())
-    return torch.fft.irfft2(changed, s=(height, width)).clamp_(0, 1)
+    # one by one: the last digits of an image would depend on how many there are
+    return torch.stack([_mix(*one, low) for one in zip(images, others, weights.to(images), strict=True)])
+
+
+def _mix(image: Tensor, other: Tensor, weight: Tensor, low: Tensor) -> Tensor:
+    spectrum = torch.fft.rfft2(image)
+    amplitudes = spectrum.abs()
+    mixed = torch.where(low, torch.lerp(amplitudes, torch.fft.rfft2(other).abs(), weight), amplitudes)
+    changed = torch.fft.irfft2(torch.polar(mixed, spectrum.angle()), s=image.shape[-2:])
+    return changed.clamp_(0, 1)
