@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from tests.made_up import make_prepared
@@ -49,9 +50,23 @@ def test_means_and_variances_are_those_of_the_test_images(prepared: Prepared) ->
     assert model.norm.running_mean is not None
     assert model.norm.running_var is not None
     np.testing.assert_allclose(model.norm.running_mean.numpy(), values.mean(axis=(0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(model.norm.running_var.numpy(), values.var(axis=(0, 1, 2), ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(model.norm.running_var.numpy(), values.var(axis=(0, 1, 2)), rtol=1e-5)
     assert said == ("statistics of 1 batch norms are those of the 5 test images",)
     assert not any(module.training for module in model.modules())
+
+
+def test_frozen_norms_take_them_too_and_layer_after_layer(prepared: Prepared) -> None:
+    """A teacher with adapters keeps its norms frozen. What the second one sees has been through the adapted first."""
+    model = nn.Sequential(Normed(), nn.BatchNorm2d(3))
+    model.forward = lambda images: model[1](model[0](images).features[0])  # type: ignore[method-assign]
+    frozen = freeze_batch_norm_2d(model[0])
+    model[0] = frozen
+    said = adapt_norms(model.eval(), prepared, CPU)
+    values = prepared.images[-5:].astype(np.float64) / 255
+    np.testing.assert_allclose(frozen.norm.running_mean.numpy(), values.mean(axis=(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(model[1].running_mean.numpy(), 0, atol=1e-4)
+    np.testing.assert_allclose(model[1].running_var.numpy(), 1, atol=1e-3)
+    assert said[0].startswith("statistics of 2 batch norms")
 
 
 def test_batches_count_alike(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, write_json
 from tskd.console import progress
@@ -38,6 +37,8 @@ VERSION = 5
 OVERLAYS = "overlays"
 ADAPTED_AT_ONCE = 32
 """Test images in a batch whose statistics batch norms take on."""
+STATISTICS = {"running_mean", "running_var"}
+"""The buffers of a batch norm, be it torch's, a frozen one of timm's or of ours."""
 
 
 def build(bench: Workbench, config: EvaluateConfig, tested: Artifact, model: Artifact, *, title: str) -> Artifact:
@@ -81,25 +82,38 @@ def evaluate(
 
 
 def adapt_norms(model: nn.Module, prepared: Prepared, device: torch.device) -> tuple[str, ...]:
-    """Give a model's batch norms the statistics of the test images instead of those of training; say what was done.
+    """Give a model's batch norms, frozen ones too, the statistics of the test images; say what was done.
 
-    Means and variances are averaged over batches of ``ADAPTED_AT_ONCE``, each as batch norm in training takes them.
-    Source: Li et al. 2016 (AdaBN). No label is read, but all test images are, so the scores are those of a whole set.
+    Means and variances are averaged over batches of ``ADAPTED_AT_ONCE``, each normalised by its own on the way, as in
+    training. Source: Li et al. 2016 (AdaBN). No label is read, but all test images are, so the scores are those of a
+    whole set.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [module for module in model.modules() if dict(module.named_buffers(recurse=False)).keys() >= STATISTICS]
     rows = prepared.rows("test")
     if not norms or len(rows) < 2:
         why = "there is one test image" if norms else "the network has no batch norm"
         return (f"norm_statistics=test changed nothing: {why}",)
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over batches
-        norm.train()
+    found: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+
+    def take(norm: nn.Module, seen: tuple[Tensor, ...]) -> None:
+        variance, mean = torch.var_mean(seen[0].transpose(0, 1).flatten(1), dim=1, correction=0)
+        found[norm].append((mean, variance))
+        _set_statistics(norm, mean, variance)
+
+    hooks = [norm.register_forward_pre_hook(take) for norm in norms]
     with torch.inference_mode():
         for part in np.array_split(rows, -(-len(rows) // ADAPTED_AT_ONCE)):
             model(to_images(prepared.images[part]).to(device))
-    model.eval()
+        for norm, batches in found.items():
+            _set_statistics(norm, *(torch.stack(values).mean(0) for values in zip(*batches)))
+    for hook in hooks:
+        hook.remove()
     return (f"statistics of {len(norms)} batch norms are those of the {len(rows)} test images",)
+
+
+def _set_statistics(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    norm.get_buffer("running_mean").copy_(mean)
+    norm.get_buffer("running_var").copy_(variance)
 
 
 def _empty_truths(scores: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, ...]:
