@@ -18,6 +18,7 @@ from tskd.data.prepared import Prepared
 from tskd.data.sites import take
 from tskd.errors import UserError
 from tskd.recipe.schema import NAMING, DataConfig, Recipe, ScannerConfig, build_recipe
+from tskd.report.shareable import shareable
 from tskd.stages.prepare import build
 
 SCANNERS = {"plain": ScannerConfig(), "poor": ScannerConfig(resolution=0.5, gamma=2.0, gain=0.5, noise=0.1)}
@@ -115,7 +116,7 @@ def test_images_are_taken_by_the_values_of_columns(folder: Path) -> None:
         ({"site": "3"}, r"no image has 3 in the column site\. It has: 1 \(8 images\), 2 \(8 images\)"),
         ({"site": ["1", "3"]}, "no image has 3 in the column site"),
         ({"id": "99"}, r"no image has 99 in the column id\. It has 16 other values"),
-        ({"id": "00", "site": "2"}, r"no image has all that data\.where asks for \(id 00; site 2\)"),
+        ({"id": "00", "site": "2"}, r"no image has all that data\.where asks for at once \(id, site\)"),
     ],
 )
 def test_a_part_that_is_not_there_is_refused(folder: Path, where: dict[str, Any], told: str) -> None:
@@ -159,6 +160,17 @@ def test_a_part_is_prepared_as_a_data_set_of_its_own(folder: Path, tmp_path: Pat
     assert first[1].isdisjoint(second[1])
     assert first[1] | second[1] == whole[1]
     assert prepared(where={"site": ["2", "1"]})[0] == whole[0], "named by its images, not by how they were chosen"
+
+
+def test_a_page_that_may_be_shown_has_no_value_of_a_column() -> None:
+    """It may be a hospital's name or a patient's."""
+    where = {"subject": ["p01", "p07"], "site": "north"}
+    shown = shareable(
+        {"data": {"where": where}, "axes": {"left_out": [{"data.where": where}, {"data.where.site": "north"}]}}
+    )
+    assert not any(value in str(shown) for value in ("p01", "p07", "north"))
+    assert shown["data"]["where"] == {"subject": ["VALUE", "VALUE"], "site": "VALUE"}
+    assert shareable({"where": None}) == {"where": None}
 
 
 def test_new_keys_are_in_no_name_at_their_defaults() -> None:

@@ -13,8 +13,6 @@ from tskd.data.layouts.base import Search
 from tskd.data.layouts.folder import FOLDER, csv_lines
 from tskd.errors import UserError
 
-MOST_NAMED = 4
-"""Values in the name of a part."""
 MOST_SHOWN = 12
 """Values of a column that a message lists; of more, which may be patients, it says how many there are."""
 
@@ -42,14 +40,9 @@ def take(dataset: Dataset, where: Mapping[str, Sequence[str]]) -> Dataset:
     for column, values in where.items():
         _refuse_unknown(path, columns, column, values, [row.get(column) or "" for row in rows.values()])
     kept = tuple(record for record in dataset.records if _fits(rows.get(record.id, {}), where))
-    told = "; ".join(f"{column} {_shortly(values)}" for column, values in where.items())
     if not kept:
-        raise UserError(f"{path}: no image has all that data.where asks for ({told}). Ask for less at once.")
-    return replace(dataset, name=f"{dataset.name} ({told})", records=kept)
-
-
-def _shortly(values: Sequence[str]) -> str:
-    return ", ".join(values) if len(values) <= MOST_NAMED else f"in {len(values)} values"
+        raise UserError(f"{path}: no image has all that data.where asks for at once ({asked}). Ask for less.")
+    return replace(dataset, records=kept)
 
 
 def _fits(row: Mapping[str, str], where: Mapping[str, Sequence[str]]) -> bool:
