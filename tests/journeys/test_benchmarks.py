@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.conftest import Command
 from tests.serving import write_bundle
@@ -145,3 +147,30 @@ def test_a_server_under_load_answers_all_and_leaves_nothing(forked: Command, tmp
     told = json.loads(answer.stdout)
     assert (told["alive_at_the_end"], told["unexpected"], told["left"], told["left_after_kill"]) == (True, [], [], [])
     assert told["statuses"]["good 200"] + sum(n for name, n in told["statuses"].items() if "hostile" in name) == 40
+
+
+def test_sites_are_told_apart_by_colour_size_and_case(forked: Command, tmp_path: Path) -> None:
+    """What is there stays: other columns, lines in their order. A case of two kinds goes with most of its images."""
+    lines = ["id,split,case,note"]
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        colour = (200, 40, 90) if number in (1, 2, 3, 7) else (90, 90, 90)
+        Image.new("RGB", (40 + 10 * (number > 5), 40), colour).save(tmp_path / f"images/{number}.png")
+        if number < 7:
+            lines.append(f'{number},train,{number // 3},"a, {number}"')
+    table, script = tmp_path / "split.csv", BENCHMARKS / "sites.py"
+    sites = {}
+    for way in ("colour", "size", "case"):
+        table.write_text("\n".join(lines))
+        answer = forked(script, tmp_path, "--by", way, "--parts", 2)
+        assert answer.returncode == 0, answer.stderr
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        sites[way] = [row["site"] for row in rows]
+        assert [row["note"] for row in rows] == [f"a, {number}" for number in range(7)] + [""]
+    assert sites["colour"] == ["colour"] * 3 + ["grey"] * 4 + ["colour"], "image 3 is coloured, its case is grey"
+    assert sites["size"] == ["small"] * 6 + ["large"] * 2
+    assert [len(set(sites["case"][start:end])) for start, end in ((0, 3), (3, 6), (6, 7))] == [1, 1, 1]
+    assert set(sites["case"]) == {"site1", "site2"}
+    again = forked(script, tmp_path, "--by", "case")
+    assert (again.returncode, "has a column site already" in again.stderr) == (2, True)

@@ -23,8 +23,12 @@ from tskd.stages.readings import Readings
 
 AT_TEACHERS_SIZE = frozenset({"teacher", "teacher_images", "cache", "pseudo_masks"})
 """Stages that show images to the teacher, whose size may be another: SAM's is 512 px unless the settings say so."""
-_SHARED = frozenset({"prepared_artifact", "tested_artifact", "sources"})
-"""Cached properties of a run and of its teachers that another run takes over where data and teacher are set alike."""
+_LOOKED_UP: Mapping[str, Any] = {
+    "data": True, "teacher": True, "evaluate": True, "transfer": {"target", "from_target"},
+}  # fmt: skip
+"""Settings that these follow from:"""
+_SHARED = frozenset({"prepared_artifact", "tested_artifact", "target", "sources"})
+"""Cached properties of a run and of its teachers that another run takes over where those settings are alike."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class _Planner:
             grid_run.recipe, self.out, self.runtime, self.download,
             open_store=lambda *_: store, readings=self.readings,
         )  # fmt: skip
-        key = canonical_json(grid_run.recipe.model_dump(include={"data", "teacher", "evaluate"}))
+        key = canonical_json(grid_run.recipe.model_dump(include=dict(_LOOKED_UP)))
         known, of_teachers, used = self.shared.setdefault(key, ({}, {}, {}))
         vars(run).update(known)  # cached properties that another run has looked up
         vars(run.teachers).update(of_teachers)

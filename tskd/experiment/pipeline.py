@@ -24,7 +24,7 @@ from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages import doubt, evaluate, export, quality
 from tskd.stages.compute import compute_of
 from tskd.stages.network_costs import measure_networks
-from tskd.stages.transfer import count_real
+from tskd.stages.transfer import count_wanted
 
 
 def trained_models(
@@ -135,7 +135,8 @@ def _execute(run: Run) -> RunFolder:
     if any(
         METHODS[name].initialisation or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.baselines)
     ):
-        count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
+        # more than there are is refused before anything is trained
+        count_wanted(run.recipe.transfer, run.prepared, run.target_set)
     _say_what_for(run)
     models = trained_models(run, announce=announcer(run.recipe))
     say(f"run: scores of {len(models)} models, then the model to ship and the report")

@@ -22,7 +22,7 @@ from tskd.experiment.initialisations import Initialisations
 from tskd.experiment.teachers import Teachers
 from tskd.models.description import NetworkDescription
 from tskd.recipe.schema import Recipe
-from tskd.stages import ablation, diffusion, evaluate, finetune, prepare, samples, tested, transfer
+from tskd.stages import ablation, diffusion, evaluate, finetune, prepare, samples, target, tested, transfer
 from tskd.stages.readings import Readings
 from tskd.stages.students import describe_student
 from tskd.stages.workbench import Workbench
@@ -90,9 +90,25 @@ class Run:
     @cached_property
     def transfer(self) -> Artifact:
         config = self.recipe.transfer
-        transfer.count_real(config, self.prepared)  # before images are sampled: a plan refuses more than there are too
+        # before images are sampled: a plan refuses more than there are too
+        transfer.count_wanted(config, self.prepared, self.target_set)
         sampled = self.samples if config.synthetic else ()
-        return transfer.build(self.bench, config, self.prepared_artifact, sampled)
+        return transfer.build(self.bench, config, self.prepared_artifact, sampled, self.target)
+
+    @cached_property
+    def target(self) -> Artifact | None:
+        """The prepared data of the site where the student will work, whose images it learns from without labels.
+
+        As large as whoever looks at them needs them. Raises UserError where a test image is among them.
+        """
+        recipe = self.recipe
+        if recipe.transfer.target is None or recipe.transfer.from_target == 0:
+            return None
+        return target.build(self.bench, recipe, self.tested_artifact, self.readings)
+
+    @property
+    def target_set(self) -> Prepared | None:
+        return None if self.target is None else Prepared(self.target.path)
 
     @property
     def transfer_set(self) -> TransferSet:
@@ -116,7 +132,7 @@ class Run:
     @cached_property
     def total_compute(self) -> int:
         """Operations of task-specific distillation with all that it takes: the student's, and the teacher's."""
-        images = transfer.count_wanted(self.recipe.transfer, self.prepared)
+        images = transfer.count_wanted(self.recipe.transfer, self.prepared, self.target_set)
         described = [source.description for source in self.teachers.sources]
         return self.budget.total + teacher_compute(self.recipe, described, images=images)
 
@@ -129,7 +145,7 @@ class Run:
         if within is not None:
             config = lasting(config, within, self.budget.flops_per_image)
         description = self.student_description.bare()  # the initialisation holds them all
-        return finetune.build(self.bench, config, description, self.prepared_artifact, start)
+        return finetune.build(self.bench, config, description, self.prepared_artifact, start, self.target)
 
     # --- scores ---
 

@@ -76,8 +76,8 @@ class Teachers:
         return teacher.choose_teacher(config, prepared.classes, prepared.image_size, download=self.run.download)
 
     def _adapted(self, config: TeacherConfig, source: TeacherSource, member: int | None = None) -> Artifact:
-        bench, shown = self.run.bench, self._shown(source.description.image_size)
-        return teacher.build(bench, config, source, self.run.prepared_artifact, shown, member=member)
+        run, shown = self.run, self._shown(source.description.image_size)
+        return teacher.build(run.bench, config, source, run.prepared_artifact, shown, member=member, target=run.target)
 
     def _shown(self, size: int) -> Artifact:
         return teacher_images.build(self.run.bench, self.run.recipe.data, self.run.prepared_artifact, size)
