@@ -12,12 +12,12 @@ from tskd.artifacts import ARTIFACTS, Artifact, Make, Store, artifact_path, cano
 from tskd.comparison.grid import GridRun
 from tskd.comparison.job import DATA_STAGES
 from tskd.console import progress, say
-from tskd.data.prepared import digest_of_source
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import UserError
 from tskd.experiment.methods import METHODS
 from tskd.experiment.preflight import check_networks, remarks_on_weights
 from tskd.experiment.run import Run
+from tskd.federated.opening import make_run
 from tskd.recipe.schema import EngineConfig
 from tskd.stages.readings import Readings
 
@@ -69,6 +69,10 @@ class PlanStore:
     used: dict[str, Artifact] = field(default_factory=dict)
     missing: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
     """Name -> stage and its settings."""
+
+    def at(self, root: Path) -> PlanStore:
+        """Return the same plan for another folder: a site of a federation has its own."""
+        return self if root == self.root else PlanStore(root, self.used, self.missing)
 
     def build(
         self,
@@ -129,11 +133,11 @@ class _Planner:
     def plan(self, grid_run: GridRun) -> RunPlan:
         check_networks(grid_run.recipe)
         store = PlanStore(self.out / ARTIFACTS)
-        run = Run(
+        run = make_run(
             grid_run.recipe, self.out, self.runtime, self.download,
-            open_store=lambda *_: store, readings=self.readings,
+            open_store=lambda root, _: store.at(root), readings=self.readings,
         )  # fmt: skip
-        key = canonical_json(grid_run.recipe.model_dump(include={"data", "teacher", "evaluate"}))
+        key = canonical_json(grid_run.recipe.model_dump(include={"data", "teacher", "evaluate", "federated"}))
         known, used = self.shared.setdefault(key, ({}, {}))
         vars(run).update(known)  # cached properties that another run has looked up
         store.used |= used
@@ -152,7 +156,7 @@ class _Planner:
             for name, (stage, config) in store.missing.items()
         )
         found = tuple(name for name in store.used if name not in store.missing)
-        return RunPlan(grid_run, missing, found, digest_of_source(run.prepared_artifact), complete)
+        return RunPlan(grid_run, missing, found, run.source_digest, complete)
 
 
 def _image_size(run: Run, stage: str) -> int:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import Prepared, digest_of_source
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
 from tskd.engine.batches import allowed_flips
@@ -63,7 +63,17 @@ class Run:
     @property
     def costs(self) -> Costs:
         """Seconds and peak memory of every artifact asked for so far, as measured when it was made."""
-        return {name: cost for artifact in self.bench.used.values() for name, cost in artifact.costs.items()}
+        return {name: cost for artifact in self.used for name, cost in artifact.costs.items()}
+
+    @property
+    def used(self) -> tuple[Artifact, ...]:
+        """Every artifact that was asked for so far."""
+        return tuple(self.bench.used.values())
+
+    @property
+    def source_digest(self) -> str:
+        """Digest of the images and masks that it trains and tests on, as they lie in their folder."""
+        return digest_of_source(self.prepared_artifact)
 
     # --- data ---
 
@@ -193,6 +203,6 @@ class Run:
         """Return the scores of a trained model on the test images."""
         return evaluate.build(self.bench, self.recipe.evaluate, self.tested_artifact, model, title=title)
 
-    def ablation(self, model: Artifact) -> Artifact:
+    def ablation(self, model: Artifact) -> Artifact | None:
         """Return what a trained model scores on the test images without its encoder's features or without its skip."""
         return ablation.build(self.bench, self.tested_artifact, model)
