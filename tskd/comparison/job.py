@@ -145,12 +145,14 @@ def _execute(job: Job) -> Outcome:
     ablation = run.ablation(model)
     row = {
         "title": method.title,
-        "dataset": run.prepared.dataset["name"],
+        "dataset": run.data_name,
+        "images": run.source_digest,
         "scores": evaluation.metrics,
         "seconds": round(sum(cost["seconds"] for cost in costs), 2),
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),
         "peak_gpu_memory_mb": max(cost.get("peak_gpu_memory_mb", 0.0) for cost in costs),
         "threads": torch.get_num_threads(),
+        **run.figures(evaluation),
         **compute_of(model, run.used)._asdict(),
         **{f"dice_{name}": dice for name, dice in (ablation.metrics if ablation else {}).items()},
     }

@@ -6,7 +6,7 @@ student learns before the labels is in ``initialisations.py``, what it is held a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,15 @@ class Run:
     def source_digest(self) -> str:
         """Digest of the images and masks that it trains and tests on, as they lie in their folder."""
         return digest_of_source(self.prepared_artifact)
+
+    @property
+    def data_name(self) -> str:
+        """What the data that it trains on are called."""
+        return str(self.prepared.dataset["name"])
+
+    def figures(self, evaluation: Artifact) -> Mapping[str, str | float | None]:
+        """Return what a comparison's table says of a model beside its scores, by column."""
+        return {}
 
     # --- data ---
 

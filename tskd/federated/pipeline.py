@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from tskd.artifacts import Artifact
 from tskd.console import say
 from tskd.experiment.methods import METHODS
 from tskd.federated.opening import require_alike
-from tskd.federated.run import FederatedRun
+from tskd.federated.run import FederatedRun, bytes_of
 from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages.compute import compute_of
 
@@ -61,16 +60,6 @@ def _found(run: FederatedRun, models: Mapping[str, Artifact], scores: Mapping[st
             "bytes": bytes_of(run.rounds),
         },
     )
-
-
-def bytes_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """Return site -> the bytes that went ``down`` to it and ``up`` from it in all rounds."""
-    total: dict[str, dict[str, int]] = {}
-    for entry in rounds:
-        for site, one in entry["sites"].items():
-            known = total.setdefault(site, {"down": 0, "up": 0})
-            known["down"], known["up"] = known["down"] + one["down"], known["up"] + one["up"]
-    return total
 
 
 def _say_what_for(run: FederatedRun) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -87,6 +87,23 @@ class FederatedRun(PublicRun):
         """Digest of the images and masks of all sites, as they lie in their folders."""
         known = {name: digest_of_source(site.own.prepared_artifact) for name, site in self.sites.items()}
         return _digest({**known, "transfer": digest_of_source(self.prepared_artifact)})
+
+    @property
+    def data_name(self) -> str:
+        """Return what all sites' images are called together; how a site calls its own is its affair."""
+        return scores.DATASET
+
+    def figures(self, evaluation: Artifact) -> Mapping[str, str | float | None]:
+        """Return the worst site, its Dice, the mean over sites, and what was sent in all."""
+        found = evaluation.metrics
+        worst = found["worst"]
+        sent = bytes_of(self.rounds).values()
+        return {
+            "worst_site": worst,
+            "dice_worst_site": None if worst is None else found["sites"][worst]["dice"],
+            "dice_of_sites": found["dice_of_sites"],
+            **{f"mb_{way}": round(sum(one[way] for one in sent) / 1e6, 3) for way in ("down", "up")},
+        }
 
     # --- sites ---
 
@@ -335,6 +352,16 @@ def weights_of(scores: Mapping[str, float]) -> dict[str, float]:
 def told(numbers: Mapping[str, float]) -> dict[str, float]:
     """Return the numbers that are some: a site without a validation part has no score."""
     return {name: value for name, value in numbers.items() if value == value}
+
+
+def bytes_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return site -> the bytes that went ``down`` to it and ``up`` from it in all rounds."""
+    total: dict[str, dict[str, int]] = {}
+    for entry in rounds:
+        for site, one in entry["sites"].items():
+            known = total.setdefault(site, {"down": 0, "up": 0})
+            known["down"], known["up"] = known["down"] + one["down"], known["up"] + one["up"]
+    return total
 
 
 def _digest(values: Mapping[str, str]) -> str:

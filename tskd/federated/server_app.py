@@ -75,7 +75,8 @@ class Averaging:
             return None
         entry, current = self.log[-1], as_tensors(arrays)
         score = entry.get("score")
-        if score is None or score > self.score:
+        unjudged = score is None and self.score == -math.inf  # later ones without a score take no judged one's place
+        if unjudged or (score is not None and score > self.score):
             self.tensors, self.round = current, entry["round"]
             self.score = self.score if score is None else score
         said = "" if score is None else f", validation Dice {score:.3f}"

@@ -165,7 +165,8 @@ class Site:
         learned = trained_tensors(model)
         if self.stays:
             save_file({name: learned[name] for name in self.stays}, self._norms(task, task.round))
-        shutil.rmtree(folder)
+        for begun in folder.parent.glob(f"{task.round:04d}-*"):  # another one began from what the server has lost since
+            shutil.rmtree(begun)
         return without(learned, self.stays), {"images": self.labelled, "loss": loss}
 
     def validate(self, task: Task, received: Tensors) -> Numbers:
