@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from tskd.console import warn
-from tskd.errors import Paused, RunFailed, UserError
+from tskd.errors import Paused, RunFailed, UserError, refused_by_system
 from tskd.federated.answers import packed
 from tskd.federated.messages import ANSWERS, ARRAYS, as_arrays, as_tensors, failed, reply, task_of
 from tskd.federated.site import Site
@@ -34,7 +34,9 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
                 raise
             except (UserError, RunFailed) as error:
                 warn(str(error))
-            except Exception:  # noqa: BLE001 whatever it was may name files: it is told here, not there
+            except OSError as error:
+                warn(refused_by_system(error))
+            except Exception:  # noqa: BLE001 whatever it was may name files: it is told here alone
                 traceback.print_exc()
             return failed(message)
 
