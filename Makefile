@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each builds .venv first if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := train,offline,cluster,dev
+EXTRAS := train,offline,cluster,federated,dev
 
 .PHONY: .venv demo test lint docs web check clean
 

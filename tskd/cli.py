@@ -33,10 +33,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+federate = typer.Typer(
+    help="Train one model at several sites, without an image leaving any of them.", no_args_is_help=True
+)
+app.add_typer(federate, name="federate")
+
 AUTO = "auto"
 """The recipe that is chosen rather than read, as where a data folder and no recipe are given."""
 TARGET_MINUTES = 30.0
-SLOW_TO_START = {"demo", "run", "stage", "compare", "export"}
+SLOW_TO_START = {"demo", "run", "stage", "compare", "export", "federate"}
 """Commands that load PyTorch: they say so, because it takes seconds in which nothing else can be said."""
 RUNTIME_VARIABLE = "TSKD_ONNXRUNTIME_WEB"
 """Environment variable that names the folder of an unpacked onnxruntime-web, as ``--runtime`` does."""
@@ -48,6 +53,7 @@ _AFTER_STOP = {
     "serve": "nothing is kept but saved corrections",
 }
 Executor = Literal["local", "ray"]
+Backend = Literal["here", "ray"]
 DicomSeg = Literal["binary", "labelmap", "none"]
 Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interrupted run in it is taken up again.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: section.key=value. May be repeated.")]
@@ -200,6 +206,48 @@ def compare(
     else:
         print_comparison(comparison)
     raise SystemExit(1 if comparison.failures else 0)
+
+
+@federate.command()
+def simulate(
+    recipe: Annotated[str, typer.Argument(help="Name (see tskd recipes) or YAML file with a section federated.")],
+    site: Annotated[
+        list[str] | None, typer.Option("--site", help="NAME=FOLDER: a site and its data folder. May be repeated.")
+    ] = None,
+    transfer: Annotated[
+        str | None, typer.Option("--transfer", help="Folder of the images that all share; no site's patients.")
+    ] = None,
+    out: Out = Path("out/federated"),
+    set_: Set = None,
+    backend: Annotated[
+        Backend, typer.Option(help="here: sites by turns in this process; ray: Flower's simulation, processes of Ray.")
+    ] = "here",
+    minutes: Minutes = None,
+    download: Download = False,
+    json_: Json = False,
+) -> None:
+    """Try a federation out on this machine. Every site's data lie here; what would be sent is sent as the same bytes.
+
+    Example: tskd federate simulate smoke --out out/federated
+    """
+    from tskd.federated.opening import open_federated
+    from tskd.recipe.built_in import find_federation
+    from tskd.recipe.files import Change, as_site
+    from tskd.recipe.schema import load_recipe
+
+    changes: list[str | Change] = [*map(as_site, site or [])]
+    if transfer is not None:
+        changes.append(Change("federated.transfer.root", transfer))
+    loaded = load_recipe(find_federation(recipe), [*changes, *(set_ or [])])
+    opened = open_federated(loaded, out, minutes=minutes, download=download, backend=backend)
+    from tskd.federated.pipeline import execute
+    from tskd.federated.summary import print_federation
+
+    found = execute(opened)
+    if json_:
+        print(json.dumps(found.as_dict(), default=str))
+    else:
+        print_federation(found, out)
 
 
 @app.command()

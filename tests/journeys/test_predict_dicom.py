@@ -27,7 +27,7 @@ from tskd.data.layouts import LayoutOptions, open_dataset
 from tskd.deploy.bundle import open_bundle, write_sums
 from tskd.deploy.inputs import find_items
 from tskd.errors import UserError
-from tskd.stages.prepare import dataset_digest
+from tskd.stages.source_data import dataset_digest
 
 LIVER = {"category": ["123037004", "SCT", "Anatomical Structure"], "type": ["10200004", "SCT", "Liver"]}
 

@@ -30,10 +30,10 @@ from tskd.run_file import RunFile
 from tskd.stages import transfer as transfer_stage
 from tskd.stages.evaluate import evaluate
 from tskd.stages.evaluation_files import read_cases
-from tskd.stages.prepare import dataset_digest, prepare
+from tskd.stages.prepare import prepare
 from tskd.stages.quality import write_quality
 from tskd.stages.readings import Reading
-from tskd.stages.source_data import open_data
+from tskd.stages.source_data import dataset_digest, open_data
 from tskd.stages.workbench import Workbench
 from tskd.types import SegmentationOutput
 

@@ -22,7 +22,7 @@ from tskd.run_file import misquoted
 RUNS = "runs"
 """Folder of the runs' states and logs in a comparison's folder."""
 RECHECK = "Give --recheck: the same comparison then makes anew what is damaged."
-DATA_STAGES = frozenset({"phantoms", "prepare"})
+DATA_STAGES = frozenset({"phantoms", "prepare", "public", "pooled", "sites"})
 """Stages that are not part of a method."""
 LONGEST_ERROR = 300
 
@@ -130,28 +130,31 @@ def _execute(job: Job) -> Outcome:
 
     from tskd.engine import open_runtime
     from tskd.experiment.methods import METHODS
-    from tskd.experiment.run import Run
+    from tskd.federated.opening import make_run
     from tskd.stages.compute import compute_of
 
     recipe = build_recipe(job.recipe, job.name)
     engine = recipe.engine.model_copy(update={"threads": recipe.engine.threads or job.threads})
-    run = Run(recipe, job.out, open_runtime(engine), job.download)
+    run = make_run(recipe, job.out, open_runtime(engine), job.download)
     method = METHODS[recipe.method]
     model = method.model(run)
     costs = [cost for name, cost in run.costs.items() if name.rpartition("-")[0] not in DATA_STAGES]
     evaluation = run.evaluation(model, method.title)
     if evaluation.metrics["dice"] is None:
         raise UserError(f"{NOTHING_TO_FIND}: no mask of theirs holds any foreground, so nothing can be compared.")
+    ablation = run.ablation(model)
     row = {
         "title": method.title,
-        "dataset": run.prepared.dataset["name"],
+        "dataset": run.data_name,
+        "images": run.source_digest,
         "scores": evaluation.metrics,
         "seconds": round(sum(cost["seconds"] for cost in costs), 2),
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),
         "peak_gpu_memory_mb": max(cost.get("peak_gpu_memory_mb", 0.0) for cost in costs),
         "threads": torch.get_num_threads(),
-        **compute_of(model, run.bench.used.values())._asdict(),
-        **{f"dice_{name}": dice for name, dice in run.ablation(model).metrics.items()},
+        **run.figures(evaluation),
+        **compute_of(model, run.used)._asdict(),
+        **{f"dice_{name}": dice for name, dice in (ablation.metrics if ablation else {}).items()},
     }
     artifacts = {"model": model, "evaluation": evaluation, "data": run.tested_artifact}
     return Outcome(job.name, None, row, {name: artifact.path.name for name, artifact in artifacts.items()})

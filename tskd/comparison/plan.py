@@ -12,19 +12,19 @@ from tskd.artifacts import ARTIFACTS, Artifact, Make, Store, artifact_path, cano
 from tskd.comparison.grid import GridRun
 from tskd.comparison.job import DATA_STAGES
 from tskd.console import progress, say
-from tskd.data.prepared import digest_of_source
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import UserError
 from tskd.experiment.methods import METHODS
 from tskd.experiment.preflight import check_networks, remarks_on_weights
 from tskd.experiment.run import Run
+from tskd.federated.opening import make_run
 from tskd.recipe.schema import EngineConfig
 from tskd.stages.readings import Readings
 
 AT_TEACHERS_SIZE = frozenset({"teacher", "teacher_images", "cache", "pseudo_masks"})
 """Stages that show images to the teacher, whose size may be another: SAM's is 512 px unless the settings say so."""
 _LOOKED_UP: Mapping[str, Any] = {
-    "data": True, "teacher": True, "evaluate": True, "transfer": {"target", "from_target"},
+    "data": True, "teacher": True, "evaluate": True, "federated": True, "transfer": {"target", "from_target"},
 }  # fmt: skip
 """Settings that these follow from:"""
 _SHARED = frozenset({"prepared_artifact", "tested_artifact", "target", "sources"})
@@ -74,6 +74,10 @@ class PlanStore:
     used: dict[str, Artifact] = field(default_factory=dict)
     missing: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
     """Name -> stage and its settings."""
+
+    def at(self, root: Path) -> PlanStore:
+        """Return the same plan for another folder: a site of a federation has its own."""
+        return self if root == self.root else PlanStore(root, self.used, self.missing)
 
     def build(
         self,
@@ -134,9 +138,9 @@ class _Planner:
     def plan(self, grid_run: GridRun) -> RunPlan:
         check_networks(grid_run.recipe)
         store = PlanStore(self.out / ARTIFACTS)
-        run = Run(
+        run = make_run(
             grid_run.recipe, self.out, self.runtime, self.download,
-            open_store=lambda *_: store, readings=self.readings,
+            open_store=lambda root, _: store.at(root), readings=self.readings,
         )  # fmt: skip
         key = canonical_json(grid_run.recipe.model_dump(include=dict(_LOOKED_UP)))
         known, of_teachers, used = self.shared.setdefault(key, ({}, {}, {}))
@@ -159,7 +163,7 @@ class _Planner:
             for name, (stage, config) in store.missing.items()
         )
         found = tuple(name for name in store.used if name not in store.missing)
-        return RunPlan(grid_run, missing, found, digest_of_source(run.prepared_artifact), complete)
+        return RunPlan(grid_run, missing, found, run.source_digest, complete)
 
 
 def _looked_up(owner: object) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tskd.artifacts import COSTS, write_atomic
 from tskd.cells import ENCODING_ERRORS, harmless
 from tskd.comparison.grid import DATASET, METHOD, Grid, GridRun
 from tskd.comparison.job import Outcome
-from tskd.report.comparison.files import ABLATION_COLUMNS
+from tskd.report.comparison.files import ABLATION_COLUMNS, FEDERATED_COLUMNS
 from tskd.stages.network_costs import Network
 
 _DISTANCES = ("hd95_px", "hd95_mm", "assd_px", "assd_mm")
@@ -27,11 +27,13 @@ def table_rows(grid: Grid, outcomes: Mapping[str, Outcome], networks: Mapping[st
 
 
 def table_columns(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns of table.csv: the axes of the grid, distances in the units that occur, millilitres if any."""
+    """Return the columns of table.csv: the axes of the grid, distances in the units that occur, millilitres if any,
+    and what is said of sites where there are some."""
     axes = [axis for axis in grid.axes if axis not in (METHOD, DATASET)]
     units = [name for name in (*_DISTANCES, "volume_error_ml") if any(row.get(name) is not None for row in rows)]
     return [
         *("run", "status", "error", METHOD, "title", DATASET, *axes),
+        *[name for name in FEDERATED_COLUMNS if any(row.get(name) is not None for row in rows)],
         *("dice", "dice_ci95_low", "dice_ci95_high", "iou", *units, *_COUNTS),
         *ABLATION_COLUMNS,
         *(*COSTS, "threads", *_NETWORK, *_COMPUTE, "evaluation"),
@@ -54,7 +56,7 @@ def _row(run: GridRun, outcome: Outcome, networks: Mapping[str, Network]) -> dic
         **run.point,  # a data set that the grid names is called so
         "dice_ci95_low": low,
         "dice_ci95_high": high,
-        **{name: found.get(name) for name in (*COSTS, "threads", *_COMPUTE, *ABLATION_COLUMNS)},
+        **{name: found.get(name) for name in (*COSTS, "threads", *_COMPUTE, *ABLATION_COLUMNS, *FEDERATED_COLUMNS)},
         **(vars(network) if network else {}),
         "evaluation": outcome.artifacts["evaluation"],
     }

@@ -32,6 +32,7 @@ from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.experiment.budget import BUDGET_RULE
 from tskd.metrics.comparison import MeanRank, PairTest
+from tskd.models.description import DESCRIPTION
 from tskd.recipe.schema import EngineConfig, SourceConfig
 from tskd.report import write_report
 from tskd.report.comparison.files import BIAS_VARIANCE, CHANGES, COMPARISON, RANKS, TABLE, TESTS
@@ -114,7 +115,11 @@ def _refuse_changed_data(grid: Grid, plans: list[RunPlan], out: Path) -> None:
 
 def images_of(run: GridRun) -> str:
     """Return the settings that say which images a run is about, whatever it takes of them."""
-    return canonical_json(run.recipe.data.model_dump(include={*SourceConfig.model_fields, "split_seed"}))
+    data = run.recipe.data.model_dump(include={*SourceConfig.model_fields, "split_seed"})
+    federated = run.recipe.federated
+    if federated is None:
+        return canonical_json(data)
+    return canonical_json([data, federated.model_dump(include={"sites", "transfer"})])
 
 
 def _trained_on(out: Path, run: GridRun) -> str | None:
@@ -122,7 +127,9 @@ def _trained_on(out: Path, run: GridRun) -> str | None:
     outcome = read_outcome(out, run.name)
     if outcome is None:
         return None
-    model = Artifact(out / ARTIFACTS / outcome.artifacts["model"])
+    if known := outcome.row.get("images"):
+        return str(known)
+    model = Artifact(out / ARTIFACTS / outcome.artifacts["model"])  # of an earlier version
     prepared = find_by_digest(out / ARTIFACTS, "prepare", model.manifest["inputs"]["data"])
     return digest_of_source(prepared) if prepared else None
 
@@ -241,7 +248,8 @@ def _networks(store: Store, scored: list[Scored]) -> dict[str, Network]:
     found: dict[str, Network] = {}
     for size in {one.run.recipe.data.image_size for one in scored}:
         names = {one.outcome.artifacts["model"] for one in scored if one.run.recipe.data.image_size == size}
-        found |= measure_networks(store, [Artifact(store.root / name) for name in sorted(names)], image_size=size)
+        models = [Artifact(store.root / name) for name in sorted(names) if (store.root / name / DESCRIPTION).is_file()]
+        found |= measure_networks(store, models, image_size=size)  # not of what stands for a model at each site
     return found
 
 

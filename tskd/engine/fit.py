@@ -55,6 +55,9 @@ class Training:
     """Factor of the learning rate in the encoder."""
     lr: float | None = None
     """None: as the settings say."""
+    place: tuple[int, int] | None = None
+    """Where it lies in a longer training that is done in parts: the steps before it, and those of the whole; its
+    learning rate is that of its place. None: it is the whole."""
     on_step: Callable[[int, nn.Module], None] | None = None
     """Looks at the network after each step, e.g. to draw samples; must change nothing."""
 
@@ -186,7 +189,8 @@ class _Loop:
 
     def _update(self, step: int, parts: list[Batch]) -> dict[str, Tensor]:
         settings, fabric = self.training.settings, self.runtime.fabric
-        factor = learning_rate_factor(step, settings.steps, settings.warmup)
+        before, whole = self.training.place or (0, settings.steps)
+        factor = learning_rate_factor(before + step, whole, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=fabric.device))

@@ -145,7 +145,7 @@ def _execute(run: Run) -> RunFolder:
         judged_synthetic(run)
     bundle = exported(run)
     measured = measure_networks(run.bench, [one for _, one in models.values()], image_size=run.recipe.data.image_size)
-    ablation = run.ablation(models["student"][1]).metrics
+    ablation = run.ablation(models["student"][1])
     networks = {name: asdict(measured[one.path.name]) for name, (_, one) in models.items()}
     metrics = {name: artifact.metrics | compute(run, models[name][1]) for name, artifact in scores.items()}
     if members := member_scores(run, models):
@@ -164,7 +164,7 @@ def _execute(run: Run) -> RunFolder:
         peak_memory_mb=max(cost["peak_memory_mb"] for cost in run.costs.values()),
         peak_gpu_memory_mb=max(cost.get("peak_gpu_memory_mb", 0.0) for cost in run.costs.values()),
         metrics=metrics,
-        ablation=ablation,
+        ablation=ablation.metrics if ablation else {},
         budget_rule=BUDGET_RULE,
         doubt=_found_by(doubted(run)),
         artifacts={name: artifact.path.name for name, (_, artifact) in models.items()},
@@ -223,7 +223,7 @@ def announcer(recipe: Recipe) -> Callable[[str], None]:
 
 def compute(run: Run, model: Artifact) -> dict[str, float]:
     """Return ``student_gflops`` and ``teacher_gflops`` of a model of the run: what its method alone has cost."""
-    return compute_of(model, run.bench.used.values())._asdict()
+    return compute_of(model, run.used)._asdict()
 
 
 def started(run: Run) -> Artifact:

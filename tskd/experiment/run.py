@@ -7,13 +7,13 @@ Here is what methods share: data, transfer set, the student's network, its fine-
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import Prepared, digest_of_source
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
 from tskd.experiment.baselines import Baselines
@@ -22,7 +22,18 @@ from tskd.experiment.initialisations import Initialisations
 from tskd.experiment.teachers import Teachers
 from tskd.models.description import NetworkDescription
 from tskd.recipe.schema import Recipe
-from tskd.stages import ablation, diffusion, evaluate, finetune, prepare, samples, target, tested, transfer
+from tskd.stages import (
+    ablation,
+    diffusion,
+    evaluate,
+    finetune,
+    prepare,
+    samples,
+    target,
+    teacher_images,
+    tested,
+    transfer,
+)
 from tskd.stages.readings import Readings
 from tskd.stages.students import describe_student
 from tskd.stages.workbench import Workbench
@@ -51,7 +62,26 @@ class Run:
     @property
     def costs(self) -> Costs:
         """Seconds and peak memory of every artifact asked for so far, as measured when it was made."""
-        return {name: cost for artifact in self.bench.used.values() for name, cost in artifact.costs.items()}
+        return {name: cost for artifact in self.used for name, cost in artifact.costs.items()}
+
+    @property
+    def used(self) -> tuple[Artifact, ...]:
+        """Every artifact that was asked for so far."""
+        return tuple(self.bench.used.values())
+
+    @property
+    def source_digest(self) -> str:
+        """Digest of the images and masks that it trains and tests on, as they lie in their folder."""
+        return digest_of_source(self.prepared_artifact)
+
+    @property
+    def data_name(self) -> str:
+        """What the data that it trains on are called."""
+        return str(self.prepared.dataset["name"])
+
+    def figures(self, evaluation: Artifact) -> Mapping[str, str | float | None]:
+        """Return what a comparison's table says of a model beside its scores, by column."""
+        return {}
 
     # --- data ---
 
@@ -72,6 +102,10 @@ class Run:
     @property
     def tested(self) -> Prepared:
         return Prepared(self.tested_artifact.path)
+
+    def shown(self, size: int) -> Artifact:
+        """Return the images and masks as a teacher of that size sees them."""
+        return teacher_images.build(self.bench, self.recipe.data, self.prepared_artifact, size)
 
     # --- transfer set ---
 
@@ -153,6 +187,6 @@ class Run:
         """Return the scores of a trained model on the test images."""
         return evaluate.build(self.bench, self.recipe.evaluate, self.tested_artifact, model, title=title)
 
-    def ablation(self, model: Artifact) -> Artifact:
+    def ablation(self, model: Artifact) -> Artifact | None:
         """Return what a trained model scores on the test images without its encoder's features or without its skip."""
         return ablation.build(self.bench, self.tested_artifact, model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tskd.artifacts import Artifact
 from tskd.engine.batches import allowed_flips
 from tskd.recipe.schema import TeacherConfig
-from tskd.stages import ensemble, teacher, teacher_images
+from tskd.stages import ensemble, teacher
 from tskd.stages.teacher import TeacherSource
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Teachers:
 
         Where several kinds answer, that is the largest of their sizes, and each makes the images smaller for itself.
         """
-        return self._shown(max(source.description.image_size for source in self.sources))
+        return self.run.shown(max(source.description.image_size for source in self.sources))
 
     @cached_property
     def adapted(self) -> Artifact:
@@ -76,8 +76,5 @@ class Teachers:
         return teacher.choose_teacher(config, prepared.classes, prepared.image_size, download=self.run.download)
 
     def _adapted(self, config: TeacherConfig, source: TeacherSource, member: int | None = None) -> Artifact:
-        run, shown = self.run, self._shown(source.description.image_size)
+        run, shown = self.run, self.run.shown(source.description.image_size)
         return teacher.build(run.bench, config, source, run.prepared_artifact, shown, member=member, target=run.target)
-
-    def _shown(self, size: int) -> Artifact:
-        return teacher_images.build(self.run.bench, self.run.recipe.data, self.run.prepared_artifact, size)

@@ -30,11 +30,11 @@ class Ensemble(nn.Module):
     def forward(self, images: Tensor) -> SegmentationOutput:
         """(B, 3, H, W) in [0, 1] to the first member's features and (B, K, H, W) logits of the mean probability."""
         answers = [member(images) for member in self.members]
-        total = torch.stack([_probabilities(answer.logits) for answer in answers]).sum(dim=0)
+        total = torch.stack([probabilities_of(answer.logits) for answer in answers]).sum(dim=0)
         for axes in self.mirrors:
             mirrored = images.flip(axes)
             for member in self.members:
-                total = total + _probabilities(member(mirrored).logits).flip(axes)
+                total = total + probabilities_of(member(mirrored).logits).flip(axes)
         mean = total / (len(self.members) * (1 + len(self.mirrors)))
         return SegmentationOutput(answers[0].features, logits_of(mean))
 
@@ -52,7 +52,8 @@ def mirrors(flip: tuple[bool, bool]) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def _probabilities(logits: Tensor) -> Tensor:
+def probabilities_of(logits: Tensor) -> Tensor:
+    """Return the (B, K + 1, H, W) float32 probabilities of (B, K, H, W) logits, the background's first."""
     return F.pad(logits.float(), (0, 0, 0, 0, 1, 0)).softmax(dim=1)
 
 

@@ -10,11 +10,17 @@ from tskd.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 GRIDS = FOLDER / "compare"
+FEDERATIONS = FOLDER / "federated"
 
 
 def find_recipe(recipe: str | Path) -> Path:
     """Return the file of a recipe that is named or given as a path; UserError lists the names."""
     return _find(recipe, FOLDER, "recipe", "tskd recipes")
+
+
+def find_federation(recipe: str | Path) -> Path:
+    """Return the file of a federated recipe that is named or given as a path; UserError lists the names."""
+    return _find(recipe, FEDERATIONS, "federated recipe", "tskd recipes")
 
 
 def find_grid(grid: str | Path) -> Path:
@@ -24,7 +30,7 @@ def find_grid(grid: str | Path) -> Path:
 
 def describe_all() -> Iterator[tuple[str, str]]:
     """Yield each recipe's and each grid's command and what the head comment says it is for."""
-    for folder, command in ((FOLDER, "tskd run"), (GRIDS, "tskd compare")):
+    for folder, command in ((FOLDER, "tskd run"), (GRIDS, "tskd compare"), (FEDERATIONS, "tskd federate simulate")):
         for path in sorted(folder.glob("*.yaml")):
             yield f"{command} {path.stem}", _head(path)
 

@@ -158,3 +158,11 @@ def as_change(written: str | Change) -> Change:
     if not separator or not key.strip():
         raise UserError(f"--set {written}: write section.key=value, for example --set teacher.rank=16")
     return Change(current_key(key.strip()), parse_yaml(text, f"--set {written}"))
+
+
+def as_site(written: str) -> Change:
+    """Return the change that ``NAME=FOLDER`` of a site stands for; raises UserError for what is none."""
+    name, separator, folder = written.partition("=")
+    if not separator or not name.strip() or not folder.strip():
+        raise UserError(f"--site {written}: write NAME=FOLDER, for example --site north=/data/north")
+    return Change(f"federated.sites.{name.strip()}.root", folder.strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
@@ -641,6 +642,48 @@ class ExportConfig(Section):
     """Largest difference of Dice between the network and the exported file."""
 
 
+class FederatedConfig(Section):
+    """Several sites, whose images stay where they are, adapt one teacher, or teach one student, together.
+
+    Every strategy takes ``rounds`` times ``local_steps`` steps at each site, ``alone`` and ``pooled`` included.
+    """
+
+    sites: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """Name of a site -> what its data differ in from the section ``data``, such as ``{root: FOLDER}``."""
+    transfer: dict[str, Any]
+    """The images that the student learns from, of no site's patients: what they differ in from ``data``. Their labels,
+    if there are any, are not looked at."""
+    strategy: Literal["alone", "pooled", "fedavg", "fedprox", "fedbn", "feddistill"] = "fedavg"
+    """``fedavg``, ``fedprox`` and ``fedbn`` average what trains in the teacher, the last all but its norms;
+    ``feddistill`` averages the answers of the sites' own teachers; ``alone``: each site for itself; ``pooled``: all
+    images in one place."""
+    rounds: Positive = 10
+    local_steps: Positive = 40
+    """Of each site in each round."""
+    proximal: Annotated[float, Field(ge=0)] = 0.01
+    """``fedprox``: weight of half the squared distance to what the round began with."""
+    answers: Literal["float16", "top"] = "float16"
+    """``feddistill``, what is sent of each pixel: a logit a class in half precision, or the most probable class and its
+    probability in a byte each."""
+    min_sites: Positive = 2
+    """Sites that have to answer in a round; those that do not are left out of it."""
+    timeout: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds that a round waits for an answer."""
+
+    @field_validator("sites")
+    @classmethod
+    def _names_of_folders(cls, sites: dict[str, Any]) -> dict[str, Any]:
+        if odd := [name for name in sites if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name)]:
+            raise ValueError(f"{odd[0]!r} names a site and its folder: use letters, digits, - and _")
+        return sites
+
+    @model_validator(mode="after")
+    def _enough_sites(self) -> Self:
+        if self.min_sites > len(self.sites):
+            raise ValueError(f"min_sites is {self.min_sites}, and there are {len(self.sites)} sites")
+        return self
+
+
 class EngineConfig(Section):
     """Where and how it is computed; nothing here but ``precision`` (and ``tf32``, which rounds as coarsely as float16)
     changes a result beyond the rounding of float32."""
@@ -662,6 +705,8 @@ class EngineConfig(Section):
 
 class Recipe(Section):
     """One experiment."""
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"federated"})
 
     @model_validator(mode="before")
     @classmethod
@@ -688,6 +733,30 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     engine: EngineConfig = EngineConfig()
+    federated: FederatedConfig | None = None
+    """Several sites that train together without showing their images; None: all data are here."""
+
+    @model_validator(mode="after")
+    def _sites_that_can_be_read(self) -> Self:
+        if self.federated is not None:
+            for name in self.federated.sites:
+                self.site_data(name)
+            _ = self.transfer_data
+        return self
+
+    def site_data(self, name: str) -> DataConfig:
+        """Return where the images of a site are and how they are read; Refused where its settings do not fit."""
+        assert self.federated is not None
+        return self._data_with(self.federated.sites[name], f"federated.sites.{name}")
+
+    @property
+    def transfer_data(self) -> DataConfig:
+        """Where the images are that all sites share."""
+        assert self.federated is not None
+        return self._data_with(self.federated.transfer, "federated.transfer")
+
+    def _data_with(self, changes: Mapping[str, Any], source: str) -> DataConfig:
+        return build_section(DataConfig, _merged(self.data.model_dump(mode="json"), changes), source)
 
     if not TYPE_CHECKING:  # checkers know the fields by pydantic's own signature
 
@@ -696,6 +765,15 @@ class Recipe(Section):
                 super().__init__(**values)
             except ValidationError as error:
                 raise refused(type(self), error, "Recipe") from error
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with others in the places of theirs."""
+    merged = dict(values)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def load_recipe(path: Path | None = None, changes: Sequence[str | Change] = ()) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ class Compute(NamedTuple):
     """What gives targets: the teacher's adaptation and answers, or a momentum encoder."""
 
 
-def compute_of(model: Artifact, artifacts: Iterable[Artifact]) -> Compute:
-    """Return what a model's training and the trainings before it have cost, as their manifests say.
+def compute_of(model: Artifact | Sequence[Artifact], artifacts: Iterable[Artifact]) -> Compute:
+    """Return what a model's (or several models') training and the trainings before it have cost, as manifests say.
 
     ``artifacts`` are those that may have led to it, e.g. all that a run used. Each counts once and in full, also where
     other methods share it: it is the cost of the method alone.
@@ -27,7 +27,7 @@ def compute_of(model: Artifact, artifacts: Iterable[Artifact]) -> Compute:
     # a fine-tuning that kept its start has the start's digest: nothing is made from it
     sources = {artifact.digest: artifact for artifact in artifacts if artifact.manifest["stage"] != "finetune"}
     found: dict[Path, Artifact] = {}
-    coming = [model]
+    coming = [model] if isinstance(model, Artifact) else list(model)
     while coming:
         artifact = coming.pop()
         found[artifact.path] = artifact

@@ -25,12 +25,17 @@ def refuse_seen_images(prepared: Prepared, tested: Prepared, *, trained: str = "
 
     Images of one tone do not count: every volume may begin with an empty slice.
     """
-    seen = _contents(prepared, prepared.rows("train", "val", "unlabelled"))
-    if shared := _contents(tested, tested.rows("test")) & seen:
+    if shared := seen_images(prepared, tested):
         raise UserError(
-            f"evaluate.data: {len(shared)} test images are training images of {trained} as well; its scores "
+            f"evaluate.data: {shared} test images are training images of {trained} as well; its scores "
             "would be too good. Take the copies out of one of the two, or set data.allow_duplicates=true."
         )
+
+
+def seen_images(prepared: Prepared, tested: Prepared) -> int:
+    """Return how many test images of a data set are, pixel by pixel, images that another trains on."""
+    seen = _contents(prepared, prepared.rows("train", "val", "unlabelled"))
+    return len(_contents(tested, tested.rows("test")) & seen)
 
 
 def _contents(prepared: Prepared, rows: np.ndarray) -> set[bytes]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import Artifact, Builder, canonical_json, write_json
+from tskd.artifacts import Artifact, Builder, write_json
 from tskd.console import warn
 from tskd.data.duplicates import DuplicatePair
 from tskd.data.known_digests import KnownDigests
@@ -32,12 +29,10 @@ from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.recipe.schema import PHANTOMS, DataConfig, SourceConfig
 from tskd.stages.readings import SHOWN, Reading, Readings
-from tskd.stages.source_data import data_root, open_data
+from tskd.stages.source_data import HASHES, data_root, dataset_digest, open_data
 from tskd.types import Record
 
 VERSION = 4
-HASHES = ".hashes.json"
-"""Beside the artifacts: digests of data files, for the next start."""
 
 
 def build(store: Builder, data: DataConfig, readings: Readings | None = None) -> Artifact:
@@ -139,38 +134,6 @@ def write_prepared(config: DataConfig, reading: Reading, split: Split, folder: P
     _keep_native(reading, [(row, index) for row, (index, part) in enumerate(order) if part == "test"], folder)
     write_json(folder / DATASET, _describe(reading.dataset, config, reading.notes))
     return {"cases": len({record.case for record in records}), **{part: len(getattr(split, part)) for part in PARTS}}
-
-
-def dataset_digest(dataset: Dataset, known: KnownDigests) -> str:
-    """Return a sha256 over everything that is read from a data set: file contents, ids, cases, splits, options.
-
-    Only files that are not ``known`` are read.
-    """
-    paths = sorted({path for record in dataset.records for path in (record.image, record.mask) if path is not None})
-    with ThreadPoolExecutor() as pool:
-        contents = dict(zip(paths, pool.map(partial(_content_sha256, known), paths)))
-    known.keep()
-    described = [
-        (
-            *(r.id, r.case, r.split, r.index, r.spacing, r.volume, r.place),
-            contents[r.image],
-            r.mask and contents[r.mask],
-        )
-        for r in dataset.records
-    ]
-    identity = [dataset.layout, dataset.classes, asdict(dataset.options), described]
-    if dataset.codes:  # a later key: data sets without it keep their digest
-        identity.append(dataset.codes)
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-
-
-def _content_sha256(known: KnownDigests, path: Path) -> str:
-    try:
-        return known.of(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}). Check that it exists and that you may read it."
-        ) from error
 
 
 def _refuse_leaks(pairs: Sequence[DuplicatePair], split: Split, config: DataConfig) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import Artifact, Builder
+from tskd.artifacts import Artifact, Builder, canonical_json
+from tskd.data.known_digests import KnownDigests
 from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
 from tskd.data.phantoms import write_phantoms
 from tskd.data.sites import take
+from tskd.errors import UserError
 from tskd.recipe.schema import NAMING, PHANTOMS, DataConfig
 
 PHANTOM_DATA = "data"
+HASHES = ".hashes.json"
+"""Beside the artifacts: digests of data files, for the next start."""
 
 
 def data_root(store: Builder, data: DataConfig) -> Path:
@@ -54,3 +62,35 @@ def open_data(config: DataConfig, root: Path) -> Dataset:
     options = LayoutOptions.of(config.model_dump())
     dataset = open_dataset(root / PHANTOM_DATA if drawn else root, config.layout, options)
     return take(dataset, config.where) if config.where else dataset
+
+
+def dataset_digest(dataset: Dataset, known: KnownDigests) -> str:
+    """Return a sha256 over everything that is read from a data set: file contents, ids, cases, splits, options.
+
+    Only files that are not ``known`` are read.
+    """
+    paths = sorted({path for record in dataset.records for path in (record.image, record.mask) if path is not None})
+    with ThreadPoolExecutor() as pool:
+        contents = dict(zip(paths, pool.map(partial(_content_sha256, known), paths)))
+    known.keep()
+    described = [
+        (
+            *(r.id, r.case, r.split, r.index, r.spacing, r.volume, r.place),
+            contents[r.image],
+            r.mask and contents[r.mask],
+        )
+        for r in dataset.records
+    ]
+    identity = [dataset.layout, dataset.classes, asdict(dataset.options), described]
+    if dataset.codes:  # a later key: data sets without it keep their digest
+        identity.append(dataset.codes)
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def _content_sha256(known: KnownDigests, path: Path) -> str:
+    try:
+        return known.of(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}). Check that it exists and that you may read it."
+        ) from error

@@ -1,0 +1,69 @@
+"""What a site answers to the server's messages: Flower's ClientApp, the same in a simulation and on a machine."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+
+from tskd.console import warn
+from tskd.errors import Paused, RunFailed, UserError, refused_by_system
+from tskd.federated.answers import packed
+from tskd.federated.messages import ANSWERS, ARRAYS, as_arrays, as_tensors, failed, reply, task_of
+from tskd.federated.site import Site
+
+OpenSite = Callable[[Context], Site]
+"""Returns the site that a node stands for."""
+Answer = Callable[[Message, Site], Message]
+
+
+def build_client_app(open_site: OpenSite) -> ClientApp:
+    """Return the app that a site's node runs."""
+    app = ClientApp()
+
+    def answered_by(work: Answer) -> Callable[[Message, Context], Message]:
+        def answer(message: Message, context: Context) -> Message:
+            try:
+                site = open_site(context)
+                site.require_terms(task_of(message)[1])
+                return work(message, site)
+            except Paused:  # of a simulation that shares this process: no site pauses by itself
+                raise
+            except (UserError, RunFailed) as error:
+                warn(str(error))
+            except OSError as error:
+                warn(refused_by_system(error))
+            except Exception:  # noqa: BLE001 whatever it was may name files: it is told here alone
+                traceback.print_exc()
+            return failed(message)
+
+        return answer
+
+    app.train()(answered_by(_train))
+    app.train(ANSWERS)(answered_by(_answer))
+    app.evaluate()(answered_by(_validate))
+    return app
+
+
+def _train(message: Message, site: Site) -> Message:
+    learned, numbers = site.learn(task_of(message)[0], as_tensors(_arrays(message)))
+    return reply(message, site.name, as_arrays(learned), numbers)
+
+
+def _validate(message: Message, site: Site) -> Message:
+    return reply(message, site.name, None, site.validate(task_of(message)[0], as_tensors(_arrays(message))))
+
+
+def _answer(message: Message, site: Site) -> Message:
+    logits, numbers = site.answer()
+    assert site.recipe.federated is not None
+    sent = packed(logits, site.recipe.federated.answers)
+    arrays = ArrayRecord({name: Array(array) for name, array in sent.items()})
+    return reply(message, site.name, arrays, numbers)
+
+
+def _arrays(message: Message) -> Any:
+    return message.content[ARRAYS]

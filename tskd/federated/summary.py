@@ -1,0 +1,56 @@
+"""What a federation found, for people: the table on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from tskd.artifacts import RUN_FILE
+from tskd.console import duration, screen
+from tskd.run_file import RunFile
+
+PLAIN_WIDTH = 100
+"""Columns of the table where the output is not a terminal."""
+
+
+def print_federation(run: RunFile, out: Path) -> None:
+    """Print the Dice of each model at each site, and what was sent, on stdout."""
+    console = screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)
+    federated = run.federated
+    names = list(run.metrics)
+    table = Table(title=f"{federated['strategy']}, {run.labels} labels at {len(_sites(run))} sites, seed {run.seed}")
+    table.add_column("site")
+    for title in ("cases", *(f"{name}, Dice (95 % interval)" for name in names), "MB down", "MB up"):
+        table.add_column(title, justify="right")
+    for site, cases in _sites(run).items():
+        scores = [_score(federated["sites"][name][site]) for name in names]
+        sent = federated["bytes"].get(site, {"down": 0, "up": 0})
+        _add(table, site, cases, scores, sent)
+    total = {way: sum(one[way] for one in federated["bytes"].values()) for way in ("down", "up")}
+    _add(table, "all", run.metrics[names[0]]["n_cases"], [_score(run.metrics[name]) for name in names], total)
+    console.print(table)
+    console.print(Text(f"{duration(run.seconds)}; everything is in {out}, the figures in {out / RUN_FILE}"))
+
+
+def _add(table: Table, site: str, cases: int, scores: Sequence[str], sent: Mapping[str, int]) -> None:
+    megabytes = (f"{sent[way] / 1e6:.1f}" for way in ("down", "up"))
+    table.add_row(*(Text(cell) for cell in (site, str(cases), *scores, *megabytes)))
+
+
+def _sites(run: RunFile) -> dict[str, int]:
+    """Return the sites and how many cases each has tested."""
+    first = next(iter(run.federated["sites"].values()))
+    return {name: one["n_cases"] for name, one in first.items()}
+
+
+def _score(scores: Mapping[str, Any]) -> str:
+    dice, interval = scores["dice"], scores["dice_ci95"]
+    if dice is None:
+        return "none to find"
+    low, high = interval if isinstance(interval, list) else (None, None)
+    return f"{dice:.3f}" if low is None else f"{dice:.3f} ({low:.3f} to {high:.3f})"
