@@ -130,7 +130,7 @@ class FederatedRun(PublicRun):
         digests = {name: site.own.prepared_artifact for name, site in self.sites.items()}
         return self.bench.build(
             "sites",
-            lambda folder: {TEST_DIGEST: _digest({name: digest_of_test(one) for name, one in digests.items()})},
+            lambda folder: _describe_tested(digests, folder),
             config={}, inputs={f"site {name}": one.digest for name, one in digests.items()}, seed=0, version=VERSION,
         )  # fmt: skip
 
@@ -355,9 +355,9 @@ class Elsewhere:
         return Site(name, recipe, self.out / SITES / name, runtime, self.download)
 
 
-NOT_IN_A_NAME = set(
-    ("gradient_checkpointing", "accumulate", "name", "weights", "pixels", "decoder", "members", "mirror", "beside")
-)
+NOT_IN_A_NAME = {
+    *("gradient_checkpointing", "accumulate", "name", "weights", "pixels", "decoder", "members", "mirror", "beside")
+}
 """Settings of the teacher that its tensors do not depend on, or that are in them by the weights' digest."""
 
 
@@ -371,6 +371,12 @@ def weights_of(scores: Mapping[str, float]) -> dict[str, float]:
 def told(numbers: Mapping[str, float]) -> dict[str, float]:
     """Return the numbers that are some: a site without a validation part has no score."""
     return {name: value for name, value in numbers.items() if value == value}
+
+
+def _describe_tested(sites: Mapping[str, Artifact], folder: Path) -> dict[str, Any]:
+    digests = {name: digest_of_test(one) for name, one in sites.items()}
+    write_json(folder / "sites.json", digests)
+    return {TEST_DIGEST: _digest(digests)}
 
 
 def bytes_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
