@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from tskd.data.phantoms import Phantom, draw_phantom
 from tskd.data.prepared import Prepared
 from tskd.engine import open_runtime
 from tskd.engine.logs import TrainingLog
+from tskd.federated import scores
 from tskd.metrics.comparison import DICE, compare_methods, rank_table
 from tskd.metrics.segmentation import case_means
 from tskd.recipe.schema import DataConfig, EngineConfig, EvaluateConfig, Recipe, TransferConfig
-from tskd.run_file import RunFile
+from tskd.run_file import RunFile, write_run
 from tskd.stages import transfer as transfer_stage
 from tskd.stages.evaluate import evaluate
 from tskd.stages.evaluation_files import read_cases
@@ -207,6 +209,71 @@ def make_run(
         "recipe": recipe,
     }
     write_json(out / "run.json", summary)
+    return out
+
+
+SITES = {"north": (130.0, 24), "south": (170.0, 12), "west": (145.0, 5)}
+"""Site -> the grey level from which a student calls a pixel lesion there, and its labelled images. South is worst."""
+
+
+def score_sites(store: Store, prepared: Artifact, title: str, shift: float = 0.0, seed: int = 0) -> Artifact:
+    """Return the scores of all sites as a federated run writes them; at a higher grey level more is missed."""
+    found = {name: score(store, prepared, title, level + shift, seed) for name, (level, _) in SITES.items()}
+    tested = store.build("sites", lambda folder: {}, config={}, inputs={"of": prepared.digest}, seed=0, version=1)
+    inputs = {"data": tested.digest, **{f"site {name}": one.digest for name, one in found.items()}}
+    join = lambda folder: scores.join({name: one.path for name, one in found.items()}, folder, title=title)  # noqa: E731
+    return store.build("federated_evaluation", join, config={}, inputs=inputs, seed=seed, version=1)
+
+
+def rounds_of(count: int, absent: Mapping[int, Sequence[str]] = MappingProxyType({})) -> list[dict[str, Any]]:
+    """Return what went between a server and its sites; ``absent``: round -> those that did not answer."""
+    return [
+        {
+            "round": number,
+            "seconds": 2.5,
+            "score": 0.4 + number / 50,
+            "sites": {
+                name: {"down": 2_000_000, "up": 1_000_000, "images": labelled, "loss": 1 / number, "score": 0.3}
+                for name, (_, labelled) in SITES.items()
+                if name not in absent.get(number, ())
+            },
+        }
+        for number in range(1, count + 1)
+    ]
+
+
+def make_federation(
+    out: Path, root: Path, *, strategy: str = "fedavg", rounds: Sequence[Mapping[str, Any]] = (), method: str = "task_kd"
+) -> Path:
+    """Write the folder of a federated run at the made-up sites and return it; its data lie elsewhere."""
+    elsewhere, store = Store(out / "sites" / "all" / "artifacts"), Store(out / "artifacts")
+    prepared = open_prepared(elsewhere, root, labels=8)
+    names = ("teacher",) if method == "teacher" else ("teacher", "student")
+    models = {name: train(store, prepared, "distill" if name == "student" else "federated_teacher", name) for name in names}
+    scored = {name: score_sites(store, prepared, TITLES[name], -10.0 * (name == "teacher")) for name in names}
+    sites = {name: {"split_seed": number, "root": str(root)} for number, name in enumerate(SITES)}
+    recipe = Recipe(method=method, federated={"sites": sites, "transfer": {"root": str(root / "public")}})
+    total = {name: {way: sum(one["sites"].get(name, {}).get(way, 0) for one in rounds) for way in ("down", "up")}
+             for name in SITES}  # fmt: skip
+    summary = run_file(
+        dataset="sites",
+        labels=41,
+        method=method,
+        teacher="EfficientNet-Lite0 (ImageNet), not SAM",
+        metrics={name: one.metrics | COMPUTE for name, one in scored.items()},
+        artifacts={name: one.path.name for name, one in models.items()},
+        evaluations={name: one.path.name for name, one in scored.items()},
+        stages={name: {} for name in store.used},
+        recipe=recipe.model_dump(mode="json"),
+        federated={
+            "strategy": strategy,
+            "sites": {name: one.metrics["sites"] for name, one in scored.items()},
+            "labelled": {name: labelled for name, (_, labelled) in SITES.items()},
+            "rounds": list(rounds),
+            "bytes": total if rounds else {},
+        },
+    )
+    write_run(out, summary)
     return out
 
 
