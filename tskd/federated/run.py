@@ -285,7 +285,8 @@ class FederatedRun(PublicRun):
 
     def _describe(self, kind: str, models: Mapping[str, Artifact], folder: Path) -> dict[str, Any]:
         write_json(folder / "sites.json", {name: model.digest for name, model in models.items()})
-        return {"teacher": self.teacher_source.title, **compute_of([*models.values()], self.used)._asdict()}
+        compute = compute_of([*models.values()], self.used)._asdict()
+        return {"teacher": self.teacher_source.title, **compute, "rounds": self.rounds}
 
     def model_at(self, model: Artifact, site: str) -> Artifact:
         """Return the model that a site uses."""
