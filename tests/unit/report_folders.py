@@ -295,6 +295,16 @@ ALONE_AT_WEST = 200.0
 """Grey level from which the site with the fewest labels, left alone, calls a pixel lesion."""
 
 
+def keep_rounds(store: Store, strategy: str, rounds: Sequence[Mapping[str, Any]]) -> Artifact:
+    """Return a teacher that knows the rounds it came from."""
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        (folder / "teacher.safetensors").write_text(strategy)
+        return {"rounds": list(rounds)}
+
+    return store.build("federated_teacher", make, config={"strategy": strategy}, inputs={}, seed=0, version=1)
+
+
 def make_federated_comparison(out: Path, root: Path) -> Path:
     """Write the folder of a comparison of three strategies over two seeds and return it.
 
@@ -306,9 +316,8 @@ def make_federated_comparison(out: Path, root: Path) -> Path:
     lines = []
     for strategy in ("alone", "pooled", "fedavg"):
         rounds = rounds_of(3, {2: ["west"]}) if strategy == "fedavg" else []
-        make_log = lambda folder, told=rounds: {"rounds": told}  # noqa: E731
-        teacher = store.build("federated_teacher", make_log, config={"of": strategy}, inputs={}, seed=0, version=1)
-        model = train(store, prepared, "distill", strategy, teacher=teacher.digest + strategy * (not rounds))
+        teacher = keep_rounds(store, strategy, rounds)
+        model = train(store, prepared, "distill", strategy, teacher=teacher.digest)
         levels = {name: level - 4.0 * (strategy == "pooled" and name != "south") for name, (level, _) in SITES.items()}
         levels |= {"west": ALONE_AT_WEST} if strategy == "alone" else {}
         for seed in (0, 1):
@@ -324,7 +333,9 @@ def make_federated_comparison(out: Path, root: Path) -> Path:
         "name": "federations", "axes": {"federated.strategy": ["alone", "pooled", "fedavg"], "seed": [0, 1]},
         "replicates": ["seed"], "compare": "federated.strategy", "baseline": "alone",
         "grid": {"recipe": {"data": {"root": str(root)}}, "axes": {}}, "budget_rule": "", "runs": 6, "ended": 6,
-        "failed": 0, "made_with": [],
+        "failed": 0, "made_with": [
+            {"python": "3.11", "system": "Linux", "device": "CPU", "libraries": {}, "git_commit": None, "runs": 6},
+        ],
     })  # fmt: skip
     return out
 
