@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def test_each_strategy_is_told_at_each_site_and_at_its_worst(comparison: Path, c
 
 
 def test_differences_are_paired_by_case_within_each_site(comparison: Path, compared: Page) -> None:
-    against = {one.title: one for one in tables(section_of(compared, "sites"))}["against strategy alone, site by site"]
+    against = {one.title: one for one in tables(section_of(compared, "sites"))}["Against strategy alone, site by site"]
     assert against.columns == ("", "west, 5 labels", "south, 12 labels", "north, 24 labels", "all sites")
     rows = {row[0]: row[1:] for row in against.rows}
     assert rows.keys() == {"Strategy pooled", "Strategy fedavg"}
@@ -159,8 +160,6 @@ def test_differences_are_paired_by_case_within_each_site(comparison: Path, compa
 
 
 def site_dice(evaluation: Path, site: str) -> float:
-    import json
-
     value: float = json.loads((evaluation / "summary.json").read_text())["sites"][site]["dice"]
     return value
 
@@ -175,7 +174,7 @@ def test_the_question_of_the_smallest_site_is_answered(compared: Page) -> None:
 
 
 def test_what_was_sent_and_who_was_away_is_told(compared: Page) -> None:
-    sent = {one.title: one for one in tables(section_of(compared, "sites"))}["what was sent"]
+    sent = {one.title: one for one in tables(section_of(compared, "sites"))}["What was sent"]
     rows = {row[0]: row[1:] for row in sent.rows}
     assert rows["Strategy fedavg"] == ("3", "16.00", "8.00", "3", "west in 1 round")
     assert rows["Strategy alone"][:3] == ("–", "0.00", "0.00")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tskd.metrics.segmentation import ScoreRow, case_means
+from tskd.report.charts import Axis
 from tskd.report.styles import Look
 from tskd.report.text import NOTHING, number
 from tskd.stages.evaluation_files import read_cases
@@ -21,6 +22,7 @@ TRAINED = "images"
 WAYS = ("down", "up")
 """To a site, and from it."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MOST_TICKS = 8
 _COLOURS = 7
 """The eighth is that of means over sites."""
 MEAN = Look("weighted mean", 7, dashed=True)
@@ -46,6 +48,11 @@ def absent(rounds: Rounds, sites: Sequence[str]) -> dict[int, list[str]]:
         int(entry["round"]): [name for name in sites if TRAINED not in entry["sites"].get(name, {})] for entry in rounds
     }
     return {number: names for number, names in missing.items() if names}
+
+
+def round_axis(numbers: Sequence[int]) -> Axis:
+    """Return the axis of charts over rounds: few ones each have their tick, so that none is between two."""
+    return Axis("round", ticks=numbers if len(numbers) <= _MOST_TICKS else None)
 
 
 def megabytes(count: float | None) -> str:

@@ -13,7 +13,7 @@ from tskd.report.blocks import Block, Chart, Charts, Points, Section, Table, sec
 from tskd.report.charts import Axis, Estimate, Series, forest_chart, line_chart, line_key, log_places
 from tskd.report.comparison.files import METHOD
 from tskd.report.comparison.folder import Cell, ComparisonFolder, Line
-from tskd.report.sites import Rounds, absent, dice_at_sites, labelled_images
+from tskd.report.sites import Rounds, absent, dice_at_sites, labelled_images, round_axis
 from tskd.report.styles import Look
 from tskd.report.text import INTERVAL, NOTHING, capital, counted, dice_of, interval, number, signed
 
@@ -161,7 +161,7 @@ def _table(found: Sequence[Federated], named: Mapping[str, str], where: str) -> 
         "best at its worst site. In the mean of sites each counts once."
     )
     return Table(
-        columns, rows, title=f"{where}each site", note=note, strong=frozenset({least}), texts=frozenset({0, 3})
+        columns, rows, title=capital(f"{where}each site"), note=note, strong=frozenset({least}), texts=frozenset({0, 3})
     )
 
 
@@ -182,7 +182,7 @@ def _differences(
         note = (
             f"Difference of Dice on the same cases and replicates with its {INTERVAL}; not corrected for being several."
         )
-        title = f"{where}against {reference.look.title}, site by site"
+        title = capital(f"{where}against {reference.look.title}, site by site")
         yield Table(("", *named.values(), _ALL), rows, title=title, note=note)
 
 
@@ -205,7 +205,7 @@ def _exchanged(found: Sequence[Federated], where: str) -> Table:
     )
     columns = ("", "rounds", "MB to the sites", "MB from them", "training, s", "did not answer")
     note = "Bytes are those of all sites and rounds, the mean of a run; rounds and answers are of the first replicate."
-    return Table(columns, rows, title=f"{where}what was sent", note=note, texts=frozenset({0, 5}))
+    return Table(columns, rows, title=capital(f"{where}what was sent"), note=note, texts=frozenset({0, 5}))
 
 
 def _absent(one: Federated) -> str:
@@ -217,12 +217,13 @@ def _absent(one: Federated) -> str:
 def _curves(found: Sequence[Federated]) -> Charts | None:
     """Return validation Dice and loss over the rounds of the first replicate, a line for each that has several."""
     drawn = []
+    x = round_axis(sorted({entry["round"] for one in found for entry in one.rounds}))
     for measure, title in (("score", "validation Dice"), ("loss", "loss, mean of sites")):
         lines = [line for one in found if (line := _line(one, measure))]
         if lines:
             steep = measure == "loss" and log_places([value for line in lines for value in line.y])
             axis = Axis(title, logarithmic=steep)
-            drawn.append(line_chart(lines, Axis("round"), axis, title=f"{capital(title)} over rounds", points=False))
+            drawn.append(line_chart(lines, x, axis, title=f"{capital(title)} over rounds", points=False))
     return Charts(tuple(drawn), tuple(line_key(one.look) for one in found if _line(one, "loss"))) if drawn else None
 
 

@@ -26,6 +26,7 @@ from tskd.report.sites import (
     dice_at_sites,
     labelled_images,
     megabytes,
+    round_axis,
     site_looks,
 )
 from tskd.report.styles import Look
@@ -62,7 +63,6 @@ _ASKED_EACH_ROUND = (
     "own training in the round."
 )
 _ASKED_ONCE = "Sites are asked once. Validation Dice is that of a site's own teacher, on the images kept for it."
-_MOST_TICKS = 8
 _SPAN = (-0.02, 1.02)
 """Of Dice: all of it, so that models compare, and marks at its ends whole."""
 _FEW_POINTS = 25
@@ -283,7 +283,7 @@ def _curves(one: Federation) -> Charts | None:
     steep = bool(losses) and log_places([value for line in losses for value in line.y])
     drawn = ((scores, Axis("validation Dice"), "Validation Dice"), (losses, Axis("loss", logarithmic=steep), "Loss"))
     numbers = [entry["round"] for entry in one.rounds]
-    x = Axis("round", ticks=numbers if len(numbers) <= _MOST_TICKS else None)
+    x = round_axis(numbers)
     charts = tuple(
         line_chart(lines, x, y, title=f"{title} at each site", points=len(numbers) <= _FEW_POINTS)
         for lines, y, title in drawn
