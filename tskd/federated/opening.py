@@ -87,15 +87,16 @@ def check_federated(recipe: Recipe) -> None:
 
 
 def _refuse_shared_sources(recipe: Recipe) -> None:
-    """Raise UserError where two sites read the same folder, or draw the same phantoms."""
+    """Raise UserError where two sites read the same part of a folder, or draw the same phantoms."""
     assert recipe.federated is not None
     sources: dict[tuple[Any, ...], str] = {}
     data = {f"sites.{name}": recipe.site_data(name) for name in recipe.federated.sites}
     for name, one in {**data, "transfer": recipe.transfer_data}.items():
         drawn = one.root == PHANTOMS
-        source = (one.phantom.family, one.split_seed) if drawn else (Path(one.root).expanduser().resolve(),)
+        part = one.model_dump_json(include={"where"})
+        source = (one.phantom.family, one.split_seed) if drawn else (Path(one.root).expanduser().resolve(), part)
         if (other := sources.setdefault(source, name)) != name:
-            remedy = "another split_seed" if drawn else "a root of its own"
+            remedy = "another split_seed" if drawn else "a root of its own, or a part of it (where)"
             raise UserError(
                 f"federated.{name} and federated.{other} have the same images. Give each {remedy}: what one learns "
                 "from must not be what another is tested on."

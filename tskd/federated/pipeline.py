@@ -9,6 +9,8 @@ from tskd.console import say
 from tskd.experiment.methods import METHODS
 from tskd.federated.opening import require_alike
 from tskd.federated.run import FederatedRun, bytes_of
+from tskd.report import update_run_report
+from tskd.report.run.folder import open_run
 from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages.compute import compute_of
 
@@ -24,6 +26,7 @@ def execute(run: FederatedRun) -> RunFile:
         scores = {name: run.evaluation(model, title) for name, (title, model) in models.items()}
         found = _found(run, {name: model for name, (_, model) in models.items()}, scores)
         write_run(run.out, found)
+        update_run_report(open_run(run.out))
     return found
 
 
@@ -56,6 +59,7 @@ def _found(run: FederatedRun, models: Mapping[str, Artifact], scores: Mapping[st
         federated={
             "strategy": run.federated.strategy,
             "sites": {name: one["sites"] for name, one in metrics.items()},
+            "labelled": {name: site.labelled for name, site in run.sites.items()},
             "rounds": run.rounds,
             "bytes": bytes_of(run.rounds),
         },

@@ -291,7 +291,8 @@ class FederatedRun(PublicRun):
 
     def _describe(self, kind: str, models: Mapping[str, Artifact], folder: Path) -> dict[str, Any]:
         write_json(folder / "sites.json", {name: model.digest for name, model in models.items()})
-        return {"teacher": self.teachers.source.title, **compute_of([*models.values()], self.used)._asdict()}
+        compute = compute_of([*models.values()], self.used)._asdict()
+        return {"teacher": self.teachers.source.title, **compute, "rounds": self.rounds}
 
     def model_at(self, model: Artifact, site: str) -> Artifact:
         """Return the model that a site uses."""

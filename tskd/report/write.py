@@ -19,6 +19,7 @@ from tskd.report.comparison.files import COMPARISON
 from tskd.report.comparison.folder import open_comparison
 from tskd.report.comparison.page import comparison_page
 from tskd.report.pictures import ROOM
+from tskd.report.run.federated import federated_page
 from tskd.report.run.folder import RunFolder, open_run
 from tskd.report.run.page import run_page
 
@@ -47,7 +48,8 @@ def write_report(folder: Path) -> Path:
 
 def write_run_report(run: RunFolder) -> Path:
     """Write ``report.html`` into the folder of a run and return its path."""
-    return _write(run.path, partial(run_page, run), source=_source_of(run))
+    page = (lambda *, room: federated_page(run)) if run.summary.federated else partial(run_page, run)
+    return _write(run.path, page, source=_source_of(run))
 
 
 def update_run_report(run: RunFolder) -> Path:

@@ -16,8 +16,7 @@ import pandas
 
 from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_damage, finished, finished_in
 from tskd.cells import original
-from tskd.data.prepared import DATASET as DESCRIPTION
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import RECORDS, Prepared
 from tskd.errors import UserError
 from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
@@ -182,14 +181,30 @@ class ComparisonFolder:
         prepared = self._prepared(artifact.manifest["inputs"]["data"]) if artifact else None
         return Predictions(title, title, artifact.path, prepared) if artifact and prepared else None
 
+    def looks(self, cells: Sequence[Cell]) -> list[Look]:
+        """Return how each cell's lines are drawn: as its method, or one by one where values of an axis are compared."""
+        looks = [cell.look for cell in cells]
+        if self.compared == METHOD:
+            return looks
+        return [look._replace(colour=number % 8, dashed=number >= 8) for number, look in enumerate(looks)]
+
+    def evaluations(self, cell: Cell) -> dict[str, Artifact]:
+        """Return the scores of a cell's runs by replicate; those that are gone or damaged are left out."""
+        found = {
+            ", ".join(str(line[name]) for name in self.replicates): self._evaluation(line) for line in _lines(cell.runs)
+        }
+        return {name: one for name, one in found.items() if one is not None}
+
+    def rounds(self, cell: Cell) -> list[Mapping[str, Any]]:
+        """Return what went between a federation's sites and its server in the first replicate; nothing was: none."""
+        return next((one.metrics["rounds"] for one in self.trainings(cell) if "rounds" in one.metrics), [])
+
     def _prepared(self, digest: str) -> Prepared | None:
-        """Return the prepared data with these contents; None where they are gone or damaged."""
+        """Return the prepared data with these contents; None where they are gone, damaged, or at sites."""
         if digest not in self._looked_up:
             found = self._by_digest.get(digest)
-            here = (
-                found is not None and (found.path / DESCRIPTION).is_file()
-            )  # or it stands for images at several sites
-            self._looked_up[digest] = Prepared(found.path) if found and here and not any(find_damage(found)) else None
+            there = found is not None and (found.path / RECORDS).is_file() and not any(find_damage(found))
+            self._looked_up[digest] = Prepared(found.path) if found is not None and there else None
         return self._looked_up[digest]
 
     @cached_property
@@ -286,6 +301,7 @@ _AXES = {
     "transfer.synthetic": "synthetic transfer images",
     "transfer.augmented": "augmented transfer images",
     "teacher.rank": "LoRA rank",
+    "federated.strategy": "strategy",
 }
 
 

@@ -16,6 +16,7 @@ from tskd.report.charts import Estimate, forest_chart
 from tskd.report.comparison.charts import bias_section, curves_section, resources_section
 from tskd.report.comparison.files import DATASET, METHOD
 from tskd.report.comparison.folder import Cell, ComparisonFolder, Line, axis_title
+from tskd.report.comparison.sites import sites_section
 from tskd.report.comparison.tests import tests_section
 from tskd.report.comparison.training import training_section
 from tskd.report.comparison.transfer import transfer_section
@@ -52,6 +53,7 @@ def comparison_page(comparison: ComparisonFolder, *, room: int = ROOM) -> Page:
     album = Album(room)
     sections = (
         scores_section(comparison),
+        sites_section(comparison),
         curves_section(comparison),
         tests_section(comparison),
         comparison_uses_section(comparison),

@@ -8,7 +8,6 @@ from pathlib import Path
 from tskd.artifacts import Artifact, read_log
 from tskd.report.blocks import Chart, Charts, Section, section
 from tskd.report.charts import Axis, Series, line_chart, line_key, log_places
-from tskd.report.comparison.files import METHOD
 from tskd.report.comparison.folder import Cell, ComparisonFolder
 from tskd.report.run.training import STAGES
 from tskd.report.styles import Look
@@ -30,7 +29,7 @@ def training_section(comparison: ComparisonFolder) -> Section | None:
 def _curves(comparison: ComparisonFolder, cells: Sequence[Cell], where: str) -> Charts:
     lines: dict[tuple[str, str], list[Series]] = {}
     trained: dict[Path, Look] = {}
-    for cell, look in zip(cells, _looks(comparison, cells)):
+    for cell, look in zip(cells, comparison.looks(cells)):
         made = [*comparison.diffusion(cell), *comparison.trainings(cell)]
         new = [artifact for artifact in made if artifact.path not in trained]  # others share it
         trained |= dict.fromkeys((artifact.path for artifact in new), look)
@@ -38,14 +37,6 @@ def _curves(comparison: ComparisonFolder, cells: Sequence[Cell], where: str) -> 
             lines.setdefault(place, []).append(series)
     charts = tuple(_chart(stage, measure, series, where) for (stage, measure), series in lines.items())
     return Charts(charts, tuple(line_key(look) for look in dict.fromkeys(trained.values())))
-
-
-def _looks(comparison: ComparisonFolder, cells: Sequence[Cell]) -> list[Look]:
-    """Return how each cell's lines are drawn: as its method, or where values of one method are compared, one by one."""
-    looks = [cell.look for cell in cells]
-    if comparison.compared == METHOD:
-        return looks
-    return [look._replace(colour=number % 8, dashed=number >= 8) for number, look in enumerate(looks)]
 
 
 def _series_of(trainings: Iterable[Artifact], look: Look) -> Iterator[tuple[tuple[str, str], Series]]:

@@ -54,12 +54,12 @@ class RunFolder:
     @property
     def level(self) -> str:
         """What means are over: ``volume``, or ``image``, as in runs from before volumes were scored."""
-        return str(self.metrics[STUDENT].get("level", "image"))
+        return str(self.metrics[self.main].get("level", "image"))
 
     @property
     def unit(self) -> str:
         """Unit of the distances, ``mm`` or ``px``."""
-        return "mm" if "hd95_mm" in self.metrics[STUDENT] else "px"
+        return "mm" if "hd95_mm" in self.metrics[self.main] else "px"
 
     @cached_property
     def metrics(self) -> Mapping[str, Mapping[str, Any]]:
@@ -104,8 +104,14 @@ class RunFolder:
         return self.stages[self.summary.evaluations[model]]
 
     @property
+    def main(self) -> str:
+        """Name of the model that the run ends with: a federated one may do without a student."""
+        return STUDENT if STUDENT in self.summary.metrics else next(iter(self.summary.metrics))
+
+    @property
     def student(self) -> Artifact:
-        return self.stages[self.summary.artifacts[STUDENT]]
+        """The model that the run ends with."""
+        return self.stages[self.summary.artifacts[self.main]]
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -124,6 +130,13 @@ class RunFolder:
             name: Predictions(name, self.title(name), self.evaluation(name).path, self.tested) for name in self.models
         }
 
+    @property
+    def data_digests(self) -> set[str]:
+        """Digests of the data that it was trained on and scored on."""
+        return {self.stages[name].manifest["inputs"]["data"] for name in self.summary.evaluations.values()} | {
+            self.student.manifest["inputs"]["data"]
+        }
+
     def _data_of(self, artifact: Artifact) -> Artifact:
         wanted = artifact.manifest["inputs"]["data"]
         return next(made for made in self.made_by("prepare") if made.digest == wanted)
@@ -138,8 +151,7 @@ def open_run(path: Path) -> RunFolder:
             raise damaged_run(path, f"artifacts/{name} is gone")
     for artifact in run.stages.values():  # before any manifest is read
         _refuse_damage(path, artifact, manifest_damage(artifact))
-    data = {run.stages[name].manifest["inputs"]["data"] for name in (*evaluations, run.student.path.name)}
-    if not data <= {artifact.digest for artifact in run.made_by("prepare")}:
+    if not run.summary.federated and not run.data_digests <= {one.digest for one in run.made_by("prepare")}:
         raise damaged_run(path, "the prepared data are gone")
     models = (run.stages[name] for name in sorted({*run.summary.artifacts.values(), *evaluations}))
     for artifact in (*models, *(one for stage in _SHOWN for one in run.made_by(stage))):

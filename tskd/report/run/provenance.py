@@ -9,11 +9,11 @@ import yaml
 
 from tskd.console import duration
 from tskd.deploy.bundle import FOLDER, ONNX, SUMS, read_sums
-from tskd.recipe.schema import Recipe
+from tskd.recipe.schema import PHANTOMS, Recipe
 from tskd.report.blocks import Block, Code, Facts, Section, Table, section
 from tskd.report.run.folder import RunFolder
 from tskd.report.run.training import stage_title
-from tskd.report.shareable import flattened, shareable
+from tskd.report.shareable import DATA, flattened, shareable
 from tskd.report.text import capital, teraflops, thousands
 
 _DIGITS = 16
@@ -70,7 +70,8 @@ def _facts(run: RunFolder) -> Facts:
     ]
     if student["git_commit"]:
         facts.append(("Commit of the working folder", student["git_commit"]))
-    facts.append(("Prepared data", student["inputs"]["data"]))
+    if "data" in student["inputs"]:  # none of what stands for one model a site
+        facts.append(("Prepared data", student["inputs"]["data"]))
     if (run.path / FOLDER / SUMS).is_file():
         facts.append((f"Shipped {ONNX}", read_sums(run.path / FOLDER)[ONNX]))
     return Facts(tuple(facts))
@@ -96,7 +97,18 @@ def changed_settings(recipe: Mapping[str, Any]) -> Table | None:
 
 def _settings(run: RunFolder) -> Code:
     text = yaml.safe_dump(shareable(run.summary.recipe), sort_keys=False, allow_unicode=True)
-    return Code(text, title="All settings: save as recipe.yaml, then tskd run recipe.yaml --data DATA --out OUT")
+    return Code(text, title=f"All settings: save as recipe.yaml, then {how_to_use(run)} --out OUT")
+
+
+def how_to_use(run: RunFolder) -> str:
+    """Return the command for the settings as the page shows them, without the folders of images."""
+    federated = run.summary.recipe.get("federated")
+    if not federated:
+        return f"tskd run recipe.yaml --data {DATA}"
+    real = [name for name, one in federated["sites"].items() if one.get("root", PHANTOMS) != PHANTOMS]
+    sites = "".join(f" --site {name}={DATA}" for name in real)
+    shared = f" --transfer {DATA}" if federated["transfer"].get("root", PHANTOMS) != PHANTOMS else ""
+    return f"tskd federate simulate recipe.yaml{sites}{shared}"
 
 
 def _shown(value: object) -> str:

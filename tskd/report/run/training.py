@@ -32,6 +32,13 @@ STAGES = {
     "ablation": "what the student uses",
     "network": "timing of a network",
     "export": "export",
+    "public": "the shared images",
+    "pooled": "all images in one place",
+    "sites": "the sites' test images",
+    "site_models": "one model a site",
+    "federated_teacher": "the rounds",
+    "federated_answers": "the sites' answers",
+    "federated_evaluation": "scores of all sites",
 }
 """How a stage is called in a sentence."""
 _NOT_LOSSES = frozenset({"step", "gradient_norm", "lr", "seconds"})
