@@ -20,6 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from pydantic import BaseModel, Field
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -250,7 +251,7 @@ async def uploaded(request: Request) -> tuple[str, bytes]:
         raise Refused(415, "Send the file as multipart/form-data in the field `file`.")
     try:
         form = await _InMemory(request.headers, request.stream(), max_files=1, max_fields=4).parse()
-    except MultiPartException as error:
+    except (MultiPartException, FormParserError) as error:  # starlette before 1.4 lets the parser's own pass
         raise Refused(400, "The multipart body is damaged, or holds more than one file.") from error
     try:
         file = form.get("file")
