@@ -5,7 +5,8 @@
 
 Nothing is fetched; SAM has random weights, which cost the same. Each part runs in a process of its own and leaves
 ``OUT/<part>.json``; a part that is there is not measured again, so that the same command goes on where the time ended
-or a part failed. ``--only`` picks parts. The tables printed at the end hold all parts that are there.
+or a part failed (``real`` keeps each run that ended). ``--only`` picks parts, ``--data FOLDER`` adds the comparison
+``recipes/compare/real.yaml`` on data of your own. The tables printed at the end hold all parts that are there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
     parser.add_argument("--minutes", type=float, default=9.0, help="no part begins or goes on after this time")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure")
+    parser.add_argument("--data", nargs="+", default=[], help="data folders for the part real, which needs them")
     parser.add_argument("--tiny", action="store_true", help="tiny networks on the CPU, for a test of this program")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    scale = gpu_parts.TINY if options.tiny else gpu_parts.FULL
+    scale = replace(gpu_parts.TINY if options.tiny else gpu_parts.FULL, data=tuple(options.data))
+    names = options.only or [name for name in PARTS if name != "real" or options.data]
+    if "real" in names and not options.data:
+        parser.error("the part real compares models on your images: --data FOLDER")
     end = time.monotonic() + 60 * options.minutes
-    notes = {name: note for name in options.only if (note := measure(name, scale, options.out.resolve(), end))}
+    notes = {name: note for name in names if (note := measure(name, scale, options.out.resolve(), end))}
     found = {name: json.loads(path.read_text()) for name in PARTS if (path := options.out / f"{name}.json").is_file()}
     if options.json:
         print(json.dumps({"parts": found, "missing": notes}))

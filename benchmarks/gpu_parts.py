@@ -24,12 +24,13 @@ from typing import Any
 
 import distill
 import numpy as np
+import pandas as pd
 import torch
 from measure import WARM_UP, step_seconds
 from torch import nn
 from transformers import SamConfig, SamModel
 
-from tskd.artifacts import ARTIFACTS, MANIFEST, finished_in, measured
+from tskd.artifacts import ARTIFACTS, MANIFEST, finished_in, measured, write_json
 from tskd.cli import main
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.out_of_memory import is_out_of_memory
@@ -48,6 +49,8 @@ from tskd.stages.teacher import choose_teacher, parts_of_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+COMPARED = ["dataset", "data.labels", "arm", "seed", "title", "dice", "hd95_px"]
+"""Columns of a comparison that are shown."""
 TINY_SAM = {
     "vision_config": {
         "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 128, "patch_size": 16,
@@ -82,6 +85,10 @@ class Scale:
     """Settings over recipes/gpu.yaml for the run to its end."""
     control: tuple[str, ...]
     """Settings of the training by two processes."""
+    grid: dict[str, Any] | None = None
+    """The comparison on data sets of the user's; None: recipes/compare/real.yaml."""
+    data: tuple[str, ...] = ()
+    """Those data sets."""
 
 
 _RUN = (
@@ -133,6 +140,14 @@ TINY = Scale(
         "data.image_size=32", "data.phantom.size=32", "data.labels=6", "data.phantom.train=8", "data.phantom.test=2",
         "control.batch_size=4", "control.steps=3", "control.channels=[8,16,32]",
     ),
+    grid={
+        "name": "tiny",
+        "recipe": {
+            "data": {"image_size": 32, "labels": 6, "phantom": {"train": 8, "test": 2, "size": 32}},
+            "control": {"batch_size": 4, "steps": 2, "channels": [8, 16, 32]},
+        },
+        "axes": {"method": ["control"]},
+    },
 )  # fmt: skip
 
 Rows = list[dict[str, Any]]
@@ -219,6 +234,24 @@ def processes(scale: Scale, out: Path) -> Rows:
     return [_processes_row(scale, out, devices) for devices in (1, 2)]
 
 
+def real(scale: Scale, out: Path) -> Rows:
+    """The comparison of small models on data sets of the user's; runs that ended before are not run again."""
+    grid = str(out / "grid.yaml") if scale.grid else "real"
+    if scale.grid:
+        write_json(Path(grid), scale.grid)  # JSON is YAML
+    rows = []
+    for data in scale.data:
+        folder = out / "real" / Path(data).name
+        precision = "bf16-mixed" if scale.accelerator == "gpu" else "32-true"
+        _tskd(
+            *("compare", grid, "--data", data, "--out", folder, "--workers", max(1, (os.cpu_count() or 2) - 2)),
+            *("--set", f"engine.precision={precision}", "--set", f"engine.accelerator={scale.accelerator}"),
+        )
+        table = pd.read_csv(folder / "table.csv")
+        rows += table.filter(COMPARED).to_dict("records")
+    return rows
+
+
 PARTS: dict[str, Callable[[Scale, Path], Rows]] = {
     "tests": tests,
     "sam-small": partial(sam, 0),
@@ -229,6 +262,7 @@ PARTS: dict[str, Callable[[Scale, Path], Rows]] = {
     "recipe": recipe,
     "sharing": sharing,
     "processes": processes,
+    "real": real,
 }
 
 

@@ -31,7 +31,7 @@ from tskd.stages import cache, stored_answers
 from tskd.stages.distill import attach_projection, distillation_step, stored
 from tskd.stages.samples import draw_samples, open_sampler
 
-SIZES, QUICK = (250, 500, 1000, 2000), (8, 16)
+SIZES, QUICK = (250, 500, 1000, 2000), (2, 4)
 FIRST = 64
 """Images that go through once before anything is timed: the first batches allocate."""
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ def measure(size: int, passes: int, shared: Path, steps: int, threads: int) -> R
     """Return seconds of each part and the peak memory after it, in this process, for a transfer set of ``size``."""
     run = _open_run(shared, size, threads)
     images = run.transfer_set
-    teacher = load_model(run.teacher.path)
+    teacher = load_model(run.teachers.adapted.path)
     layout = cache.plan_cache(
         teacher, build_model(run.student_description), images, image_size=run.prepared.image_size, views=2, seed=0
     )
@@ -114,7 +114,7 @@ def _repeated(work: Callable[[Path], Any], passes: int, shared: Path) -> tuple[P
 def _make_shared(folder: Path, threads: int) -> None:
     """Train what every size uses, for a step each: weights change no cost."""
     run = _open_run(folder, 1, threads)
-    assert run.teacher
+    assert run.teachers.adapted
     assert run.diffusion
 
 

@@ -12,11 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.made_up import SMALL_VIT
+from tskd.data.prepared import Prepared
 from tskd.engine import open_runtime
 from tskd.errors import UserError
+from tskd.experiment.budget import adaptation_flops
 from tskd.experiment.methods import METHODS
 from tskd.experiment.pipeline import exported, run_stage
+from tskd.experiment.preflight import check_networks
 from tskd.experiment.run import Run
+from tskd.models.flops import inference_flops
 from tskd.models.registry import build_model, load_model
 from tskd.recipe.schema import build_recipe
 from tskd.seeding import derive
@@ -218,10 +222,8 @@ def test_weights_can_be_the_start_of_all_but_scratch(open_run: OpenRun, folder: 
     usual, changed = open_run("task_kd"), open_run("task_kd", start="weights")
     name = "encoder.model.blocks.3.mlp.fc1.weight"
     given = load_file(folder / f"{SMALL_VIT}.safetensors")[name.removeprefix("encoder.model.")]
-    distances = [
-        (load_file(run.initialisations.distilled_by(run.teacher).path / "student.safetensors")[name] - given).norm()
-        for run in (usual, changed)
-    ]
+    starts = [run.initialisations.distilled_by(run.teachers.adapted) for run in (usual, changed)]
+    distances = [(load_file(start.path / "student.safetensors")[name] - given).norm() for start in starts]
     assert distances[1] < 0.5 * distances[0]
     assert changed.finetuned(None).path == usual.finetuned(None).path
     assert (
@@ -235,7 +237,7 @@ def test_several_teachers_answer_as_one_and_waste_no_label(folder: Path, open_ru
     several = run.recipe.teacher.model_copy(update={"members": 2, "adaptation": "auto"})
     labels = run.recipe.data.model_copy(update={"val_share": 0.0})
     run = Run(run.recipe.model_copy(update={"teacher": several, "data": labels}), run.out, run.runtime)
-    first, second = run.teacher_members
+    (first, second), adapted = run.teachers.members, run.teachers.adapted
     assert len(run.prepared.rows("train")) == SETTINGS["data"]["labels"]
     assert not len(run.prepared.rows("val"))
     assert first.digest != second.digest
@@ -254,10 +256,53 @@ def test_several_teachers_answer_as_one_and_waste_no_label(folder: Path, open_ru
             )
             / 4
         )
-        assert torch.allclose(load_model(run.teacher.path)(images).logits.sigmoid(), mean, atol=1e-5)
-    assert run.initialisations.distilled_by(run.teacher).manifest["inputs"]["teacher"] == run.teacher.digest
-    spent = compute_of(run.teacher, run.bench.used.values()).teacher_gflops
+        assert torch.allclose(load_model(adapted.path)(images).logits.sigmoid(), mean, atol=1e-5)
+    assert run.initialisations.distilled_by(adapted).manifest["inputs"]["teacher"] == adapted.digest
+    spent = compute_of(adapted, run.bench.used.values()).teacher_gflops
     assert spent == pytest.approx(sum(one.metrics["teacher_gflops"] for one in (first, second)))
+
+
+def test_teachers_of_different_kinds_answer_together_each_at_its_own_size(folder: Path, open_run: OpenRun) -> None:
+    """A transformer that is left out, adapted like the first, or trained and asked at the first one's size."""
+    run = open_run("task_kd")
+    other = {
+        "name": f"timm/{SMALL_VIT}", "weights": str(folder / f"{SMALL_VIT}.safetensors"), "pixels": "imagenet",
+        "image_size": 2 * SIZE, "adaptation": "lora", "steps": 3, "batch_size": 2,
+    }  # fmt: skip
+    both = {**run.recipe.teacher.model_dump(), "adaptation": "full", "beside": [other], "augment": {"flip": "none"}}
+    run = Run(build_recipe({**run.recipe.model_dump(), "teacher": both}, "test"), run.out, run.runtime)
+    first, second = run.teachers.members
+    assert (first.metrics["steps"], second.metrics["steps"]) == (4, 3)
+    assert second.metrics["trained_parameters"] < first.metrics["trained_parameters"] / 10, "adapters and a decoder"
+    assert Prepared(run.teachers.data.path).image_size == 2 * SIZE
+    members = [load_model(one.path) for one in (first, second)]
+    assert [member.image_size for member in members] == [SIZE, 2 * SIZE]
+    images = torch.rand(1, 3, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        answer = load_model(run.teachers.adapted.path)(images)
+        mean = sum(member(images).logits.sigmoid() for member in members) / 2
+        torch.testing.assert_close(answer.logits.sigmoid(), mean, atol=1e-5, rtol=0)
+        torch.testing.assert_close(answer.features, members[0](images).features)
+    assert run.teachers.adapted.metrics["teacher"].count("1 x ") == 2
+    student = run.initialisations.distilled_by(run.teachers.adapted)
+    assert student.manifest["inputs"]["teacher"] == run.teachers.adapted.digest
+    costs = [adaptation_flops(source.description) for source in run.teachers.sources]
+    answers = run.total_compute - run.budget.total - (4 * 4 * costs[0] + 3 * 2 * costs[1])
+    described = [source.description.bare() for source in run.teachers.sources]
+    each = sum(inference_flops(build_model(one).eval(), one.image_size) for one in described)
+    assert answers == len(run.transfer_set.images) * 2 * each, "both look at each image in each of its two views"
+
+
+def test_a_list_of_teachers_has_no_lists_inside() -> None:
+    nested = {"name": "offline", "beside": [{"name": "offline"}]}
+    with pytest.raises(UserError, match="write them one after another"):
+        build_recipe({"teacher": {"beside": [nested]}}, "test")
+
+
+def test_a_teacher_in_the_list_is_refused_before_any_work_like_the_first() -> None:
+    recipe = build_recipe({"teacher": {"name": "offline", "beside": [{"name": "timm/resnet10t"}]}}, "test")
+    with pytest.raises(UserError, match=r"teacher.name=timm/resnet10t needs teacher.weights"):
+        check_networks(recipe)
 
 
 def test_in_a_second_round_the_student_answers_beside_the_teacher(open_run: OpenRun) -> None:
@@ -268,7 +313,7 @@ def test_in_a_second_round_the_student_answers_beside_the_teacher(open_run: Open
     assert second.initialisations.distilled.manifest["inputs"]["teacher"] in teachers
     (together,) = (one for one in second.bench.used.values() if one.manifest["stage"] == "ensemble")
     members = together.manifest["inputs"]
-    assert members["member_0"] == first.teacher.digest
+    assert members["member_0"] == first.teachers.adapted.digest
     assert members["member_1"] == first.finetuned(first.initialisations.distilled).digest
     before = compute_of(first.finetuned(first.initialisations.distilled), first.bench.used.values())
     assert together.metrics["teacher_gflops"] == pytest.approx(sum(before), rel=1e-5), "earlier rounds are no gift"

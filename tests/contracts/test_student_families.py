@@ -28,7 +28,12 @@ WITH_UNET = [
     "tf_efficientnet_lite0", "resnet18",
 ]  # fmt: skip
 STUDENTS = [*((backbone, "unet") for backbone in WITH_UNET), ("vit_tiny_patch16_224", "detail")]
-EXPORTED_ELSEWHERE = {"efficientvit_b1": "the blocks of efficientvit_b0, wider", "vit_tiny_patch16_224": "by every run"}
+EXPORTED_ELSEWHERE = {
+    "efficientvit_b1": "the blocks of efficientvit_b0, wider",
+    "vit_tiny_patch16_224": "by every run",
+    "mobilenetv4_conv_small": "tf_efficientnet_lite0 has its layers: convolutions, batch norm, ReLU",
+    "resnet18": "the blocks of resnet10t, whose U-Net becomes a bundle in test_method_runs.py",
+}
 """The exporter takes up to ten seconds a network."""
 
 

@@ -78,7 +78,7 @@ def test_what_it_is_trained_on_it_is_tested_on(open_run: OpenRun) -> None:
     Until the teacher had images of its own it learned from the student's, enlarged: ``blurred``.
     """
     run = open_run()
-    model, shown = load_model(run.teacher.path), Prepared(run.teacher_data.path)
+    model, shown = load_model(run.teachers.adapted.path), Prepared(run.teachers.data.path)
     assert shown.image_size == TEACHER
     dataset = open_data(run.recipe.data, data_root(run.bench, run.recipe.data))
     source = {record.id: record for record in dataset.records}
@@ -103,8 +103,10 @@ def test_what_it_is_trained_on_it_is_tested_on(open_run: OpenRun) -> None:
 
 def test_its_weights_are_selected_on_the_images_it_is_tested_on(open_run: OpenRun) -> None:
     run = open_run()
-    assert run.teacher.manifest["inputs"]["teacher_images"] == run.teacher_data.digest
-    assert run.teacher.metrics["teacher_gflops"] > 4 * open_run(None).teacher.metrics["teacher_gflops"]
+    assert run.teachers.adapted.manifest["inputs"]["teacher_images"] == run.teachers.data.digest
+    assert (
+        run.teachers.adapted.metrics["teacher_gflops"] > 4 * open_run(None).teachers.adapted.metrics["teacher_gflops"]
+    )
 
 
 def test_equal_sizes_take_nothing_more(open_run: OpenRun) -> None:
@@ -112,7 +114,7 @@ def test_equal_sizes_take_nothing_more(open_run: OpenRun) -> None:
     runs = [open_run(size) for size in (None, SIZE)]
     for run in runs:
         METHODS["task_kd"].model(run)
-        assert run.teacher_data == run.prepared_artifact
+        assert run.teachers.data == run.prepared_artifact
         assert "teacher_images" not in stages(run)
         inputs = [artifact.manifest["inputs"] for artifact in run.bench.used.values()]
         assert not [one for one in inputs if "teacher_images" in one]
@@ -140,7 +142,7 @@ def test_whatever_learns_from_it_is_shown_the_students_images_and_it_its_own(
     assert "teacher_images" in stages(run)
     answers = [artifact for name, artifact in run.bench.used.items() if name.startswith(("cache-", "pseudo_masks-"))]
     assert len(answers) == (cache == "on" or "pseudo" in method)
-    assert all(one.manifest["inputs"]["teacher_images"] == run.teacher_data.digest for one in answers)
+    assert all(one.manifest["inputs"]["teacher_images"] == run.teachers.data.digest for one in answers)
     spent = sum(one.metrics["teacher_gflops"] for one in answers)
     assert not answers or spent > 0
 
@@ -150,12 +152,12 @@ def test_stored_answers_and_masks_are_those_for_the_sharp_images(open_run: OpenR
     assert run.initialisations.cache is not None
     kept = load_file(shard_path(run.initialisations.cache.path, 0))["logits"][:, 0].float()
     masks = torch.from_numpy(np.load(run.initialisations.pseudo_masks.path / MASKS))
-    model = load_model(run.teacher.path)
+    model = load_model(run.teachers.adapted.path)
     everything = range(len(run.transfer_set.images))
     with torch.inference_mode():
         sharp, blurred = (
             match_size(model(to_images(one.images[everything])).logits, kept.shape[-2:])
-            for one in (TransferSet(run.transfer.path, Prepared(run.teacher_data.path)), run.transfer_set)
+            for one in (TransferSet(run.transfer.path, Prepared(run.teachers.data.path)), run.transfer_set)
         )
     assert (kept - sharp).norm() < 2e-3 * sharp.norm(), "fp16"
     assert (kept - blurred).norm() > 5e-3 * sharp.norm()

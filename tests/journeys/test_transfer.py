@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-import tskd
+from tests.conftest import Started
 from tskd.artifacts import CHECKPOINTS
 from tskd.data.transfer_set import SAMPLES, read_samples
 
@@ -42,25 +39,22 @@ draw_samples(range(9), Slow(), Path(sys.argv[1]), runtime=open_runtime(EngineCon
 TIME_LIMIT = 240
 
 
-def start(folder: Path, *, seconds_a_chunk: float) -> subprocess.Popen[bytes]:
-    folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(Path(tskd.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), str(seconds_a_chunk)], env=environment)
-
-
-@pytest.mark.slow
-def test_a_kill_in_the_middle_of_sampling_changes_no_image(tmp_path: Path) -> None:
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(killed, seconds_a_chunk=0.5)
+def test_a_kill_in_the_middle_of_sampling_changes_no_image(started: Callable[..., Started], tmp_path: Path) -> None:
+    program, killed, whole = tmp_path / "draw.py", tmp_path / "killed", tmp_path / "whole"
+    program.write_text(PROGRAM, encoding="utf-8")
+    for folder in (killed, whole):
+        folder.mkdir()
+    process = started(program, killed, 0.1).process
     deadline = time.monotonic() + TIME_LIMIT
     while len(list((killed / CHECKPOINTS).glob("samples-*.npy"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(TIME_LIMIT) == -signal.SIGKILL
+        time.sleep(0.005)
+    process.kill()
+    process.join(TIME_LIMIT)
+    assert process.exitcode == -signal.SIGKILL
     assert not (killed / SAMPLES).exists()
     kept = {path: path.stat().st_mtime_ns for path in (killed / CHECKPOINTS).glob("samples-*.npy")}
     assert len(kept) >= 2
     for folder in (killed, whole):
-        assert start(folder, seconds_a_chunk=0).wait(TIME_LIMIT) == 0
+        assert started(program, folder, 0).ended().returncode == 0
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items()), "finished chunks are kept"
     assert np.array_equal(read_samples([killed]), read_samples([whole]))

@@ -125,6 +125,19 @@ def test_stored_answers_are_those_the_teacher_gives_for_the_batch(
     assert sides == ({16, 32} if crop else {32})
 
 
+def test_styles_change_what_the_student_sees_and_no_answer(transfer: TransferSet, tmp_path: Path) -> None:
+    settings = {"photometric": 0, "amplitude_band": 0.5}
+    plain, styled = AugmentConfig(**settings), AugmentConfig(**settings, amplitude=1.0)
+    folder = built(Equivariant(), transfer, tmp_path / "cache", plain)
+    before, after = (batches(folder, transfer, one, (True, False))(2, 0, 1) for one in (plain, styled))
+    assert before.targets is not None
+    assert after.targets is not None
+    assert torch.equal(after.images, before.images)
+    assert torch.equal(after.targets.logits, before.targets.logits)
+    assert torch.equal(before.views, before.images)
+    assert (after.views != after.images).flatten(1).any(1).all()
+
+
 def test_an_fp16_cache_changes_the_loss_by_less_than_a_thousandth(transfer: TransferSet, tmp_path: Path) -> None:
     torch.manual_seed(2)
     teacher, student = build_model(TEACHER).eval(), build_model(STUDENT)

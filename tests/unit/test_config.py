@@ -83,6 +83,11 @@ def test_every_float_python_writes_is_read_back(value: float) -> None:
     assert parse_yaml(repr(value), "here") == value
 
 
+def test_an_unknown_key_in_a_list_of_teachers_is_named_with_its_place() -> None:
+    with pytest.raises(UserError, match=r"teacher.beside.1.rnk: unknown key. Did you mean teacher.beside.1.rank\?"):
+        build_recipe({"teacher": {"beside": [{"name": "offline"}, {"rnk": 2}]}}, "test")
+
+
 def test_an_unknown_key_is_named_with_those_allowed() -> None:
     message = refusal("teacher.rnk=4")
     assert "teacher.rnk: unknown key" in message

@@ -360,7 +360,8 @@ def test_a_page_is_drawn_anew_only_where_something_has_changed(
     path = update_run_report(run)
     whole = path.read_bytes()
     drawn: list[str] = []
-    monkeypatch.setattr("tskd.report.write.render", lambda page: drawn.append(page.title) or "new")
+    monkeypatch.setattr("tskd.report.write.run_page", lambda run, *, room: run.path)
+    monkeypatch.setattr("tskd.report.write.render", lambda page: drawn.append(page.name) or "new")
     assert update_run_report(open_run(copied)) == path
     assert not drawn
     assert path.read_bytes() == whole

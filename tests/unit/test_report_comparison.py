@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,15 @@ from tskd.errors import UserError
 from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
 from tskd.report import write_report
-from tskd.report.blocks import Charts, Pictures, Table
+from tskd.report.blocks import Charts, Page, Pictures, Section, Table
+from tskd.report.comparison import tests
+from tskd.report.comparison.charts import resources_section
 from tskd.report.comparison.folder import ComparisonFolder, open_comparison, read_table, value_title
-from tskd.report.comparison.page import comparison_page, how_to_use
+from tskd.report.comparison.page import comparison_page, how_to_use, overlays_section, scores_section
+from tskd.report.comparison.training import training_section
+from tskd.report.comparison.transfer import transfer_section
+from tskd.report.comparison.verdict import comparison_verdict
+from tskd.report.pictures import ROOM, Album
 from tskd.report.shareable import shareable
 from tskd.report.text import signed
 from tskd.stages.evaluation_files import read_cases
@@ -42,6 +49,12 @@ def html(folder: Path) -> str:
     return write_report(folder).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    """The page of the folder as it is, for all tests that change nothing."""
+    return comparison_page(open_comparison(folder))
+
+
 @pytest.fixture
 def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
@@ -52,6 +65,24 @@ def edit_table(path: Path, **changes: str) -> None:
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
     write_csv(path, [line | changes for line in lines])
+
+
+SECTIONS: dict[str, Callable[[ComparisonFolder], Section | None]] = {
+    "scores": scores_section,
+    "tests": tests.tests_section,
+    "resources": resources_section,
+    "overlays": lambda comparison: overlays_section(comparison, Album(ROOM)),
+    "transfer": lambda comparison: transfer_section(comparison, Album(ROOM)),
+    "training": training_section,
+}
+
+
+def section_of(folder: Path, name: str) -> Section:
+    """One section of a folder's page; the others, which take longer, are not drawn."""
+    drawn = SECTIONS[name](open_comparison(folder))
+    assert drawn is not None
+    assert drawn.name == name
+    return drawn
 
 
 def sections_of(folder: Path) -> list[str]:
@@ -79,17 +110,15 @@ def test_means_and_intervals_are_over_seeds_and_cases(folder: Path) -> None:
 
 def test_the_score_table_says_that_volumes_were_scored(copied: Path) -> None:
     columns = lambda: next(  # noqa: E731
-        block.columns
-        for block in comparison_page(open_comparison(copied)).sections[0].blocks
-        if isinstance(block, Table)
+        block.columns for block in section_of(copied, "scores").blocks if isinstance(block, Table)
     )
     assert columns()[1] == "Dice"
     edit_table(copied / "table.csv", level="volume")
     assert columns()[1] == "3-D Dice"
 
 
-def test_the_verdict_counts_settings_and_tests(folder: Path, copied: Path) -> None:
-    found = comparison_page(open_comparison(folder)).verdict
+def test_the_verdict_counts_settings_and_tests(folder: Path, page: Page, copied: Path) -> None:
+    found = page.verdict
     with (folder / "tests.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     gain = np.mean([float(line["difference"]) for line in lines])
@@ -179,11 +208,10 @@ def test_values_of_another_axis_are_rows_of_one_table(copied: Path) -> None:
             *("student from scratch, 8 labelled images", "student from scratch, 4 labelled images"),
         ]
     }, "in the order of the grid"
-    sections = {section.name: section for section in comparison_page(comparison).sections}
-    (table,) = (block for block in sections["scores"].blocks if isinstance(block, Table))
+    (table,) = (block for block in section_of(copied, "scores").blocks if isinstance(block, Table))
     assert table.rows[0][0] == "Task-specific distillation, 8 labelled images"
     assert len(table.rows) == 4
-    assert sections["overlays"].blocks
+    assert section_of(copied, "overlays").blocks
 
 
 def test_methods_with_one_title_are_called_by_their_own_names(copied: Path) -> None:
@@ -214,9 +242,7 @@ def test_values_with_other_test_images_are_not_laid_side_by_side(copied: Path, t
     files = data.manifest["files"] | {f"native/{image.name}": file_sha256(image)}
     write_json(other / "manifest.json", {**data.manifest, "files": files, "digest": "other"})
     write_json(scored.path / "manifest.json", {**scored.manifest, "inputs": {"data": "other"}})
-    (heading, *_) = (
-        section for section in comparison_page(open_comparison(copied)).sections if section.name == "overlays"
-    )
+    heading = section_of(copied, "overlays")
     captions = {
         picture.caption for block in heading.blocks if isinstance(block, Pictures) for picture in block.pictures
     }
@@ -240,7 +266,7 @@ def test_the_verdict_on_another_axis_is_on_its_best_value(copied: Path) -> None:
 
 
 def verdict_of(folder: Path) -> str:
-    return comparison_page(open_comparison(folder)).verdict
+    return comparison_verdict(open_comparison(folder))
 
 
 def test_without_a_baseline_the_verdict_names_the_best_setting(copied: Path) -> None:
@@ -251,8 +277,8 @@ def test_without_a_baseline_the_verdict_names_the_best_setting(copied: Path) -> 
     assert said.endswith("on cones, 8 labelled images.")
 
 
-def test_what_each_method_costs_is_a_table(folder: Path) -> None:
-    sections = {section.name: section for section in comparison_page(open_comparison(folder)).sections}
+def test_what_each_method_costs_is_a_table(page: Page) -> None:
+    sections = {section.name: section for section in page.sections}
     (table,) = (block for block in sections["resources"].blocks if isinstance(block, Table))
     assert table.title == "cones"
     by_method = {row[0]: dict(zip(table.columns, row)) for row in table.rows}
@@ -263,9 +289,7 @@ def test_what_each_method_costs_is_a_table(folder: Path) -> None:
 def test_what_is_compared_has_its_own_row_of_costs(copied: Path) -> None:
     description = json.loads((copied / "comparison.json").read_text())
     write_json(copied / "comparison.json", description | {"compare": "data.labels"})
-    page = comparison_page(open_comparison(copied))
-    (resources,) = (section for section in page.sections if section.name == "resources")
-    (table,) = (block for block in resources.blocks if isinstance(block, Table))
+    (table,) = (block for block in section_of(copied, "resources").blocks if isinstance(block, Table))
     titles = [row[0] for row in table.rows]
     assert len(titles) == len(set(titles)) == 4
     assert {title.rpartition(", ")[2] for title in titles} == {"4 labelled images", "8 labelled images"}
@@ -274,8 +298,7 @@ def test_what_is_compared_has_its_own_row_of_costs(copied: Path) -> None:
 @pytest.mark.parametrize(("held", "shown"), [("0.0", False), ("912.3", True)])
 def test_memory_of_a_gpu_is_shown_where_one_was_used(copied: Path, held: str, shown: bool) -> None:
     edit_table(copied / "table.csv", peak_gpu_memory_mb=held)
-    sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
-    (table,) = (block for block in sections["resources"].blocks if isinstance(block, Table))
+    (table,) = (block for block in section_of(copied, "resources").blocks if isinstance(block, Table))
     assert ("GPU memory, MB" in table.columns) == shown
 
 
@@ -299,12 +322,12 @@ def test_the_page_can_be_printed(folder: Path, tmp_path: Path) -> None:
     assert len(re.findall(rb"/Subtype /Image\b", printed)) > 10
 
 
-def test_every_training_of_the_first_replicate_has_its_line(folder: Path) -> None:
+def test_every_training_of_the_first_replicate_has_its_line(folder: Path, page: Page) -> None:
     comparison = open_comparison(folder)
     ours, scratch = next(iter(comparison.cells.values()))
     assert [one.manifest["stage"] for one in comparison.trainings(ours)] == ["teacher", "distill", "finetune"]
     assert [one.manifest["stage"] for one in comparison.trainings(scratch)] == ["finetune"]
-    sections = {section.name: section for section in comparison_page(comparison).sections}
+    sections = {section.name: section for section in page.sections}
     (charts,) = sections["training"].blocks
     assert isinstance(charts, Charts)
     stages = ["Diffusion model", "Teacher", "Distillation", "Fine-tuning"]
@@ -318,16 +341,15 @@ def test_every_data_set_has_its_training_curves(copied: Path) -> None:
     write_csv(copied / "table.csv", [
         line | {"dataset": "spheres" if line["data.labels"] == "8" else "cones"} for line in lines
     ])  # fmt: skip
-    sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
-    first, second = sections["training"].blocks
+    first, second = section_of(copied, "training").blocks
     assert isinstance(first, Charts)
     assert isinstance(second, Charts)
     assert first.charts[-1].title == "Fine-tuning: loss (cones, 4 labelled images)"
     assert second.charts[-1].title == "Fine-tuning: loss (spheres, 8 labelled images)"
 
 
-def test_every_transfer_set_has_its_row_and_its_pictures(folder: Path) -> None:
-    sections = {section.name: section for section in comparison_page(open_comparison(folder)).sections}
+def test_every_transfer_set_has_its_row_and_its_pictures(page: Page) -> None:
+    sections = {section.name: section for section in page.sections}
     table, *blocks = sections["transfer"].blocks
     assert isinstance(table, Table)
     titles = ["cones, 4 labelled images", "cones, 8 labelled images"]
@@ -344,8 +366,7 @@ def test_every_transfer_set_has_its_row_and_its_pictures(folder: Path) -> None:
 
 def test_transfer_sets_of_compared_values_are_told_apart(copied: Path) -> None:
     compare_labels(copied)
-    sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
-    table = sections["transfer"].blocks[0]
+    table = section_of(copied, "transfer").blocks[0]
     assert isinstance(table, Table)
     ours = "cones, task-specific distillation"
     assert [row[0] for row in table.rows] == [f"{ours}, 8 labelled images", f"{ours}, 4 labelled images"]
@@ -357,8 +378,7 @@ def test_copies_are_told_where_no_synthetic_image_was_left(copied: Path) -> None
         changed = json.loads(manifest.read_text())
         changed["metrics"] |= {"synthetic": 0}
         write_json(manifest, sealed({name: value for name, value in changed.items() if name != SEAL}))
-    sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
-    titles = [one.title for one in sections["transfer"].blocks if isinstance(one, Pictures)]
+    titles = [one.title for one in section_of(copied, "transfer").blocks if isinstance(one, Pictures)]
     assert "cones, 4 labelled images: Dropped as copies: the nearest of 1" in titles
     assert not any("that were kept" in title for title in titles)
 
@@ -367,8 +387,7 @@ def test_copies_are_not_drawn_from_other_samples(copied: Path) -> None:
     """A block of samples that is gone would move the numbers of all that follow."""
     for block in copied.glob("artifacts/samples-*/samples.npy"):
         block.unlink()
-    sections = {section.name: section for section in comparison_page(open_comparison(copied)).sections}
-    assert not any("Dropped" in one.title for one in sections["transfer"].blocks if isinstance(one, Pictures))
+    assert not any("Dropped" in one.title for one in section_of(copied, "transfer").blocks if isinstance(one, Pictures))
 
 
 def test_a_transfer_set_that_is_gone_is_left_out(copied: Path) -> None:
@@ -377,8 +396,8 @@ def test_a_transfer_set_that_is_gone_is_left_out(copied: Path) -> None:
     assert "transfer" not in sections_of(copied)
 
 
-def test_failures_are_those_of_task_specific_distillation(folder: Path) -> None:
-    sections = {section.name: section for section in comparison_page(open_comparison(folder)).sections}
+def test_failures_are_those_of_task_specific_distillation(folder: Path, page: Page) -> None:
+    sections = {section.name: section for section in page.sections}
     blocks = [block for block in sections["failures"].blocks if isinstance(block, Pictures)]
     scores = read_cases(folder / "artifacts" / open_comparison(folder).cells["cones", "4"][0].first["evaluation"])
     statuses = [row.score.status for row in scores]
@@ -415,8 +434,8 @@ def test_the_data_are_named_by_their_digest(folder: Path, html: str) -> None:
     assert f"sha256 {digest}" in html
 
 
-def test_a_curve_has_a_line_a_method_over_the_axis(folder: Path) -> None:
-    sections = {section.name: section for section in comparison_page(open_comparison(folder)).sections}
+def test_a_curve_has_a_line_a_method_over_the_axis(page: Page) -> None:
+    sections = {section.name: section for section in page.sections}
     (charts,) = (block for block in sections["curves"].blocks if isinstance(block, Charts))
     assert [chart.title for chart in charts.charts] == ["cones: labelled images"]
     assert charts.charts[0].svg.count("stroke: var(--paper)") >= 4
@@ -444,8 +463,8 @@ def test_settings_read_as_words(axis: str, value: str, said: str) -> None:
     assert value_title(axis, value) == said
 
 
-def test_a_failed_run_is_listed_without_what_its_error_says(folder: Path, html: str) -> None:
-    sections = {section.name: section for section in comparison_page(open_comparison(folder)).sections}
+def test_a_failed_run_is_listed_without_what_its_error_says(page: Page, html: str) -> None:
+    sections = {section.name: section for section in page.sections}
     (table,) = (block for block in sections["failed"].blocks if isinstance(block, Table))
     assert table.rows == (("student from scratch", "", "8", "2", "RunFailed"),)
     assert "1 run of 9 failed" in html
@@ -460,9 +479,8 @@ def test_no_patient_and_no_path_is_on_the_page(html: str, folder: Path) -> None:
 def test_how_differences_change_is_said_with_its_axis(copied: Path) -> None:
     """The lead at 8 labelled images minus that at 4, which is what the hand-written changes.csv holds."""
     (line,) = csv.DictReader((copied / "changes.csv").open(encoding="utf-8"))
-    page = comparison_page(open_comparison(copied))
-    (tests,) = (found for found in page.sections if found.name == "tests")
-    (table,) = (block for block in tests.blocks if isinstance(block, Table) and block.title.startswith("How"))
+    section = section_of(copied, "tests")
+    (table,) = (block for block in section.blocks if isinstance(block, Table) and block.title.startswith("How"))
     (row,) = table.rows
     assert row[1:3] == ("4 to 8 labelled images", "Dice")
     assert row[3] == signed(float(line["difference"]))

@@ -23,7 +23,12 @@ from tskd.stages.readings import Readings
 
 AT_TEACHERS_SIZE = frozenset({"teacher", "teacher_images", "cache", "pseudo_masks"})
 """Stages that show images to the teacher, whose size may be another: SAM's is 512 px unless the settings say so."""
-_SHARED = ("prepared_artifact", "tested_artifact", "teacher_source")
+_LOOKED_UP: Mapping[str, Any] = {
+    "data": True, "teacher": True, "evaluate": True, "federated": True, "transfer": {"target", "from_target"},
+}  # fmt: skip
+"""Settings that these follow from:"""
+_SHARED = frozenset({"prepared_artifact", "tested_artifact", "target", "sources"})
+"""Cached properties of a run and of its teachers that another run takes over where those settings are alike."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class _Planner:
     out: Path
     runtime: Runtime
     download: bool
-    shared: dict[str, tuple[dict[str, Any], dict[str, Artifact]]] = field(default_factory=dict)
+    shared: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Artifact]]] = field(default_factory=dict)
     """What is costly to look up and the same for many runs (data sets, teacher's weights), by the settings."""
     readings: Readings = field(default_factory=Readings)
     """Label budgets, and whatever else changes no pixel, share them."""
@@ -137,9 +142,10 @@ class _Planner:
             grid_run.recipe, self.out, self.runtime, self.download,
             open_store=lambda root, _: store.at(root), readings=self.readings,
         )  # fmt: skip
-        key = canonical_json(grid_run.recipe.model_dump(include={"data", "teacher", "evaluate", "federated"}))
-        known, used = self.shared.setdefault(key, ({}, {}))
+        key = canonical_json(grid_run.recipe.model_dump(include=dict(_LOOKED_UP)))
+        known, of_teachers, used = self.shared.setdefault(key, ({}, {}, {}))
         vars(run).update(known)  # cached properties that another run has looked up
+        vars(run.teachers).update(of_teachers)
         store.used |= used
         complete = True
         try:
@@ -149,7 +155,8 @@ class _Planner:
             run.ablation(model)
         except FileNotFoundError:  # it has to read what is not there yet
             complete = False
-        known |= {name: vars(run)[name] for name in _SHARED if name in vars(run)}
+        known |= _looked_up(run)
+        of_teachers |= _looked_up(run.teachers)
         used |= {name: one for name, one in store.used.items() if name.rpartition("-")[0] in DATA_STAGES}
         missing = tuple(
             Part(name, stage, config, config.get("image_size") or _image_size(run, stage))
@@ -159,10 +166,14 @@ class _Planner:
         return RunPlan(grid_run, missing, found, run.source_digest, complete)
 
 
+def _looked_up(owner: object) -> dict[str, Any]:
+    return {name: value for name, value in vars(owner).items() if name in _SHARED}
+
+
 def _image_size(run: Run, stage: str) -> int:
     """Return the side in px of the images that a stage of a run looks at."""
-    if stage in AT_TEACHERS_SIZE and "teacher_source" in vars(run):
-        return run.teacher_source.description.image_size
+    if stage in AT_TEACHERS_SIZE and "sources" in vars(run.teachers):
+        return run.teachers.source.description.image_size
     return run.recipe.data.image_size
 
 

@@ -23,6 +23,8 @@ TEST_DIGEST = "test_digest"
 Part = Literal["train", "val", "unlabelled", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "unlabelled", "test")
 """The order of the rows in the arrays."""
+OF_TARGET: tuple[Part, ...] = ("unlabelled", "train", "val")
+"""Parts of a target's data that may be looked at without their labels: nothing is selected on its validation part."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ class Prepared:
         """Return the row numbers of the parts, in order."""
         return np.array([row for row, record in enumerate(self.records) if record.part in parts], dtype=np.int64)
 
+    def unlabelled_images(self, side: int, *parts: Part) -> SomeImages:
+        """Return the images of the parts, without labels, at a side."""
+        return SomeImages(self.images, self.rows(*parts), side)
+
     def row_of(self, name: str) -> int:
         """Return the row of a record id; KeyError where there is none."""
         return self._rows[name]
@@ -108,6 +114,25 @@ class Prepared:
         """Return a test mask at its own size, (H, W) uint8 class index."""
         with Image.open(native_path(self.folder, row, "mask")) as mask:
             return np.asarray(mask)
+
+
+@dataclass(frozen=True)
+class SomeImages:
+    """Some rows of an array of images (N, S, S, 3) uint8, read where they lie and squeezed to ``side``."""
+
+    images: np.ndarray
+    rows: np.ndarray
+    side: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), self.side, self.side, 3)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Any) -> np.ndarray:
+        return np.stack([squeeze_image(image, self.side) for image in self.images[self.rows[indices]]])
 
 
 def spaced(rows: Sequence[int] | np.ndarray, most: int) -> np.ndarray:

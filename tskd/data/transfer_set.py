@@ -18,7 +18,9 @@ QUALITY = "quality.json"
 """What the ``quality`` stage says of synthetic images."""
 SAMPLES, SAMPLE_SHEET = "samples.npy", "samples.png"
 """What the ``samples`` stage draws, and the picture that the ``diffusion`` stage ends with."""
-Origin = Literal["real", "synthetic", "augmented"]
+Origin = Literal["real", "target", "synthetic", "augmented"]
+ORIGINS: tuple[Origin, ...] = ("real", "target", "synthetic", "augmented")
+"""In the order of the transfer set."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tskd.data.amplitude import draw_styles, mix_amplitudes
 from tskd.data.appearance import Appearance, apply_appearance, draw_appearance
 from tskd.data.augment import (
     Bends,
@@ -66,6 +67,13 @@ class ImageBatches:
     """Whether flips (horizontal, vertical) are allowed."""
     teacher_images: ImageArray | None = None
     """The same images at the teacher's size, where it is another."""
+    others: ImageArray | None = None
+    """Those whose amplitudes ``augment.amplitude`` takes; None: these images."""
+
+    @property
+    def styles(self) -> ImageArray:
+        """The images whose amplitudes may be taken."""
+        return self.images if self.others is None else self.others
 
     def __call__(self, step: int, part: int, parts: int) -> Batch:
         indices, wanted = self.drawn(step)
@@ -77,7 +85,8 @@ class ImageBatches:
         masks = None
         if self.masks is not None:
             masks = move_masks(torch.from_numpy(self.masks[chosen]), maps, bends).long()
-        views = images if photometry is None else apply_photometry(images, photometry)
+        views = change_styles(images, self, step, rows)
+        views = views if photometry is None else apply_photometry(views, photometry)
         views = change_appearance(views, self, step, rows)
         batch = Batch(images, views, masks, names=tuple(self.names[i] for i in chosen))
         grid = self.images.shape[1] // CELL
@@ -137,6 +146,23 @@ class Source(Protocol):
     def augment(self) -> AugmentConfig: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def styles(self) -> ImageArray: ...
+
+
+def change_styles(images: Tensor, source: Source, step: int, rows: slice) -> Tensor:
+    """Return the ``rows`` of a step's batch with amplitudes of other images' low frequencies, as the settings say."""
+    if source.augment.amplitude == 0:
+        return images
+    generator = torch_generator(source.seed, "amplitude", step)
+    drawn = draw_styles(source.batch_size, source.augment.amplitude, len(source.styles), generator)
+    happens, others, weights = (values[rows] for values in drawn)
+    if not happens.any():
+        return images
+    others = to_images(source.styles[others[happens].numpy()])
+    changed = images.clone()
+    changed[happens] = mix_amplitudes(images[happens], others, weights[happens], source.augment.amplitude_band)
+    return changed
 
 
 def change_appearance(images: Tensor, source: Source, step: int, rows: slice) -> Tensor:

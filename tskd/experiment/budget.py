@@ -77,21 +77,28 @@ def student_budget(distill: DistillConfig, finetune: FinetuneConfig, *, flops_pe
     return Budget(flops_per_image, before, before + finetune.steps * finetune.batch_size * flops_per_image)
 
 
-def teacher_compute(recipe: Recipe, description: NetworkDescription, *, images: int) -> int:
-    """Return the operations of a described teacher in task-specific distillation on so many transfer images.
+def teacher_compute(recipe: Recipe, descriptions: Sequence[NetworkDescription], *, images: int) -> int:
+    """Return the operations of the described kinds of teacher in task-specific distillation on so many transfer images.
 
-    They are those of its adaptation, every step that the recipe allows, and of its answers.
+    They are those of their adaptation, every step that the recipe allows, and of their answers.
     """
-    config, lessons = recipe.teacher, recipe.distill
-    adaptation = config.members * config.steps * config.batch_size * adaptation_flops(description)
+    kinds, lessons = recipe.teacher.kinds, recipe.distill
+    adaptation = sum(
+        kind.members * kind.steps * kind.batch_size * adaptation_flops(description)
+        for kind, description in zip(kinds, descriptions, strict=True)
+    )
     seen = images * lessons.views if cache_pays(lessons, images) else lessons.steps * lessons.batch_size
-    return adaptation + seen * _looks(config, description.classes) * network_flops(description, _of_inference)
+    answer = sum(
+        kind.members * network_flops(description, _of_inference)
+        for kind, description in zip(kinds, descriptions, strict=True)
+    )
+    return adaptation + seen * _looks(recipe.teacher, descriptions[0].classes) * answer
 
 
 def _looks(config: TeacherConfig, classes: Sequence[str]) -> int:
-    """Return how often a network answers for one answer of the teacher: each member, for each mirrored image."""
-    together = config.members > 1 or config.mirror
-    return config.members * (1 + len(mirrors(allowed_flips(config.augment.flip, classes)))) if together else 1
+    """Return how often a network looks at an image for one answer of the teacher: at its mirrored images too."""
+    together = sum(kind.members for kind in config.kinds) > 1 or config.mirror
+    return 1 + len(mirrors(allowed_flips(config.augment.flip, classes))) if together else 1
 
 
 def lasting(config: Config, operations: int, flops_per_image: int) -> Config:

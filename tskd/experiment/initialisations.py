@@ -27,11 +27,11 @@ class Initialisations:
     def distilled(self) -> Artifact:
         """The student that has learned from the teacher; after the first round from the student before it as well."""
         run = self.run
-        start = self.distilled_by(run.teacher)
-        teachers = run.teacher_members or (run.teacher,)
+        start = self.distilled_by(run.teachers.adapted)
+        teachers = run.teachers.members or (run.teachers.adapted,)
         for _ in range(1, run.recipe.distill.rounds):
             student = run.finetuned(start)
-            start = self.distilled_by(run.together((*teachers, student), spent_on=(student,)))
+            start = self.distilled_by(run.teachers.together((*teachers, student), spent_on=(student,)))
         return start
 
     def distilled_by(self, adapted: Artifact) -> Artifact:
@@ -41,7 +41,7 @@ class Initialisations:
     @cached_property
     def distilled_agnostic(self) -> Artifact:
         """The student whose encoder has learned the features that the teacher has before its adaptation."""
-        source = self.run.teacher_source
+        source = self.run.teachers.source
         config = self.run.recipe.distill.model_copy(update={"encoder_weight": 1.0, "decoder_weight": 0.0})
         return self._distilled(config, Teacher(teacher.bare_digest(source), lambda: teacher.load_bare(source)))
 
@@ -49,13 +49,15 @@ class Initialisations:
     def cache(self) -> Artifact | None:
         """The adapted teacher's stored answers; None where computing them online is cheaper."""
         config = self._affordable(self.run.recipe.distill)
-        return cache.build(self.run.bench, config, self._lesson(_answers_of(self.run.teacher)))
+        return cache.build(self.run.bench, config, self._lesson(_answers_of(self.run.teachers.adapted)))
 
     @cached_property
     def pseudo_masks(self) -> Artifact:
         """The adapted teacher's hard masks on the transfer set."""
         run = self.run
-        return pseudo_masks.build(run.bench, run.teacher, run.transfer, run.prepared_artifact, run.teacher_data)
+        return pseudo_masks.build(
+            run.bench, run.teachers.adapted, run.transfer, run.prepared_artifact, run.teachers.data
+        )
 
     @cached_property
     def pseudo_labelled(self) -> Artifact:
@@ -84,7 +86,7 @@ class Initialisations:
 
     def _lesson(self, answering: Teacher) -> Lesson:
         run = self.run
-        return Lesson(run.student_description, answering, run.transfer, run.prepared_artifact, run.teacher_data)
+        return Lesson(run.student_description, answering, run.transfer, run.prepared_artifact, run.teachers.data)
 
     def _affordable(self, config: DistillConfig) -> DistillConfig:
         """Return the settings with as many more steps as the same compute allows where the decoder is not run."""

@@ -46,20 +46,24 @@ def _pretrained(title: str, initialisation: Make, *, teacher: Make | None = None
 
 
 METHODS: dict[str, Method] = {
-    "teacher": Method("teacher", lambda run: run.teacher, ships=False),
+    "teacher": Method("teacher", lambda run: run.teachers.adapted, ships=False),
     "task_kd": _pretrained(
-        "task-specific distillation", lambda run: run.initialisations.distilled, teacher=lambda run: run.teacher
+        "task-specific distillation",
+        lambda run: run.initialisations.distilled,
+        teacher=lambda run: run.teachers.adapted,
     ),
     "task_kd_probe": _pretrained(
         "task-specific distillation, probed teacher",
-        lambda run: run.initialisations.distilled_by(run.probed_teacher),
-        teacher=lambda run: run.probed_teacher,
+        lambda run: run.initialisations.distilled_by(run.teachers.probed),
+        teacher=lambda run: run.teachers.probed,
     ),
     "agnostic_kd": _pretrained("task-agnostic distillation", lambda run: run.initialisations.distilled_agnostic),
     "mae": _pretrained("masked autoencoder", lambda run: run.initialisations.pretrained(run.recipe.mae)),
     "moco_v3": _pretrained("MoCo v3", lambda run: run.initialisations.pretrained(run.recipe.moco_v3)),
     "pseudo_label": _pretrained(
-        "student on pseudo-labels", lambda run: run.initialisations.pseudo_labelled, teacher=lambda run: run.teacher
+        "student on pseudo-labels",
+        lambda run: run.initialisations.pseudo_labelled,
+        teacher=lambda run: run.teachers.adapted,
     ),
     "consistency": Method("weak-to-strong consistency", lambda run: run.baselines.self_trained("cut_mix")),
     "copy_paste": Method("bidirectional copy-paste", lambda run: run.baselines.self_trained("copy_paste")),
@@ -77,7 +81,9 @@ METHODS: dict[str, Method] = {
     ),
     "control": Method("control (U-Net)", lambda run: run.baselines.control),
     "control_pseudo": Method(
-        "control (U-Net) with pseudo-labels", lambda run: run.baselines.control_pseudo, teacher=lambda run: run.teacher
+        "control (U-Net) with pseudo-labels",
+        lambda run: run.baselines.control_pseudo,
+        teacher=lambda run: run.teachers.adapted,
     ),
     "unet": Method("U-Net of nnU-Net's size", lambda run: run.baselines.unet),
     "unet_imagenet": Method("U-Net from ImageNet", lambda run: run.baselines.unet_imagenet),
@@ -123,7 +129,7 @@ def asks_for_teacher(recipe: Recipe) -> bool:
 
 
 def _check_teacher_weights(recipe: Recipe) -> None:
-    if recipe.teacher.name == "offline" and recipe.teacher.weights is not None:
+    if any(kind.name == OFFLINE and kind.weights is not None for kind in recipe.teacher.kinds):
         raise UserError(
             "teacher.weights: the offline teacher has weights of its own, and these would not be used. Say whose they "
             "are: teacher.name=sam or teacher.name=timm/<backbone>; or leave teacher.weights out."

@@ -24,7 +24,7 @@ from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages import doubt, evaluate, export, quality
 from tskd.stages.compute import compute_of
 from tskd.stages.network_costs import measure_networks
-from tskd.stages.transfer import count_real
+from tskd.stages.transfer import count_wanted
 
 
 def trained_models(
@@ -135,7 +135,8 @@ def _execute(run: Run) -> RunFolder:
     if any(
         METHODS[name].initialisation or METHODS[name].teacher for name in (run.recipe.method, *run.recipe.baselines)
     ):
-        count_real(run.recipe.transfer, run.prepared)  # more than there are is refused before anything is trained
+        # more than there are is refused before anything is trained
+        count_wanted(run.recipe.transfer, run.prepared, run.target_set)
     _say_what_for(run)
     models = trained_models(run, announce=announcer(run.recipe))
     say(f"run: scores of {len(models)} models, then the model to ship and the report")
@@ -191,7 +192,7 @@ def member_scores(run: Run, models: Mapping[str, tuple[str, Artifact]]) -> list[
     if together is None or "members" not in together[1].metrics:
         return []
     titles = (f"teacher, member {number}" for number in count(1))
-    scores = [run.evaluation(member, title).metrics["dice"] for member, title in zip(run.teacher_members, titles)]
+    scores = [run.evaluation(member, title).metrics["dice"] for member, title in zip(run.teachers.members, titles)]
     if None not in scores:
         say(f"teacher: {len(scores)} members, Dice {min(scores):.3f} to {max(scores):.3f} each by itself")
     return scores
@@ -236,7 +237,7 @@ def started(run: Run) -> Artifact:
 
 STAGES: dict[str, Callable[[Run], Artifact | None]] = {
     "prepare": lambda run: run.prepared_artifact,
-    "teacher": lambda run: run.teacher,
+    "teacher": lambda run: run.teachers.adapted,
     "diffusion": lambda run: run.diffusion,
     "samples": lambda run: run.samples[-1],
     "transfer": transferred,

@@ -17,7 +17,7 @@ from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.models.weight_files import explain_pixels, identify, require_pixels
 from tskd.models.weights import find_sam, find_weights
-from tskd.recipe.schema import OFFLINE, RANDOM, Recipe
+from tskd.recipe.schema import OFFLINE, RANDOM, Recipe, TeacherConfig
 from tskd.stages.diffusion import require_image_size
 from tskd.stages.students import describe_student
 from tskd.stages.teacher import describe_teacher
@@ -28,33 +28,39 @@ def check_networks(recipe: Recipe) -> None:
     """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, the
     teacher's weight file is not what the settings say, a timm teacher cannot take its image size or be adapted, or the
     diffusion model that is asked for cannot draw images of its size."""
-    student, teacher = recipe.student, recipe.teacher
+    student = recipe.student
     weights = student.weights if asks_for_weights(recipe) else None
     if weights is not None and weights != OFFLINE:
         require_pixels(identify(Path(weights), student.backbone), student.pixels, "student.pixels")
-    backbone = teacher.name.partition("/")[2]
-    there = teacher.weights is not None and (teacher.weights == RANDOM or find_weights(teacher.weights))
-    if there and not backbone:
-        backbone = describe_teacher(teacher, download=False).arguments.get("backbone", "")
     description = describe_student(student, weights=weights, classes=["any"], image_size=recipe.data.image_size)
     _try_to_build(description, masked="mae" in (recipe.method, *recipe.baselines))
-    if backbone:
-        size = teacher.image_size or recipe.data.image_size
-        _try_to_adapt(backbone, size, teacher.adaptation, teacher.rank, checkpointing=teacher.gradient_checkpointing)
-    if there or teacher.name.startswith("timm/"):  # its size comes first: it is told without the file
-        describe_teacher(teacher, download=False)
+    for teacher in recipe.teacher.kinds:
+        _check_teacher(teacher, recipe.data.image_size)
     _check_unets(recipe)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)
 
 
+def _check_teacher(teacher: TeacherConfig, image_size: int) -> None:
+    backbone = teacher.name.partition("/")[2]
+    there = teacher.weights is not None and (teacher.weights == RANDOM or find_weights(teacher.weights))
+    if there and not backbone:
+        backbone = describe_teacher(teacher, download=False).arguments.get("backbone", "")
+    if backbone:
+        size = teacher.image_size or image_size
+        _try_to_adapt(backbone, size, teacher.adaptation, teacher.rank, checkpointing=teacher.gradient_checkpointing)
+    if there or teacher.name.startswith("timm/"):  # its size comes first: it is told without the file
+        describe_teacher(teacher, download=False)
+
+
 def remarks_on_weights(recipe: Recipe) -> tuple[str, ...]:
     """Return what a person should know of how the recipe's weight files on this machine were understood."""
-    student, teacher = recipe.student, recipe.teacher
+    student = recipe.student
     said = []
-    there = find_sam(None) if teacher.weights is None else find_weights(teacher.weights)
-    if there is not None and asks_for_teacher(recipe) and teacher.name != OFFLINE:
-        said.append(describe_teacher(teacher, download=False).remark)
+    for teacher in recipe.teacher.kinds if asks_for_teacher(recipe) else ():
+        there = find_sam(None) if teacher.weights is None else find_weights(teacher.weights)
+        if there is not None and teacher.name != OFFLINE:
+            said.append(describe_teacher(teacher, download=False).remark)
     if asks_for_weights(recipe) and student.weights not in (None, OFFLINE):
         known = identify(Path(student.weights), student.backbone)
         said.append(explain_pixels(known, student.pixels, "student.pixels"))

@@ -1,12 +1,13 @@
 """A run's artifacts: what each is made from, and that asking for one computes what it needs first.
 
-Here is what methods share: data, teacher, transfer set, the student's network, its fine-tuning and scores. What a
-student learns before the labels is in ``initialisations.py``, what it is held against in ``baselines.py``.
+Here is what methods share: data, transfer set, the student's network, its fine-tuning and scores. Who teaches it is in
+``teachers.py``, what it learns before the labels in ``initialisations.py``, and what it is held against in
+``baselines.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,28 +16,26 @@ from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
 from tskd.data.prepared import Prepared, digest_of_source
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
-from tskd.engine.batches import allowed_flips
 from tskd.experiment.baselines import Baselines
 from tskd.experiment.budget import Budget, lasting, network_flops, student_budget, teacher_compute
 from tskd.experiment.initialisations import Initialisations
+from tskd.experiment.teachers import Teachers
 from tskd.models.description import NetworkDescription
-from tskd.recipe.schema import Recipe, TeacherConfig
+from tskd.recipe.schema import Recipe
 from tskd.stages import (
     ablation,
     diffusion,
-    ensemble,
     evaluate,
     finetune,
     prepare,
     samples,
-    teacher,
+    target,
     teacher_images,
     tested,
     transfer,
 )
 from tskd.stages.readings import Readings
 from tskd.stages.students import describe_student
-from tskd.stages.teacher import TeacherSource
 from tskd.stages.workbench import Workbench
 
 
@@ -58,7 +57,7 @@ class Run:
         fabric = self.runtime.fabric
         store = self.open_store(self.out / ARTIFACTS, Processes(fabric.global_rank, fabric.barrier))
         self.bench = Workbench(store, self.recipe.seed, self.runtime, self.recipe.engine.precision)
-        self.initialisations, self.baselines = Initialisations(self), Baselines(self)
+        self.teachers, self.initialisations, self.baselines = Teachers(self), Initialisations(self), Baselines(self)
 
     @property
     def costs(self) -> Costs:
@@ -104,50 +103,9 @@ class Run:
     def tested(self) -> Prepared:
         return Prepared(self.tested_artifact.path)
 
-    # --- teacher ---
-
-    @cached_property
-    def teacher_source(self) -> TeacherSource:
-        return self._source(self.recipe.teacher)
-
-    @cached_property
-    def teacher_data(self) -> Artifact:
-        """The images and masks as the teacher sees them: the prepared data, or the same rows at its own size."""
-        size = self.teacher_source.description.image_size
+    def shown(self, size: int) -> Artifact:
+        """Return the images and masks as a teacher of that size sees them."""
         return teacher_images.build(self.bench, self.recipe.data, self.prepared_artifact, size)
-
-    @cached_property
-    def teacher(self) -> Artifact:
-        """The adapted teacher, or several as one."""
-        if members := self.teacher_members:
-            return self.together(members, spent_on=members)
-        return self._adapted(self.recipe.teacher, self.teacher_source)
-
-    @cached_property
-    def teacher_members(self) -> tuple[Artifact, ...]:
-        """The teachers that answer together; none where one answers by itself, and not for mirrored images."""
-        config, source = self.recipe.teacher, self.teacher_source
-        if config.members == 1:
-            return (self._adapted(config, source),) if config.mirror else ()
-        return tuple(self._adapted(config, source, number) for number in range(config.members))
-
-    @cached_property
-    def probed_teacher(self) -> Artifact:
-        """The teacher whose encoder stays as it was; only its decoder has learned from the labels."""
-        config = self.recipe.teacher.model_copy(update={"adaptation": "probe"})
-        return self._adapted(config, self._source(config))
-
-    def together(self, members: Sequence[Artifact], *, spent_on: Sequence[Artifact]) -> Artifact:
-        """Return networks as one; ``spent_on``: those whose trainings, with all that led to them, are all the cost."""
-        flip = allowed_flips(self.recipe.teacher.augment.flip, self.prepared.classes)
-        return ensemble.build(self.bench, members, flip=flip, spent_on=spent_on)
-
-    def _source(self, config: TeacherConfig) -> TeacherSource:
-        prepared = self.prepared
-        return teacher.choose_teacher(config, prepared.classes, prepared.image_size, download=self.download)
-
-    def _adapted(self, config: TeacherConfig, source: TeacherSource, member: int | None = None) -> Artifact:
-        return teacher.build(self.bench, config, source, self.prepared_artifact, self.teacher_data, member=member)
 
     # --- transfer set ---
 
@@ -166,9 +124,25 @@ class Run:
     @cached_property
     def transfer(self) -> Artifact:
         config = self.recipe.transfer
-        transfer.count_real(config, self.prepared)  # before images are sampled: a plan refuses more than there are too
+        # before images are sampled: a plan refuses more than there are too
+        transfer.count_wanted(config, self.prepared, self.target_set)
         sampled = self.samples if config.synthetic else ()
-        return transfer.build(self.bench, config, self.prepared_artifact, sampled)
+        return transfer.build(self.bench, config, self.prepared_artifact, sampled, self.target)
+
+    @cached_property
+    def target(self) -> Artifact | None:
+        """The prepared data of the site where the student will work, whose images it learns from without labels.
+
+        As large as whoever looks at them needs them. Raises UserError where a test image is among them.
+        """
+        recipe = self.recipe
+        if recipe.transfer.target is None or recipe.transfer.from_target == 0:
+            return None
+        return target.build(self.bench, recipe, self.tested_artifact, self.readings)
+
+    @property
+    def target_set(self) -> Prepared | None:
+        return None if self.target is None else Prepared(self.target.path)
 
     @property
     def transfer_set(self) -> TransferSet:
@@ -192,8 +166,9 @@ class Run:
     @cached_property
     def total_compute(self) -> int:
         """Operations of task-specific distillation with all that it takes: the student's, and the teacher's."""
-        images = transfer.count_wanted(self.recipe.transfer, self.prepared)
-        return self.budget.total + teacher_compute(self.recipe, self.teacher_source.description, images=images)
+        images = transfer.count_wanted(self.recipe.transfer, self.prepared, self.target_set)
+        described = [source.description for source in self.teachers.sources]
+        return self.budget.total + teacher_compute(self.recipe, described, images=images)
 
     def finetuned(self, start: Artifact | None, *, within: int | None = None) -> Artifact:
         """Return the student fine-tuned from an initialisation, or (None) trained on the labels from random weights.
@@ -204,7 +179,7 @@ class Run:
         if within is not None:
             config = lasting(config, within, self.budget.flops_per_image)
         description = self.student_description.bare()  # the initialisation holds them all
-        return finetune.build(self.bench, config, description, self.prepared_artifact, start)
+        return finetune.build(self.bench, config, description, self.prepared_artifact, start, self.target)
 
     # --- scores ---
 

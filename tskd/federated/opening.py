@@ -68,9 +68,10 @@ def check_federated(recipe: Recipe) -> None:
             f"server has no labels. Choose the method {' or '.join(METHODS)} and no baselines; what it is held against "
             "are the strategies alone and pooled."
         )
-    if federated.strategy in _TRAVELLING and (recipe.teacher.members > 1 or recipe.teacher.mirror):
+    several = recipe.teacher.members > 1 or recipe.teacher.beside or recipe.teacher.mirror
+    if federated.strategy in _TRAVELLING and several:
         raise UserError(
-            f"federated.strategy={federated.strategy} averages one teacher: leave teacher.members and teacher.mirror "
+            f"federated.strategy={federated.strategy} averages one teacher: leave teacher.members, beside and mirror "
             "out, or take feddistill."
         )
     if recipe.evaluate.data is not None:

@@ -46,7 +46,7 @@ def _found(run: FederatedRun, models: Mapping[str, Artifact], scores: Mapping[st
         labels=sum(map(len, labelled.values())),
         seed=run.recipe.seed,
         method=run.recipe.method,
-        teacher=run.teacher_source.title,
+        teacher=run.teachers.source.title,
         seconds=round(sum(cost["seconds"] for cost in costs.values()), 1),
         peak_memory_mb=max(cost["peak_memory_mb"] for cost in costs.values()),
         peak_gpu_memory_mb=max(cost.get("peak_gpu_memory_mb", 0.0) for cost in costs.values()),

@@ -16,9 +16,8 @@ class PublicRun(Run):
     def prepared_artifact(self) -> Artifact:
         return public.build(self.bench.store, self.recipe.transfer_data)
 
-    @cached_property
-    def teacher_data(self) -> Artifact:
-        size = self.teacher_source.description.image_size
+    def shown(self, size: int) -> Artifact:
+        """Return the shared images as a teacher of that size sees them."""
         return teacher_images.build(self.bench, self.recipe.transfer_data, self.prepared_artifact, size)
 
     def finetuned(self, start: Artifact | None, *, within: int | None = None) -> Artifact:

@@ -16,6 +16,7 @@ from tskd.errors import RunFailed
 from tskd.experiment.budget import adaptation_flops, teacher_compute
 from tskd.experiment.initialisations import Initialisations
 from tskd.experiment.run import Run
+from tskd.experiment.teachers import Teachers
 from tskd.federated import scores
 from tskd.federated.public_run import PublicRun
 from tskd.federated.shared import new_teacher, put, trained_tensors, without
@@ -52,9 +53,9 @@ class Pooled(Run):
     def prepared_artifact(self) -> Artifact:
         return pooled.build(self.bench.store, {n: site.own.prepared_artifact for n, site in self.sites.items()})
 
-    @cached_property
-    def teacher_data(self) -> Artifact:
-        return pooled.build(self.bench.store, {n: site.own.teacher_data for n, site in self.sites.items()})
+    def shown(self, size: int) -> Artifact:
+        """Return the images of all sites as a teacher of that size sees them."""
+        return pooled.build(self.bench.store, {n: site.own.shown(size) for n, site in self.sites.items()})
 
 
 @dataclass
@@ -67,7 +68,7 @@ class FederatedRun(PublicRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.initialisations = FederatedInitialisations(self)
+        self.teachers, self.initialisations = FederatedTeachers(self), FederatedInitialisations(self)
         self.models_of: dict[Path, Mapping[str, Artifact]] = {}
         """Of an artifact that stands for one model a site: which."""
 
@@ -140,9 +141,9 @@ class FederatedRun(PublicRun):
         """The adapted teacher of the strategy, or what stands for one at each site."""
         strategy = self.federated.strategy
         if strategy == "pooled":
-            return self.pooled.teacher
+            return self.pooled.teachers.adapted
         if strategy in BY_ITSELF:
-            return self.one_each("teacher", {name: site.own.teacher for name, site in self.sites.items()})
+            return self.one_each("teacher", {name: site.own.teachers.adapted for name, site in self.sites.items()})
         if strategy == "fedbn":
             shared = self.averaged
             return self.one_each(
@@ -170,12 +171,12 @@ class FederatedRun(PublicRun):
     def _sites_inputs(self) -> dict[str, str]:
         """Return digests of what the sites and their teachers begin with."""
         data = {f"site {name}": site.own.prepared_artifact.digest for name, site in self.sites.items()}
-        return {**data, "weights": self.teacher_source.digest, "network": network(self.teacher_source)}
+        return {**data, "weights": self.teachers.source.digest, "network": network(self.teachers.source)}
 
     def _average(self, folder: Path) -> dict[str, Any]:
         from tskd.federated.server_app import Averaging, common
 
-        source = self.teacher_source
+        source = self.teachers.source
         model = new_teacher(source, self.recipe.seed)
         stays = next(iter(self.sites.values())).stays
         federation = folder.name.partition(".")[0]
@@ -236,7 +237,7 @@ class FederatedRun(PublicRun):
         from tskd.federated.server_app import Asking, common
 
         layout = answers.plan(self.recipe, self._lesson(""), seed=self.bench.seed)
-        said = common(folder.name.partition(".")[0], terms(self.recipe, self.teacher_source))
+        said = common(folder.name.partition(".")[0], terms(self.recipe, self.teachers.source))
         work = Asking(
             self.federated, said, lambda arrays: answers.require_answers(arrays, layout, self.federated.answers)
         )
@@ -249,7 +250,8 @@ class FederatedRun(PublicRun):
             for one in work.replies
         }
         settings = own_recipe(self.recipe, work.replies[0].site).model_copy(update={"distill": answering(self.recipe)})
-        spent = teacher_compute(settings, self.teacher_source.description, images=layout.images)
+        described = [source.description for source in self.teachers.sources]
+        spent = teacher_compute(settings, described, images=layout.images)
         metrics |= {TEACHER_GFLOPS: gflops(len(replies) * spent)}
         return {**metrics, "rounds": [{"round": 1, "seconds": None, "sites": sites}]}
 
@@ -258,7 +260,11 @@ class FederatedRun(PublicRun):
             raise RunFailed("the sites' answers are stored: no teacher is there to be asked")
 
         return Lesson(
-            self.student_description, Teacher(teacher, absent), self.transfer, self.prepared_artifact, self.teacher_data
+            self.student_description,
+            Teacher(teacher, absent),
+            self.transfer,
+            self.prepared_artifact,
+            self.teachers.data,
         )
 
     @property
@@ -286,7 +292,7 @@ class FederatedRun(PublicRun):
     def _describe(self, kind: str, models: Mapping[str, Artifact], folder: Path) -> dict[str, Any]:
         write_json(folder / "sites.json", {name: model.digest for name, model in models.items()})
         compute = compute_of([*models.values()], self.used)._asdict()
-        return {"teacher": self.teacher_source.title, **compute, "rounds": self.rounds}
+        return {"teacher": self.teachers.source.title, **compute, "rounds": self.rounds}
 
     def model_at(self, model: Artifact, site: str) -> Artifact:
         """Return the model that a site uses."""
@@ -301,6 +307,17 @@ class FederatedRun(PublicRun):
     def ablation(self, model: Artifact) -> Artifact | None:
         """Return None: no part of a federated model is switched off."""
         return None
+
+
+@dataclass
+class FederatedTeachers(Teachers):
+    """The teacher that the sites make."""
+
+    run: FederatedRun
+
+    @cached_property
+    def adapted(self) -> Artifact:
+        return self.run.teacher
 
 
 @dataclass
@@ -339,7 +356,9 @@ class Elsewhere:
         return Site(name, recipe, self.out / SITES / name, runtime, self.download)
 
 
-NOT_IN_A_NAME = {"gradient_checkpointing", "accumulate", "name", "weights", "pixels", "decoder", "members", "mirror"}
+NOT_IN_A_NAME = {
+    *("gradient_checkpointing", "accumulate", "name", "weights", "pixels", "decoder", "members", "mirror", "beside")
+}
 """Settings of the teacher that its tensors do not depend on, or that are in them by the weights' digest."""
 
 

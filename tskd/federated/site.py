@@ -113,7 +113,7 @@ class Site:
 
     @property
     def source(self) -> TeacherSource:
-        return self.own.teacher_source
+        return self.own.teachers.source
 
     @property
     def labelled(self) -> int:
@@ -209,7 +209,7 @@ class Site:
     @property
     def _seen(self) -> Prepared:
         """Its images as the teacher sees them."""
-        return Prepared(self.own.teacher_data.path)
+        return Prepared(self.own.teachers.data.path)
 
     def _batches(self, config: TeacherConfig) -> Batches:
         seen = self._seen
@@ -229,10 +229,10 @@ class Site:
     def answer(self) -> tuple[np.ndarray, Numbers]:
         """Return the logits of the site's own teacher for every view of the shared images, (images x views, K, S, S)
         float16, and how it scores on the site's validation part."""
-        teacher, public = self.own.teacher, self.public
+        teacher, public = self.own.teachers.adapted, self.public
         lesson = Lesson(
             public.student_description, Teacher(teacher.digest, lambda: load_model(teacher.path)),
-            public.transfer, public.prepared_artifact, public.teacher_data,
+            public.transfer, public.prepared_artifact, public.teachers.data,
         )  # fmt: skip
         stored = cache.build(public.bench, answering(self.recipe), lesson)
         assert stored is not None, "its settings say so"

@@ -43,11 +43,14 @@ def _paths(kind: Kind, before: str = "") -> Iterator[str]:
     for name, field in kind.model_fields.items():
         yield before + name
         inner = _section_in(field.annotation)
-        yield from _paths(inner, f"{before}{name}.") if inner else ()
+        if inner and inner is not kind:  # a list of sections of the same kind has the same keys
+            yield from _paths(inner, f"{before}{name}.")
 
 
 def _section_at(kind: Kind, location: Sequence[Any]) -> Kind:
     for part in location:
+        if part not in kind.model_fields:  # a place in a list of sections, or the name of one in a mapping
+            continue
         inner = _section_in(kind.model_fields[part].annotation)
         assert inner is not None, f"{part} has keys, so it is a section"
         kind = inner
@@ -55,6 +58,7 @@ def _section_at(kind: Kind, location: Sequence[Any]) -> Kind:
 
 
 def _section_in(annotation: Any) -> Kind | None:
-    """Return the section that a field holds, also one that may be None; None: it holds a value."""
-    kinds = (annotation, *get_args(annotation))
-    return next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    """Return the section that a field holds, also one that may be None or one of a mapping; None: it holds a value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for one in get_args(annotation) if (found := _section_in(one))), None)

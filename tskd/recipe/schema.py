@@ -81,15 +81,32 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 AnySection = TypeVar("AnySection", bound=Section)
 
 
+class ScannerConfig(Section):
+    """How a machine shows what another shows: phantoms of one family under several scanners are controlled sites."""
+
+    resolution: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the side to which an image is reduced before it is enlarged again."""
+    gamma: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Exponent of the values in [0, 1]."""
+    gain: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Factor of the values; what leaves [0, 1] is cut off."""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Standard deviation of Gaussian noise, the same in all colours, where white is 1."""
+
+
 class PhantomConfig(Section):
     """The built-in procedural data set, used when ``data.root`` is ``phantoms``."""
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"scanners"})
     family: str = "kidney_us"
     """``kidney_us``, ``oral_ulcer``, ``abdomen``, ``dermoscopy`` or ``fundus``."""
     train: Annotated[int, Field(ge=1, le=1_000_000)] = 400
     """Training images, labelled or not."""
     test: Annotated[int, Field(ge=1, le=1_000_000)] = 80
     size: Annotated[int, Field(ge=1, le=4096)] = 128
+    scanners: Annotated[Mapping[str, ScannerConfig], Field(min_length=1)] | None = None
+    """Sites by name, each with its scanner: the cases are dealt out to them in turn, and ``where: {site: NAME}`` takes
+    those of some. Labels are the same under all. None: one, which changes nothing."""
 
 
 class AppearanceConfig(Section):
@@ -146,7 +163,7 @@ class AugmentConfig(Section):
     """
 
     later_keys: ClassVar[frozenset[str]] = frozenset(
-        {"p_rotate", "p_scale", "p_elastic", "elastic", "appearance", "foreground"}
+        {"p_rotate", "p_scale", "p_elastic", "elastic", "appearance", "foreground", "amplitude", "amplitude_band"}
     )
     flip: Flip = "auto"
     """auto: horizontal, but none where a class name says left or right."""
@@ -175,6 +192,12 @@ class AugmentConfig(Section):
     student sees them and the teacher that it is distilled from does not."""
     appearance: AppearanceConfig | None = None
     """nnU-Net's changes of grey values, after those of ``photometric``; null: none, {}: as nnU-Net makes them."""
+    amplitude: Share = 0.0
+    """Share of the images whose low frequencies take on, in part, the amplitudes of another image: of the target's
+    (``transfer.target``) for teacher, student and fine-tuning, else of the training images, unlabelled ones included.
+    Before ``photometric``, and like it not for the teacher that is distilled from."""
+    amplitude_band: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """Highest frequency that is changed, along either axis, in cycles a pixel; 0.5: all of them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -201,8 +224,12 @@ AUGMENT_PRESETS: Mapping[str, Mapping[str, Any]] = {
 class SourceConfig(Section):
     """Where images are and how they are read."""
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"where"})
     root: str = PHANTOMS
     layout: str = "auto"
+    where: Annotated[Mapping[str, tuple[str, ...]], Field(min_length=1)] | None = None
+    """Only the images with one of these values in each of these columns of split.csv, e.g. ``{site: [north, south]}``:
+    a part of a folder as a site of its own, with a split of its own. None: all."""
     classes: tuple[str, ...] | None = None
     """Names of the foreground classes; None: as the data set says."""
     window: tuple[float, float] | None = None
@@ -216,6 +243,21 @@ class SourceConfig(Section):
     axis: Literal[0, 1, 2] = 2
     """``nifti``: the axis sliced along (0 left-right, 1 back-front, 2 foot-head)."""
     phantom: PhantomConfig = PhantomConfig()
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _one_value_or_several(cls, value: object) -> object:
+        """A column may have one value instead of a list; YAML reads some values as numbers, a CSV file has texts."""
+        if not isinstance(value, Mapping):
+            return value
+        lists = {column: one if isinstance(one, list | tuple) else [one] for column, one in value.items()}
+        if any(not found for found in lists.values()):
+            raise ValueError("a column without a value takes no image: name one, or leave the column out")
+        plain = (str, int)
+        return {
+            column: [str(one) if isinstance(one, plain) and not isinstance(one, bool) else one for one in found]
+            for column, found in lists.items()
+        }
 
 
 class DataConfig(SourceConfig):
@@ -274,7 +316,7 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """The large model that is adapted to the task on the labels."""
 
-    later_keys: ClassVar[frozenset[str]] = frozenset({"members", "mirror", "encoder_lr", "decoder"})
+    later_keys: ClassVar[frozenset[str]] = frozenset({"members", "mirror", "encoder_lr", "decoder", "beside"})
     name: str = "auto"
     """``auto`` (what ``weights`` are; without them SAM ViT-B where it is on this machine, else the offline teacher),
     ``sam``, ``offline``, or ``timm/<backbone>``."""
@@ -301,6 +343,9 @@ class TeacherConfig(TrainConfig):
     which it is scored (``held_out_dice``); their mean probability, over mirrored images too, teaches."""
     mirror: bool = False
     """One teacher answers with the mean over mirrored images too, where ``augment.flip`` allows it."""
+    beside: tuple[TeacherConfig, ...] = ()
+    """Teachers of other kinds that answer together with this one (SAM beside a convolutional network), each with
+    settings of its own; every network has one vote, and features are those of the first."""
     encoder_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate in the encoder, where all of its weights train."""
     rank: Positive = 4
@@ -310,6 +355,17 @@ class TeacherConfig(TrainConfig):
     steps: Positive = 400
     lr: Annotated[float, Field(gt=0)] = 2e-3
     patience: Positive | None = 8
+
+    @model_validator(mode="after")
+    def _one_list_of_teachers(self) -> Self:
+        if any(other.beside for other in self.beside):
+            raise ValueError("beside: teachers in the list have no list of their own: write them one after another")
+        return self
+
+    @property
+    def kinds(self) -> tuple[TeacherConfig, ...]:
+        """The settings of every kind of teacher that answers, this one first."""
+        return (self, *self.beside)
 
 
 class DiffusionConfig(TrainConfig):
@@ -343,6 +399,12 @@ class DiffusionConfig(TrainConfig):
 class TransferConfig(Section):
     """How many images of which origin the student learns from without labels; None: all there are."""
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"target", "from_target"})
+    target: SourceConfig | None = None
+    """Another data set, such as the site where the student will work: its images join the transfer set without their
+    labels, its test images excepted. It needs no labels at all. With ``real: 0`` they are the whole of it."""
+    from_target: Count | None = None
+    """Images of ``target``."""
     real: Count | None = None
     """Unlabelled training images, then the labelled ones."""
     synthetic: Count = 0
@@ -561,10 +623,14 @@ class UnetImagenetConfig(StrongUnetConfig):
 class EvaluateConfig(Section):
     """How models are scored on the test images."""
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"norm_statistics"})
     overlays: Count = 9
     """Pictures of the worst, median and best cases."""
     data: SourceConfig | None = None
     """Another data set of the same classes: its test images are scored instead (cross-domain); split as ``data`` is."""
+    norm_statistics: Literal["stored", "test"] = "stored"
+    """``test``: the statistics of batch norms are those of the test images (at ``data.image_size``, without labels) and
+    not of training; for research, since what is shipped keeps its own. Networks without batch norm stay as they are."""
 
 
 class ExportConfig(Section):

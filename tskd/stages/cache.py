@@ -35,6 +35,8 @@ from tskd.stages.stored_answers import BENDS, LAYOUT, STORED, TEACHER_GFLOPS, Ca
 from tskd.stages.workbench import Workbench
 
 VERSION = 3
+OF_THE_STUDENT = {"appearance", "amplitude", "amplitude_band"}
+"""Settings of the augmentation that change what the student sees alone, and no answer."""
 SHARD_IMAGES, SHARD_BYTES = 64, 2**26
 """At most so much is in one shard: it is built in memory."""
 LARGEST_SHARE_OF_TRAINING = 0.5
@@ -60,7 +62,7 @@ def build(bench: Workbench, config: DistillConfig, lesson: Lesson) -> Artifact |
         lambda folder: store_answers(bench, config, lesson, folder),
         config={
             "views": config.views,
-            "augment": config.augment.model_dump(exclude={"appearance"}, context=NAMING),  # the student's alone
+            "augment": config.augment.model_dump(exclude=OF_THE_STUDENT, context=NAMING),
             "precision": bench.precision,  # the teacher answers under it
         },
         inputs=lesson.inputs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,5 +45,7 @@ def join(members: Sequence[Artifact], folder: Path, *, flip: tuple[bool, bool], 
     known = [member.metrics for member in members]
     scores = [one["held_out_dice"] for one in known if "held_out_dice" in one]
     held_out = {"held_out_dice": round(float(np.mean(scores)), 5)} if scores else {}
-    title = f"{len(members)} x {known[0]['teacher']}"
+    title = " and ".join(
+        f"{count} x {name}" for name, count in Counter(one.get("teacher", "student") for one in known).items()
+    )
     return {"teacher": title, "members": len(members), **held_out, "teacher_gflops": round(spent, 3)}

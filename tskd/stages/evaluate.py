@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from tskd.artifacts import Artifact, write_json
 from tskd.console import progress
@@ -20,7 +20,7 @@ from tskd.losses.classes import hard_prediction
 from tskd.metrics.segmentation import NOTHING_TO_FIND, ScoreRow, agreement
 from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel
-from tskd.recipe.schema import EvaluateConfig
+from tskd.recipe.schema import NAMING, EvaluateConfig
 from tskd.stages.evaluation_files import (
     CASES,
     PREDICTIONS,
@@ -35,6 +35,10 @@ from tskd.stages.workbench import Workbench
 
 VERSION = 5
 OVERLAYS = "overlays"
+ADAPTED_AT_ONCE = 32
+"""Test images in a batch whose statistics batch norms take on."""
+STATISTICS = {"running_mean", "running_var"}
+"""The buffers of a batch norm, be it torch's, a frozen one of timm's or of ours."""
 
 
 def build(bench: Workbench, config: EvaluateConfig, tested: Artifact, model: Artifact, *, title: str) -> Artifact:
@@ -45,7 +49,7 @@ def build(bench: Workbench, config: EvaluateConfig, tested: Artifact, model: Art
         lambda folder: evaluate(
             config, load_model(model.path), Prepared(tested.path), folder, title=title, device=device
         ),
-        config=config.model_dump(exclude={"data"}),
+        config=config.model_dump(exclude={"data"}, context=NAMING),
         inputs={"data": tested.digest, "model": model.digest, "title": title},
         version=VERSION,
     )
@@ -58,6 +62,7 @@ def evaluate(
     rows, tally = prepared.rows("test"), Tally(Scoring.of(prepared))
     (folder / PREDICTIONS).mkdir(exist_ok=True)
     model.to(device).eval()
+    adapted = adapt_norms(model, prepared, device) if config.norm_statistics == "test" else ()
     explained = memory_explained(f"evaluate {title}", device, inference_remedies("data.image_size (or the teacher's)"))
     with explained, progress(f"evaluate {title}", len(rows)) as advance:
         for done, row in enumerate(rows, start=1):
@@ -67,13 +72,48 @@ def evaluate(
             advance(done)
     write_cases(tally.scores, folder / CASES)
     scores = summarise_levels(tally.scores)
-    remarks = (*tally.scoring.remarks, *_empty_truths(scores, prepared.classes))
+    remarks = (*tally.scoring.remarks, *adapted, *_empty_truths(scores, prepared.classes))
     named = {"model": title, "dataset": prepared.dataset["name"]}
     summary = {**named, **scores, **({"remark": "; ".join(remarks)} if remarks else {})}
     write_json(folder / SUMMARY, summary)
     images = [score for score in tally.scores if score.level == "image"]
     draw_overlays(prepared, folder, images, count=config.overlays, title=title)
     return summary
+
+
+def adapt_norms(model: nn.Module, prepared: Prepared, device: torch.device) -> tuple[str, ...]:
+    """Give a model's batch norms, frozen ones too, the statistics of the test images; say what was done.
+
+    Means and variances are averaged over batches of ``ADAPTED_AT_ONCE``, each normalised by its own on the way, as in
+    training. Source: Li et al. 2016 (AdaBN). No label is read, but all test images are, so the scores are those of a
+    whole set.
+    """
+    norms = [module for module in model.modules() if dict(module.named_buffers(recurse=False)).keys() >= STATISTICS]
+    rows = prepared.rows("test")
+    if not norms or len(rows) < 2:
+        why = "there is one test image" if norms else "the network has no batch norm"
+        return (f"norm_statistics=test changed nothing: {why}",)
+    found: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+
+    def take(norm: nn.Module, seen: tuple[Tensor, ...]) -> None:
+        variance, mean = torch.var_mean(seen[0].transpose(0, 1).flatten(1), dim=1, correction=0)
+        found[norm].append((mean, variance))
+        _set_statistics(norm, mean, variance)
+
+    hooks = [norm.register_forward_pre_hook(take) for norm in norms]
+    with torch.inference_mode():
+        for part in np.array_split(rows, -(-len(rows) // ADAPTED_AT_ONCE)):
+            model(to_images(prepared.images[part]).to(device))
+        for norm, batches in found.items():
+            _set_statistics(norm, *(torch.stack(values).mean(0) for values in zip(*batches)))
+    for hook in hooks:
+        hook.remove()
+    return (f"statistics of {len(norms)} batch norms are those of the {len(rows)} test images",)
+
+
+def _set_statistics(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    norm.get_buffer("running_mean").copy_(mean)
+    norm.get_buffer("running_var").copy_(variance)
 
 
 def _empty_truths(scores: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, ...]:

@@ -15,25 +15,39 @@ from tskd.models.description import NetworkDescription
 from tskd.models.registry import STUDENT_FILE, build_model, description_digest
 from tskd.recipe.schema import FinetuneConfig
 from tskd.seeding import derive
-from tskd.stages.label_training import selection, train_on_labels, training_labels
+from tskd.stages.label_training import selection, styled_after, train_on_labels, training_labels
 from tskd.stages.workbench import Workbench
 
 VERSION = 5
 
 
 def build(
-    bench: Workbench, config: FinetuneConfig, description: NetworkDescription, data: Artifact, start: Artifact | None
+    bench: Workbench,
+    config: FinetuneConfig,
+    description: NetworkDescription,
+    data: Artifact,
+    start: Artifact | None,
+    target: Artifact | None = None,
 ) -> Artifact:
-    """Return that student fine-tuned from a pre-trained initialisation, or (None) trained from random weights."""
+    """Return that student fine-tuned from a pre-trained initialisation, or (None) trained from random weights.
+
+    ``target``: prepared images of another site, whose amplitudes ``config.augment.amplitude`` takes.
+    """
     started = {} if start is None else {"start": start.digest}
     return bench.train(
         "finetune",
         lambda folder: finetune(
             config, description, start.path if start else None, Prepared(data.path), folder,
-            seed=bench.seed, runtime=bench.runtime,
+            seed=bench.seed, runtime=bench.runtime, target=target,
         ),
         config,
-        inputs={"data": data.digest, "student": description_digest(description), **started, **selection(data)},
+        inputs={
+            "data": data.digest,
+            "student": description_digest(description),
+            **started,
+            **selection(data),
+            **styled_after(config.augment, target),
+        },
         version=VERSION,
     )  # fmt: skip
 
@@ -47,6 +61,7 @@ def finetune(
     *,
     seed: int,
     runtime: Runtime,
+    target: Artifact | None = None,
 ) -> dict[str, Any]:
     """Train a student on the labels, from the weights in the folder ``start`` or (None) from random ones.
 
@@ -57,7 +72,7 @@ def finetune(
     if start is not None:
         load_model(model, start / STUDENT_FILE)
     return train_on_labels(
-        config, description, model, training_labels(prepared), prepared, folder,
+        config, description, model, training_labels(prepared, target), prepared, folder,
         seed=seed, runtime=runtime, label="finetune", augment=config.augment,
         lr=config.scratch_lr if start is None else config.lr,
         layer_decay=1.0 if start is None else config.layer_decay,

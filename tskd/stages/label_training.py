@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import OF_TARGET, Prepared
 from tskd.data.volumes import find_stacks
 from tskd.engine import FitResult, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import ImageArray, allowed_flips, to_images
@@ -41,6 +41,8 @@ class Labelled:
     masks: np.ndarray
     """(N, S, S) uint8 class index."""
     names: Sequence[str]
+    others: ImageArray | None = None
+    """Images without labels whose amplitudes ``augment.amplitude`` takes; None: ``images``."""
 
 
 def label_step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -56,16 +58,30 @@ def deep_label_step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
     return deep_label_loss([resize_logits(logits, batch.masks.shape[-2:]) for logits in scales], batch.masks)
 
 
-def training_labels(prepared: Prepared) -> Labelled:
-    """Return the labelled training images."""
+def training_labels(prepared: Prepared, target: Artifact | None = None) -> Labelled:
+    """Return the labelled training images; ``target``: prepared images of the site where the network will work."""
     rows = prepared.rows("train")  # the first ones: a slice stays on the disk, and a teacher's images may be gigabytes
-    return Labelled(prepared.images[: len(rows)], prepared.masks[: len(rows)], prepared.names(rows))
+    return Labelled(
+        prepared.images[: len(rows)], prepared.masks[: len(rows)], prepared.names(rows), _others(prepared, target)
+    )
 
 
-def labels_without(prepared: Prepared, rows: np.ndarray) -> Labelled:
-    """Return all labelled images, those for validation included, but the rows left out."""
+def labels_without(prepared: Prepared, rows: np.ndarray, target: Artifact | None = None) -> Labelled:
+    """Return all labelled images, those for validation included, but the rows left out; ``target`` as above."""
     kept = np.setdiff1d(prepared.rows("train", "val"), rows)
-    return Labelled(prepared.images[kept], prepared.masks[kept], prepared.names(kept))
+    return Labelled(prepared.images[kept], prepared.masks[kept], prepared.names(kept), _others(prepared, target))
+
+
+def styled_after(augment: AugmentConfig, target: Artifact | None) -> dict[str, str]:
+    """Return what a training on labels depends on beside its settings and data: the target, where it takes styles."""
+    return {"target": target.digest} if target is not None and augment.amplitude > 0 else {}
+
+
+def _others(prepared: Prepared, target: Artifact | None) -> ImageArray:
+    """Return the images whose style those with labels may take: the target's, else those of training."""
+    if target is not None:
+        return Prepared(target.path).unlabelled_images(prepared.image_size, *OF_TARGET)
+    return prepared.unlabelled_images(prepared.image_size, "train", "unlabelled")
 
 
 def labelled_batches(
@@ -80,6 +96,7 @@ def labelled_batches(
         augment=augment,
         seed=seed,
         flip=allowed_flips(augment.flip, classes),
+        others=labelled.others,
     )
 
 

@@ -20,14 +20,14 @@ def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> 
         )
 
 
-def refuse_seen_images(prepared: Prepared, tested: Prepared) -> None:
+def refuse_seen_images(prepared: Prepared, tested: Prepared, *, trained: str = "data.root") -> None:
     """Raise UserError where a test image of another data set is a training image under another name, pixel by pixel.
 
     Images of one tone do not count: every volume may begin with an empty slice.
     """
     if shared := seen_images(prepared, tested):
         raise UserError(
-            f"evaluate.data: {shared} test images are training images of data.root as well; its scores "
+            f"evaluate.data: {shared} test images are training images of {trained} as well; its scores "
             "would be too good. Take the copies out of one of the two, or set data.allow_duplicates=true."
         )
 

@@ -50,7 +50,7 @@ def build(store: Builder, data: DataConfig, readings: Readings | None = None) ->
     return store.build(
         "prepare",
         make,
-        config=data.model_dump(exclude={"root", "phantom", "layout"}),
+        config=data.model_dump(exclude={"root", "phantom", "layout", "where"}),
         inputs={"data": digest},
         seed=data.split_seed,
         version=VERSION,
@@ -67,7 +67,34 @@ def tested_data(data: DataConfig, other: SourceConfig) -> DataConfig:
     return DataConfig(**{**data.model_dump(), **free, **other.model_dump()})
 
 
-def same_images(data: DataConfig, other: SourceConfig) -> bool:
+def build_target(store: Builder, data: DataConfig, other: SourceConfig, readings: Readings | None = None) -> Artifact:
+    """Return the prepared data of a site where nothing but images is learned from; only its test images are kept apart.
+
+    A data set without any label has none, and all of its images may be learned from.
+    """
+    config = tested_data(data, other)
+    dataset = open_data(config, data_root(store, config))
+    if any(record.mask is not None for record in dataset.records):
+        return build(store, config, readings)
+    digest = dataset_digest(dataset, KnownDigests(store.root / HASHES))
+
+    def make(folder: Path) -> dict[str, Any]:
+        known = Readings() if readings is None else readings
+        reading = known.of(digest, dataset, config.image_size, folder)
+        everything = Split((), (), tuple(sorted(record.id for record in dataset.records)), ())
+        return write_prepared(config, reading, everything, folder)
+
+    return store.build(
+        "prepare",
+        make,
+        config={"image_size": config.image_size, "labelled": False},
+        inputs={"data": digest},
+        seed=config.split_seed,
+        version=VERSION,
+    )
+
+
+def same_images(data: SourceConfig, other: SourceConfig) -> bool:
     """Tell whether two settings read the same files; phantoms of one family do, however many are drawn."""
     if PHANTOMS in (data.root, other.root):
         return data.root == other.root and data.phantom.family == other.phantom.family
@@ -92,6 +119,12 @@ def prepare(config: DataConfig, reading: Reading, folder: Path) -> dict[str, Any
     )
     _refuse_leaks(reading.pairs, split, config)
     _refuse_senseless(reading.indices, reading.dataset.classes, split, config)
+    return write_prepared(config, reading, split, folder)
+
+
+def write_prepared(config: DataConfig, reading: Reading, split: Split, folder: Path) -> dict[str, Any]:
+    """Write what was read, part by part."""
+    records = reading.records
     save_split(split, folder / "split.json")
     order = _row_order(records, split)
     _write_rows(reading, [index for index, _ in order], folder, labelled=len(split.train) + len(split.val))

@@ -13,8 +13,9 @@ from tskd.artifacts import Artifact, Builder, canonical_json
 from tskd.data.known_digests import KnownDigests
 from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
 from tskd.data.phantoms import write_phantoms
+from tskd.data.sites import take
 from tskd.errors import UserError
-from tskd.recipe.schema import PHANTOMS, DataConfig
+from tskd.recipe.schema import NAMING, PHANTOMS, DataConfig
 
 PHANTOM_DATA = "data"
 HASHES = ".hashes.json"
@@ -31,7 +32,7 @@ def build_phantoms(store: Builder, data: DataConfig) -> Artifact:
     return store.build(
         "phantoms",
         lambda folder: draw_phantoms(data, folder),
-        config=data.phantom.model_dump(),
+        config=data.phantom.model_dump(context=NAMING),
         inputs={},
         seed=data.split_seed,
         version=1,
@@ -50,15 +51,17 @@ def draw_phantoms(config: DataConfig, folder: Path) -> dict[str, Any]:
             size=phantom.size,
             seed=config.split_seed,
             test=phantom.test,
+            scanners=phantom.scanners,
         )
     return {"images": count}
 
 
 def open_data(config: DataConfig, root: Path) -> Dataset:
-    """Find the records of the data set that the settings name, or of phantoms drawn to ``root``."""
+    """Find the records of the data set, or of its part, that the settings name, or of phantoms drawn to ``root``."""
     drawn = config.root == PHANTOMS
     options = LayoutOptions.of(config.model_dump())
-    return open_dataset(root / PHANTOM_DATA if drawn else root, config.layout, options)
+    dataset = open_dataset(root / PHANTOM_DATA if drawn else root, config.layout, options)
+    return take(dataset, config.where) if config.where else dataset
 
 
 def dataset_digest(dataset: Dataset, known: KnownDigests) -> str:

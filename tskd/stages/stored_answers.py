@@ -23,7 +23,7 @@ from tskd.data.augment import (
     transform_dihedral,
 )
 from tskd.data.transfer_set import TransferSet
-from tskd.engine.batches import change_appearance, crop_batch, to_images
+from tskd.engine.batches import ImageArray, change_appearance, change_styles, crop_batch, to_images
 from tskd.engine.order import batch_order, part_of
 from tskd.recipe.schema import AugmentConfig
 from tskd.seeding import numpy_generator, torch_generator
@@ -106,9 +106,15 @@ class CachedBatches:
         features, logits = _turn(features, elements), _turn(logits, elements)
         names = tuple(self.transfer.records[index].id for index in chosen)
         answer = SegmentationOutput((features,), logits)
-        shown = change_appearance(self._photometry(images, step, rows), self, step, rows)
+        shown = self._photometry(change_styles(images, self, step, rows), step, rows)
+        shown = change_appearance(shown, self, step, rows)
         batch = Batch(images, shown, None, answer, names)
         return crop_batch(batch, self, step, rows, grid=layout.features[-1])
+
+    @property
+    def styles(self) -> ImageArray:
+        """The images whose amplitudes ``augment.amplitude`` takes: those of the transfer set."""
+        return self.transfer.images
 
     @property
     def symmetries(self) -> list[int]:

@@ -37,6 +37,7 @@ from tskd.stages.label_training import (
     labels_without,
     score_on,
     selection,
+    styled_after,
     training_labels,
     training_metrics,
     validation,
@@ -50,7 +51,7 @@ SAME_RESULT = frozenset({"gradient_checkpointing"})
 """Settings that the artifact does not depend on: where memory was short, training goes on from its state with them."""
 RESOLVED = frozenset({"name", "weights", "pixels", "decoder"})
 """Settings that lead to a network and its weights: those are in the fingerprint, not how they were found."""
-TOGETHER = frozenset({"members", "mirror"})
+TOGETHER = frozenset({"members", "mirror", "beside"})
 """Settings of what several teachers answer together: the training of one depends on its fold alone."""
 SAM_IMAGE_SIZE = 512
 SAM_PIXELS_AT_ONCE = 4 * 512**2
@@ -94,16 +95,19 @@ def build(
     shown: Artifact,
     *,
     member: int | None = None,
+    target: Artifact | None = None,
 ) -> Artifact:
     """Return the base model adapted on the labelled budget; ``shown``: the prepared ``data`` at the teacher's size.
 
     ``member``: its number in an ensemble of ``config.members``, whose fold of the cases it does not see; None: it sees
-    the training part, and the validation part selects its weights.
+    the training part, and the validation part selects its weights. ``target``: prepared images of another site, whose
+    amplitudes ``config.augment.amplitude`` takes.
     """
     return bench.train(
         "teacher",
         lambda folder: train_teacher(
-            config, source, Prepared(shown.path), folder, seed=bench.seed, runtime=bench.runtime, member=member
+            config, source, Prepared(shown.path), folder, seed=bench.seed, runtime=bench.runtime, member=member,
+            target=target,
         ),
         config.model_copy(update={"accumulate": config.accumulate or 1}),  # chosen parts change no result
         without=SAME_RESULT | RESOLVED | TOGETHER,
@@ -113,6 +117,7 @@ def build(
             "network": network(source),
             **as_input(shown, data),
             **(selection(data) if member is None else {"fold": f"{member} of {config.members}"}),
+            **styled_after(config.augment, target),
         },
         version=VERSION,
     )  # fmt: skip
@@ -288,6 +293,7 @@ def train_teacher(
     seed: int,
     runtime: Runtime,
     member: int | None = None,
+    target: Artifact | None = None,
 ) -> dict[str, Any]:
     """Adapt the base model on the labels; save what differs from the base.
 
@@ -303,10 +309,10 @@ def train_teacher(
     if config.gradient_checkpointing:  # after the operations were counted: they are those of the method
         model.checkpoint_gradients()
     config = config.model_copy(update={"accumulate": parts_of_batch(config, source, runtime.fabric.world_size)})
-    labelled, validate, held_out = training_labels(prepared), validation(prepared), None
+    labelled, validate, held_out = training_labels(prepared, target), validation(prepared), None
     if member is not None:
         held_out = held_out_rows(prepared, member, config.members, seed=seed)
-        labelled, validate = labels_without(prepared, held_out), None
+        labelled, validate = labels_without(prepared, held_out, target), None
     batches = labelled_batches(labelled, prepared.classes, config, config.augment, derive(own, "teacher batches"))
     training = Training(
         label="teacher", module=model, step=label_step, batches=batches, settings=config, seed=own, validate=validate,

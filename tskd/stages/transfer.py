@@ -1,7 +1,8 @@
 """Transfer: choose, and partly make, the images that the student learns from without labels.
 
-Real training images first, then images sampled from the diffusion model that passed the gate against copies, then
-labelled training images under strong augmentation. Validation and test images never enter.
+Real training images first, then those of the site where the student will work, then images sampled from the diffusion
+model that passed the gate against copies, then labelled training images under strong augmentation. Test images never
+enter, nor what the teacher is selected on.
 """
 
 from __future__ import annotations
@@ -15,12 +16,20 @@ import numpy as np
 
 from tskd.artifacts import Artifact
 from tskd.data.augment import GeometryRange, apply_photometry, draw_geometry, draw_photometry, move_images
-from tskd.data.prepared import Part, Prepared
-from tskd.data.transfer_set import Origin, TransferRecord, images_path, read_samples, write_images, write_records
+from tskd.data.prepared import OF_TARGET, Part, Prepared
+from tskd.data.transfer_set import (
+    ORIGINS,
+    Origin,
+    TransferRecord,
+    images_path,
+    read_samples,
+    write_images,
+    write_records,
+)
 from tskd.engine.batches import allowed_flips, to_images
 from tskd.errors import UserError
 from tskd.models.diffusion import to_uint8
-from tskd.recipe.schema import Flip, TransferConfig
+from tskd.recipe.schema import NAMING, Flip, TransferConfig
 from tskd.seeding import numpy_generator, torch_generator
 from tskd.stages.gate import drop_copies
 from tskd.stages.workbench import Workbench
@@ -32,20 +41,37 @@ ROTATION, SCALE, SHIFT, PHOTOMETRY = 30.0, 0.3, 0.15, 1.5
 """About twice what training draws anyway: a stored image should add to what training makes of its source."""
 
 
-def build(bench: Workbench, config: TransferConfig, data: Artifact, samples: Sequence[Artifact]) -> Artifact:
-    """Return the transfer set; ``samples`` are the blocks of sampled images, none where ``config.synthetic`` is 0."""
+def build(
+    bench: Workbench,
+    config: TransferConfig,
+    data: Artifact,
+    samples: Sequence[Artifact],
+    target: Artifact | None = None,
+) -> Artifact:
+    """Return the transfer set; ``samples`` are the blocks of sampled images, none where ``config.synthetic`` is 0.
+
+    ``target``: the prepared data of ``config.target``, where images of it are wanted.
+    """
 
     def make(folder: Path) -> dict[str, Any]:
         sampled = read_samples([block.path for block in samples]) if samples else None
-        return write_transfer(config, Prepared(data.path), folder, seed=bench.seed, samples=sampled)
+        other = None if target is None else Prepared(target.path)
+        return write_transfer(config, Prepared(data.path), folder, seed=bench.seed, samples=sampled, target=other)
 
     blocks = {f"samples {number}": block.digest for number, block in enumerate(samples)}
-    inputs = {"data": data.digest, **blocks}
-    return bench.build("transfer", make, config=config.model_dump(), inputs=inputs, version=VERSION)
+    inputs = {"data": data.digest, **blocks, **({} if target is None else {"target": target.digest})}
+    settings = config.model_dump(exclude={"target", *(("from_target",) if target is None else ())}, context=NAMING)
+    return bench.build("transfer", make, config=settings, inputs=inputs, version=VERSION)
 
 
 def write_transfer(
-    config: TransferConfig, prepared: Prepared, folder: Path, *, seed: int, samples: np.ndarray | None = None
+    config: TransferConfig,
+    prepared: Prepared,
+    folder: Path,
+    *,
+    seed: int,
+    samples: np.ndarray | None = None,
+    target: Prepared | None = None,
 ) -> dict[str, Any]:
     """Write the list of transfer images and those that exist nowhere else; drop synthetic ones that are copies.
 
@@ -53,6 +79,8 @@ def write_transfer(
     images than there are, too few synthetic ones to judge, and a transfer set without any image.
     """
     records = real_records(config, prepared, seed=seed)
+    if target is not None:
+        records += _store_target(folder, config, target, seed=seed)
     judged: dict[str, Any] = {}
     if config.synthetic:
         assert samples is not None
@@ -65,7 +93,8 @@ def write_transfer(
     if not records:
         gate = f"; all {config.synthetic} synthetic images were copies" if config.synthetic else ""
         raise UserError(
-            f"the transfer set is empty{gate}: set transfer.real, transfer.synthetic or transfer.augmented above 0"
+            f"the transfer set is empty{gate}: set transfer.real, transfer.from_target, transfer.synthetic or "
+            "transfer.augmented above 0"
         )
     write_records(folder, records)
     return count_origins(records) | judged
@@ -84,6 +113,32 @@ def real_records(config: TransferConfig, prepared: Prepared, *, seed: int) -> li
     return [TransferRecord(prepared.records[row].id, "real", row) for row in rows]
 
 
+def _store_target(folder: Path, config: TransferConfig, target: Prepared, *, seed: int) -> list[TransferRecord]:
+    """Write images of the target's site and return their records; where fewer are wanted they are drawn.
+
+    They are stored as ``target`` holds them, which may be larger than what the student sees.
+    """
+    rows = target.rows(*OF_TARGET)
+    drawn = numpy_generator(seed, "target images", len(rows)).permutation(rows)
+    chosen = sorted(drawn[: count_target(config, target)].tolist())
+    images = (target.images[row] for row in chosen)
+    write_images(images_path(folder, "target"), images, count=len(chosen), size=target.image_size)
+    return [TransferRecord(f"target/{target.records[row].id}", "target", place) for place, row in enumerate(chosen)]
+
+
+def count_target(config: TransferConfig, target: Prepared | None) -> int:
+    """Return how many images of the target's site are wanted. Raises UserError where there are fewer."""
+    if target is None:
+        return 0
+    there = len(target.rows(*OF_TARGET))
+    if config.from_target is not None and config.from_target > there:
+        raise UserError(
+            f"transfer.from_target: {config.from_target} images are asked for, transfer.target has {there} besides its "
+            "test images. Set at most that, or leave it out for all."
+        )
+    return there if config.from_target is None else config.from_target
+
+
 def count_real(config: TransferConfig, prepared: Prepared) -> int:
     """Return how many real images are wanted. Raises UserError where there are fewer."""
     there = len(prepared.rows(*REAL_PARTS))
@@ -95,9 +150,10 @@ def count_real(config: TransferConfig, prepared: Prepared) -> int:
     return there if config.real is None else config.real
 
 
-def count_wanted(config: TransferConfig, prepared: Prepared) -> int:
+def count_wanted(config: TransferConfig, prepared: Prepared, target: Prepared | None = None) -> int:
     """Return how many images the settings ask for, whatever the gate will drop; UserError as ``count_real``."""
-    return count_real(config, prepared) + config.synthetic + config.augmented
+    made = config.synthetic + config.augmented
+    return count_real(config, prepared) + count_target(config, target) + made
 
 
 def augmented_images(numbers: Sequence[int], prepared: Prepared, *, flip: Flip, seed: int) -> Iterator[np.ndarray]:
@@ -117,8 +173,7 @@ def augmented_images(numbers: Sequence[int], prepared: Prepared, *, flip: Flip, 
 def count_origins(records: Sequence[TransferRecord]) -> dict[str, Any]:
     """Return how many images come from where, and their shares of the whole."""
     found = Counter(record.origin for record in records)
-    origins: tuple[Origin, ...] = ("real", "synthetic", "augmented")
-    counts: dict[str, Any] = {origin: found[origin] for origin in origins}
+    counts: dict[str, Any] = {origin: found[origin] for origin in ORIGINS if origin != "target" or found[origin]}
     return {**counts, "shares": {origin: round(count / len(records), 4) for origin, count in counts.items()}}
 
 

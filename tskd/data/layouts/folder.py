@@ -41,7 +41,8 @@ DESCRIPTION = """\
   images/<id>.<ext>   PNG, JPEG, TIFF, GIF, BMP, WebP or DICOM; sub-folders are part of the id
   masks/<id>.<ext>    label index, or 0/255 for one class; a missing mask means: unlabelled
   split.csv           optional: id,split[,case|subject][,volume][,slice] with split train, val, test or empty;
-                      slices of a volume name it, and their place in it (without slice: in the order of their ids)
+                      slices of a volume name it, and their place in it (without slice: in the order of their ids);
+                      by any other column, such as site, data.where takes a part of the images
   dataset.yaml        optional: name, classes, codes, spacing, labels, window, case_pattern"""
 SPLITS = ("train", "val", "test")
 
@@ -192,7 +193,7 @@ def _natural_order(text: str) -> tuple[tuple[int, int | str], ...]:
 def _split_rows(path: Path, images: dict[str, Path], search: Search) -> dict[str, _SplitRow]:
     """Read split.csv where there is one; rows that cannot be used are faults, named with their line."""
     rows: dict[str, _SplitRow] = {}
-    for line, row in _csv_lines(path, search):
+    for line, row in csv_lines(path, search):
         id, split = plain(row["id"].strip()), row["split"].strip()
         problem = _row_problem(id, split, row, images, rows)
         if problem is not None:
@@ -223,7 +224,7 @@ def _row_problem(
     return None
 
 
-def _csv_lines(path: Path, search: Search) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_lines(path: Path, search: Search) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, row) of a CSV with a header; a byte order mark is skipped."""
     try:
         if not is_beside(path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from PIL import Image
 
 from tskd.data.phantoms import abdomen, dermoscopy, fundus, kidney_us, oral_ulcer
 from tskd.data.phantoms.family import Family
+from tskd.data.phantoms.scanner import scan
 from tskd.errors import UserError
+from tskd.recipe.schema import ScannerConfig
 from tskd.seeding import numpy_generator
 
 FAMILIES: dict[str, Family] = {
@@ -24,6 +27,8 @@ FAMILIES: dict[str, Family] = {
 """All families by name. A new one: its file, and its module in the line above."""
 
 SMALLEST_SIZE = 32
+SITE = "site"
+"""The column of split.csv that says which scanner an image is from."""
 CASE_SIZES = (1, 2, 3, 4)
 """Images of a case: every block of ten consecutive numbers holds one case of each size, in random order."""
 BLOCK = sum(CASE_SIZES)
@@ -65,11 +70,21 @@ def draw_phantom(family: str, number: int, *, size: int, seed: int) -> Phantom:
     return Phantom(f"{name}-{position}", name, image, mask)
 
 
-def write_phantoms(family: str, out: Path, *, count: int, size: int, seed: int, test: int) -> Path:
+def write_phantoms(
+    family: str,
+    out: Path,
+    *,
+    count: int,
+    size: int,
+    seed: int,
+    test: int,
+    scanners: Mapping[str, ScannerConfig] | None = None,
+) -> Path:
     """Write ``count`` phantoms to the new folder ``out`` in the ``folder`` layout and return it.
 
     The first ``test`` images, and what completes their last case, are the test split: it stays the same when ``count``
-    grows. All masks are written; how many of them training sees is the label budget's affair. The folder appears under
+    grows. All masks are written; how many of them training sees is the label budget's affair. With ``scanners`` the
+    cases are dealt out to them in turn, and split.csv names each image's in a column ``site``. The folder appears under
     its name only when it is whole. Raises ``UserError`` where ``out`` exists or no training image would be left.
     """
     _check(family, count, size)
@@ -81,7 +96,7 @@ def write_phantoms(family: str, out: Path, *, count: int, size: int, seed: int, 
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        _fill(partial, family, range(count), size=size, seed=seed, test=test)
+        _fill(partial, family, range(count), size=size, seed=seed, test=test, scanners=scanners or {})
         partial.chmod(0o755)
         partial.rename(out)
     finally:
@@ -105,16 +120,23 @@ def _whole_cases(count: int, seed: int) -> int:
     return count
 
 
-def _fill(folder: Path, family: str, numbers: range, *, size: int, seed: int, test: int) -> None:
+def _fill(
+    folder: Path, family: str, numbers: range, *, size: int, seed: int, test: int, scanners: Mapping[str, ScannerConfig]
+) -> None:
     for part in ("images", "masks"):
         (folder / part).mkdir()
-    rows = []
+    rows, sites = [], list(scanners)
     for number in numbers:
         phantom = draw_phantom(family, number, size=size, seed=seed)
-        Image.fromarray(phantom.image).save(folder / "images" / f"{phantom.id}.png")
+        image, site = phantom.image, list[str]()
+        if sites:
+            name = sites[locate(number, seed)[0] % len(sites)]
+            image, site = scan(image, scanners[name], numpy_generator(seed, family, "scanner", number)), [name]
+        Image.fromarray(image).save(folder / "images" / f"{phantom.id}.png")
         Image.fromarray(phantom.mask).save(folder / "masks" / f"{phantom.id}.png")
-        rows.append((phantom.id, "test" if number < test else "train", phantom.case))
+        rows.append((phantom.id, "test" if number < test else "train", phantom.case, *site))
+    header = ("id", "split", "case", *([SITE] if sites else ()))
     with (folder / "split.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("id", "split", "case"), *rows])
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
     description = {"name": f"phantoms/{family}", "classes": list(FAMILIES[family].classes)}
     (folder / "dataset.yaml").write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tskd.artifacts import Artifact
+from tskd.data.transfer_set import ORIGINS
 from tskd.report.blocks import Block, Points, Section, Table, section
 from tskd.report.comparison.folder import ComparisonFolder
 from tskd.report.pictures import Album
-from tskd.report.run.transfer import ORIGINS, TransferView, synthetic_blocks
+from tskd.report.run.transfer import TransferView, synthetic_blocks
 
 MOST_SHOWN = 4
 """Transfer sets of which synthetic images are shown."""
@@ -18,13 +19,14 @@ MOST_SHOWN = 4
 def transfer_section(comparison: ComparisonFolder, album: Album) -> Section | None:
     """Origins of every transfer set of the first replicate; what is known of synthetic images, and pictures of them."""
     sets = _sets(comparison)
-    rows = tuple((title, *(str(count) for count in view.counts.values())) for title, view in sets.items())
+    origins = [origin for origin in ORIGINS if any(origin in view.counts for view in sets.values())]
+    rows = tuple((title, *(str(view.counts.get(origin, 0)) for origin in origins)) for title, view in sets.items())
     drawn = {title: view for title, view in sets.items() if view.was_sampled}
     shown = list(drawn.items())[:MOST_SHOWN]
     note = (
         f"Pictures of {len(shown)} of the {len(drawn)} sets with synthetic images." if len(shown) < len(drawn) else ""
     )
-    table = Table(("transfer set of", *(f"{origin} images" for origin in ORIGINS)), rows, note=note)
+    table = Table(("transfer set of", *(f"{origin} images" for origin in origins)), rows, note=note)
     blocks = [_called(title, block) for title, view in shown for block in synthetic_blocks(view, album)]
     lead = "Images without labels on which students learned from a teacher or from themselves; first replicate."
     return section("transfer", "Transfer sets", lead, [table, *blocks])

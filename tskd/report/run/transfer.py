@@ -13,14 +13,13 @@ from PIL import Image
 
 from tskd.artifacts import Artifact, find_damage
 from tskd.data.prepared import Prepared, spaced
-from tskd.data.transfer_set import GATE, QUALITY, SAMPLE_SHEET, images_path, read_samples
+from tskd.data.transfer_set import GATE, ORIGINS, QUALITY, SAMPLE_SHEET, images_path, read_samples
 from tskd.metrics.intervals import interval_text
 from tskd.report.blocks import Block, Facts, Picture, Pictures, Points, Section, Table, section
 from tskd.report.pictures import Album
 from tskd.report.run.folder import RunFolder
 from tskd.report.text import NOTHING, counted, number
 
-ORIGINS = ("real", "synthetic", "augmented")
 SHOWN = 6
 """Images of each kind."""
 SHEET_SIDE = 720
@@ -43,7 +42,7 @@ class TransferView:
     @property
     def counts(self) -> dict[str, int]:
         """How many of its images come from where."""
-        return {origin: self.artifact.metrics[origin] for origin in ORIGINS}
+        return {origin: self.artifact.metrics[origin] for origin in ORIGINS if origin in self.artifact.metrics}
 
     @property
     def was_sampled(self) -> bool:
