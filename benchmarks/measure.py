@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from tskd.data.prepared import Prepared
 from tskd.engine import Runtime, Training, fit
+from tskd.metrics.segmentation import mean_dice
+from tskd.stages.scoring import Scoring, Tally
 
 WARM_UP = 2
 """Steps of a training that are not timed: the first ones allocate."""
@@ -46,6 +49,14 @@ def step_seconds(training: Training, runtime: Runtime) -> list[float]:
     with TemporaryDirectory() as folder:
         fit(replace(training, on_step=note), Path(folder), runtime)
     return np.diff(ends)[WARM_UP - 1 :].tolist()
+
+
+def dice_on_test(data: Prepared, answer: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Return the mean Dice over the cases of the test part, as a run tells it; ``answer``: image to class indices."""
+    tally = Tally(Scoring.of(data, distances=False))
+    for row in map(int, data.rows("test")):
+        tally.add(row, answer(data.native_image(row)))
+    return mean_dice(tally.headline) or 0.0
 
 
 def machine(threads: int) -> str:

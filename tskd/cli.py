@@ -343,6 +343,12 @@ def predict(
     dicom_seg: Annotated[
         DicomSeg, typer.Option(help="Kind of the DICOM Segmentation that is written of DICOM too; none: not.")
     ] = "binary",
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=16, help="Answer larger images in overlapping tiles of so many px: of models trained on such crops."
+        ),
+    ] = None,
     dicomweb: Annotated[str | None, typer.Option(help="URL of a DICOMweb server to fetch a study from.")] = None,
     study: Annotated[str | None, typer.Option(help="StudyInstanceUID of the study to fetch.")] = None,
     send: Annotated[bool, typer.Option("--send", help="Store the DICOM Segmentations on that server.")] = False,
@@ -363,7 +369,7 @@ def predict(
         from tskd.deploy.studies import scans_of, send_found
 
         options = PredictOptions(
-            probabilities, overlays, overwrite, threads, None if dicom_seg == "none" else dicom_seg
+            probabilities, overlays, overwrite, threads, None if dicom_seg == "none" else dicom_seg, tile
         )
         outcome = Outcome(())
         with scans_of(inputs or [], dicomweb, study, send=send) as scans:

@@ -207,11 +207,12 @@ def _sam() -> Check:
 
 
 def _codecs() -> Iterator[Check]:
-    from pydicom.pixels import get_decoder
+    from tskd.data import dicom_jpeg
 
-    lacking = [name for name, uid in _CODECS.items() if not get_decoder(uid).is_available]
+    dicom_jpeg.register()
+    lacking = [name for name, uid in _CODECS.items() if not dicom_jpeg.is_decoded(uid)]
     if lacking:
-        remedy = "pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle python-gdcm"
+        remedy = "pip install imagecodecs pyjpegls pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle"
         yield Check("DICOM codecs", "note", f"cannot read: {', '.join(lacking)}", remedy)
     else:
         yield Check("DICOM codecs", "ok", ", ".join(_CODECS))

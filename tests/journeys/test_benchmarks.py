@@ -102,6 +102,24 @@ def test_a_unet_of_another_library_is_scored_beside_ours(forked: Command, tskd: 
 
 
 @pytest.mark.slow
+def test_choices_of_what_to_label_next_are_scored_beside_a_random_one(
+    forked: Command, tskd: Command, tmp_path: Path
+) -> None:
+    """Red where all choices label the same images, or the differences are not to the random choice of the same seed."""
+    sets = [f"--set=data.phantom.{one}" for one in ("train=12", "test=4", "size=32")]
+    assert tskd("stage", "prepare", "--out", tmp_path, "--set=data.image_size=32", *sets).returncode == 0
+    (prepared,) = (tmp_path / "artifacts").glob("prepare-*")
+    answer = forked(BENCHMARKS / "labelling.py", "--json", "--seeds", 2, "--first", 3, "--steps", 3, prepared)
+    assert answer.returncode == 0, answer.stderr
+    rows = {row.pop("labelled next"): row for row in json.loads(answer.stdout)["rows"]}
+    assert list(rows) == ["3 labels", "at random", "most doubtful", "largest predicted area"]
+    assert len({row["Dice"] for row in rows.values()}) == 4
+    difference = float(rows["most doubtful"]["minus at random (95 % over seeds)"].split()[0])
+    expected = float(rows["most doubtful"]["Dice"]) - float(rows["at random"]["Dice"])
+    assert difference == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.slow
 def test_precisions_are_timed_against_float32(run: Run) -> None:
     usual, half = run("engine.py", "--threads", 1)
     assert (usual["way"], half["way"]) == ("32-true", "bf16-mixed")

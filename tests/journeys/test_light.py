@@ -181,7 +181,7 @@ def test_nothing_that_windows_lacks_is_needed(folder: Path, tmp_path: Path) -> N
     """
     code = f"""
 import subprocess, tempfile, threading, concurrent.futures, asyncio, uuid, shutil
-import numpy, PIL.Image, nibabel, pydicom, gdcm, onnxruntime, imagecodecs, tifffile, rich.console, typer, filelock
+import numpy, PIL.Image, nibabel, pydicom, onnxruntime, imagecodecs, tifffile, rich.console, typer, filelock
 hide({[*TRAINING, *POSIX_MODULES]!r})
 be_windows()
 import tskd

@@ -65,7 +65,7 @@ def test_compressed_equals_plain(syntax: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless"])
-def test_lossless_jpeg_through_gdcm_equals_plain(syntax: str, tmp_path: Path) -> None:
+def test_lossless_jpeg_packed_by_gdcm_equals_plain(syntax: str, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 4000, (64, 72), np.uint16)
     plain = save(values, tmp_path / "a.dcm")
     reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()

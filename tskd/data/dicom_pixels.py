@@ -21,7 +21,7 @@ import numpy as np
 from pydicom.pixels import as_pixel_options, get_decoder
 from pydicom.uid import UID, UID_dictionary
 
-from tskd.data import dicom_jpeg12
+from tskd.data import dicom_jpeg
 from tskd.data.dicom_files import Head, open_dicom, read_head, reading_dicom, require_image
 from tskd.data.memory_files import MemoryFile
 from tskd.errors import UserError
@@ -31,7 +31,7 @@ READY = b"ready\n"
 SECONDS = 60.0
 """What one compressed frame may take."""
 
-dicom_jpeg12.register()
+dicom_jpeg.register()
 
 _DAMAGED = "Copy it again from the source, or remove it."
 _SAVE_PLAIN = "Save it uncompressed (`gdcmconv --raw IN OUT` or `dcmdjpeg IN OUT` do it)."
@@ -68,7 +68,8 @@ def decode(head: Head, index: int) -> np.ndarray:
         options["correct_unused_bits"] = False
     with open_dicom(head.path) as file:
         file.seek(head.pixels.start)
-        values = get_decoder(head.syntax).as_array(file, index=index, **options)[0]
+        plugin = dicom_jpeg.PLUGINS.get(head.syntax, "")
+        values = get_decoder(head.syntax).as_array(file, index=index, decoding_plugin=plugin, **options)[0]
     return _aligned(values, head) if shifted else values
 
 
@@ -106,7 +107,7 @@ def _require_decoder(head: Head) -> None:
             f"{head.path}: its pixels are stored as {_name(head.syntax)}, for which there is no decoder here. "
             f"{_SAVE_PLAIN}"
         ) from None
-    if not decoder.is_available:
+    if not dicom_jpeg.is_decoded(head.syntax):
         raise UserError(
             f"{head.path}: its pixels are stored as {_name(head.syntax)}, whose decoder is not installed "
             f"({'; '.join(decoder.missing_dependencies)}). Install it (`tskd doctor` names the packages). {_SAVE_PLAIN}"

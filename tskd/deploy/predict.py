@@ -34,6 +34,7 @@ from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, ima
 from tskd.deploy.looking import Look, cores, look_ahead
 from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.result_names import TABLE, apart, extra, refuse_replacing, segmentation_name
+from tskd.deploy.tiles import ask_in_tiles
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
 from tskd.overlays import draw_overlay, enlargement
 
@@ -59,6 +60,8 @@ class PredictOptions:
     """CPU threads; None: all that this process may use."""
     dicom_seg: Kind | None = "binary"
     """Of DICOM also ``<name>.seg.dcm``, a DICOM Segmentation of this kind; None: not."""
+    tile: int | None = None
+    """Side in px of the overlapping tiles in which larger images are answered; None: each image as a whole."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
     looks = look_ahead(
         (place for place in places if place.order not in given_up),  # asked as late as each is read
         lambda place: work.read(items[place.order].frames[place.number]),
-        partial(ask, work.session), work.at_once,
+        work.ask, work.at_once,
     )  # fmt: skip
     with progress("predict", total) as advance, closing(looks):
         for order, own in groupby(looks, key=lambda look: look.frame.order):
@@ -286,6 +289,11 @@ class _Work:
     def read(self, frame: Frame) -> np.ndarray:
         """Return the image of a frame as the network takes it."""
         return read_image(frame.path, index=frame.index, intensity=self.window, axis=self.axis)
+
+    def ask(self, image: np.ndarray) -> Answer:
+        """Return the network's answer, for the whole image or by tiles."""
+        tile = self.options.tile
+        return ask(self.session, image) if tile is None else ask_in_tiles(self.session, image, tile)
 
     def predict(
         self, item: Item, looks: Iterable[Look[_Place]], outcome: Outcome, advance: Callable[[int], None]

@@ -103,7 +103,9 @@ def _dice(comparison: ComparisonFolder, cell: Cell) -> dict[str, Mapping[str, Ma
     evaluations = comparison.evaluations(cell)
     if not all("sites" in one.metrics for one in evaluations.values()):
         return {}
-    dice = {name: dice_at_sites(one.path) for name, one in evaluations.items()}
+    dice: dict[str, Mapping[str, Mapping[str, float]]] = {
+        name: dice_at_sites(one.path) for name, one in evaluations.items()
+    }
     alike = {tuple((site, *cases) for site, cases in found.items()) for found in dice.values()}
     return dice if len(alike) == 1 and len(dice) == len(cell.runs) else {}
 
