@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from report_folders import SECRET, SITES, draw_data, make_federated_comparison, make_federation, rounds_of
 
 from tests.journeys.browser import look_at, needs_chromium
+from tskd.errors import UserError
 from tskd.report import write_report
 from tskd.report.blocks import Charts, Facts, Page, Points, Section, Table
 from tskd.report.comparison.folder import open_comparison
@@ -114,6 +116,16 @@ def test_where_nothing_was_sent_there_are_no_rounds(root: Path, tmp_path: Path) 
     assert "MB to it" not in table.columns
     assert "nothing is sent" in section_of(page, "scores").lead
     assert "alone the teacher scores Dice" in page.verdict
+
+
+def test_models_that_lie_elsewhere_are_no_damage_and_scores_that_are_gone_are(root: Path, tmp_path: Path) -> None:
+    """Under ``pooled`` the teacher lies where all the images are."""
+    run = open_run(make_federation(tmp_path, root, strategy="pooled", method="teacher"))
+    shutil.rmtree(run.path / "artifacts" / run.summary.artifacts["teacher"])
+    assert "worst at south" in write_report(tmp_path).read_text(encoding="utf-8")
+    shutil.rmtree(run.evaluation("teacher").path)
+    with pytest.raises(UserError, match="is gone"):
+        write_report(tmp_path)
 
 
 def test_a_site_that_was_there_for_the_validation_alone_did_not_answer() -> None:

@@ -110,8 +110,7 @@ class RunFolder:
 
     @property
     def student(self) -> Artifact:
-        """The model that the run ends with."""
-        return self.stages[self.summary.artifacts[self.main]]
+        return self.stages[self.summary.artifacts[STUDENT]]
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -146,15 +145,18 @@ def open_run(path: Path) -> RunFolder:
     """Return the run in a folder. Raises UserError where there is none, or its files are missing or changed."""
     run = RunFolder(path, read_run(path))
     evaluations = set(run.summary.evaluations.values())
-    for name in sorted(evaluations | {*run.summary.artifacts.values()}):
+    models = {*run.summary.artifacts.values()}
+    if run.summary.federated:  # that of all images in one place does not lie at the server
+        models &= run.stages.keys()
+    for name in sorted(evaluations | models):
         if name not in run.stages:
             raise damaged_run(path, f"artifacts/{name} is gone")
     for artifact in run.stages.values():  # before any manifest is read
         _refuse_damage(path, artifact, manifest_damage(artifact))
     if not run.summary.federated and not run.data_digests <= {one.digest for one in run.made_by("prepare")}:
         raise damaged_run(path, "the prepared data are gone")
-    models = (run.stages[name] for name in sorted({*run.summary.artifacts.values(), *evaluations}))
-    for artifact in (*models, *(one for stage in _SHOWN for one in run.made_by(stage))):
+    scored = (run.stages[name] for name in sorted(models | evaluations))
+    for artifact in (*scored, *(one for stage in _SHOWN for one in run.made_by(stage))):
         _refuse_damage(path, artifact, next(find_damage(artifact), None))
     return run
 

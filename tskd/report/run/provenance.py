@@ -61,17 +61,18 @@ def reproduce_section(run: RunFolder) -> Section | None:
 
 
 def _facts(run: RunFolder) -> Facts:
-    student = run.student.manifest
+    federated = bool(run.summary.federated)  # whose models may lie at its sites
+    made = (run.evaluation(run.main) if federated else run.student).manifest
     facts = [
         ("Seeds", f"training {run.summary.seed}, split {run.summary.recipe['data']['split_seed']}"),
         ("Teacher", str(run.summary.teacher or "none")),
-        ("Python", f"{student['python']}, {student['system']}"),
-        ("Libraries", ", ".join(f"{name} {version}" for name, version in student["libraries"].items())),
+        ("Python", f"{made['python']}, {made['system']}"),
+        ("Libraries", ", ".join(f"{name} {version}" for name, version in made["libraries"].items())),
     ]
-    if student["git_commit"]:
-        facts.append(("Commit of the working folder", student["git_commit"]))
-    if "data" in student["inputs"]:  # none of what stands for one model a site
-        facts.append(("Prepared data", student["inputs"]["data"]))
+    if made["git_commit"]:
+        facts.append(("Commit of the working folder", made["git_commit"]))
+    if not federated:
+        facts.append(("Prepared data", made["inputs"]["data"]))
     if (run.path / FOLDER / SUMS).is_file():
         facts.append((f"Shipped {ONNX}", read_sums(run.path / FOLDER)[ONNX]))
     return Facts(tuple(facts))
