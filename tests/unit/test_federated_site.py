@@ -1,8 +1,7 @@
-"""A site's part without Flower: FedProx's term, the place of a round in the whole, the split into sites."""
+"""A site's part without Flower: FedProx's term, the place of a round in the whole."""
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.split_sites import split
 from tests.federations import federated_recipe
 from tskd.artifacts import read_log
 from tskd.engine import Training, fit, open_runtime
@@ -167,23 +165,3 @@ def test_neither_flower_nor_ray_reports_its_use() -> None:
         "print(its.FLWR_TELEMETRY_ENABLED, os.environ['RAY_USAGE_STATS_ENABLED'])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0 0\n"
-
-
-def test_a_data_set_is_cut_by_patient_and_what_is_shared_has_no_masks(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    for kind in ("images", "masks"):
-        (data / kind).mkdir(parents=True)
-    names = [(f"p{patient:02d}_{number}", f"p{patient:02d}") for patient in range(20) for number in range(3)]
-    for name, _ in names:
-        for kind in ("images", "masks"):
-            (data / kind / f"{name}.png").write_bytes(b"x")
-    lines = "\n".join(f"{name},train,{patient},1,0" for name, patient in names)
-    (data / "split.csv").write_text(f"id,split,subject,frame,slice\n{lines}\n")
-    counts = split(data, tmp_path / "out", "acdc")
-    assert sum(counts.values()) == 60
-    assert counts["site1"] > counts["site4"] > 0
-    rows = {site: list(csv.DictReader((tmp_path / "out" / site / "split.csv").open())) for site in counts}
-    of_site = {site: {row["subject"] for row in its} for site, its in rows.items()}
-    assert sum(map(len, of_site.values())) == 20, "a patient is at two sites"
-    assert not (tmp_path / "out/transfer/masks").exists()
-    assert len(list((tmp_path / "out/site1/masks").iterdir())) == counts["site1"]

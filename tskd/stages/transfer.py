@@ -130,24 +130,21 @@ def count_target(config: TransferConfig, target: Prepared | None) -> int:
     """Return how many images of the target's site are wanted. Raises UserError where there are fewer."""
     if target is None:
         return 0
-    there = len(target.rows(*OF_TARGET))
-    if config.from_target is not None and config.from_target > there:
-        raise UserError(
-            f"transfer.from_target: {config.from_target} images are asked for, transfer.target has {there} besides its "
-            "test images. Set at most that, or leave it out for all."
-        )
-    return there if config.from_target is None else config.from_target
+    there, owner = len(target.rows(*OF_TARGET)), "transfer.target has {} besides its test images"
+    return _wanted("transfer.from_target", config.from_target, there, owner)
 
 
 def count_real(config: TransferConfig, prepared: Prepared) -> int:
     """Return how many real images are wanted. Raises UserError where there are fewer."""
-    there = len(prepared.rows(*REAL_PARTS))
-    if config.real is not None and config.real > there:
+    return _wanted("transfer.real", config.real, len(prepared.rows(*REAL_PARTS)), "the training data has {}")
+
+
+def _wanted(key: str, asked: int | None, there: int, owner: str) -> int:
+    if asked is not None and asked > there:
         raise UserError(
-            f"transfer.real: {config.real} images are asked for, the training data has {there}. Set at most that, or "
-            "leave it out for all."
+            f"{key}: {asked} images are asked for, {owner.format(there)}. Set at most that, or leave it out for all."
         )
-    return there if config.real is None else config.real
+    return there if asked is None else asked
 
 
 def count_wanted(config: TransferConfig, prepared: Prepared, target: Prepared | None = None) -> int:
