@@ -57,4 +57,4 @@ def test_without_weights_the_message_says_how_to_bring_them(tmp_path: Path, monk
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     recipe = build_recipe(SETTINGS, "test")
     with pytest.raises(UserError, match=r"(?s)model\.safetensors.*sha256.*offline"):
-        _ = Run(recipe, tmp_path / "out", open_runtime(recipe.engine)).teacher
+        _ = Run(recipe, tmp_path / "out", open_runtime(recipe.engine)).teachers.adapted

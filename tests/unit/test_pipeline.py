@@ -20,7 +20,7 @@ class NamedRun(SimpleNamespace):
 
     def __init__(self, *overrides: str) -> None:
         super().__init__(recipe=load_recipe(None, overrides), budget=SimpleNamespace(total=1))
-        self.initialisations = self.baselines = self  # whichever of them is asked
+        self.teachers = self.initialisations = self.baselines = self  # whichever of them is asked
 
     def finetuned(self, start: Artifact | None, *, within: Any = None) -> Artifact:
         return Artifact(Path(f"finetuned-{start.path if start else 'nothing'}"))
@@ -39,7 +39,7 @@ def models_of(*overrides: str) -> dict[str, tuple[str, str]]:
 
 def test_a_run_scores_teacher_both_students_and_the_control() -> None:
     assert models_of("baselines=[scratch]") == {
-        "teacher": ("teacher", "teacher"),
+        "teacher": ("teacher", "adapted"),
         "student_before_finetune": ("student before fine-tuning", "distilled"),
         "student": ("task-specific distillation", "finetuned-distilled"),
         "scratch": ("student from scratch", "finetuned-nothing"),
@@ -54,7 +54,7 @@ def test_a_u_net_that_is_the_method_is_what_is_shipped_and_no_baseline_of_itself
     }
 
 
-def test_every_model_is_announced_once_andannouncer_before_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_model_is_announced_once_and_before_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
     run: Any = NamedRun("baselines=[scratch]")
     trained_models(run, announce=announcer(run.recipe))
     assert re.findall(r"model (\d of \d), (.*) \(0 s so far\)", capsys.readouterr().err) == [
@@ -68,8 +68,8 @@ def test_every_model_is_announced_once_andannouncer_before_it_is_made(capsys: py
 
 def test_a_baseline_teacher_does_not_take_the_place_of_the_one_that_taught() -> None:
     models = models_of("method=task_kd_probe", "baselines=[teacher]", "control.enabled=false")
-    assert models["teacher"] == ("teacher", "probed_teacher")
-    assert models["baseline_teacher"] == ("teacher (baseline)", "teacher")
+    assert models["teacher"] == ("teacher", "probed")
+    assert models["baseline_teacher"] == ("teacher (baseline)", "adapted")
     assert "baseline_teacher" not in models_of("baselines=[teacher]")
 
 

@@ -40,7 +40,9 @@ def test_the_settings_word_goes_before_ours() -> None:
 
 def planned_teacher(out: Path, **teacher: object) -> str:
     one = recipe(teacher={"name": "timm/vit_tiny_patch16_224", "weights": "random", "adaptation": "full", **teacher})
-    return Run(one, out, open_runtime(one.engine), open_store=lambda root, _: PlanStore(root)).teacher.path.name
+    return Run(
+        one, out, open_runtime(one.engine), open_store=lambda root, _: PlanStore(root)
+    ).teachers.adapted.path.name
 
 
 def test_what_changes_no_result_makes_no_other_teacher(tmp_path: Path) -> None:
