@@ -22,6 +22,7 @@ from tskd.deploy.onnx_export import Deployed, Doubts, Familiar, confidence
 from tskd.metrics.doubt import Calibration, order_by_confidence, risk_by_coverage
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.stages import doubt
+from tskd.stages.export import doubt_difference
 from tskd.stages.network_answers import network_answer
 from tskd.types import SegmentationOutput
 
@@ -251,3 +252,13 @@ def test_the_shipped_graph_is_cooled_and_answers_the_same_classes() -> None:
     roots = plain[1].sqrt()
     torch.testing.assert_close(cooled[1], roots / roots.sum(dim=0))
     assert cooled[2] < plain[2]
+
+
+def test_the_files_confidence_is_held_against_its_own_mask() -> None:
+    """A pixel at the border of two classes that goes to the other one is no fault; a confidence that is off is."""
+    foreground = np.array([[0.9, 0.5 + 1e-7, 0.1]], np.float32)
+    probabilities = np.stack([1 - foreground, foreground])
+    ours = Answer(np.array([[1, 1, 0]], np.uint8), probabilities, 0.7)
+    theirs = Answer(np.array([[1, 0, 0]], np.uint8), probabilities, 0.9)
+    assert doubt_difference(ours, theirs) < 1e-6
+    assert doubt_difference(ours, theirs._replace(confidence=0.8)) == pytest.approx(0.1)

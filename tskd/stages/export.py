@@ -32,7 +32,7 @@ from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, 
 from tskd.deploy.card import model_card
 from tskd.deploy.description import BundleDescription, InputRule
 from tskd.deploy.looking import cores
-from tskd.deploy.network_file import Answer, ask, open_session
+from tskd.deploy.network_file import Answer, ask, confidence, open_session
 from tskd.deploy.onnx_export import Deployable, Deployed, Doubts, write_onnx
 from tskd.errors import RunFailed, UserError
 from tskd.metrics.segmentation import agreement
@@ -234,7 +234,7 @@ def check_parity(
         ours, theirs = network_answer(segmenter, case.image, doubts), ask(session, case.image)
         dice[case.id] = abs(_dice(ours, case) - _dice(theirs, case))
         probability[case.id] = _probability_difference(ours, theirs)
-        doubt[case.id] = _doubt_difference(ours, theirs)
+        doubt[case.id] = doubt_difference(ours, theirs)
     resized = np.asarray(Image.fromarray(cases[0].image).resize(ODD_SIZE[::-1], Image.Resampling.BILINEAR))
     odd = f"an image of {ODD_SIZE[1]}x{ODD_SIZE[0]} pixels"
     probability[odd] = _probability_difference(network_answer(segmenter, resized, doubts), ask(session, resized))
@@ -265,8 +265,13 @@ def _probability_difference(ours: Answer, theirs: Answer) -> float:
     return float(np.abs(ours.probabilities - theirs.probabilities).max())
 
 
-def _doubt_difference(ours: Answer, theirs: Answer) -> float:
-    pairs = ((ours.confidence, theirs.confidence), (ours.unfamiliarity, theirs.unfamiliarity))
+def doubt_difference(ours: Answer, theirs: Answer) -> float:
+    """Return how far the file's doubt is from the network's: its confidence is that of its own mask, in which a pixel on
+    the border of two classes may have gone to the other one."""
+    pairs = (
+        (confidence(theirs.classes, ours.probabilities), theirs.confidence),
+        (ours.unfamiliarity, theirs.unfamiliarity),
+    )
     return max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs if a is not None and b is not None)
 
 
