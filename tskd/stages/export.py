@@ -266,8 +266,10 @@ def _probability_difference(ours: Answer, theirs: Answer) -> float:
 
 
 def doubt_difference(ours: Answer, theirs: Answer) -> float:
-    """Return how far the file's doubt is from the network's: its confidence is that of its own mask, in which a pixel on
-    the border of two classes may have gone to the other one."""
+    """Return how far the file's doubt is from the network's.
+
+    Its confidence is that of its own mask, in which a pixel on the border of two classes may have gone to the other.
+    """
     pairs = (
         (confidence(theirs.classes, ours.probabilities), theirs.confidence),
         (ours.unfamiliarity, theirs.unfamiliarity),
