@@ -100,8 +100,8 @@ def build(
     """Return the base model adapted on the labelled budget; ``shown``: the prepared ``data`` at the teacher's size.
 
     ``member``: its number in an ensemble of ``config.members``, which does not see its fold of the cases, or sees all
-    labels; None: it sees the training part, and the validation part selects its weights. ``target``: prepared images of another site, whose
-    amplitudes ``config.augment.amplitude`` takes.
+    labels; None: it sees the training part, and the validation part selects its weights. ``target``: prepared images
+    of another site, whose amplitudes ``config.augment.amplitude`` takes.
     """
     return bench.train(
         "teacher",
@@ -303,7 +303,7 @@ def train_teacher(
     """Adapt the base model on the labels; save what differs from the base.
 
     Alone it learns from the training part, selected on the validation part. As a ``member`` it learns, from a seed of
-    its own, from all labels, or all but its fold's, and is scored on these once, at the end: nothing is selected by them.
+    its own, from all labels, or from all but its fold's and is scored on these once, at the end: they select nothing.
     """
     say(f"teacher: {source.title}" + ("" if member is None else f", member {member + 1} of {config.members}"))
     own = seed if member is None else derive(seed, "member", member)
