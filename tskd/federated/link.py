@@ -26,6 +26,7 @@ from flwr.app.message import make_message
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, ErrorCode
 from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.date import now
 from flwr.supercore.error import http_error_translator
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.object_store import ObjectStoreFactory
@@ -67,6 +68,14 @@ class Nodes(InMemoryLinkState):
                 if message.metadata.dst_node_id == node_id and message_id not in self.message_ins_id_to_message_res_id:
                     message.metadata.delivered_at = ""
             return bool(super().activate_node(node_id, heartbeat_interval))
+
+    def get_message_res(self, message_ids: set[str], run_id: int) -> list[Message]:
+        """Return what has come, also of a site that has left since: it had answered before."""
+        with self.lock:
+            for message_id in self.message_ins_id_to_message_res_id.keys() & message_ids:
+                node = self.nodes[self.message_ins_store[message_id].metadata.dst_node_id]
+                node.online_until = max(node.online_until, now().timestamp() + START_SECONDS)
+            return list(super().get_message_res(message_ids, run_id))
 
 
 class Link(HttpGrid):

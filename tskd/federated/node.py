@@ -47,6 +47,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from tskd.console import say, warn
 from tskd.errors import RunFailed, UserError, name_of
+from tskd.federated import messages as _  # noqa: F401 quiets Flower
 from tskd.federated.keys import NodeKey
 
 PAUSE = 1.0

@@ -24,7 +24,7 @@ from tskd.experiment.run import Run
 from tskd.federated.public_run import PublicRun
 from tskd.federated.shared import Tensors, digest_of, near, new_teacher, norm_names, put, trained_tensors, without
 from tskd.models.registry import load_model, save_model
-from tskd.recipe.schema import DistillConfig, Recipe, TeacherConfig
+from tskd.recipe.schema import DistillConfig, FederatedConfig, Recipe, TeacherConfig
 from tskd.seeding import derive
 from tskd.stages import cache
 from tskd.stages.label_training import label_step, labelled_batches, training_labels, validation
@@ -66,6 +66,11 @@ def own_recipe(recipe: Recipe, site: str) -> Recipe:
 def answering(recipe: Recipe) -> DistillConfig:
     """Return how a student learns answers that were sent: stored, and without the features, which stay at the sites."""
     return recipe.distill.model_copy(update={"cache": "on", "encoder_weight": 0.0, "encoder_loss": "mse"})
+
+
+def staying(federated: FederatedConfig, teacher: nn.Module) -> frozenset[str]:
+    """Return the names of the trained tensors that never leave a site: with ``fedbn`` those of the norms."""
+    return norm_names(teacher) if federated.strategy == "fedbn" else frozenset()
 
 
 def terms(recipe: Recipe, source: TeacherSource) -> str:
@@ -132,11 +137,9 @@ class Site:
 
     @cached_property
     def stays(self) -> frozenset[str]:
-        """Names of the trained tensors that never leave: with ``fedbn`` the norms."""
+        """Names of its trained tensors that never leave."""
         assert self.recipe.federated is not None
-        if self.recipe.federated.strategy != "fedbn":
-            return frozenset()
-        return norm_names(new_teacher(self.source, self.recipe.seed))
+        return staying(self.recipe.federated, new_teacher(self.source, self.recipe.seed))
 
     def learn(self, task: Task, received: Tensors) -> tuple[dict[str, torch.Tensor], Numbers]:
         """Train what was received on the site's labels for a round; return what may leave, and the loss at its end.
