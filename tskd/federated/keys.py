@@ -98,7 +98,9 @@ def read_site_key(path: Path) -> NodeKey:
 
 def registered(folder: Path, sites: Iterable[str]) -> dict[str, bytes]:
     """Return site -> its public key as Flower compares them; UserError where one is missing or two are the same."""
-    keys = {site: _public_bytes(_read(folder / (site + PUBLIC), f"site {site}'s public key", _public)) for site in sites}
+    keys = {
+        site: _public_bytes(_read(folder / (site + PUBLIC), f"site {site}'s public key", _public)) for site in sites
+    }
     owners: dict[bytes, str] = {}
     for site, key in keys.items():
         if (other := owners.setdefault(key, site)) != site:

@@ -126,6 +126,8 @@ def check_federated(recipe: Recipe, *, apart: bool = False) -> None:
             f"federated.strategy={federated.strategy}: nothing is sent between machines by it. Choose one of "
             f"{', '.join(_TRAVELLING)}, feddistill; a site by itself is `tskd run`."
         )
+    elif federated.strategy == "feddistill" and recipe.method == "teacher":
+        raise UserError("federated.strategy=feddistill teaches a student, and the method is 'teacher'. Take task_kd.")
 
 
 def _refuse_shared_sources(recipe: Recipe) -> None:

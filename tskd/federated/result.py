@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tskd.artifacts import Artifact, publish, write_json
+from tskd.artifacts import Artifact, write_json
 from tskd.console import say
-from tskd.deploy.bundle import FOLDER
+from tskd.deploy.bundle import FOLDER, publish
 from tskd.errors import UserError
 from tskd.experiment.methods import METHODS
 from tskd.federated.shared import Tensors, digest_of, new_teacher, put, trained_tensors, without
@@ -27,7 +27,9 @@ TEACHER, STUDENT = "teacher", "student"
 
 def parcel(teacher: Tensors, student: Tensors) -> dict[str, torch.Tensor]:
     """Return the tensors of both under one roof, as they are sent."""
-    return {f"{kind}/{name}": one for kind, many in ((TEACHER, teacher), (STUDENT, student)) for name, one in many.items()}
+    return {
+        f"{kind}/{name}": one for kind, many in ((TEACHER, teacher), (STUDENT, student)) for name, one in many.items()
+    }
 
 
 def keep_result(site: Site, task: Task, received: Tensors) -> None:
@@ -40,7 +42,9 @@ def keep_result(site: Site, task: Task, received: Tensors) -> None:
     scores = {name: site.own.evaluation(model, titles[name]).metrics for name, model in models.items()}
     for name, one in scores.items():
         dice = one["dice"]
-        say(f"{site.name}: {titles[name]}: Dice {'-' if dice is None else f'{dice:.3f}'} on {one['n_cases']} test cases")
+        say(
+            f"{site.name}: {titles[name]}: Dice {'-' if dice is None else f'{dice:.3f}'} on {one['n_cases']} test cases"
+        )
     write_json(site.folder / SCORES, scores)
     if STUDENT in models:
         _ship(site, models[STUDENT], scores)
@@ -71,11 +75,12 @@ def _part(received: Tensors, kind: str) -> dict[str, torch.Tensor]:
 
 def _teacher(site: Site, task: Task, tensors: Tensors) -> Artifact:
     def make(folder: Path) -> dict[str, Any]:
-        model = site.with_own(task, tensors)
+        model = site.received_teacher(task, tensors, after=task.round)
         save_model(folder, model, site.source.description, file=FILE, more={"title": site.source.title})
         return {"teacher": site.source.title}
 
-    return _received(site, "received_teacher", tensors, make)
+    norms = {"federation": task.federation, "round": task.round}  # say which of its own norms it has, if any
+    return _received(site, "received_teacher", tensors, make, norms)
 
 
 def _student(site: Site, tensors: Tensors) -> Artifact:
@@ -89,13 +94,14 @@ def _student(site: Site, tensors: Tensors) -> Artifact:
         save_model(folder, model, description, file=STUDENT_FILE)
         return {}
 
-    return _received(site, "received_student", tensors, make)
+    return _received(site, "received_student", tensors, make, {})
 
 
-def _received(site: Site, stage: str, tensors: Tensors, make: Any) -> Artifact:
-    return site.own.bench.build(
-        stage, make, config={}, inputs={"tensors": digest_of(tensors), "teacher": site.source.digest}, version=1
-    )  # fmt: skip
+def _received(
+    site: Site, stage: str, tensors: Tensors, make: Callable[[Path], dict[str, Any]], config: Mapping[str, Any]
+) -> Artifact:
+    inputs = {"tensors": digest_of(tensors), "teacher": site.source.digest}
+    return site.own.bench.build(stage, make, config=dict(config), inputs=inputs, version=1)
 
 
 def sent_of(student: nn.Module) -> dict[str, torch.Tensor]:

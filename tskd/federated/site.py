@@ -148,7 +148,7 @@ class Site:
         """
         federated, config = self.recipe.federated, self.own.recipe.teacher
         assert federated is not None
-        model = self._received(task, received, after=task.round - 1)
+        model = self.received_teacher(task, received, after=task.round - 1)
         before = (task.round - 1) * federated.local_steps
         seed = derive(self.recipe.seed, self.name, task.round)
         folder = self._kept(task) / f"{task.round:04d}-{digest_of(received)[:12]}"
@@ -177,7 +177,7 @@ class Site:
         score = validation(self._seen)
         if score is None:
             return {"images": self.labelled, "score": float("nan")}
-        model = self._received(task, received, after=task.round).to(self.runtime.fabric.device).eval()
+        model = self.received_teacher(task, received, after=task.round).to(self.runtime.fabric.device).eval()
         return {"images": self.labelled, "score": float(score(model)["score"])}
 
     def own_teacher(self, shared: Artifact, task: Task) -> Artifact:
@@ -185,7 +185,7 @@ class Site:
 
         def make(folder: Path) -> dict[str, object]:
             tensors = without(only_trained(load_file(shared.path / FILE), self), self.stays)
-            model = self._received(task, tensors, after=task.round)
+            model = self.received_teacher(task, tensors, after=task.round)
             save_model(folder, model, self.source.description, file=FILE, more={"title": self.source.title})
             return {"teacher": self.source.title}
 
@@ -194,7 +194,7 @@ class Site:
             inputs={"teacher": shared.digest, "data": self.own.prepared_artifact.digest}, version=1,
         )  # fmt: skip
 
-    def _received(self, task: Task, received: Tensors, *, after: int) -> nn.Module:
+    def received_teacher(self, task: Task, received: Tensors, *, after: int) -> nn.Module:
         """Return the teacher with what was received, and what stays as the site had it after a round.
 
         Of a round in which it took no part it has nothing: then as after the last one before.
