@@ -1,4 +1,4 @@
-"""The wire between server and sites: who is let in, what is redelivered, and who may speak for whom. Nothing is trained."""
+"""The wire between server and sites: who is let in, what is redelivered, who may speak for whom. Nothing is trained."""
 
 from __future__ import annotations
 

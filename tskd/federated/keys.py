@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -120,15 +120,15 @@ def _read(path: Path, what: str, load: Callable[[bytes], Key]) -> Key:
 
 
 def _private(content: bytes) -> ec.EllipticCurvePrivateKey:
-    return _of_curve(serialization.load_pem_private_key(content, password=None), ec.EllipticCurvePrivateKey)
+    key = serialization.load_pem_private_key(content, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("a key of another kind than an elliptic curve's")
+    return key
 
 
 def _public(content: bytes) -> ec.EllipticCurvePublicKey:
-    return _of_curve(serialization.load_pem_public_key(content), ec.EllipticCurvePublicKey)
-
-
-def _of_curve(key: Any, kind: type[Key]) -> Key:
-    if not isinstance(key, kind):
+    key = serialization.load_pem_public_key(content)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError("a key of another kind than an elliptic curve's")
     return key
 

@@ -61,7 +61,7 @@ class Nodes(InMemoryLinkState):
     """Who is connected, and what waits for whom. A site that comes back is given again what it has not answered."""
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
-        """Take a node as connected, although it seems to be still: its process may have been killed and started anew."""
+        """Take a node as connected, although it seems to be: its process may have been killed and started anew."""
         with self.lock:
             self.deactivate_node(node_id)
             for message_id, message in self.message_ins_store.items():
@@ -95,6 +95,7 @@ class Link(HttpGrid):
         )  # fmt: skip
         (run,) = self.state.get_run_info(run_ids=[run_id])
         self.set_run(run)
+        assert run.primary_task_id is not None
         (task,) = self.state.get_tasks(task_ids=[run.primary_task_id])
         self.state.claim_task(task.task_id)
         self.state.activate_task(task.task_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -47,7 +47,6 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from tskd.console import say, warn
 from tskd.errors import RunFailed, UserError, name_of
-from tskd.federated import messages as _  # noqa: F401 quiets Flower
 from tskd.federated.keys import NodeKey
 
 PAUSE = 1.0
@@ -186,10 +185,8 @@ class Node:
             return False
 
     def _leave(self) -> None:
-        try:
+        with suppress(httpx.HTTPError):  # a server that is gone needs no goodbye
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.number))
-        except httpx.HTTPError:  # a server that is gone needs no goodbye
-            pass
         self._client.close()
 
 

@@ -14,7 +14,7 @@ from tskd.console import say
 from tskd.deploy.bundle import FOLDER, publish
 from tskd.errors import UserError
 from tskd.experiment.methods import METHODS
-from tskd.federated.shared import Tensors, digest_of, new_teacher, put, trained_tensors, without
+from tskd.federated.shared import Tensors, digest_of, put, trained_tensors, without
 from tskd.federated.site import Site, Task
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.stages import doubt, export
