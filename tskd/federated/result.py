@@ -105,8 +105,10 @@ def _received(
 
 
 def sent_of(student: nn.Module) -> dict[str, torch.Tensor]:
-    """Return all tensors of a student, those that share memory under their first name only."""
-    return {**dict(student.named_parameters()), **dict(student.named_buffers())}
+    """Return all tensors of a student that a file of it holds, those that share memory under their first name only."""
+    held = student.state_dict()
+    first = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+    return {name: tensor.detach() for name, tensor in first.items() if name in held}
 
 
 def sent_of_teacher(model: nn.Module, stays: frozenset[str]) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 
 from tskd.artifacts import Artifact
 from tskd.console import duration, say
+from tskd.errors import RunFailed
 from tskd.experiment.methods import METHODS
 from tskd.federated.link import Door, Link, serving
 from tskd.federated.result import parcel, sent_of, sent_of_teacher
@@ -79,18 +80,20 @@ def serve(run: ServerRun) -> Served:
             f"federated: {run.federated.strategy} over the sites {', '.join(sorted(run.federated.sites))}, "
             f"{len(run.prepared.records)} shared images, at {run.prepared.image_size} px"
         )
-        tensors, chosen, federation = _learned(run)
+        tensors, chosen, federation = learned(run)
         said = common(federation, terms(run.recipe, run.teacher_source))
         say("federated: the result goes to the sites")
         handing = Handing(run.federated, said, tensors, chosen, wait=not run.exchanged)
         run._exchange(handing)  # noqa: SLF001 the way to the sites is the run's
+    if not handing.kept:
+        raise RunFailed("No site has the result. It is kept here: start the server again when the sites are there.")
     seconds = time.monotonic() - began
     result_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    say(f"federated: {', '.join(handing.kept) or 'no site'} has the result, after {duration(seconds)}")
+    say(f"federated: {', '.join(handing.kept)} got the result, after {duration(seconds)}")
     return Served(run.rounds, bytes_of(run.rounds), result_bytes, handing.kept, seconds)
 
 
-def _learned(run: ServerRun) -> tuple[dict[str, Tensor], int, str]:
+def learned(run: FederatedRun) -> tuple[dict[str, Tensor], int, str]:
     """Return what is handed over, the round that the teacher is of, and the name that the sites know the rounds by."""
     strategy = run.federated.strategy
     averages = strategy in AVERAGING

@@ -74,7 +74,5 @@ def print_served(served: Served, out: Path) -> None:
         )  # fmt: skip
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
-    console.print(
-        Text(f"the result, {served.result_bytes / 1e6:.1f} MB, went to {', '.join(served.kept) or 'no site'}")
-    )
+    console.print(Text(f"the result, {served.result_bytes / 1e6:.1f} MB, went to {', '.join(served.kept)}"))
     console.print(Text(f"{duration(served.seconds)}; everything is in {out}"))
