@@ -19,6 +19,7 @@ pytest.importorskip("flwr")
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from tskd.errors import UserError
 from tskd.federated import link as link_module
@@ -178,7 +179,7 @@ def test_a_request_without_a_signature_or_with_anothers_is_refused(
         south.node.receive()
     with httpx.Client(verify=str(keys / CERTIFICATE)) as bare:
         url = f"https://127.0.0.1:{server.port}/v1/fleet/pull-messages"
-        headers = {"content-type": "application/x-protobuf"}
+        headers = {"content-type": PROTOBUF_MEDIA_TYPE}
         assert bare.post(url, content=b"", headers=headers).status_code == 401
         monkeypatch.setattr(link_module, "MOST_BYTES", 1000)
         assert bare.post(url, content=bytes(1001), headers=headers).status_code == 413  # without being read
@@ -188,7 +189,7 @@ def test_a_request_without_a_signature_or_with_anothers_is_refused(
 def test_no_other_interface_of_the_superlink_is_on_the_network(server: Server, keys: Path, path: str) -> None:
     """Who could start a run could make every site execute code."""
     with httpx.Client(verify=str(keys / CERTIFICATE)) as client:
-        url, headers = f"https://127.0.0.1:{server.port}{path}", {"content-type": "application/x-protobuf"}
+        url, headers = f"https://127.0.0.1:{server.port}{path}", {"content-type": PROTOBUF_MEDIA_TYPE}
         assert client.post(url, content=b"", headers=headers).status_code == 404
 
 
@@ -242,6 +243,24 @@ def test_what_a_killed_site_has_not_answered_is_given_to_it_again(server: Server
     Site("north", keys, server.port).start()
     asking.join(60)
     assert answers == [{"north": 6.0}]
+
+
+def test_a_site_that_is_killed_and_stays_away_holds_the_round_up_no_longer_than_its_sign_of_life_is_good_for(
+    server: Server, keys: Path
+) -> None:
+    killed = Site("south", keys, server.port)
+    killed.node.activate()
+    Site("north", keys, server.port).start()
+    server.wait_for(2)
+
+    def lapse() -> None:  # what a minute without a sign of life does
+        time.sleep(1)
+        server.link.state.nodes[killed.node.number].online_until = time.time() - 1
+
+    threading.Thread(target=lapse).start()
+    began = time.monotonic()
+    assert server.ask(1.0, timeout=120) == {"north": 2.0}
+    assert time.monotonic() - began < 60
 
 
 def test_a_slow_site_does_not_hold_up_the_others_and_what_it_sends_late_is_not_taken(
