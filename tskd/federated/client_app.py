@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 from tskd.console import warn
 from tskd.errors import Paused, RunFailed, UserError, refused_by_system
 from tskd.federated.answers import packed
-from tskd.federated.messages import ANSWERS, ARRAYS, as_arrays, as_tensors, failed, reply, task_of
+from tskd.federated.messages import ANSWERS, ARRAYS, RESULT, as_arrays, as_tensors, failed, reply, task_of
+from tskd.federated.result import keep_result
 from tskd.federated.site import Site
 
 OpenSite = Callable[[Context], Site]
@@ -45,6 +46,7 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
     app.train()(answered_by(_train))
     app.train(ANSWERS)(answered_by(_answer))
     app.evaluate()(answered_by(_validate))
+    app.evaluate(RESULT)(answered_by(_keep))
     return app
 
 
@@ -63,6 +65,12 @@ def _answer(message: Message, site: Site) -> Message:
     sent = packed(logits, site.recipe.federated.answers)
     arrays = ArrayRecord({name: Array(array) for name, array in sent.items()})
     return reply(message, site.name, arrays, numbers)
+
+
+def _keep(message: Message, site: Site) -> Message:
+    """Its scores on the site's test images are the site's; what goes back is that it has the result."""
+    keep_result(site, task_of(message)[0], as_tensors(_arrays(message)))
+    return reply(message, site.name, None, {"images": site.labelled})
 
 
 def _arrays(message: Message) -> Any:

@@ -6,6 +6,7 @@ place in it. An error is told by one fixed sentence; what went wrong stays in th
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from tskd.errors import UserError
 from tskd.federated.shared import Tensors
 from tskd.federated.site import Numbers, Task
 
+logging.getLogger("flwr").setLevel(logging.CRITICAL)  # the run has its own words; Flower's name tensors and scores
+
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Names of the records of a message."""
 ROUND, FEDERATION, TERMS, PROXIMAL, SITE = "server-round", "federation", "terms", "proximal-mu", "site"
@@ -29,6 +32,8 @@ NUMBERS = frozenset({"images", "loss", "score"})
 WEIGHT = "images"
 ANSWERS = "answers"
 """Action of the message that asks for answers on the shared images (``train.answers``), and its array."""
+RESULT = "result"
+"""Action of the message that brings what was learned (``evaluate.result``)."""
 SAID_OF_ERRORS = "The site could not do its part; its own log says why."
 
 

@@ -20,7 +20,7 @@ from tskd.experiment.teachers import Teachers
 from tskd.federated import scores
 from tskd.federated.public_run import PublicRun
 from tskd.federated.shared import new_teacher, put, trained_tensors, without
-from tskd.federated.site import SITES, Site, Task, answering, own_recipe, terms
+from tskd.federated.site import SITES, Site, Task, answering, own_recipe, staying, terms
 from tskd.models.flops import gflops
 from tskd.models.registry import save_model
 from tskd.recipe.schema import NAMING, FederatedConfig
@@ -154,7 +154,7 @@ class FederatedRun(PublicRun):
     @cached_property
     def averaged(self) -> Artifact:
         """The teacher whose trained tensors the sites have averaged, round by round."""
-        settings = own_recipe(self.recipe, next(iter(self.sites))).teacher
+        settings = own_recipe(self.recipe, min(self.federated.sites)).teacher
         unsaid = {"sites", "transfer", "answers", "timeout", "min_sites"}
         unsaid |= set() if self.federated.strategy == "fedprox" else {"proximal"}
         return self.bench.build(
@@ -178,7 +178,7 @@ class FederatedRun(PublicRun):
 
         source = self.teachers.source
         model = new_teacher(source, self.recipe.seed)
-        stays = next(iter(self.sites.values())).stays
+        stays = staying(self.federated, model)
         federation = folder.name.partition(".")[0]
         said = common(federation, terms(self.recipe, source))
         work = Averaging(
@@ -219,7 +219,7 @@ class FederatedRun(PublicRun):
         """The mean of what the sites' own teachers answer on the shared images, weighted by their validation scores."""
         lesson = self._lesson("")
         config = answering(self.recipe)
-        settings = own_recipe(self.recipe, next(iter(self.sites))).teacher
+        settings = own_recipe(self.recipe, min(self.federated.sites)).teacher
         return self.bench.build(
             "federated_answers",
             self._ask,

@@ -16,7 +16,19 @@ from torch import Tensor
 from tskd.console import say
 from tskd.engine.checkpoints import load_checkpoint, save_checkpoint
 from tskd.errors import Paused, UserError
-from tskd.federated.messages import ANSWERS, CONFIG, FEDERATION, ROUND, TERMS, Reply, as_arrays, as_tensors, size
+from tskd.federated.messages import (
+    ANSWERS,
+    ARRAYS,
+    CONFIG,
+    FEDERATION,
+    RESULT,
+    ROUND,
+    TERMS,
+    Reply,
+    as_arrays,
+    as_tensors,
+    size,
+)
 from tskd.federated.strategies import Rounds, build_rounds
 from tskd.recipe.schema import FederatedConfig
 
@@ -116,6 +128,31 @@ class Asking:
                 raise UserError(f"site {one.site}: {error}") from error
         rounds.require_enough(found, "answers")
         self.replies = found
+
+
+@dataclass
+class Handing:
+    """What was learned, handed to the sites that are there."""
+
+    config: FederatedConfig
+    common: Mapping[str, str]
+    tensors: Mapping[str, Tensor]
+    round: int
+    """After which the teacher was the best; 0: there were no rounds."""
+    wait: bool
+    """For all sites to be connected: where nothing was asked of them before."""
+    kept: list[str] = field(default_factory=list)
+    """The sites that have it."""
+
+    def __call__(self, grid: Grid) -> None:
+        rounds = Rounds().begin(self.config, self.common, before=0)
+        content = RecordDict({
+            ARRAYS: as_arrays(self.tensors), CONFIG: ConfigRecord({ROUND: self.round, **self.common})
+        })  # fmt: skip
+        nodes = rounds.nodes(grid) if self.wait else sorted(grid.get_node_ids())
+        sent = [Message(content, dst_node_id=node, message_type=f"evaluate.{RESULT}") for node in nodes]
+        replies = grid.send_and_receive(sent, timeout=self.config.timeout)
+        self.kept = [one.site for one in rounds.open(replies, "the result")]
 
 
 def common(federation: str, terms: str) -> dict[str, str]:

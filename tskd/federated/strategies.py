@@ -37,6 +37,7 @@ class Rounds(FedAvg):
         """One entry a round: who answered, bytes, seconds, losses and scores."""
         self._began = 0.0
         self._sent = 0
+        self._met = False
         self._expected: dict[str, tuple[int, ...]] = {}
         return self
 
@@ -103,10 +104,15 @@ class Rounds(FedAvg):
         return [Message(record, dst_node_id=node, message_type=kind) for node in self.nodes(grid)]
 
     def nodes(self, grid: Grid) -> list[int]:
-        """Return the nodes that are connected, waiting for all sites as long as a round may wait for an answer."""
+        """Return the nodes that are connected, waiting as long as a round may wait for an answer.
+
+        At first for all sites; later, so that one that is gone does not hold up every round, for those that have to be.
+        """
+        wanted = self.config.min_sites if self._met else len(self.sites)
         until = time.monotonic() + self.config.timeout
-        while len(found := sorted(grid.get_node_ids())) < len(self.sites) and time.monotonic() < until:
+        while len(found := sorted(grid.get_node_ids())) < wanted and time.monotonic() < until:
             time.sleep(WAIT)
+        self._met = True
         return found
 
     def open(self, replies: Iterable[Message], what: str) -> list[Reply]:
