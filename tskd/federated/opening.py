@@ -11,7 +11,7 @@ from tskd.data.prepared import Prepared
 from tskd.errors import UserError, require_folder
 from tskd.experiment.run import Run
 from tskd.extras import EXTRAS, install
-from tskd.recipe.schema import PHANTOMS, Recipe
+from tskd.recipe.schema import PHANTOMS, PrivacyConfig, Recipe
 from tskd.stages import leaks
 from tskd.stages.scoring import Scoring
 
@@ -72,6 +72,11 @@ def check_federated(recipe: Recipe) -> None:
         raise UserError(
             f"federated.strategy={federated.strategy} averages one teacher: leave teacher.members and teacher.mirror "
             "out, or take feddistill."
+        )
+    if federated.strategy not in _TRAVELLING and federated.privacy != PrivacyConfig():
+        raise UserError(
+            f"federated.privacy: of {federated.strategy} no teacher's tensors are sent that it could protect. "
+            f"Leave the section out, or take {', '.join(_TRAVELLING)}."
         )
     if recipe.evaluate.data is not None:
         raise UserError("evaluate.data: a federation is tested at its sites. Leave it out, or name the data as a site.")

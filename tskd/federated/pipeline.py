@@ -58,6 +58,7 @@ def _found(run: FederatedRun, models: Mapping[str, Artifact], scores: Mapping[st
             "sites": {name: one["sites"] for name, one in metrics.items()},
             "rounds": run.rounds,
             "bytes": bytes_of(run.rounds),
+            "privacy": run.privacy,
         },
     )
 
