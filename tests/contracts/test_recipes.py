@@ -8,6 +8,7 @@ import pytest
 
 from tskd.comparison.grid import load_grid
 from tskd.experiment.methods import METHODS, check_names
+from tskd.federated.opening import check_federated
 from tskd.recipe.built_in import describe_all
 from tskd.recipe.schema import load_recipe
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2] / "recipes"
 STRONG = {"imagenet", "unet", "unet_imagenet", "consistency", "copy_paste"}
 """Methods with weights that not every machine has, or trained until they converge: they would take most of the time."""
 RECIPES, GRIDS = sorted(ROOT.glob("*.yaml")), sorted((ROOT / "compare").glob("*.yaml"))
+FEDERATIONS = sorted((ROOT / "federated").glob("*.yaml"))
 
 
 def head(path: Path) -> str:
@@ -26,13 +28,21 @@ def head(path: Path) -> str:
 def test_no_yaml_lies_elsewhere() -> None:
     assert RECIPES
     assert len(GRIDS) >= 8
-    assert {*RECIPES, *GRIDS} == set(ROOT.rglob("*.y*ml"))
+    assert {*RECIPES, *GRIDS, *FEDERATIONS} == set(ROOT.rglob("*.y*ml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_loads(path: Path) -> None:
     check_names(load_recipe(path))
     assert f"# tskd run {path.stem} " in head(path)
+
+
+@pytest.mark.parametrize("path", FEDERATIONS, ids=lambda path: path.name)
+def test_every_federation_loads(path: Path) -> None:
+    pytest.importorskip("flwr")
+    check_federated(load_recipe(path))
+    assert f"# tskd federate simulate {path.stem} " in head(path)
+    assert "Expected: " in head(path)
 
 
 @pytest.mark.parametrize("name", ["smoke", "paper_table", "labels"])
@@ -59,7 +69,8 @@ def test_every_grid_loads_and_expands(path: Path) -> None:
 def test_what_a_recipe_is_for_is_told_in_whole_sentences() -> None:
     """Heads of two lines were cut after the first; and neither the command nor its cost belongs to them."""
     told = dict(describe_all())
-    assert told.keys() == {f"tskd run {one.stem}" for one in RECIPES} | {f"tskd compare {one.stem}" for one in GRIDS}
+    commands = {"tskd run": RECIPES, "tskd compare": GRIDS, "tskd federate simulate": FEDERATIONS}
+    assert told.keys() == {f"{command} {one.stem}" for command, files in commands.items() for one in files}
     for command, text in told.items():
         assert text[-1] in ".?)", command
         assert "tskd " not in text, command
