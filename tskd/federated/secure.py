@@ -10,6 +10,7 @@ differences, each of which has a test:
 - A site that falls silent before it has given away shares of its key is forgotten; Flower would ask for the shares.
 - A site takes no part under weaker terms than its own: fewer shares than sites, a threshold that no majority reaches,
   another ring of numbers, or a request to unmask a site's own mask and its key at once.
+- Single numbers go as lists of one: of an array without sides Flower would not take the offset off again.
 - Updates go, not tensors, as multiples of 2**-29 of the range: the clipping norm, or ``RANGE`` without one.
 
 It holds against a server that follows the protocol and is curious, and up to a minority of sites that help it. It does
@@ -133,7 +134,7 @@ def update_to_mask(
     share = site.weight / float(config[HEAVIEST])
     if not 0 < share <= 1:
         raise UserError(f"site {site.name}: the server weighs this site's images with {share:g}; nothing was sent.")
-    update = [learned[name].double().numpy() - received[name].double().numpy() for name in sorted(learned)]
+    update = [(learned[name].double() - received[name].double()).flatten().numpy() for name in sorted(learned)]
     bound = site.privacy.clip
     range_ = bound or RANGE
     if bound is None and (largest := max(float(np.abs(one).max(initial=0)) for one in update)) > range_:
@@ -187,7 +188,7 @@ class Summed:
     """What the server knows after a round."""
 
     mean: list[np.ndarray]
-    """The weighted mean of the updates, float64, by the tensors' names in order."""
+    """The weighted mean of the updates, float64 and flat, by the tensors' names in order."""
     sites: Mapping[str, Mapping[str, float]]
     """Of each site in it the bytes ``down`` and ``up``, and what it tells in numbers."""
 
@@ -195,7 +196,7 @@ class Summed:
 def exchange(grid: Grid, asked: Sequence[Message], config: FederatedConfig, what: str) -> Summed:
     """Ask for a round of training by the four exchanges; RunFailed where too few sites answer to the end."""
     contents: Any = {message.metadata.dst_node_id: message.content for message in asked}
-    shapes = [tuple(array.shape) for _, array in sorted(next(iter(contents.values()))[ARRAYS].items())]
+    shapes = [(math.prod(array.shape),) for _, array in sorted(next(iter(contents.values()))[ARRAYS].items())]
     line = Line(grid, frozenset(config.sites), shapes, what)
     needed = threshold_of(len(asked), config.min_sites)
     workflow = _at_server.SecAggPlusWorkflow(

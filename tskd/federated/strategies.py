@@ -107,7 +107,10 @@ class Rounds(FedAvg):
         begun = as_tensors(self._begun_from)
         assert self._summed is not None
         mean = dict(zip(sorted(begun), self._summed.mean, strict=True))
-        averaged = {name: (begun[name].double() + _tensor(mean[name])).to(begun[name].dtype) for name in begun}
+        averaged = {
+            name: (begun[name].double() + _tensor(mean[name]).reshape(begun[name].shape)).to(begun[name].dtype)
+            for name in begun
+        }
         return as_arrays(averaged), {name: dict(one) for name, one in self._summed.sites.items()}
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
