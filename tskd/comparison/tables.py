@@ -33,8 +33,8 @@ def table_columns(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     units = [name for name in (*_DISTANCES, "volume_error_ml") if any(row.get(name) is not None for row in rows)]
     return [
         *("run", "status", "error", METHOD, "title", DATASET, *axes),
-        *[name for name in FEDERATED_COLUMNS if any(row.get(name) is not None for row in rows)],
         *("dice", "dice_ci95_low", "dice_ci95_high", "iou", *units, *_COUNTS),
+        *[name for name in FEDERATED_COLUMNS if any(row.get(name) is not None for row in rows)],
         *ABLATION_COLUMNS,
         *(*COSTS, "threads", *_NETWORK, *_COMPUTE, "evaluation"),
     ]

@@ -133,7 +133,7 @@ class FederatedRun(PublicRun):
         digests = {name: site.own.prepared_artifact for name, site in self.sites.items()}
         return self.bench.build(
             "sites",
-            lambda folder: {TEST_DIGEST: _digest({name: digest_of_test(one) for name, one in digests.items()})},
+            lambda folder: _describe_tested(digests, folder),
             config={}, inputs={f"site {name}": one.digest for name, one in digests.items()}, seed=0, version=VERSION,
         )  # fmt: skip
 
@@ -364,6 +364,12 @@ def weights_of(scores: Mapping[str, float]) -> dict[str, float]:
 def told(numbers: Mapping[str, float]) -> dict[str, float]:
     """Return the numbers that are some: a site without a validation part has no score."""
     return {name: value for name, value in numbers.items() if value == value}
+
+
+def _describe_tested(sites: Mapping[str, Artifact], folder: Path) -> dict[str, Any]:
+    digests = {name: digest_of_test(one) for name, one in sites.items()}
+    write_json(folder / "sites.json", digests)
+    return {TEST_DIGEST: _digest(digests)}
 
 
 def bytes_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:

@@ -16,6 +16,7 @@ import pandas
 
 from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_damage, finished, finished_in
 from tskd.cells import original
+from tskd.data.prepared import DATASET as DESCRIPTION
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
 from tskd.metrics.comparison import difference_interval
@@ -185,7 +186,10 @@ class ComparisonFolder:
         """Return the prepared data with these contents; None where they are gone or damaged."""
         if digest not in self._looked_up:
             found = self._by_digest.get(digest)
-            self._looked_up[digest] = Prepared(found.path) if found and not any(find_damage(found)) else None
+            here = (
+                found is not None and (found.path / DESCRIPTION).is_file()
+            )  # or it stands for images at several sites
+            self._looked_up[digest] = Prepared(found.path) if found and here and not any(find_damage(found)) else None
         return self._looked_up[digest]
 
     @cached_property
