@@ -64,14 +64,13 @@ def epsilon(noise: float, rounds: int, delta: float) -> float:
 
     Two federations are neighbours where the update of one site is there in one and zero in the other. Where a site has
     other data in the other, the distance is twice that: the epsilon of half the noise. No sampling of sites is assumed.
-    By privacy loss distributions (dp-accounting), which are exact here up to their grid.
+    Rounds of Gaussian noise are one Gaussian mechanism, whose epsilon is known exactly (Balle and Wang 2018, arXiv
+    1805.06530). dp-accounting's accountant of loss distributions finds it too, on a grid that at a noise of 0.01 fills
+    24 GB of memory.
     """
-    from dp_accounting import GaussianDpEvent
-    from dp_accounting.pld import PLDAccountant
+    from dp_accounting import get_epsilon_gaussian
 
-    accountant = PLDAccountant()
-    accountant.compose(GaussianDpEvent(noise), rounds)
-    return float(accountant.get_epsilon(delta))
+    return float(get_epsilon_gaussian(noise / math.sqrt(rounds), delta))
 
 
 def told_of(privacy: PrivacyConfig, rounds: int) -> dict[str, Any]:
