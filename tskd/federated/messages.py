@@ -88,16 +88,22 @@ def opened(message: Message, *, sites: frozenset[str]) -> Reply:
     content = message.content
     if set(content) - {ARRAYS, CONFIG, METRICS} or not {CONFIG, METRICS} <= set(content):
         raise UserError(f"a reply with the records {', '.join(sorted(content))}, which no site sends")
+    site, numbers = numbers_of(content, sites=sites)
+    arrays: Any = content.get(ARRAYS, {})
+    found = {name: array.numpy() for name, array in arrays.items()}
+    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in found.values()):
+        raise UserError(f"site {site}: a reply with values that are not finite")
+    return Reply(site, found, numbers, size(content))
+
+
+def numbers_of(content: RecordDict, *, sites: frozenset[str]) -> tuple[str, Numbers]:
+    """Return who has sent a reply and what it tells in numbers; UserError for any other than a site may tell."""
     config: Any = content[CONFIG]
     metrics: Any = content[METRICS]
     if set(config) != {SITE} or config[SITE] not in sites:
         raise UserError("a reply of a site that the recipe does not name")
     if set(metrics) - NUMBERS or not all(isinstance(one, int | float) for one in metrics.values()):
         raise UserError(f"site {config[SITE]}: a reply with numbers that no site sends")
-    arrays: Any = content.get(ARRAYS, {})
-    found = {name: array.numpy() for name, array in arrays.items()}
-    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in found.values()):
-        raise UserError(f"site {config[SITE]}: a reply with values that are not finite")
     if not metrics.get(WEIGHT, 0) > 0 or not math.isfinite(metrics[WEIGHT]):
         raise UserError(f"site {config[SITE]}: a reply without the number of images that it weighs")
-    return Reply(config[SITE], found, {name: float(value) for name, value in metrics.items()}, size(content))
+    return config[SITE], {name: float(value) for name, value in metrics.items()}

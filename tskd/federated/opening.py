@@ -11,7 +11,7 @@ from tskd.data.prepared import Prepared
 from tskd.errors import UserError, require_folder
 from tskd.experiment.run import Run
 from tskd.extras import EXTRAS, install
-from tskd.recipe.schema import PHANTOMS, Recipe
+from tskd.recipe.schema import PHANTOMS, FederatedConfig, PrivacyConfig, Recipe
 from tskd.stages import leaks
 from tskd.stages.scoring import Scoring
 
@@ -120,14 +120,35 @@ def check_federated(recipe: Recipe, *, apart: bool = False) -> None:
         )
     if recipe.engine.devices * recipe.engine.num_nodes > 1:
         raise UserError("engine.devices, engine.num_nodes: a site has one device. Leave them at 1.")
-    if not apart:
+    _refuse_privacy_of_nothing(federated)
+    if apart:
+        _refuse_what_sends_nothing(recipe, federated)
+    else:
         _refuse_shared_sources(recipe)
-    elif federated.strategy not in (*_TRAVELLING, "feddistill"):
+
+
+def _refuse_privacy_of_nothing(federated: FederatedConfig) -> None:
+    """Raise UserError for settings of privacy where nothing is sent that they protect, or too few sites to hide in."""
+    if federated.strategy not in _TRAVELLING and federated.privacy != PrivacyConfig():
+        raise UserError(
+            f"federated.privacy: of {federated.strategy} no teacher's tensors are sent that it could protect. "
+            f"Leave the section out, or take {', '.join(_TRAVELLING)}."
+        )
+    if federated.privacy.secure_aggregation and len(federated.sites) == 1:
+        raise UserError(
+            "federated.privacy.secure_aggregation: the sum over a single site is its update. Name two sites or more, "
+            "or set it to false."
+        )
+
+
+def _refuse_what_sends_nothing(recipe: Recipe, federated: FederatedConfig) -> None:
+    """Raise UserError for what makes no sense over machines."""
+    if federated.strategy not in (*_TRAVELLING, "feddistill"):
         raise UserError(
             f"federated.strategy={federated.strategy}: nothing is sent between machines by it. Choose one of "
             f"{', '.join(_TRAVELLING)}, feddistill; a site by itself is `tskd run`."
         )
-    elif federated.strategy == "feddistill" and recipe.method == "teacher":
+    if federated.strategy == "feddistill" and recipe.method == "teacher":
         raise UserError("federated.strategy=feddistill teaches a student, and the method is 'teacher'. Take task_kd.")
 
 

@@ -62,6 +62,7 @@ def _found(run: FederatedRun, models: Mapping[str, Artifact], scores: Mapping[st
             "labelled": {name: site.labelled for name, site in run.sites.items()},
             "rounds": run.rounds,
             "bytes": bytes_of(run.rounds),
+            "privacy": run.privacy,
         },
     )
 

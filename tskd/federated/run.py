@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from tskd.experiment.initialisations import Initialisations
 from tskd.experiment.run import Run
 from tskd.experiment.teachers import Teachers
 from tskd.federated import scores
+from tskd.federated.privacy import SYSTEM, seeded, told_of
 from tskd.federated.public_run import PublicRun
 from tskd.federated.shared import new_teacher, put, trained_tensors, without
 from tskd.federated.site import SITES, Site, Task, answering, own_recipe, staying, terms
@@ -39,6 +40,8 @@ POOLED = "pooled"
 """Folder of what the strategy of that name has in one place."""
 AVERAGING = ("fedavg", "fedprox", "fedbn")
 """Strategies in which the teacher's trained tensors travel."""
+SIMULATED = ("here", "ray")
+"""Backends whose noise may be drawn again: who simulates has the images anyway."""
 BY_ITSELF = ("alone", "feddistill")
 """Strategies in which every site adapts a teacher of its own."""
 
@@ -103,6 +106,7 @@ class FederatedRun(PublicRun):
             "worst_site": worst,
             "dice_worst_site": None if worst is None else found["sites"][worst]["dice"],
             "dice_of_sites": found["dice_of_sites"],
+            **{name: self.privacy[name] for name in ("epsilon", "delta")},
             **{f"mb_{way}": round(sum(one[way] for one in sent) / 1e6, 3) for way in ("down", "up")},
         }
 
@@ -155,14 +159,14 @@ class FederatedRun(PublicRun):
     def averaged(self) -> Artifact:
         """The teacher whose trained tensors the sites have averaged, round by round."""
         settings = own_recipe(self.recipe, min(self.federated.sites)).teacher
-        unsaid = {"sites", "transfer", "answers", "timeout", "min_sites"}
-        unsaid |= set() if self.federated.strategy == "fedprox" else {"proximal"}
+        unsaid: dict[str, Any] = dict.fromkeys(("sites", "transfer", "answers", "timeout", "min_sites"), True)
+        unsaid |= {"privacy": {"delta"}} | ({} if self.federated.strategy == "fedprox" else {"proximal": True})
         return self.bench.build(
             "federated_teacher",
             self._average,
             config={
                 **settings.model_dump(exclude=NOT_IN_A_NAME, context=NAMING), "precision": self.bench.precision,
-                **self.federated.model_dump(exclude=unsaid),
+                **self.federated.model_dump(exclude=unsaid, context=NAMING),
             },
             inputs=self._sites_inputs(),
             version=VERSION + TEACHER_VERSION,
@@ -182,8 +186,9 @@ class FederatedRun(PublicRun):
         federation = folder.name.partition(".")[0]
         said = common(federation, terms(self.recipe, source))
         work = Averaging(
-            self.federated, said, without(trained_tensors(model), stays), folder, lambda: self.runtime.out_of_time
-        )
+            self.federated, said, without(trained_tensors(model), stays), folder, lambda: self.runtime.out_of_time,
+            partial(seeded, self.recipe.seed) if self.backend in SIMULATED else lambda _: SYSTEM,
+        )  # fmt: skip
         self._exchange(work)
         put(model, work.tensors)
         save_model(folder, model, source.description, file=FILE, more={"title": source.title})
@@ -274,6 +279,11 @@ class FederatedRun(PublicRun):
         if strategy in AVERAGING:
             return list(self.averaged.metrics["rounds"])
         return list(self.answers.metrics["rounds"]) if strategy == "feddistill" else []
+
+    @cached_property
+    def privacy(self) -> dict[str, Any]:
+        """What is said of privacy: the settings, and epsilon of all rounds at delta."""
+        return told_of(self.federated.privacy, self.federated.rounds)
 
     # --- students and scores ---
 

@@ -29,7 +29,8 @@ from tskd.federated.messages import (
     as_tensors,
     size,
 )
-from tskd.federated.strategies import Rounds, build_rounds
+from tskd.federated.privacy import SYSTEM
+from tskd.federated.strategies import Noise, Rounds, build_rounds
 from tskd.recipe.schema import FederatedConfig
 
 Work = Callable[[Grid], None]
@@ -56,6 +57,7 @@ class Averaging:
     initial: Mapping[str, Tensor]
     folder: Path
     out_of_time: Callable[[], bool] = lambda: False
+    noise: Noise = lambda _: SYSTEM
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """Of the best round: the highest mean validation score; without validation of the last."""
     round: int = 0
@@ -74,7 +76,7 @@ class Averaging:
         done = len(self.log)
         if done == self.config.rounds:
             return
-        strategy = build_rounds(self.config, self.common, before=done)
+        strategy = build_rounds(self.config, self.common, before=done, noise=self.noise)
         strategy.log = self.log
         strategy.start(
             grid, as_arrays(current), num_rounds=self.config.rounds - done, timeout=self.config.timeout,

@@ -24,7 +24,7 @@ from tskd.experiment.run import Run
 from tskd.federated.public_run import PublicRun
 from tskd.federated.shared import Tensors, digest_of, near, new_teacher, norm_names, put, trained_tensors, without
 from tskd.models.registry import load_model, save_model
-from tskd.recipe.schema import DistillConfig, FederatedConfig, Recipe, TeacherConfig
+from tskd.recipe.schema import DistillConfig, FederatedConfig, PrivacyConfig, Recipe, TeacherConfig
 from tskd.seeding import derive
 from tskd.stages import cache
 from tskd.stages.label_training import label_step, labelled_batches, training_labels, validation
@@ -124,6 +124,17 @@ class Site:
     def labelled(self) -> int:
         """Labelled images that it trains on: the one count that leaves it."""
         return len(self.own.prepared.rows("train"))
+
+    @property
+    def privacy(self) -> PrivacyConfig:
+        """What its own recipe says of privacy; no message changes it."""
+        assert self.recipe.federated is not None
+        return self.recipe.federated.privacy
+
+    @property
+    def weight(self) -> int:
+        """How much it weighs: its labelled images; where updates are clipped, as much as any other site."""
+        return self.labelled if self.privacy.clip is None else 1
 
     def require_terms(self, asked: str) -> None:
         """Raise UserError where the server works by other settings, or with other base weights."""
