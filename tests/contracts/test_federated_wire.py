@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("flwr")
 
@@ -21,9 +23,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from tests.federations import IMAGES, MadeUp
 from tskd.errors import UserError
 from tskd.federated import link as link_module
 from tskd.federated import node as node_module
+from tskd.federated.client_app import build_client_app
 from tskd.federated.keys import (
     CERTIFICATE,
     make_certificate,
@@ -33,8 +37,11 @@ from tskd.federated.keys import (
     registered,
 )
 from tskd.federated.link import Door, Link, serving
-from tskd.federated.messages import ARRAYS, CONFIG, METRICS, SITE
+from tskd.federated.messages import ARRAYS, CONFIG, METRICS, SITE, as_arrays, as_tensors
 from tskd.federated.node import Node, attend
+from tskd.federated.server_app import common
+from tskd.federated.strategies import build_rounds
+from tskd.recipe.schema import FederatedConfig, PrivacyConfig
 
 SITES = ("north", "south")
 LAST = "evaluate.result"
@@ -114,6 +121,8 @@ class Site:
     port: int
     named: str = ""
     before: Callable[[Message], None] = lambda _: None
+    app: ClientApp | None = None
+    """Answers in its place."""
     seen: list[float] = field(default_factory=list)
     failed: list[BaseException] = field(default_factory=list)
 
@@ -131,7 +140,7 @@ class Site:
         app.train()(self._answer)
         app.evaluate("result")(self._answer)
         try:
-            attend(self.node, app, last=LAST)
+            attend(self.node, self.app or app, last=LAST)
         except BaseException as error:  # noqa: BLE001 told to the test, which runs in another thread
             self.failed.append(error)
 
@@ -283,6 +292,29 @@ def test_a_site_goes_on_with_a_server_that_was_started_anew(keys: Path) -> None:
     with open_server(keys, server.port) as again:
         assert again.ask(2.0) == {"north": 4.0}
     assert not site.failed
+
+
+def test_the_sum_under_masks_crosses_the_wire_in_pieces(
+    server: Server, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four exchanges, between which a site keeps its keys; a million masked numbers are 8 MB, more than a request may
+    hold."""
+    monkeypatch.setattr(link_module, "MOST_BYTES", 6 * 2**20)
+    sites: Any = {name: {} for name in SITES}
+    config = FederatedConfig(sites=sites, transfer={}, privacy=PrivacyConfig(secure_aggregation=True))
+    learned = {name: {"a": torch.full((1_000_000,), value)} for name, value in (("north", 1.0), ("south", -3.0))}
+    for name in SITES:
+        made = MadeUp(name, config, learned=learned[name])
+        Site(name, keys, server.port, app=build_client_app(lambda _, one=made: one)).start()
+    server.wait_for(2)
+    strategy = build_rounds(config, common("test", "terms"), before=0)
+    for number in (1, 2):  # the second with new keys
+        begun = as_arrays({"a": torch.zeros(1_000_000)})
+        asked = strategy.configure_train(number, begun, ConfigRecord(), server.link)
+        averaged, _ = strategy.aggregate_train(number, server.link.send_and_receive(asked))
+        assert averaged is not None
+        mean = (IMAGES["north"] - 3 * IMAGES["south"]) / (IMAGES["north"] + IMAGES["south"])
+        np.testing.assert_allclose(as_tensors(averaged)["a"].numpy(), mean, atol=1e-6)
 
 
 def test_private_keys_are_readable_by_their_owner_alone_and_nothing_is_written_over(tmp_path: Path) -> None:

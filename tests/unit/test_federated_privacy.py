@@ -16,46 +16,22 @@ pytest.importorskip("flwr")
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common import bytes_to_ndarray
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS
 from flwr.common.serde import message_from_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.differential_privacy import compute_clip_model_update
 from pydantic import ValidationError
 
+from tests.federations import BEGUN, IMAGES, LEARNED, MadeUp
 from tskd.errors import RunFailed
 from tskd.federated.client_app import build_client_app
 from tskd.federated.messages import as_arrays, as_tensors
 from tskd.federated.privacy import clipped, epsilon, noisy, seeded
-from tskd.federated.secure import STEPS, masks
+from tskd.federated.secure import MASKED, STEPS, masks
 from tskd.federated.server_app import common
 from tskd.federated.simulate import Here, numbered
 from tskd.federated.strategies import Rounds, build_rounds
 from tskd.recipe.schema import FederatedConfig, PrivacyConfig
-
-BEGUN = {"a": torch.tensor([1.0, -2.0, 0.5]), "b": torch.tensor(0.25)}
-LEARNED = {
-    "north": {"a": torch.tensor([1.5, -2.0, 0.0]), "b": torch.tensor(0.5)},
-    "south": {"a": torch.tensor([0.0, 1.0, 0.5]), "b": torch.tensor(-1.75)},
-    "west": {"a": torch.tensor([1.25, -2.5, 3.5]), "b": torch.tensor(0.25)},
-}
-IMAGES = {"north": 12, "south": 60, "west": 36}
-
-
-class MadeUp:
-    """A site that has learned what it is told to have."""
-
-    def __init__(self, name: str, config: FederatedConfig, *, dies_at: str = "") -> None:
-        self.name, self.privacy, self.dies = name, config.privacy, dies_at
-        self.weight = IMAGES[name] if config.privacy.clip is None else 1
-        self.recipe = type("Recipe", (), {"seed": 0})
-
-    def require_terms(self, asked: str) -> None:
-        if self.dies:
-            raise OSError(5, "Input/output error")
-
-    def learn(self, task: Any, received: Any) -> Any:
-        return LEARNED[self.name], {"images": IMAGES[self.name], "loss": 0.5}
 
 
 def round_of(
@@ -165,12 +141,8 @@ def test_noise_is_of_the_sites_that_answered_and_nothing_else_leaves_with_it(dea
 
 
 def masked_updates(heard: list[tuple[str, Any]]) -> list[np.ndarray]:
-    found = [
-        content[RECORD_KEY_CONFIGS].get("masked_params")
-        for where, content in heard
-        if where.startswith("from") and RECORD_KEY_CONFIGS in content
-    ]
-    return [np.concatenate([bytes_to_ndarray(one).ravel() for one in arrays]) for arrays in found if arrays]
+    found = [content[MASKED] for where, content in heard if where.startswith("from") and MASKED in content]
+    return [np.concatenate([one.numpy().ravel() for one in arrays.values()]) for arrays in found]
 
 
 @pytest.mark.parametrize("dead", ["", "west"])
@@ -196,7 +168,9 @@ def test_the_server_gets_no_number_of_a_single_site() -> None:
     heard = round_of(secure_aggregation=True)[2]
     plain = [tensor.numpy().tobytes() for learned in LEARNED.values() for tensor in learned.values() if tensor.ndim]
     replies = [content for where, content in heard if where.startswith("from")]
-    assert not any(len(record) for content in replies for record in content.array_records.values())
+    assert not any(
+        len(record) for content in replies for name, record in content.array_records.items() if name != MASKED
+    )
     assert not any(one in str(dict(content)).encode() for content in replies for one in plain)
 
 
@@ -236,6 +210,7 @@ SETUP: dict[str, Any] = {
         ({**SETUP, "mod_range": 2**31}, "weaker terms"),
         ({**SETUP, "share_num": 2}, "weaker terms"),
         ({"stage": "unmask", "active_nids": [1, 2], "dead_nids": [2]}, "both secrets"),
+        ({"stage": "share_keys"}, "started anew within a masked round"),
         (None, "not masked"),
     ],
 )
@@ -253,3 +228,14 @@ def test_a_site_takes_no_part_where_the_server_could_read_its_update(
     assert reply.has_error()
     assert said in capsys.readouterr().err
     assert isinstance(grid.contexts[1], Context)
+
+
+def test_a_site_answers_no_secure_aggregation_that_its_recipe_does_not_ask_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sites: Any = {name: {} for name in LEARNED}
+    grid = Here(app_of(FederatedConfig(sites=sites, transfer={})), range(1, 4))
+    asked = Message(RecordDict({RECORD_KEY_CONFIGS: ConfigRecord(SETUP)}), dst_node_id=1, message_type="train")
+    (reply,) = grid.send_and_receive([asked])
+    assert reply.has_error()
+    assert "the recipe does not" in capsys.readouterr().err

@@ -202,8 +202,23 @@ def _raise_refusal(error: httpx.HTTPStatusError, address: str) -> None:
     raise RunFailed(f"What answers at {address} is not the server of a federation (HTTP {code}).") from error
 
 
+class _Contexts:
+    """What the app keeps between two messages of one run; secure aggregation has its keys there, in memory alone."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._last = Context(0, 0, {}, RecordDict(), {})
+
+    def of(self, message: Message) -> Context:
+        run_id = message.metadata.run_id
+        if (run_id, self._node.number) != (self._last.run_id, self._last.node_id):  # the server was started anew
+            self._last = Context(run_id, self._node.number, {}, RecordDict(), {})
+        return self._last
+
+
 def attend(node: Node, app: ClientApp, *, last: str) -> bool:
     """Answer messages until one of the type ``last`` has been; return whether the site could do that one's part."""
+    contexts = _Contexts(node)
     with node.connected():
         say(f"connected to {node.address}; waiting for work (stop with Ctrl-C)")
         while True:
@@ -212,7 +227,7 @@ def attend(node: Node, app: ClientApp, *, last: str) -> bool:
                 if message is None:
                     time.sleep(PAUSE)
                     continue
-                reply = app(message, Context(message.metadata.run_id, node.number, {}, RecordDict(), {}))
+                reply = app(message, contexts.of(message))
                 ended, well = message.metadata.message_type == last, not reply.has_error()
                 node.send(reply)
                 if ended:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from tskd.experiment.initialisations import Initialisations
 from tskd.experiment.run import Run
 from tskd.experiment.teachers import Teachers
 from tskd.federated import scores
-from tskd.federated.privacy import SYSTEM, seeded, told_of
+from tskd.federated.privacy import RandomBytes, seeded, told_of
 from tskd.federated.public_run import PublicRun
 from tskd.federated.shared import new_teacher, put, trained_tensors, without
 from tskd.federated.site import SITES, Site, Task, answering, own_recipe, staying, terms
@@ -40,8 +40,6 @@ POOLED = "pooled"
 """Folder of what the strategy of that name has in one place."""
 AVERAGING = ("fedavg", "fedprox", "fedbn")
 """Strategies in which the teacher's trained tensors travel."""
-SIMULATED = ("here", "ray")
-"""Backends whose noise may be drawn again: who simulates has the images anyway."""
 BY_ITSELF = ("alone", "feddistill")
 """Strategies in which every site adapts a teacher of its own."""
 
@@ -187,7 +185,7 @@ class FederatedRun(PublicRun):
         said = common(federation, terms(self.recipe, source))
         work = Averaging(
             self.federated, said, without(trained_tensors(model), stays), folder, lambda: self.runtime.out_of_time,
-            partial(seeded, self.recipe.seed) if self.backend in SIMULATED else lambda _: SYSTEM,
+            self._noise,
         )  # fmt: skip
         self._exchange(work)
         put(model, work.tensors)
@@ -198,6 +196,10 @@ class FederatedRun(PublicRun):
         steps = self.federated.rounds * self.federated.local_steps
         named = {"teacher": source.title, **best, "round": work.round, "steps": steps}
         return {**named, TEACHER_GFLOPS: gflops(spent), "rounds": work.log}
+
+    def _noise(self, round_: int) -> RandomBytes:
+        """Return what the noise of a round is drawn from: the seed, for who simulates has the images anyway."""
+        return seeded(self.recipe.seed, round_)
 
     @property
     def _chosen(self) -> Task:

@@ -29,9 +29,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.common import bytes_to_ndarray, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.common import bytes_to_ndarray, ndarray_to_bytes, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, RECORD_KEY_STATE, Key, Stage
 from flwr.common.typing import Code, FitIns, FitRes, Parameters, Status
 from flwr.compat.common.recorddict_compat import fitres_to_recorddict
 from flwr.serverapp import Grid
@@ -51,20 +51,22 @@ MODULUS = 2**40
 """Of the ring that masks and sums are in: room for 1023 sites."""
 HEAVIEST = "heaviest"
 """Number of images that weighs 1."""
+MASKED = "masked"
+"""Record of a masked update, each tensor an array: of Flower's, one piece holds all, which no port should take."""
 LEGACY = ("fitres.parameters", "fitres.num_examples", "fitres.metrics", "fitres.status")
 """Records that Flower's protocol has beside ours in the reply with the masked update; the first is emptied."""
 _SETUP = {Key.CLIPPING_RANGE: 1.0, Key.TARGET_RANGE: STEPS, Key.MOD_RANGE: MODULUS, Key.MAX_WEIGHT: 1.0}
 _KEYS = {
     Stage.SETUP: {Key.PUBLIC_KEY_1, Key.PUBLIC_KEY_2},
     Stage.SHARE_KEYS: {Key.DESTINATION_LIST, Key.CIPHERTEXT_LIST},
-    Stage.COLLECT_MASKED_VECTORS: {Key.MASKED_PARAMETERS},
+    Stage.COLLECT_MASKED_VECTORS: set(),
     Stage.UNMASK: {Key.NODE_ID_LIST, Key.SHARE_LIST},
 }
 """What a site says in each stage."""
 _RECORDS = {
     Stage.SETUP: {CONFIG, METRICS},
     Stage.SHARE_KEYS: set(),
-    Stage.COLLECT_MASKED_VECTORS: {CONFIG, METRICS, *LEGACY},
+    Stage.COLLECT_MASKED_VECTORS: {CONFIG, METRICS, MASKED, *LEGACY},
     Stage.UNMASK: set(),
 }
 """Records of a stage's reply beside that."""
@@ -96,13 +98,15 @@ def securing(open_site: Callable[[Context], Site]) -> Callable[[Message, Context
             return answer(message, context)
         try:
             asked: Any = message.content[RECORD_KEY_CONFIGS]
-            stage = asked.get(Key.STAGE)
-            _require_own_terms(asked)
+            stage, site = asked.get(Key.STAGE), open_site(context)
+            _require_own_terms(asked, site, context)
             reply: Message = _at_site.secaggplus_mod(message, context, _or_stop(answer))
             if stage == Stage.SETUP:
-                site = open_site(context)
                 reply.content[METRICS] = MetricRecord({WEIGHT: site.weight})
                 reply.content[CONFIG] = ConfigRecord({SITE: site.name})
+            if stage == Stage.COLLECT_MASKED_VECTORS:
+                said: Any = reply.content[RECORD_KEY_CONFIGS]
+                reply.content[MASKED] = _as_record(said.pop(Key.MASKED_PARAMETERS))
         except Paused:
             raise
         except _Stopped:
@@ -163,9 +167,17 @@ def _or_stop(answer: Answer) -> Answer:
     return answered
 
 
-def _require_own_terms(asked: Mapping[str, Any]) -> None:
-    """Raise UserError where the server asks for what would let it read a single update."""
+def _as_record(arrays: Sequence[bytes]) -> ArrayRecord:
+    """Return masked arrays as a record, in their order: the network carries its parts one by one."""
+    return ArrayRecord({f"{place:06d}": Array(bytes_to_ndarray(one)) for place, one in enumerate(arrays)})
+
+
+def _require_own_terms(asked: Mapping[str, Any], site: Site, context: Context) -> None:
+    """Raise UserError where the server asks for what the site's recipe does not say, for what would let it read a
+    single update, or for what keys are needed that are gone."""
     stage = asked.get(Key.STAGE)
+    if not site.privacy.secure_aggregation:
+        raise UserError(f"site {site.name}: the server asks for a secure aggregation, the recipe does not; no answer.")
     if stage == Stage.SETUP:
         sites, threshold = asked[Key.SAMPLE_NUMBER], asked[Key.THRESHOLD]
         alike = all(asked[key] == value for key, value in _SETUP.items())
@@ -173,6 +185,11 @@ def _require_own_terms(asked: Mapping[str, Any]) -> None:
             raise UserError("The server asks for a secure aggregation under weaker terms; nothing was sent.")
     if stage == Stage.UNMASK and set(asked[Key.ACTIVE_NODE_ID_LIST]) & set(asked[Key.DEAD_NODE_ID_LIST]):
         raise UserError("The server asks for both secrets of one site, which would unmask it; nothing was sent.")
+    if stage != Stage.SETUP and RECORD_KEY_STATE not in context.state:
+        raise UserError(
+            f"site {site.name}: it was started anew within a masked round, whose keys are gone with the process; it "
+            "takes part again in the next."
+        )
 
 
 def threshold_of(sites: int, min_sites: int) -> int:
@@ -270,12 +287,13 @@ class Line:
     """Name and numbers of each node, as it last told them."""
     taken: dict[str, int] = field(default_factory=dict)
     """Sites whose masked update is in the sum, and their nodes."""
-    bytes: dict[int, dict[str, int]] = field(default_factory=dict)
+    counted: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Node -> the bytes ``down`` to it and ``up`` from it."""
 
     @property
     def sites(self) -> dict[str, dict[str, float]]:
         """Return what is written down of each site in the sum."""
-        return {name: {**self.bytes[node], **self.told[node][1]} for name, node in sorted(self.taken.items())}
+        return {name: {**self.counted[node], **self.told[node][1]} for name, node in sorted(self.taken.items())}
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Return the sound replies; all messages are of one stage."""
@@ -300,17 +318,23 @@ class Line:
         said: Any = content.get(RECORD_KEY_CONFIGS, {})
         if set(content) != {RECORD_KEY_CONFIGS, *_RECORDS[stage]} or set(said) != _KEYS[stage]:
             raise UserError("a reply that is no part of a secure aggregation")
-        if any(len(record) for record in content.array_records.values()):
+        if any(len(record) for name, record in content.array_records.items() if name != MASKED):
             raise UserError("a reply with tensors that are not masked")
         if stage in (Stage.SETUP, Stage.COLLECT_MASKED_VECTORS):
             self.told[node] = numbers_of(content, sites=self.names)
-        if stage == Stage.COLLECT_MASKED_VECTORS:
-            name = self.told[node][0]
-            if [bytes_to_ndarray(one).shape for one in said[Key.MASKED_PARAMETERS]] != [(1,), *self.shapes]:
-                raise UserError(f"site {name}: masked tensors of other shapes")
-            if self.taken.setdefault(name, node) != node:
-                raise RunFailed(f"{self.what}: two nodes answer as site {name}. Give each site one node.")
         self._count(node, "up", reply)
+        if stage == Stage.COLLECT_MASKED_VECTORS:
+            masked = self._masked(content, self.told[node][0], node)
+            content[RECORD_KEY_CONFIGS] = ConfigRecord({Key.MASKED_PARAMETERS: masked})  # equal records are one object
+
+    def _masked(self, content: RecordDict, name: str, node: int) -> list[bytes]:
+        """Return a masked update as Flower's stage takes it."""
+        arrays = [one.numpy() for one in content.array_records[MASKED].values()]
+        if [(one.shape, one.dtype) for one in arrays] != [(one, np.dtype(np.int64)) for one in ((1,), *self.shapes)]:
+            raise UserError(f"site {name}: masked tensors of other shapes")
+        if self.taken.setdefault(name, node) != node:
+            raise RunFailed(f"{self.what}: two nodes answer as site {name}. Give each site one node.")
+        return [ndarray_to_bytes(one) for one in arrays]
 
     def _count(self, node: int, way: str, message: Message) -> None:
-        self.bytes.setdefault(node, {"down": 0, "up": 0})[way] += size(message.content)
+        self.counted.setdefault(node, {"down": 0, "up": 0})[way] += size(message.content)

@@ -16,6 +16,7 @@ from tskd.console import duration, say
 from tskd.errors import RunFailed
 from tskd.experiment.methods import METHODS
 from tskd.federated.link import Door, Link, serving
+from tskd.federated.privacy import SYSTEM, RandomBytes
 from tskd.federated.result import parcel, sent_of, sent_of_teacher
 from tskd.federated.run import AVERAGING, FederatedRun, bytes_of
 from tskd.federated.server_app import Handing, build_server_app, common
@@ -51,6 +52,10 @@ class ServerRun(FederatedRun):
         """Return what is known here of what the sites begin with: their names, and the base weights."""
         return {**dict.fromkeys((f"site {name}" for name in self.federated.sites), "elsewhere"),
                 "weights": self.teachers.source.digest, "network": network(self.teachers.source)}  # fmt: skip
+
+    def _noise(self, round_: int) -> RandomBytes:
+        """Return the system's generator: nobody can draw the noise again and take it off."""
+        return SYSTEM
 
     def _exchange(self, work: Callable[[Any], None]) -> None:
         assert self.link is not None, "the sites are reached while the door is open"
