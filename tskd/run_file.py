@@ -64,7 +64,7 @@ class RunFile:
     """Model's name -> parameters, size, latency."""
     federated: Mapping[str, Any] = field(default_factory=dict)
     """Of a federated recipe: ``strategy``; ``sites``, model's name -> site -> its scores; ``labelled``, site -> how
-    many labelled images it trains on, where that is known here; ``rounds`` and ``bytes``."""
+    many labelled images it trains on, where that is known here; ``rounds``, ``bytes`` and ``privacy``."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values as ``run.json`` holds them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tskd.artifacts import Artifact, canonical_json, write_json
 from tskd.data.prepared import TEST_DIGEST, digest_of_source, digest_of_test
@@ -25,6 +25,8 @@ from tskd.federated.site import SITES, Site, Task, answering, own_recipe, stayin
 from tskd.models.flops import gflops
 from tskd.models.registry import save_model
 from tskd.recipe.schema import NAMING, FederatedConfig
+from tskd.report.comparison.files import PRIVACY
+from tskd.report.sites import measures
 from tskd.stages import distill, pooled
 from tskd.stages.compute import compute_of
 from tskd.stages.lesson import Lesson, Teacher
@@ -63,6 +65,7 @@ class Pooled(Run):
 class FederatedRun(PublicRun):
     """The server's run: the shared images, and models that sites make together. Each property is an artifact."""
 
+    noise_from: ClassVar[str] = "seed"
     backend: Backend = "here"
     heard: Heard | None = None
     """Is told every message of the backend ``here``."""
@@ -104,6 +107,7 @@ class FederatedRun(PublicRun):
             "worst_site": worst,
             "dice_worst_site": None if worst is None else found["sites"][worst]["dice"],
             "dice_of_sites": found["dice_of_sites"],
+            PRIVACY: measures(self.privacy) or None,
             **{name: self.privacy[name] for name in ("epsilon", "delta")},
             **{f"mb_{way}": round(sum(one[way] for one in sent) / 1e6, 3) for way in ("down", "up")},
         }
@@ -284,8 +288,8 @@ class FederatedRun(PublicRun):
 
     @cached_property
     def privacy(self) -> dict[str, Any]:
-        """What is said of privacy: the settings, and epsilon of all rounds at delta."""
-        return told_of(self.federated.privacy, self.federated.rounds)
+        """What is said of privacy: the settings, epsilon of all rounds at delta, and where the noise comes from."""
+        return {**told_of(self.federated.privacy, self.federated.rounds), "noise_from": self.noise_from}
 
     # --- students and scores ---
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flwr.app import Context, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 class ServerRun(FederatedRun):
     """What the server makes: the same artifacts as in a simulation, but for those that need a site's images."""
 
+    noise_from: ClassVar[str] = "system"
     door: Door = None  # type: ignore[assignment]
     link: Link | None = None
     """The way to the sites, while it is open."""

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tskd.artifacts import RUN_FILE
 from tskd.console import duration, screen
+from tskd.report.sites import guarantee, measures
 from tskd.run_file import RunFile
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def print_federation(run: RunFile, out: Path) -> None:
     total = {way: sum(one[way] for one in federated["bytes"].values()) for way in ("down", "up")}
     _add(table, "all", run.metrics[names[0]]["n_cases"], [_score(run.metrics[name]) for name in names], total)
     console.print(table)
+    if said := measures(federated["privacy"]):
+        epsilon, delta = (federated["privacy"][name] for name in ("epsilon", "delta"))
+        bound = "no epsilon" if epsilon is None else guarantee(epsilon, delta)
+        console.print(Text(f"updates: {said}; {bound}"))
     console.print(Text(f"{duration(run.seconds)}; everything is in {out}, the figures in {out / RUN_FILE}"))
 
 
