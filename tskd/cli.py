@@ -395,6 +395,9 @@ def export(
         bool | None,
         typer.Option("--int8/--no-int8", help="Add an int8 network if it is faster and as good; else: as in the run."),
     ] = None,
+    site: Annotated[
+        str | None, typer.Option(help="Of a simulated federation: the bundle that this site has in the end.")
+    ] = None,
     web: Annotated[
         Path | None, typer.Option(help="Write a page that runs the bundle's network in a browser to this folder.")
     ] = None,
@@ -405,9 +408,12 @@ def export(
 ) -> None:
     """Write the bundle of a finished run again, or with --web as a static page. Prints the folder.
 
-    The bundle is checked against the network on real cases. The page is made from the bundle as it is.
+    The bundle is checked against the network on real cases. The page is made from the bundle as it is. Of a simulated
+    federation the bundle of its one student, by the images of all sites, or that of a site by its own.
 
     Example: tskd export out/first --int8
+
+    Example: tskd export out/federated --site north
 
     Example: tskd export out/first/model --web site
     """
@@ -418,6 +424,13 @@ def export(
         from tskd.deploy.web import write_web
 
         print(write_web(open_bundle(model), web, runtime=runtime))
+        return
+    from tskd.run_file import is_federated
+
+    if site is not None or is_federated(model):
+        from tskd.federated.bundle import export_simulation
+
+        print(export_simulation(model, site, int8=int8))
         return
     from tskd.stages.export import export_again
 

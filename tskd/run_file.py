@@ -96,6 +96,17 @@ def read_run(out: Path) -> RunFile:
     return RunFile(**{one.name: summary[one.name] for one in fields(RunFile) if one.name in summary})
 
 
+def folder_of_run(model: Path) -> Path:
+    """Return a run's output folder, given that or the bundle in it."""
+    return model if (model / RUN_FILE).is_file() else model.parent
+
+
+def is_federated(model: Path) -> bool:
+    """Return whether a run's output folder, or the bundle in it, is of a federation; UserError as :func:`read_run`."""
+    out = folder_of_run(model)
+    return (out / RUN_FILE).is_file() and bool(read_run(out).federated)
+
+
 @contextmanager
 def alone_in(out: Path, recipe: Mapping[str, Any]) -> Iterator[None]:
     """Hold the output folder of a run, and say what of an earlier run with another recipe will be replaced.

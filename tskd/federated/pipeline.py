@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from tskd.artifacts import Artifact
 from tskd.console import say
 from tskd.experiment.methods import METHODS
+from tskd.federated.bundle import renew
 from tskd.federated.opening import require_alike
 from tskd.federated.run import FederatedRun, bytes_of
+from tskd.federated.site import STUDENT, TEACHER
 from tskd.report import update_run_report
 from tskd.report.run.folder import open_run
 from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages.compute import compute_of
-
-STUDENT = "student"
 
 
 def execute(run: FederatedRun) -> RunFile:
@@ -26,14 +26,15 @@ def execute(run: FederatedRun) -> RunFile:
         scores = {name: run.evaluation(model, title) for name, (title, model) in models.items()}
         found = _found(run, {name: model for name, (_, model) in models.items()}, scores)
         write_run(run.out, found)
+        renew(run, found.metrics)
         update_run_report(open_run(run.out))
     return found
 
 
 def _wanted(run: FederatedRun) -> list[tuple[str, str]]:
     """Return name in run.json and method of the models: the teacher, and the student that learns from it."""
-    teacher = [("teacher", "teacher")]
-    return teacher if run.recipe.method == "teacher" else [*teacher, (STUDENT, run.recipe.method)]
+    teacher = [(TEACHER, TEACHER)]
+    return teacher if run.recipe.method == TEACHER else [*teacher, (STUDENT, run.recipe.method)]
 
 
 def _found(run: FederatedRun, models: Mapping[str, Artifact], scores: Mapping[str, Artifact]) -> RunFile:

@@ -11,18 +11,17 @@ from torch import nn
 
 from tskd.artifacts import Artifact, write_json
 from tskd.console import say
-from tskd.deploy.bundle import FOLDER, publish
+from tskd.deploy.bundle import FOLDER
 from tskd.errors import UserError
 from tskd.experiment.methods import METHODS
+from tskd.federated.bundle import ship
 from tskd.federated.shared import Tensors, digest_of, put, trained_tensors, without
-from tskd.federated.site import Site, Task
+from tskd.federated.site import STUDENT, TEACHER, Site, Task
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
-from tskd.stages import doubt, export
 from tskd.stages.teacher import FILE
 
 SCORES = "scores.json"
 """Name of a model -> its scores on the site's test images; they stay there."""
-TEACHER, STUDENT = "teacher", "student"
 
 
 def parcel(teacher: Tensors, student: Tensors) -> dict[str, torch.Tensor]:
@@ -37,6 +36,7 @@ def keep_result(site: Site, task: Task, received: Tensors) -> None:
 
     Raises UserError for tensors that do not belong to the networks of the recipe.
     """
+    assert site.recipe.federated is not None
     models = received_models(site, task, received)
     titles = {TEACHER: METHODS["teacher"].title, STUDENT: METHODS["task_kd"].title}
     scores = {name: site.own.evaluation(model, titles[name]).metrics for name, model in models.items()}
@@ -47,7 +47,9 @@ def keep_result(site: Site, task: Task, received: Tensors) -> None:
         )
     write_json(site.folder / SCORES, scores)
     if STUDENT in models:
-        _ship(site, models[STUDENT], scores)
+        strategy = site.recipe.federated.strategy
+        place = ship(site.own, models[STUDENT], scores, site.folder / FOLDER, strategy=strategy)
+        say(f"{site.name}: the model to use is in {place}")
 
 
 def received_models(site: Site, task: Task, received: Tensors) -> dict[str, Artifact]:
@@ -114,13 +116,3 @@ def sent_of(student: nn.Module) -> dict[str, torch.Tensor]:
 def sent_of_teacher(model: nn.Module, stays: frozenset[str]) -> dict[str, torch.Tensor]:
     """Return the tensors of an adapted teacher that travel."""
     return without(trained_tensors(model), stays)
-
-
-def _ship(site: Site, student: Artifact, scores: Mapping[str, Mapping[str, Any]]) -> None:
-    own = site.own
-    doubted = doubt.build(own.bench, own.prepared_artifact, own.tested_artifact, student)
-    bundle = export.build(
-        own.bench, own.recipe.export, student, own.prepared_artifact, doubted, scores, method=own.recipe.method
-    )
-    publish(bundle.path, site.folder / FOLDER)
-    say(f"{site.name}: the model to use is in {site.folder / FOLDER}")

@@ -56,6 +56,11 @@ class Pooled(Run):
     def prepared_artifact(self) -> Artifact:
         return pooled.build(self.bench.store, {n: site.own.prepared_artifact for n, site in self.sites.items()})
 
+    @cached_property
+    def tested_artifact(self) -> Artifact:
+        """The same with the test images of all sites: what a bundle of their common student is proved by."""
+        return pooled.build(self.bench.store, {n: s.own.prepared_artifact for n, s in self.sites.items()}, tested=True)
+
     def shown(self, size: int) -> Artifact:
         """Return the images of all sites as a teacher of that size sees them."""
         return pooled.build(self.bench.store, {n: site.own.shown(size) for n, site in self.sites.items()})
@@ -96,7 +101,7 @@ class FederatedRun(PublicRun):
     @property
     def data_name(self) -> str:
         """Return what all sites' images are called together; how a site calls its own is its affair."""
-        return scores.DATASET
+        return pooled.EVERYWHERE
 
     def figures(self, evaluation: Artifact) -> Mapping[str, str | float | None]:
         """Return the worst site, its Dice, the mean over sites, and what was sent in all."""

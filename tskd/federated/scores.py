@@ -12,12 +12,11 @@ import numpy as np
 from tskd.artifacts import Artifact, write_json
 from tskd.metrics.segmentation import ScoreRow
 from tskd.stages.evaluation_files import CASES, SUMMARY, read_scores, write_cases
+from tskd.stages.pooled import EVERYWHERE
 from tskd.stages.scoring import summarise_levels
 from tskd.stages.workbench import Workbench
 
 VERSION = 1
-DATASET = "sites"
-"""What the test images of all sites are called together."""
 
 
 def build(
@@ -48,7 +47,7 @@ def join(sites: Mapping[str, Path], folder: Path, *, title: str) -> dict[str, An
     found = {name: _of_site(of_site) for name, of_site in rows.items()}
     scored = {name: one["dice"] for name, one in found.items() if one["dice"] is not None}
     summary = {
-        "model": title, "dataset": DATASET, **summarise_levels(every), "sites": found,
+        "model": title, "dataset": EVERYWHERE, **summarise_levels(every), "sites": found,
         "worst": min(scored, key=lambda name: scored[name]) if scored else None,
         "dice_of_sites": round(float(np.mean(list(scored.values()))), 6) if scored else None,
     }  # fmt: skip

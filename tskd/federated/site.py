@@ -36,6 +36,8 @@ from tskd.types import Batch
 
 SITES, ROUNDS = "sites", "rounds"
 """Folders: of all sites in a simulation's, and of what a site keeps between rounds in its own."""
+TEACHER, STUDENT = "teacher", "student"
+"""Names of the models that a federation ends with."""
 Numbers = Mapping[str, float]
 
 
