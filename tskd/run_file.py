@@ -64,7 +64,8 @@ class RunFile:
     """Model's name -> parameters, size, latency."""
     federated: Mapping[str, Any] = field(default_factory=dict)
     """Of a federated recipe: ``strategy``; ``sites``, model's name -> site -> its scores; ``labelled``, site -> how
-    many labelled images it trains on, where that is known here; ``rounds``, ``bytes`` and ``privacy``."""
+    many labelled images it trains on, where that is known here; ``rounds``, ``bytes``,
+    ``privacy``, and ``over``: ``simulation`` or ``machines``."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values as ``run.json`` holds them."""

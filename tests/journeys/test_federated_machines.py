@@ -20,11 +20,16 @@ from safetensors.torch import load_file
 
 pytest.importorskip("flwr")
 
+import tskd
 from tests.federations import SETTINGS, federated_run
+from tskd.errors import UserError
+from tskd.experiment.methods import METHODS
 from tskd.federated.keys import make_certificate, make_site_key
+from tskd.federated.pipeline import execute
 from tskd.federated.run import FederatedRun
 from tskd.models.registry import STUDENT_FILE
 from tskd.recipe.schema import build_recipe
+from tskd.run_file import read_run
 from tskd.stages.teacher import FILE
 
 pytestmark = pytest.mark.slow
@@ -98,17 +103,22 @@ def hospitals(tmp_path: Path) -> Path:
     (tmp_path / "server" / "keys").mkdir()
     for file in ("server.crt", "server.key", "north.pub", "south.pub"):
         shutil.copy(keys / file, tmp_path / "server" / "keys")
-    recipe = _recipe({"north": {}, "south": {}}, {}).model_dump(mode="json", exclude_defaults=True)
-    for name in ("north", "south", "server"):
-        (tmp_path / name / "fed.yaml").write_text(yaml.safe_dump(recipe))
-        if name != "server":
-            shutil.copytree(tmp_path / "server" / "shared", tmp_path / name / "shared")
+    for name in ("north", "south"):
+        shutil.copytree(tmp_path / "server" / "shared", tmp_path / name / "shared")
+    _write_recipe(tmp_path)
     return tmp_path
 
 
-def _recipe(sites: dict[str, Any], transfer: dict[str, Any]) -> Any:
+def _recipe(sites: dict[str, Any], transfer: dict[str, Any], **federated: Any) -> Any:
     section = {"rounds": 3, "local_steps": 3, "min_sites": 2, "timeout": 300.0, "sites": sites, "transfer": transfer}
-    return build_recipe({**SETTINGS, "federated": section}, "test")
+    return build_recipe({**SETTINGS, "federated": {**section, **federated}}, "test")
+
+
+def _write_recipe(hospitals: Path, **federated: Any) -> None:
+    """Hand all machines one recipe, in which no folder is named."""
+    recipe = _recipe({"north": {}, "south": {}}, {}, **federated).model_dump(mode="json", exclude_defaults=True)
+    for name in ("north", "south", "server"):
+        (hospitals / name / "fed.yaml").write_text(yaml.safe_dump(recipe))
 
 
 def _copy_drawn(folder: Path, place: Path, *, mark: str) -> None:
@@ -145,14 +155,18 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def _start(hospitals: Path, processes: list[Process]) -> list[Process]:
+    port = _free_port()
+    given = ["--keys", "keys", "--transfer", "shared", "--host", "127.0.0.1", "--port", str(port), "--out", "out"]
+    processes.append(Process(hospitals / "server", ["server", "fed.yaml", *given]))
+    processes.extend(_site(hospitals, name, port) for name in ("north", "south"))
+    return processes
+
+
 def test_a_federation_of_processes_ends_as_in_a_simulation_although_server_and_site_are_killed(
     hospitals: Path, processes: list[Process]
 ) -> None:
-    port = _free_port()
-    given = ["--keys", "keys", "--transfer", "shared", "--host", "127.0.0.1", "--port", str(port), "--out", "out"]
-    server = Process(hospitals / "server", ["server", "fed.yaml", *given])
-    north, south = (_site(hospitals, name, port) for name in ("north", "south"))
-    processes += [server, north, south]
+    server, _, south = _start(hospitals, processes)
     server.wait_to_say("round 1 of 3, 2 sites")
     south.kill()  # wherever in its round it is
     south.start()
@@ -177,9 +191,58 @@ def test_a_federation_of_processes_ends_as_in_a_simulation_although_server_and_s
     _require_secrecy(hospitals)
 
 
-def _simulated(hospitals: Path) -> FederatedRun:
+@pytest.mark.parametrize(
+    ("strategy", "privacy", "sent"),
+    [
+        ("fedprox", {"secure_aggregation": True, "clip": 1.0}, {"teacher", "student"}),
+        ("fedbn", {}, {"teacher", "student"}),
+        ("feddistill", {}, {"student"}),
+    ],
+)
+def test_other_strategies_end_over_processes_as_in_a_simulation(
+    hospitals: Path, processes: list[Process], strategy: str, privacy: dict[str, Any], sent: set[str]
+) -> None:
+    """Bit by bit, under masks too; and the server's run.json has what the simulation's has of each site."""
+    federated = {"strategy": strategy, "privacy": privacy, "rounds": 2, "local_steps": 2}
+    _write_recipe(hospitals, **federated)
+    _start(hospitals, processes)
+    assert [one.ended() for one in processes] == [0, 0, 0], "\n".join(one.said() for one in processes)
+
+    simulated = _simulated(hospitals, **federated)
+    expected = execute(simulated)
+    models = {"teacher": simulated.teacher, "student": METHODS["task_kd"].model(simulated)}
+    for name in ("north", "south"):
+        scores = json.loads((hospitals / name / "out/scores.json").read_text())
+        assert scores.keys() == sent
+        for kind in sent:
+            site = simulated.sites[name]
+            own = site.own.evaluation(simulated.model_at(models[kind], name), METHODS[_METHOD[kind]].title)
+            assert scores[kind]["dice"] == own.metrics["dice"]
+    found = read_run(hospitals / "server/out")
+    assert found.federated["over"] == "machines"
+    assert found.federated["sites"] == {kind: expected.federated["sites"][kind] for kind in sent}
+    for kind in sent:
+        assert found.metrics[kind]["dice"] == pytest.approx(expected.metrics[kind]["dice"], abs=1e-6)
+        assert found.metrics[kind]["worst"] == expected.metrics[kind]["worst"]
+    for name, one in found.federated["privacy"].items():
+        assert one == ("system" if name == "noise_from" else expected.federated["privacy"][name])
+    if strategy != "fedbn":
+        (received,) = (hospitals / "north/out/artifacts").glob(f"received_student-*/{STUDENT_FILE}")
+        assert _same(load_file(received), load_file(models["student"].path / STUDENT_FILE))
+    assert "tskd federate server" in (hospitals / "server/out/report.html").read_text(encoding="utf-8")
+    assert tskd.RunResult(hospitals / "server/out").scores["dice"].notna().all()
+    with pytest.raises(UserError, match="the sites have the bundles"):
+        _ = tskd.RunResult(hospitals / "server/out").model
+    _require_secrecy(hospitals)
+
+
+_METHOD = {"teacher": "teacher", "student": "task_kd"}
+
+
+def _simulated(hospitals: Path, **federated: Any) -> FederatedRun:
     sites = {name: {"root": str(hospitals / name / "data")} for name in ("north", "south")}
-    return federated_run(hospitals / "simulated", _recipe(sites, {"root": str(hospitals / "server/shared")}))
+    recipe = _recipe(sites, {"root": str(hospitals / "server/shared")}, **federated)
+    return federated_run(hospitals / "simulated", recipe)
 
 
 def _same(one: Any, other: Any) -> bool:

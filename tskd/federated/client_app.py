@@ -14,6 +14,7 @@ from tskd.errors import Paused, RunFailed, UserError, refused_by_system
 from tskd.federated.answers import packed
 from tskd.federated.messages import ANSWERS, ARRAYS, RESULT, WEIGHT, as_arrays, as_tensors, failed, reply, task_of
 from tskd.federated.privacy import clipped
+from tskd.federated.reported import numbers_told
 from tskd.federated.result import keep_result
 from tskd.federated.secure import is_secure, securing, update_to_mask
 from tskd.federated.site import Site
@@ -83,9 +84,11 @@ def _answer(message: Message, site: Site) -> Message:
 
 
 def _keep(message: Message, site: Site) -> Message:
-    """Its scores on the site's test images are the site's; what goes back is that it has the result."""
-    keep_result(site, task_of(message)[0], as_tensors(_arrays(message)))
-    return reply(message, site.name, None, {"images": site.labelled})
+    """What goes back is that the site has the result, and means over its test images; under noise not these."""
+    scores = keep_result(site, task_of(message)[0], as_tensors(_arrays(message)))
+    if site.privacy.noise > 0:
+        return reply(message, site.name, None, {WEIGHT: site.weight})
+    return reply(message, site.name, None, {WEIGHT: site.labelled, **numbers_told(scores)})
 
 
 def _arrays(message: Message) -> Any:

@@ -38,13 +38,31 @@ def _wanted(run: FederatedRun) -> list[tuple[str, str]]:
 
 
 def _found(run: FederatedRun, models: Mapping[str, Artifact], scores: Mapping[str, Artifact]) -> RunFile:
-    metrics = {name: one.metrics | compute_of(models[name], run.used)._asdict() for name, one in scores.items()}
-    labelled = {name: site.own.prepared.rows("train", "val") for name, site in run.sites.items()}
+    labels = sum(len(site.own.prepared.rows("train", "val")) for site in run.sites.values())
+    labelled = {name: site.labelled for name, site in run.sites.items()}
+    return run_file(run, models, scores, labels=labels, labelled=labelled, over="simulation")
+
+
+def run_file(
+    run: FederatedRun,
+    models: Mapping[str, Artifact],
+    scores: Mapping[str, Artifact],
+    *,
+    labels: int,
+    labelled: Mapping[str, int],
+    over: str,
+) -> RunFile:
+    """Return what ``run.json`` holds; a model that has scores and is not among ``models`` lies at the sites alone.
+
+    ``over``: ``simulation`` or ``machines``.
+    """
+    spent = {name: compute_of(model, run.used)._asdict() for name, model in models.items()}
+    metrics = {name: one.metrics | spent.get(name, {}) for name, one in scores.items()}
     costs = run.costs
     return RunFile(
         dataset=next(iter(metrics.values()))["dataset"],
         tested_on=next(iter(metrics.values()))["dataset"],
-        labels=sum(map(len, labelled.values())),
+        labels=labels,
         seed=run.recipe.seed,
         method=run.recipe.method,
         teacher=run.teachers.source.title,
@@ -60,10 +78,11 @@ def _found(run: FederatedRun, models: Mapping[str, Artifact], scores: Mapping[st
         federated={
             "strategy": run.federated.strategy,
             "sites": {name: one["sites"] for name, one in metrics.items()},
-            "labelled": {name: site.labelled for name, site in run.sites.items()},
+            "labelled": dict(labelled),
             "rounds": run.rounds,
             "bytes": bytes_of(run.rounds),
             "privacy": run.privacy,
+            "over": over,
         },
     )
 

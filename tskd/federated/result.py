@@ -21,7 +21,7 @@ from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.stages.teacher import FILE
 
 SCORES = "scores.json"
-"""Name of a model -> its scores on the site's test images; they stay there."""
+"""Name of a model -> its scores on the site's test images; of these only means and totals are told."""
 
 
 def parcel(teacher: Tensors, student: Tensors) -> dict[str, torch.Tensor]:
@@ -31,15 +31,18 @@ def parcel(teacher: Tensors, student: Tensors) -> dict[str, torch.Tensor]:
     }
 
 
-def keep_result(site: Site, task: Task, received: Tensors) -> None:
-    """Keep the models, score them on the site's test images, and write the student's bundle and ``scores.json``.
+def keep_result(site: Site, task: Task, received: Tensors) -> dict[str, Mapping[str, Any]]:
+    """Keep the models, score them on the site's test images, write the student's bundle and ``scores.json``; return
+    the scores.
 
     Raises UserError for tensors that do not belong to the networks of the recipe.
     """
     assert site.recipe.federated is not None
     models = received_models(site, task, received)
     titles = {TEACHER: METHODS["teacher"].title, STUDENT: METHODS["task_kd"].title}
-    scores = {name: site.own.evaluation(model, titles[name]).metrics for name, model in models.items()}
+    scores: dict[str, Mapping[str, Any]] = {
+        name: site.own.evaluation(model, titles[name]).metrics for name, model in models.items()
+    }
     for name, one in scores.items():
         dice = one["dice"]
         say(
@@ -50,6 +53,7 @@ def keep_result(site: Site, task: Task, received: Tensors) -> None:
         strategy = site.recipe.federated.strategy
         place = ship(site.own, models[STUDENT], scores, site.folder / FOLDER, strategy=strategy)
         say(f"{site.name}: the model to use is in {place}")
+    return scores
 
 
 def received_models(site: Site, task: Task, received: Tensors) -> dict[str, Artifact]:

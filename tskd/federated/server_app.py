@@ -23,6 +23,7 @@ from tskd.federated.messages import (
     FEDERATION,
     RESULT,
     ROUND,
+    SCORES,
     TERMS,
     Reply,
     as_arrays,
@@ -30,6 +31,7 @@ from tskd.federated.messages import (
     size,
 )
 from tskd.federated.privacy import SYSTEM
+from tskd.federated.site import Numbers
 from tskd.federated.strategies import Noise, Rounds, build_rounds
 from tskd.recipe.schema import FederatedConfig
 
@@ -143,8 +145,8 @@ class Handing:
     """After which the teacher was the best; 0: there were no rounds."""
     wait: bool
     """For all sites to be connected: where nothing was asked of them before."""
-    kept: list[str] = field(default_factory=list)
-    """The sites that have it."""
+    kept: dict[str, Numbers] = field(default_factory=dict)
+    """The sites that have it, and what they tell of their scores."""
 
     def __call__(self, grid: Grid) -> None:
         rounds = Rounds().begin(self.config, self.common, before=0)
@@ -154,7 +156,7 @@ class Handing:
         nodes = rounds.nodes(grid) if self.wait else sorted(grid.get_node_ids())
         sent = [Message(content, dst_node_id=node, message_type=f"evaluate.{RESULT}") for node in nodes]
         replies = grid.send_and_receive(sent, timeout=self.config.timeout)
-        self.kept = [one.site for one in rounds.open(replies, "the result")]
+        self.kept = {one.site: one.numbers for one in rounds.open(replies, "the result", also=SCORES)}
 
 
 def common(federation: str, terms: str) -> dict[str, str]:

@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flwr.app import Context, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 
-from tskd.artifacts import Artifact
-from tskd.console import duration, say
-from tskd.errors import RunFailed
+from tskd.artifacts import RUN_FILE, Artifact
+from tskd.console import duration, say, warn
+from tskd.errors import RunFailed, UserError
 from tskd.experiment.methods import METHODS
+from tskd.federated import reported
 from tskd.federated.link import Door, Link, serving
+from tskd.federated.pipeline import run_file
 from tskd.federated.privacy import SYSTEM, RandomBytes
 from tskd.federated.result import parcel, sent_of, sent_of_teacher
 from tskd.federated.run import AVERAGING, FederatedRun, bytes_of
 from tskd.federated.server_app import Handing, build_server_app, common
-from tskd.federated.site import Site, staying, terms
+from tskd.federated.site import STUDENT, TEACHER, Numbers, Site, staying, terms
 from tskd.models.registry import load_model
+from tskd.report import update_run_report
+from tskd.report.run.folder import open_run
+from tskd.report.sites import labelled_images
+from tskd.run_file import alone_in, write_run
 from tskd.stages.teacher import network
 
 if TYPE_CHECKING:
@@ -79,6 +85,11 @@ class Served:
 
 def serve(run: ServerRun) -> Served:
     """Open the door to the sites, do the rounds, let the student learn, hand over what was learned, and close."""
+    with alone_in(run.out, run.recipe.model_dump(mode="json")):
+        return _serve(run)
+
+
+def _serve(run: ServerRun) -> Served:
     began = time.monotonic()
     _ = run.prepared, run.teachers.source  # what is wrong with them is told before any site connects
     with serving(run.door, run.federated.sites) as run.link:
@@ -96,7 +107,43 @@ def serve(run: ServerRun) -> Served:
     seconds = time.monotonic() - began
     result_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     say(f"federated: {', '.join(handing.kept)} got the result, after {duration(seconds)}")
-    return Served(run.rounds, bytes_of(run.rounds), result_bytes, handing.kept, seconds)
+    write_scores(run, handing.kept)
+    return Served(run.rounds, bytes_of(run.rounds), result_bytes, [*handing.kept], seconds)
+
+
+def write_scores(run: ServerRun, told: Mapping[str, Numbers]) -> None:
+    """Write ``run.json`` and the report by what sites have told of their scores; where none has, say so."""
+    scores = {model: _told_of(told, model) for model in (TEACHER, STUDENT)}
+    if not (scores := {model: sites for model, sites in scores.items() if sites}):
+        (run.out / RUN_FILE).unlink(missing_ok=True)  # of an earlier federation
+        say("federated: no site tells its scores; each has them in its own scores.json")
+        return
+    models = {TEACHER: run.averaged} if run.federated.strategy in AVERAGING else {}
+    if STUDENT in scores and run.federated.strategy != "fedbn":  # of which each site has made its own
+        models[STUDENT] = METHODS[run.recipe.method].model(run)
+    titles = {model: METHODS[TEACHER if model == TEACHER else run.recipe.method].title for model in scores}
+    of_all = next(iter(models.values()))
+    evaluations = {
+        model: reported.build(run.bench, sites, models.get(model, of_all), title=titles[model])
+        for model, sites in scores.items()
+    }
+    labelled = labelled_images(run.rounds)
+    found = run_file(
+        run, models, evaluations, labels=sum(labelled.values()), labelled=labelled, over="machines"
+    )  # fmt: skip
+    write_run(run.out, found)
+    update_run_report(open_run(run.out))
+
+
+def _told_of(told: Mapping[str, Numbers], model: str) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
+    for site, numbers in told.items():
+        try:
+            if (one := reported.summary_told(numbers, model)) is not None:
+                found[site] = one
+        except UserError as error:
+            warn(f"{site} has told {error}; its scores are left out")
+    return found
 
 
 def learned(run: FederatedRun) -> tuple[dict[str, Tensor], int, str]:

@@ -158,14 +158,15 @@ class Rounds(FedAvg):
         self._met = True
         return found
 
-    def open(self, replies: Iterable[Message], what: str) -> list[Reply]:
-        """Return the sound replies in the order of the sites' names, and say who is missing."""
+    def open(self, replies: Iterable[Message], what: str, *, also: frozenset[str] = frozenset()) -> list[Reply]:
+        """Return the sound replies in the order of the sites' names, and say who is missing; ``also``: numbers that
+        they may hold beside."""
         found: dict[str, Reply] = {}
         for message in replies:
             if message.has_error():
                 continue
             try:
-                one = opened(message, sites=self.sites)
+                one = opened(message, sites=self.sites, also=also)
             except UserError as error:
                 warn(f"{what}: {error}; it is left out")
                 continue
