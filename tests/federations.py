@@ -1,4 +1,5 @@
-"""A federation that trains in seconds: three sites of phantoms, a vision transformer of a tenth of ViT-Tiny."""
+"""A federation that trains in seconds: three sites of phantoms, a vision transformer of a tenth of ViT-Tiny; and sites
+that do not train at all."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.made_up import SMALL_VIT
 from tskd.engine import open_runtime
 from tskd.federated.run import FederatedRun
-from tskd.recipe.schema import Recipe, build_recipe
+from tskd.recipe.schema import FederatedConfig, Recipe, build_recipe
 
 SITES: Mapping[str, Mapping[str, Any]] = {
     "north": {"split_seed": 1, "phantom": {"train": 14}},
@@ -28,6 +30,32 @@ SETTINGS: dict[str, Any] = {
     "evaluate": {"overlays": 0},
     "engine": {"accelerator": "cpu", "checkpoint_seconds": 3600},
 }  # fmt: skip
+
+
+BEGUN = {"a": torch.tensor([1.0, -2.0, 0.5]), "b": torch.tensor(0.25)}
+LEARNED = {
+    "north": {"a": torch.tensor([1.5, -2.0, 0.0]), "b": torch.tensor(0.5)},
+    "south": {"a": torch.tensor([0.0, 1.0, 0.5]), "b": torch.tensor(-1.75)},
+    "west": {"a": torch.tensor([1.25, -2.5, 3.5]), "b": torch.tensor(0.25)},
+}
+IMAGES = {"north": 12, "south": 60, "west": 36}
+
+
+class MadeUp:
+    """A site that has learned what it is told to have."""
+
+    def __init__(self, name: str, config: FederatedConfig, *, dies_at: str = "", learned: Any = None) -> None:
+        self.name, self.privacy, self.dies = name, config.privacy, dies_at
+        self.weight = IMAGES[name] if config.privacy.clip is None else 1
+        self.learned = learned or LEARNED[name]
+        self.recipe = type("Recipe", (), {"seed": 0})
+
+    def require_terms(self, asked: str) -> None:
+        if self.dies:
+            raise OSError(5, "Input/output error")
+
+    def learn(self, task: Any, received: Any) -> Any:
+        return self.learned, {"images": IMAGES[self.name], "loss": 0.5}
 
 
 def federated_recipe(sites: Mapping[str, Mapping[str, Any]] = SITES, **federated: Any) -> Recipe:

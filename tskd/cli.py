@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -63,6 +64,9 @@ RecipeFile = Annotated[
     typer.Argument(
         help="Name (see tskd recipes) or YAML file of settings; auto, or none with --data: chosen for the data."
     ),
+]
+Transfer = Annotated[
+    str | None, typer.Option("--transfer", help="Folder of the images that all share; no site's patients.")
 ]
 Minutes = Annotated[
     float | None, typer.Option("--minutes", min=0, help="Pause after so long; the same command goes on.")
@@ -214,9 +218,7 @@ def simulate(
     site: Annotated[
         list[str] | None, typer.Option("--site", help="NAME=FOLDER: a site and its data folder. May be repeated.")
     ] = None,
-    transfer: Annotated[
-        str | None, typer.Option("--transfer", help="Folder of the images that all share; no site's patients.")
-    ] = None,
+    transfer: Transfer = None,
     out: Out = Path("out/federated"),
     set_: Set = None,
     backend: Annotated[
@@ -231,14 +233,9 @@ def simulate(
     Example: tskd federate simulate smoke --out out/federated
     """
     from tskd.federated.opening import open_federated
-    from tskd.recipe.built_in import find_federation
-    from tskd.recipe.files import Change, as_site
-    from tskd.recipe.schema import load_recipe
+    from tskd.recipe.files import as_site
 
-    changes: list[str | Change] = [*map(as_site, site or [])]
-    if transfer is not None:
-        changes.append(Change("federated.transfer.root", transfer))
-    loaded = load_recipe(find_federation(recipe), [*changes, *(set_ or [])])
+    loaded = _federation(recipe, transfer, set_, [*map(as_site, site or [])])
     opened = open_federated(loaded, out, minutes=minutes, download=download, backend=backend)
     from tskd.federated.pipeline import execute
     from tskd.federated.summary import print_federation
@@ -248,6 +245,104 @@ def simulate(
         print(json.dumps(found.as_dict(), default=str))
     else:
         print_federation(found, out)
+
+
+@federate.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Folder for the files.")],
+    host: Annotated[
+        list[str] | None, typer.Option("--host", help="Name or address that sites reach the server by. Several: again.")
+    ] = None,
+    site: Annotated[str | None, typer.Option("--site", help="Name of the site in the recipe.")] = None,
+) -> None:
+    """Make the server's certificate (--host) or a site's key pair (--site). Prints the file to hand to the other side.
+
+    Example: tskd federate keys keys --host fed.example.org
+
+    Example: tskd federate keys keys --site north
+    """
+    if bool(host) == bool(site):
+        raise UserError("Give --host NAME on the server's machine, or --site NAME on a site's.")
+    from tskd.federated.keys import make_certificate, make_site_key
+
+    shown, secret = make_certificate(folder, host) if host else make_site_key(folder, str(site))
+    say(f"{secret} stays on this machine; hand {shown.name} to {'every site' if host else 'whoever runs the server'}")
+    print(shown)
+
+
+@federate.command()
+def server(
+    recipe: Annotated[str, typer.Argument(help="Name (see tskd recipes) or YAML file with a section federated.")],
+    keys: Annotated[
+        Path, typer.Option("--keys", help="Folder with server.crt, server.key, and NAME.pub of every site.")
+    ],
+    transfer: Transfer = None,
+    out: Out = Path("out/server"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 9092,
+    set_: Set = None,
+    minutes: Minutes = None,
+    download: Download = False,
+    json_: Json = False,
+) -> None:
+    """Lead a federation of sites on other machines. By TLS, to sites with registered keys; it sees no image of theirs.
+
+    Example: tskd federate server fed.yaml --keys keys --transfer shared --out out/server
+    """
+    from tskd.federated.link import Door
+    from tskd.federated.opening import open_server
+
+    opened = open_server(
+        _federation(recipe, transfer, set_), out, Door(host, port, keys), minutes=minutes, download=download
+    )
+    from tskd.federated.server_run import serve
+    from tskd.federated.summary import print_served
+
+    with until_terminated():
+        found = serve(opened)
+    if json_:
+        print(json.dumps(asdict(found)))
+    else:
+        print_served(found, out)
+
+
+@federate.command(name="site")
+def join(
+    recipe: Annotated[str, typer.Argument(help="The recipe that the server has, as a name or a YAML file.")],
+    name: Annotated[str, typer.Option("--site", help="Which of the recipe's sites this is.")],
+    server: Annotated[str, typer.Option("--server", help="HOST:PORT of the server.")],
+    keys: Annotated[Path, typer.Option("--keys", help="Folder with the server's server.crt and this site's NAME.key.")],
+    data: Annotated[str | None, typer.Option("--data", help="This site's data folder.")] = None,
+    transfer: Transfer = None,
+    out: Out = Path("out/site"),
+    set_: Set = None,
+    download: Download = False,
+) -> None:
+    """Take part in a federation as one site. Its images stay here; it asks the server for work until all is done.
+
+    Example: tskd federate site fed.yaml --site north --data /data/north --keys keys --server fed.example.org:9092
+    """
+    from tskd.federated.opening import open_site
+    from tskd.recipe.files import Change
+
+    changes: list[str | Change] = [] if data is None else [Change(f"federated.sites.{name}.root", data)]
+    opened = open_site(_federation(recipe, transfer, set_, changes), name, out, download=download)
+    from tskd.federated.attend import attend_as
+
+    with until_terminated():
+        attend_as(opened, server, keys)
+
+
+def _federation(
+    recipe: str, transfer: str | None, overrides: list[str] | None, changes: list[str | Change] | None = None
+) -> Recipe:
+    """Return a federated recipe with the shared images' folder, and further changes."""
+    from tskd.recipe.built_in import find_federation
+    from tskd.recipe.files import Change
+    from tskd.recipe.schema import load_recipe
+
+    shared = [] if transfer is None else [Change("federated.transfer.root", transfer)]
+    return load_recipe(find_federation(recipe), [*(changes or []), *shared, *(overrides or [])])
 
 
 @app.command()
@@ -300,6 +395,9 @@ def export(
         bool | None,
         typer.Option("--int8/--no-int8", help="Add an int8 network if it is faster and as good; else: as in the run."),
     ] = None,
+    site: Annotated[
+        str | None, typer.Option(help="Of a simulated federation: the bundle that this site has in the end.")
+    ] = None,
     web: Annotated[
         Path | None, typer.Option(help="Write a page that runs the bundle's network in a browser to this folder.")
     ] = None,
@@ -310,9 +408,12 @@ def export(
 ) -> None:
     """Write the bundle of a finished run again, or with --web as a static page. Prints the folder.
 
-    The bundle is checked against the network on real cases. The page is made from the bundle as it is.
+    The bundle is checked against the network on real cases. The page is made from the bundle as it is. Of a simulated
+    federation the bundle of its one student, by the images of all sites, or that of a site by its own.
 
     Example: tskd export out/first --int8
+
+    Example: tskd export out/federated --site north
 
     Example: tskd export out/first/model --web site
     """
@@ -323,6 +424,13 @@ def export(
         from tskd.deploy.web import write_web
 
         print(write_web(open_bundle(model), web, runtime=runtime))
+        return
+    from tskd.run_file import is_federated
+
+    if site is not None or is_federated(model):
+        from tskd.federated.bundle import export_simulation
+
+        print(export_simulation(model, site, int8=int8))
         return
     from tskd.stages.export import export_again
 

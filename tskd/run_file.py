@@ -64,7 +64,8 @@ class RunFile:
     """Model's name -> parameters, size, latency."""
     federated: Mapping[str, Any] = field(default_factory=dict)
     """Of a federated recipe: ``strategy``; ``sites``, model's name -> site -> its scores; ``labelled``, site -> how
-    many labelled images it trains on, where that is known here; ``rounds`` and ``bytes``."""
+    many labelled images it trains on, where that is known here; ``rounds``, ``bytes``,
+    ``privacy``, and ``over``: ``simulation`` or ``machines``."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values as ``run.json`` holds them."""
@@ -94,6 +95,17 @@ def read_run(out: Path) -> RunFile:
     if said := next(_doubts(out, summary), None):
         raise damaged_run(out, said)
     return RunFile(**{one.name: summary[one.name] for one in fields(RunFile) if one.name in summary})
+
+
+def folder_of_run(model: Path) -> Path:
+    """Return a run's output folder, given that or the bundle in it."""
+    return model if (model / RUN_FILE).is_file() else model.parent
+
+
+def is_federated(model: Path) -> bool:
+    """Return whether a run's output folder, or the bundle in it, is of a federation; UserError as :func:`read_run`."""
+    out = folder_of_run(model)
+    return (out / RUN_FILE).is_file() and bool(read_run(out).federated)
 
 
 @contextmanager

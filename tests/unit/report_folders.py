@@ -256,6 +256,7 @@ def make_federation(
     strategy: str = "fedavg",
     rounds: Sequence[Mapping[str, Any]] = (),
     method: str = "task_kd",
+    privacy: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write the folder of a federated run at the made-up sites and return it; its data lie elsewhere."""
     elsewhere, store = Store(out / "sites" / "all" / "artifacts"), Store(out / "artifacts")
@@ -285,6 +286,7 @@ def make_federation(
             "labelled": {name: labelled for name, (_, labelled) in SITES.items()},
             "rounds": list(rounds),
             "bytes": total if rounds else {},
+            "privacy": dict(privacy),
         },
     )
     write_run(out, summary)
@@ -305,8 +307,8 @@ def keep_rounds(store: Store, strategy: str, rounds: Sequence[Mapping[str, Any]]
     return store.build("federated_teacher", make, config={"strategy": strategy}, inputs={}, seed=0, version=1)
 
 
-def make_federated_comparison(out: Path, root: Path) -> Path:
-    """Write the folder of a comparison of three strategies over two seeds and return it.
+def make_federated_comparison(out: Path, root: Path, *, noise: float = 0.0) -> Path:
+    """Write the folder of a comparison of three strategies over two seeds and return it; with ``noise`` one has it.
 
     Alone the smallest site does badly, all in one place they do a little better than under fedavg but at south.
     """
@@ -327,6 +329,8 @@ def make_federated_comparison(out: Path, root: Path) -> Path:
             line = _line(scored, "task_kd", TITLES["student"], 8, seed)
             line = {("federated.strategy" if key == "data.labels" else key): value for key, value in line.items()}
             sent = {"mb_down": 16.0, "mb_up": 8.0} if rounds else {"mb_down": 0.0, "mb_up": 0.0}
+            said = {"updates_are": f"clipped to 1, noise {noise:g}", "epsilon": 284.31, "delta": 1e-5}
+            sent |= said if noise and rounds else dict.fromkeys(said, "")
             lines.append(line | {"run": name, "federated.strategy": strategy, **sent})
     write_csv(out / "table.csv", lines)
     write_json(out / "comparison.json", {

@@ -17,6 +17,7 @@ from tskd.engine import Training, fit, open_runtime
 from tskd.engine.schedules import learning_rate_factor
 from tskd.errors import UserError
 from tskd.experiment.methods import check_names
+from tskd.experiment.opening import open_run
 from tskd.federated.shared import near, norm_names, put, trained_tensors
 from tskd.federated.site import own_recipe, terms
 from tskd.models.description import NetworkDescription
@@ -165,3 +166,9 @@ def test_neither_flower_nor_ray_reports_its_use() -> None:
         "print(its.FLWR_TELEMETRY_ENABLED, os.environ['RAY_USAGE_STATS_ENABLED'])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0 0\n"
+
+
+def test_a_run_of_one_place_does_not_pass_over_the_section(tmp_path: Path) -> None:
+    """It would train on the phantoms that the section data names by default, and say nothing."""
+    with pytest.raises(UserError, match="tskd federate simulate"):
+        open_run(federated_recipe(), tmp_path)

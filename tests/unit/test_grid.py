@@ -130,6 +130,16 @@ def test_an_axis_of_phantoms_goes_with_phantoms_alone(tmp_path: Path) -> None:
         load(tmp_path, "data.root=mine", axes=axes)
 
 
+def test_bias_and_variance_are_not_asked_of_federations(tmp_path: Path) -> None:
+    """Their test images lie at sites; told before a run is made, for one federated run among others too."""
+    federated = {"sites": {"north": {"split_seed": 1}, "south": {"split_seed": 2}}, "transfer": {"split_seed": 3}}
+    axes = {"where": [{"name": "here", "federated": None}, {"name": "sites", "federated": federated}], "seed": [0, 1]}
+    assert len(load(tmp_path, axes=axes).runs) == 4
+    assert "bias_variance: it asks all trained models for the same test images" in refusal(
+        tmp_path, axes=axes, bias_variance=True
+    )
+
+
 def test_an_axis_is_no_column_of_results(tmp_path: Path) -> None:
     """Its values would stand where scores are looked for."""
     ranks = [{"name": rank, "teacher.rank": rank} for rank in (1, 4)]

@@ -18,7 +18,7 @@ from tskd.report.comparison.folder import open_comparison
 from tskd.report.comparison.page import comparison_page
 from tskd.report.run.federated import federated_page
 from tskd.report.run.folder import open_run
-from tskd.report.sites import absent, labelled_images
+from tskd.report.sites import absent, guarantee, labelled_images
 
 ABSENT = {2: ["west"], 5: ["north", "west"]}
 
@@ -142,6 +142,58 @@ def test_nothing_of_a_patient_and_no_path_is_on_the_page(folder: Path, root: Pat
     assert not re.findall(r"#[0-9a-f]{6}", "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL)))  # the page's colours
 
 
+PRIVATE = {
+    "secure_aggregation": True, "clip": 1.0, "noise": 0.1, "delta": 1e-5, "unit": "site", "epsilon": 284.3142,
+    "noise_from": "seed",
+}  # fmt: skip
+
+
+def facts_of(page: Page, name: str) -> tuple[dict[str, str], ...]:
+    return tuple(dict(block.facts) for block in section_of(page, name).blocks if isinstance(block, Facts))
+
+
+def test_what_is_protected_and_what_is_not_is_told_in_words(root: Path, tmp_path: Path) -> None:
+    rounds = rounds_of(2)
+    for entry in rounds:
+        entry["sites"] = {name: {"down": 1, "up": 1, "images": 1} for name in SITES}
+    page = federated_page(open_run(make_federation(tmp_path, root, rounds=rounds, privacy=PRIVATE)))
+    kept, gaps = facts_of(page, "privacy")
+    assert kept["The server learns"] == "the mean of all sites' updates, and none by itself (SecAgg+)"
+    assert kept["One site can change"] == "at most a norm of 1 a round"
+    said = "ε = 284 at δ = 1e-05, which promises next to nothing: for a whole site, over 2 rounds, by noise 0.1"
+    assert kept["Whoever gets the model"] == said
+    assert "seed" in gaps["All, in this simulation"]
+    assert "site as a whole" in gaps["Single patients"]
+    assert "no number" in section_of(page, "scores").lead
+    (table,) = tables(section_of(page, "sites"))
+    counts = {row[0]: row[1] for row in table.rows}
+    assert counts == {name: str(labelled) for name, (_, labelled) in SITES.items()}  # not the 1 that each has told
+
+
+def test_over_machines_noise_is_not_taken_back_and_without_any_nothing_is_promised(root: Path, tmp_path: Path) -> None:
+    machines = {**PRIVATE, "noise_from": "system", "secure_aggregation": False}
+    told = make_federation(tmp_path / "one", root, rounds=rounds_of(1), privacy=machines)
+    kept, gaps = facts_of(federated_page(open_run(told)), "privacy")
+    assert not [name for name in gaps if "simulation" in name]
+    assert (kept["The server learns"], gaps["A site, from the server"]) == (
+        "each site's update", "it reads what each site sends"
+    )  # fmt: skip
+    plain = make_federation(tmp_path / "two", root, strategy="feddistill", rounds=rounds_of(1))  # before there was any
+    kept, gaps = facts_of(federated_page(open_run(plain)), "privacy")
+    assert kept["The server learns"] == "each site's answers"
+    assert "no bound" in kept["Whoever gets the model"]
+    assert "betray" in gaps["Single patients"]
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "said"),
+    [(0.84, "ε = 0.84 at δ = 1e-05, which is strong"), (10.0, "ε = 10 at δ = 1e-05, which is moderate"),
+     (20852.3, "ε = 20,852 at δ = 1e-05, which promises next to nothing")],
+)  # fmt: skip
+def test_epsilon_is_told_with_what_it_promises(epsilon: float, said: str) -> None:
+    assert guarantee(epsilon, 1e-5) == said
+
+
 # --- a comparison ---
 
 
@@ -188,8 +240,26 @@ def test_the_question_of_the_smallest_site_is_answered(compared: Page) -> None:
 def test_what_was_sent_and_who_was_away_is_told(compared: Page) -> None:
     sent = {one.title: one for one in tables(section_of(compared, "sites"))}["What was sent"]
     rows = {row[0]: row[1:] for row in sent.rows}
-    assert rows["Strategy fedavg"] == ("3", "16.00", "8.00", "3", "west in 1 round")
+    assert rows["Strategy fedavg"][:5] == ("3", "16.00", "8.00", "3", "west in 1 round")
     assert rows["Strategy alone"][:3] == ("–", "0.00", "0.00")
+
+
+def test_each_strategy_is_told_with_its_protection(compared: Page, root: Path, tmp_path: Path) -> None:
+    noisy = comparison_page(open_comparison(make_federated_comparison(tmp_path, root, noise=0.1)))
+    plain, private = (
+        {
+            row[0]: row[-2:]
+            for row in {one.title: one for one in tables(section_of(page, "sites"))}["What was sent"].rows
+        }
+        for page in (compared, noisy)
+    )
+    assert plain == {**dict.fromkeys(("Strategy alone", "Strategy pooled"), ("–", "–")),
+                     "Strategy fedavg": ("as they are", "none")}  # fmt: skip
+    assert private["Strategy fedavg"] == (
+        "clipped to 1, noise 0.1", "ε = 284 at δ = 1e-05, which promises next to nothing"
+    )  # fmt: skip
+    assert private["Strategy alone"] == ("–", "–")
+    assert "labels" not in tables(section_of(noisy, "sites"))[0].columns[-1]  # under noise no site tells how many
 
 
 def test_a_comparison_of_sites_shows_no_image_and_no_name(comparison: Path, root: Path) -> None:

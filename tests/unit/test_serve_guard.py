@@ -13,9 +13,10 @@ from starlette.testclient import TestClient
 from tests.serving import as_png, client_of, picture, service_of, write_bundle
 from tskd.cli import main
 from tskd.errors import UserError
+from tskd.listening import listening
 from tskd.serve.accept import preferred
 from tskd.serve.guard import HEADERS, POLICY, Access
-from tskd.serve.start import TOKEN_VARIABLE, Address, access_for, listening
+from tskd.serve.start import TOKEN_VARIABLE, Address, access_for
 
 TOKEN = "a-token-of-some-length"
 
@@ -141,7 +142,7 @@ def test_a_taken_port_is_said_before_anything_is_answered(bundle: Path, capsys: 
             main(["serve", str(bundle), "--port", str(port)])
     assert f"port {port} of 127.0.0.1 is taken" in capsys.readouterr().err
     with pytest.raises(UserError, match="no such address"):
-        listening(Address("nowhere.invalid", 0))
+        listening("nowhere.invalid", 0)
 
 
 @pytest.mark.parametrize(

@@ -57,19 +57,19 @@ class RunResult:
         """One row a model, test image or volume, and class; a score is the mean over cases of each case's mean."""
         import pandas
 
+        from tskd.stages.evaluation_files import read_cases
+
         folder = self._folder
-        rows = [{"name": name, **row.as_dict()} for name in folder.models for row in folder.predictions[name].scores]
-        return pandas.DataFrame(rows)
+        scores = {name: read_cases(folder.evaluation(name).path) for name in folder.models}
+        return pandas.DataFrame([{"name": name, **row.as_dict()} for name, rows in scores.items() for row in rows])
 
     @property
     def pictures(self) -> list[Image.Image]:
-        """The student's worst, median and best test images, its mask as an area and the expert's as a line."""
+        """The student's worst, median and best test images, its mask as an area and the expert's as a line; of a
+        simulated federation those of each site, one site after the other."""
         from PIL import Image
 
-        from tskd.report.run.folder import STUDENT
-
-        paths = sorted((self._folder.evaluation(STUDENT).path / "overlays").glob("*.png"))
-        return [Image.open(path).copy() for path in paths]
+        return [Image.open(path).copy() for path in self._folder.overlays(self._folder.main)]
 
     @property
     def report(self) -> Path:
@@ -80,8 +80,15 @@ class RunResult:
 
     @cached_property
     def model(self) -> Model:
-        """The model to ship."""
-        return load(self.out)
+        """The model to ship; that of a simulated federation is written first, as `tskd export` does.
+
+        Raises UserError where each site has a model of its own, or those of a federation lie at its sites.
+        """
+        if not self.summary.federated:
+            return load(self.out)
+        from tskd.federated.bundle import export_simulation
+
+        return load(export_simulation(self.out))
 
     def _repr_html_(self) -> str:
         shown = "".join(image_html(one, "prediction and mask on a test image") for one in self.pictures[:PICTURES])

@@ -113,6 +113,7 @@ def load_grid(path: Path, changes: Sequence[str | Change] = ()) -> Grid:
     _refuse(path, [*_shared_keys(axes), *_idle_changes(axes, made)])
     base = _base_recipe(file, path, made)
     runs = _expand(path, base, axes)
+    _refuse(path, _undecomposed(file, runs))
     names = {axis: tuple(name for name, _ in values) for axis, values in axes.items()}
     replicates = tuple(axis for axis, values in axes.items() if _keys(values) <= REPLICATE_KEYS)
     _say_what_is_no_replicate(axes)
@@ -145,6 +146,14 @@ def _keys(values: Axis) -> set[str]:
 def _name_problems(name: str) -> Iterator[str]:
     if not re.fullmatch(r"\w[\w .-]*", name):
         yield f"name: {name!r} names a folder. Use letters, digits, blanks, '.', '_' and '-', no '.' first"
+
+
+def _undecomposed(file: GridFile, runs: Sequence[GridRun]) -> Iterator[str]:
+    if file.bias_variance and any(run.recipe.federated is not None for run in runs):
+        yield (
+            "bias_variance: it asks all trained models for the same test images, and those of a federation lie at its "
+            "sites. Leave it out, or take federated out of the recipe"
+        )
 
 
 def _axis_problems(axes: Mapping[str, Sequence[Any]]) -> Iterator[str]:

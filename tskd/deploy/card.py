@@ -32,6 +32,13 @@ _ORIGINS = {
     "task_kd_probe": _DISTILLED,
     "agnostic_kd": "distilled from the encoder of a teacher and then trained on labels",
     "pseudo_label": "trained on the answers of a teacher that was adapted to this task and then on labels",
+    **dict.fromkeys(
+        ("federated_fedavg", "federated_fedprox", "federated_fedbn"),
+        "distilled on shared images from a teacher that several sites adapted together",
+    ),
+    "federated_feddistill": "distilled on shared images from the answers of several sites' teachers",
+    "federated_alone": "distilled on shared images from a teacher that was adapted at one site",
+    "federated_pooled": "distilled on shared images from a teacher that was adapted to the data of several sites",
     "control_pseudo": "trained on labels and on the answers of a teacher that was adapted to this task",
 }
 """Method -> how the network came about, where a teacher had a part in it."""

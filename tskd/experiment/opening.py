@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tskd.console import say
-from tskd.errors import require_folder
+from tskd.errors import UserError, require_folder
 from tskd.experiment.methods import check_names
 
 if TYPE_CHECKING:
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 def open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, download: bool = False) -> Run:
     """Return the run of a recipe in a folder; UserError where names, networks or the folder cannot be used."""
     check_names(recipe)
+    if recipe.federated is not None:
+        raise UserError(
+            "The recipe has a section federated, and this is a run of one place. Several sites: `tskd federate "
+            "simulate`, or `tskd federate server` and `site`. One place: take the section out of the recipe."
+        )
     require_folder(out)
     from tskd.engine import open_runtime
     from tskd.experiment.preflight import check_networks, remarks_on_weights

@@ -1,7 +1,7 @@
 """Federated training: several sites adapt one teacher, or teach one student, and no image leaves any of them.
 
-Flower carries the messages. Only ``messages``, ``strategies``, ``client_app``, ``server_app`` and ``simulate`` import
-it, and they are imported where sites exchange something, so that nothing else needs the extra ``federated``.
+Flower carries the messages. No module imports it at the top but those where sites exchange
+something, so that nothing else needs the extra ``federated``.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ place in it. An error is told by one fixed sentence; what went wrong stays in th
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,16 +20,26 @@ from flwr.common.serde import recorddict_to_proto
 
 from tskd.errors import UserError
 from tskd.federated.shared import Tensors
-from tskd.federated.site import Numbers, Task
+from tskd.federated.site import STUDENT, TEACHER, Numbers, Task
+
+logging.getLogger("flwr").setLevel(logging.CRITICAL)  # the run has its own words; Flower's name tensors and scores
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Names of the records of a message."""
 ROUND, FEDERATION, TERMS, PROXIMAL, SITE = "server-round", "federation", "terms", "proximal-mu", "site"
 NUMBERS = frozenset({"images", "loss", "score"})
 """All that a site may tell in numbers: labelled images in all, the last loss, the score on its validation part."""
+COUNTS = ("n_cases", "scored", "missed", "false_positive", "both_empty")
+SHARES = ("dice", "low", "high", "iou")
+VOLUMES = "volumes"
+"""1: the cases are volumes, 0: images."""
+SCORES = frozenset(f"{model}-{name}" for model in (TEACHER, STUDENT) for name in (*SHARES, *COUNTS, VOLUMES))
+"""What it may tell beside that once it has the result: means and totals over its test images."""
 WEIGHT = "images"
 ANSWERS = "answers"
 """Action of the message that asks for answers on the shared images (``train.answers``), and its array."""
+RESULT = "result"
+"""Action of the message that brings what was learned (``evaluate.result``)."""
 SAID_OF_ERRORS = "The site could not do its part; its own log says why."
 
 
@@ -61,7 +72,8 @@ def task_of(message: Message) -> tuple[Task, str]:
 
 def reply(message: Message, site: str, arrays: ArrayRecord | None, numbers: Numbers) -> Message:
     """Return a site's answer to a message; AssertionError for a number that has no leave to go."""
-    assert numbers.keys() <= NUMBERS, f"{sorted(numbers.keys() - NUMBERS)} may not leave a site"
+    leave = NUMBERS | SCORES
+    assert numbers.keys() <= leave, f"{sorted(numbers.keys() - leave)} may not leave a site"
     records: dict[str, Any] = {METRICS: MetricRecord(dict(numbers)), CONFIG: ConfigRecord({SITE: site})}
     if arrays is not None:
         records[ARRAYS] = arrays
@@ -78,21 +90,32 @@ def size(content: RecordDict) -> int:
     return int(recorddict_to_proto(content).ByteSize())
 
 
-def opened(message: Message, *, sites: frozenset[str]) -> Reply:
-    """Return what a reply holds; UserError where it is not what a site of this federation may send."""
+def opened(message: Message, *, sites: frozenset[str], also: frozenset[str] = frozenset()) -> Reply:
+    """Return what a reply holds; UserError where it is not what a site of this federation may send.
+
+    ``also``: numbers that this reply may hold beside those of every reply.
+    """
     content = message.content
     if set(content) - {ARRAYS, CONFIG, METRICS} or not {CONFIG, METRICS} <= set(content):
         raise UserError(f"a reply with the records {', '.join(sorted(content))}, which no site sends")
+    site, numbers = numbers_of(content, sites=sites, also=also)
+    arrays: Any = content.get(ARRAYS, {})
+    found = {name: array.numpy() for name, array in arrays.items()}
+    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in found.values()):
+        raise UserError(f"site {site}: a reply with values that are not finite")
+    return Reply(site, found, numbers, size(content))
+
+
+def numbers_of(
+    content: RecordDict, *, sites: frozenset[str], also: frozenset[str] = frozenset()
+) -> tuple[str, Numbers]:
+    """Return who has sent a reply and what it tells in numbers; UserError for any other than a site may tell."""
     config: Any = content[CONFIG]
     metrics: Any = content[METRICS]
     if set(config) != {SITE} or config[SITE] not in sites:
         raise UserError("a reply of a site that the recipe does not name")
-    if set(metrics) - NUMBERS or not all(isinstance(one, int | float) for one in metrics.values()):
+    if set(metrics) - NUMBERS - also or not all(isinstance(one, int | float) for one in metrics.values()):
         raise UserError(f"site {config[SITE]}: a reply with numbers that no site sends")
-    arrays: Any = content.get(ARRAYS, {})
-    found = {name: array.numpy() for name, array in arrays.items()}
-    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in found.values()):
-        raise UserError(f"site {config[SITE]}: a reply with values that are not finite")
     if not metrics.get(WEIGHT, 0) > 0 or not math.isfinite(metrics[WEIGHT]):
         raise UserError(f"site {config[SITE]}: a reply without the number of images that it weighs")
-    return Reply(config[SITE], found, {name: float(value) for name, value in metrics.items()}, size(content))
+    return config[SITE], {name: float(value) for name, value in metrics.items()}

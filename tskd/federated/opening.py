@@ -11,12 +11,16 @@ from tskd.data.prepared import Prepared
 from tskd.errors import UserError, require_folder
 from tskd.experiment.run import Run
 from tskd.extras import EXTRAS, install
-from tskd.recipe.schema import PHANTOMS, Recipe
+from tskd.recipe.schema import PHANTOMS, FederatedConfig, PrivacyConfig, Recipe
 from tskd.stages import leaks
 from tskd.stages.scoring import Scoring
 
 if TYPE_CHECKING:
+    from tskd.engine import Runtime
+    from tskd.federated.link import Door
     from tskd.federated.run import FederatedRun
+    from tskd.federated.server_run import ServerRun
+    from tskd.federated.site import Site
 
 METHODS = ("teacher", "task_kd")
 """Methods that need no label where the student learns."""
@@ -37,24 +41,57 @@ def open_federated(
     recipe: Recipe, out: Path, *, minutes: float | None = None, download: bool = False, backend: str = "here"
 ) -> FederatedRun:
     """Return the run of a federated recipe in a folder; UserError where settings or networks cannot be used."""
+    from tskd.federated.run import FederatedRun
+
+    runtime = _runtime(recipe, out, minutes=minutes)
+    return FederatedRun(recipe, out, runtime, download, backend=backend)  # type: ignore[arg-type]
+
+
+def open_server(
+    recipe: Recipe, out: Path, door: Door, *, minutes: float | None = None, download: bool = False
+) -> ServerRun:
+    """Return the run of the server of a federation on several machines; UserError as :func:`open_federated`."""
+    runtime = _runtime(recipe, out, minutes=minutes, apart=True)
+    from tskd.federated.server_run import ServerRun
+
+    return ServerRun(recipe, out, runtime, download, door=door)
+
+
+def open_site(recipe: Recipe, name: str, out: Path, *, download: bool = False) -> Site:
+    """Return a site of a federation on several machines, its data prepared; UserError as :func:`open_federated`."""
+    federated = recipe.federated
+    if federated is not None and name not in federated.sites:
+        raise UserError(f"--site {name}: the recipe has the sites {', '.join(sorted(federated.sites))}.")
+    runtime = _runtime(recipe, out, apart=True)
+    from tskd.federated.site import Site
+
+    site = Site(name, recipe, out, runtime, download)
+    if not site.labelled:
+        raise UserError(f"site {name}: there is no labelled image to train on in {recipe.site_data(name).root}.")
+    return site
+
+
+def _runtime(recipe: Recipe, out: Path, *, minutes: float | None = None, apart: bool = False) -> Runtime:
+    """Return what it runs on, once nothing of the settings, the folder and the networks speaks against it."""
     if recipe.federated is None:
         raise UserError(
             "The recipe has no section federated: name the sites and their data, federated.sites.NAME.root, and the "
             "images that all share, federated.transfer.root. `tskd recipes` lists examples."
         )
-    check_federated(recipe)
+    check_federated(recipe, apart=apart)
     require_folder(out)
     from tskd.engine import open_runtime
     from tskd.experiment.preflight import check_networks
-    from tskd.federated.run import FederatedRun
 
     check_networks(recipe)
-    runtime = open_runtime(recipe.engine, minutes=minutes)
-    return FederatedRun(recipe, out, runtime, download, backend=backend)  # type: ignore[arg-type]
+    return open_runtime(recipe.engine, minutes=minutes)
 
 
-def check_federated(recipe: Recipe) -> None:
-    """Raise UserError for settings that no federation can work by, and where the extra is not installed."""
+def check_federated(recipe: Recipe, *, apart: bool = False) -> None:
+    """Raise UserError for settings that no federation can work by, and where the extra is not installed.
+
+    ``apart``: the sites' data lie on other machines, under whatever names they have there.
+    """
     federated = recipe.federated
     assert federated is not None
     if find_spec("flwr") is None:
@@ -83,7 +120,36 @@ def check_federated(recipe: Recipe) -> None:
         )
     if recipe.engine.devices * recipe.engine.num_nodes > 1:
         raise UserError("engine.devices, engine.num_nodes: a site has one device. Leave them at 1.")
-    _refuse_shared_sources(recipe)
+    _refuse_privacy_of_nothing(federated)
+    if apart:
+        _refuse_what_sends_nothing(recipe, federated)
+    else:
+        _refuse_shared_sources(recipe)
+
+
+def _refuse_privacy_of_nothing(federated: FederatedConfig) -> None:
+    """Raise UserError for settings of privacy where nothing is sent that they protect, or too few sites to hide in."""
+    if federated.strategy not in _TRAVELLING and federated.privacy != PrivacyConfig():
+        raise UserError(
+            f"federated.privacy: of {federated.strategy} no teacher's tensors are sent that it could protect. "
+            f"Leave the section out, or take {', '.join(_TRAVELLING)}."
+        )
+    if federated.privacy.secure_aggregation and len(federated.sites) == 1:
+        raise UserError(
+            "federated.privacy.secure_aggregation: the sum over a single site is its update. Name two sites or more, "
+            "or set it to false."
+        )
+
+
+def _refuse_what_sends_nothing(recipe: Recipe, federated: FederatedConfig) -> None:
+    """Raise UserError for what makes no sense over machines."""
+    if federated.strategy not in (*_TRAVELLING, "feddistill"):
+        raise UserError(
+            f"federated.strategy={federated.strategy}: nothing is sent between machines by it. Choose one of "
+            f"{', '.join(_TRAVELLING)}, feddistill; a site by itself is `tskd run`."
+        )
+    if federated.strategy == "feddistill" and recipe.method == "teacher":
+        raise UserError("federated.strategy=feddistill teaches a student, and the method is 'teacher'. Take task_kd.")
 
 
 def _refuse_shared_sources(recipe: Recipe) -> None:

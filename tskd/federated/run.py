@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tskd.artifacts import Artifact, canonical_json, write_json
 from tskd.data.prepared import TEST_DIGEST, digest_of_source, digest_of_test
@@ -18,12 +18,15 @@ from tskd.experiment.initialisations import Initialisations
 from tskd.experiment.run import Run
 from tskd.experiment.teachers import Teachers
 from tskd.federated import scores
+from tskd.federated.privacy import RandomBytes, seeded, told_of
 from tskd.federated.public_run import PublicRun
 from tskd.federated.shared import new_teacher, put, trained_tensors, without
-from tskd.federated.site import SITES, Site, Task, answering, own_recipe, terms
+from tskd.federated.site import SITES, Site, Task, answering, own_recipe, staying, terms
 from tskd.models.flops import gflops
 from tskd.models.registry import save_model
 from tskd.recipe.schema import NAMING, FederatedConfig
+from tskd.report.comparison.files import PRIVACY
+from tskd.report.sites import measures
 from tskd.stages import distill, pooled
 from tskd.stages.compute import compute_of
 from tskd.stages.lesson import Lesson, Teacher
@@ -53,6 +56,11 @@ class Pooled(Run):
     def prepared_artifact(self) -> Artifact:
         return pooled.build(self.bench.store, {n: site.own.prepared_artifact for n, site in self.sites.items()})
 
+    @cached_property
+    def tested_artifact(self) -> Artifact:
+        """The same with the test images of all sites: what a bundle of their common student is proved by."""
+        return pooled.build(self.bench.store, {n: s.own.prepared_artifact for n, s in self.sites.items()}, tested=True)
+
     def shown(self, size: int) -> Artifact:
         """Return the images of all sites as a teacher of that size sees them."""
         return pooled.build(self.bench.store, {n: site.own.shown(size) for n, site in self.sites.items()})
@@ -62,6 +70,7 @@ class Pooled(Run):
 class FederatedRun(PublicRun):
     """The server's run: the shared images, and models that sites make together. Each property is an artifact."""
 
+    noise_from: ClassVar[str] = "seed"
     backend: Backend = "here"
     heard: Heard | None = None
     """Is told every message of the backend ``here``."""
@@ -92,7 +101,7 @@ class FederatedRun(PublicRun):
     @property
     def data_name(self) -> str:
         """Return what all sites' images are called together; how a site calls its own is its affair."""
-        return scores.DATASET
+        return pooled.EVERYWHERE
 
     def figures(self, evaluation: Artifact) -> Mapping[str, str | float | None]:
         """Return the worst site, its Dice, the mean over sites, and what was sent in all."""
@@ -103,6 +112,8 @@ class FederatedRun(PublicRun):
             "worst_site": worst,
             "dice_worst_site": None if worst is None else found["sites"][worst]["dice"],
             "dice_of_sites": found["dice_of_sites"],
+            PRIVACY: measures(self.privacy) or None,
+            **{name: self.privacy[name] for name in ("epsilon", "delta")},
             **{f"mb_{way}": round(sum(one[way] for one in sent) / 1e6, 3) for way in ("down", "up")},
         }
 
@@ -154,15 +165,15 @@ class FederatedRun(PublicRun):
     @cached_property
     def averaged(self) -> Artifact:
         """The teacher whose trained tensors the sites have averaged, round by round."""
-        settings = own_recipe(self.recipe, next(iter(self.sites))).teacher
-        unsaid = {"sites", "transfer", "answers", "timeout", "min_sites"}
-        unsaid |= set() if self.federated.strategy == "fedprox" else {"proximal"}
+        settings = own_recipe(self.recipe, min(self.federated.sites)).teacher
+        unsaid: dict[str, Any] = dict.fromkeys(("sites", "transfer", "answers", "timeout", "min_sites"), True)
+        unsaid |= {"privacy": {"delta"}} | ({} if self.federated.strategy == "fedprox" else {"proximal": True})
         return self.bench.build(
             "federated_teacher",
             self._average,
             config={
                 **settings.model_dump(exclude=NOT_IN_A_NAME, context=NAMING), "precision": self.bench.precision,
-                **self.federated.model_dump(exclude=unsaid),
+                **self.federated.model_dump(exclude=unsaid, context=NAMING),
             },
             inputs=self._sites_inputs(),
             version=VERSION + TEACHER_VERSION,
@@ -178,12 +189,13 @@ class FederatedRun(PublicRun):
 
         source = self.teachers.source
         model = new_teacher(source, self.recipe.seed)
-        stays = next(iter(self.sites.values())).stays
+        stays = staying(self.federated, model)
         federation = folder.name.partition(".")[0]
         said = common(federation, terms(self.recipe, source))
         work = Averaging(
-            self.federated, said, without(trained_tensors(model), stays), folder, lambda: self.runtime.out_of_time
-        )
+            self.federated, said, without(trained_tensors(model), stays), folder, lambda: self.runtime.out_of_time,
+            self._noise,
+        )  # fmt: skip
         self._exchange(work)
         put(model, work.tensors)
         save_model(folder, model, source.description, file=FILE, more={"title": source.title})
@@ -193,6 +205,10 @@ class FederatedRun(PublicRun):
         steps = self.federated.rounds * self.federated.local_steps
         named = {"teacher": source.title, **best, "round": work.round, "steps": steps}
         return {**named, TEACHER_GFLOPS: gflops(spent), "rounds": work.log}
+
+    def _noise(self, round_: int) -> RandomBytes:
+        """Return what the noise of a round is drawn from: the seed, for who simulates has the images anyway."""
+        return seeded(self.recipe.seed, round_)
 
     @property
     def _chosen(self) -> Task:
@@ -219,7 +235,7 @@ class FederatedRun(PublicRun):
         """The mean of what the sites' own teachers answer on the shared images, weighted by their validation scores."""
         lesson = self._lesson("")
         config = answering(self.recipe)
-        settings = own_recipe(self.recipe, next(iter(self.sites))).teacher
+        settings = own_recipe(self.recipe, min(self.federated.sites)).teacher
         return self.bench.build(
             "federated_answers",
             self._ask,
@@ -274,6 +290,11 @@ class FederatedRun(PublicRun):
         if strategy in AVERAGING:
             return list(self.averaged.metrics["rounds"])
         return list(self.answers.metrics["rounds"]) if strategy == "feddistill" else []
+
+    @cached_property
+    def privacy(self) -> dict[str, Any]:
+        """What is said of privacy: the settings, epsilon of all rounds at delta, and where the noise comes from."""
+        return {**told_of(self.federated.privacy, self.federated.rounds), "noise_from": self.noise_from}
 
     # --- students and scores ---
 

@@ -12,12 +12,11 @@ import numpy as np
 from tskd.artifacts import Artifact, write_json
 from tskd.metrics.segmentation import ScoreRow
 from tskd.stages.evaluation_files import CASES, SUMMARY, read_scores, write_cases
+from tskd.stages.pooled import EVERYWHERE
 from tskd.stages.scoring import summarise_levels
 from tskd.stages.workbench import Workbench
 
 VERSION = 1
-DATASET = "sites"
-"""What the test images of all sites are called together."""
 
 
 def build(
@@ -46,14 +45,19 @@ def join(sites: Mapping[str, Path], folder: Path, *, title: str) -> dict[str, An
     every = [row for of_site in rows.values() for row in of_site]
     write_cases(every, folder / CASES)
     found = {name: _of_site(of_site) for name, of_site in rows.items()}
-    scored = {name: one["dice"] for name, one in found.items() if one["dice"] is not None}
-    summary = {
-        "model": title, "dataset": DATASET, **summarise_levels(every), "sites": found,
-        "worst": min(scored, key=lambda name: scored[name]) if scored else None,
-        "dice_of_sites": round(float(np.mean(list(scored.values()))), 6) if scored else None,
-    }  # fmt: skip
+    summary = {"model": title, "dataset": EVERYWHERE, **summarise_levels(every), **over_sites(found)}
     write_json(folder / SUMMARY, summary)
     return summary
+
+
+def over_sites(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what is said of sites side by side, from the summary of each."""
+    scored = {name: one["dice"] for name, one in found.items() if one["dice"] is not None}
+    return {
+        "sites": found,
+        "worst": min(scored, key=lambda name: scored[name]) if scored else None,
+        "dice_of_sites": round(float(np.mean(list(scored.values()))), 6) if scored else None,
+    }
 
 
 def renamed(rows: Sequence[ScoreRow], site: str) -> list[ScoreRow]:

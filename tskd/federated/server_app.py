@@ -16,8 +16,23 @@ from torch import Tensor
 from tskd.console import say
 from tskd.engine.checkpoints import load_checkpoint, save_checkpoint
 from tskd.errors import Paused, UserError
-from tskd.federated.messages import ANSWERS, CONFIG, FEDERATION, ROUND, TERMS, Reply, as_arrays, as_tensors, size
-from tskd.federated.strategies import Rounds, build_rounds
+from tskd.federated.messages import (
+    ANSWERS,
+    ARRAYS,
+    CONFIG,
+    FEDERATION,
+    RESULT,
+    ROUND,
+    SCORES,
+    TERMS,
+    Reply,
+    as_arrays,
+    as_tensors,
+    size,
+)
+from tskd.federated.privacy import SYSTEM
+from tskd.federated.site import Numbers
+from tskd.federated.strategies import Noise, Rounds, build_rounds
 from tskd.recipe.schema import FederatedConfig
 
 Work = Callable[[Grid], None]
@@ -44,6 +59,7 @@ class Averaging:
     initial: Mapping[str, Tensor]
     folder: Path
     out_of_time: Callable[[], bool] = lambda: False
+    noise: Noise = lambda _: SYSTEM
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """Of the best round: the highest mean validation score; without validation of the last."""
     round: int = 0
@@ -62,7 +78,7 @@ class Averaging:
         done = len(self.log)
         if done == self.config.rounds:
             return
-        strategy = build_rounds(self.config, self.common, before=done)
+        strategy = build_rounds(self.config, self.common, before=done, noise=self.noise)
         strategy.log = self.log
         strategy.start(
             grid, as_arrays(current), num_rounds=self.config.rounds - done, timeout=self.config.timeout,
@@ -116,6 +132,31 @@ class Asking:
                 raise UserError(f"site {one.site}: {error}") from error
         rounds.require_enough(found, "answers")
         self.replies = found
+
+
+@dataclass
+class Handing:
+    """What was learned, handed to the sites that are there."""
+
+    config: FederatedConfig
+    common: Mapping[str, str]
+    tensors: Mapping[str, Tensor]
+    round: int
+    """After which the teacher was the best; 0: there were no rounds."""
+    wait: bool
+    """For all sites to be connected: where nothing was asked of them before."""
+    kept: dict[str, Numbers] = field(default_factory=dict)
+    """The sites that have it, and what they tell of their scores."""
+
+    def __call__(self, grid: Grid) -> None:
+        rounds = Rounds().begin(self.config, self.common, before=0)
+        content = RecordDict({
+            ARRAYS: as_arrays(self.tensors), CONFIG: ConfigRecord({ROUND: self.round, **self.common})
+        })  # fmt: skip
+        nodes = rounds.nodes(grid) if self.wait else sorted(grid.get_node_ids())
+        sent = [Message(content, dst_node_id=node, message_type=f"evaluate.{RESULT}") for node in nodes]
+        replies = grid.send_and_receive(sent, timeout=self.config.timeout)
+        self.kept = {one.site: one.numbers for one in rounds.open(replies, "the result", also=SCORES)}
 
 
 def common(federation: str, terms: str) -> dict[str, str]:

@@ -26,8 +26,6 @@ PARTITION = "partition-id"
 Heard = Callable[[str, bytes], None]
 """Is told every message, as its bytes, with ``to`` or ``from`` and the node it goes to or comes from."""
 
-logging.getLogger("flwr").setLevel(logging.ERROR)  # the run has its own words; Flower's name every tensor and score
-
 
 class Here(Grid):
     """Flower's grid within this process: one site after the other, each message serialised and parsed again.

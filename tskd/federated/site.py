@@ -24,7 +24,7 @@ from tskd.experiment.run import Run
 from tskd.federated.public_run import PublicRun
 from tskd.federated.shared import Tensors, digest_of, near, new_teacher, norm_names, put, trained_tensors, without
 from tskd.models.registry import load_model, save_model
-from tskd.recipe.schema import DistillConfig, Recipe, TeacherConfig
+from tskd.recipe.schema import DistillConfig, FederatedConfig, PrivacyConfig, Recipe, TeacherConfig
 from tskd.seeding import derive
 from tskd.stages import cache
 from tskd.stages.label_training import label_step, labelled_batches, training_labels, validation
@@ -36,6 +36,8 @@ from tskd.types import Batch
 
 SITES, ROUNDS = "sites", "rounds"
 """Folders: of all sites in a simulation's, and of what a site keeps between rounds in its own."""
+TEACHER, STUDENT = "teacher", "student"
+"""Names of the models that a federation ends with."""
 Numbers = Mapping[str, float]
 
 
@@ -66,6 +68,11 @@ def own_recipe(recipe: Recipe, site: str) -> Recipe:
 def answering(recipe: Recipe) -> DistillConfig:
     """Return how a student learns answers that were sent: stored, and without the features, which stay at the sites."""
     return recipe.distill.model_copy(update={"cache": "on", "encoder_weight": 0.0, "encoder_loss": "mse"})
+
+
+def staying(federated: FederatedConfig, teacher: nn.Module) -> frozenset[str]:
+    """Return the names of the trained tensors that never leave a site: with ``fedbn`` those of the norms."""
+    return norm_names(teacher) if federated.strategy == "fedbn" else frozenset()
 
 
 def terms(recipe: Recipe, source: TeacherSource) -> str:
@@ -120,6 +127,17 @@ class Site:
         """Labelled images that it trains on: the one count that leaves it."""
         return len(self.own.prepared.rows("train"))
 
+    @property
+    def privacy(self) -> PrivacyConfig:
+        """What its own recipe says of privacy; no message changes it."""
+        assert self.recipe.federated is not None
+        return self.recipe.federated.privacy
+
+    @property
+    def weight(self) -> int:
+        """How much it weighs: its labelled images; where updates are clipped, as much as any other site."""
+        return self.labelled if self.privacy.clip is None else 1
+
     def require_terms(self, asked: str) -> None:
         """Raise UserError where the server works by other settings, or with other base weights."""
         if asked != terms(self.recipe, self.source):
@@ -132,11 +150,9 @@ class Site:
 
     @cached_property
     def stays(self) -> frozenset[str]:
-        """Names of the trained tensors that never leave: with ``fedbn`` the norms."""
+        """Names of its trained tensors that never leave."""
         assert self.recipe.federated is not None
-        if self.recipe.federated.strategy != "fedbn":
-            return frozenset()
-        return norm_names(new_teacher(self.source, self.recipe.seed))
+        return staying(self.recipe.federated, new_teacher(self.source, self.recipe.seed))
 
     def learn(self, task: Task, received: Tensors) -> tuple[dict[str, torch.Tensor], Numbers]:
         """Train what was received on the site's labels for a round; return what may leave, and the loss at its end.
@@ -145,7 +161,7 @@ class Site:
         """
         federated, config = self.recipe.federated, self.own.recipe.teacher
         assert federated is not None
-        model = self._received(task, received, after=task.round - 1)
+        model = self.received_teacher(task, received, after=task.round - 1)
         before = (task.round - 1) * federated.local_steps
         seed = derive(self.recipe.seed, self.name, task.round)
         folder = self._kept(task) / f"{task.round:04d}-{digest_of(received)[:12]}"
@@ -174,7 +190,7 @@ class Site:
         score = validation(self._seen)
         if score is None:
             return {"images": self.labelled, "score": float("nan")}
-        model = self._received(task, received, after=task.round).to(self.runtime.fabric.device).eval()
+        model = self.received_teacher(task, received, after=task.round).to(self.runtime.fabric.device).eval()
         return {"images": self.labelled, "score": float(score(model)["score"])}
 
     def own_teacher(self, shared: Artifact, task: Task) -> Artifact:
@@ -182,7 +198,7 @@ class Site:
 
         def make(folder: Path) -> dict[str, object]:
             tensors = without(only_trained(load_file(shared.path / FILE), self), self.stays)
-            model = self._received(task, tensors, after=task.round)
+            model = self.received_teacher(task, tensors, after=task.round)
             save_model(folder, model, self.source.description, file=FILE, more={"title": self.source.title})
             return {"teacher": self.source.title}
 
@@ -191,7 +207,7 @@ class Site:
             inputs={"teacher": shared.digest, "data": self.own.prepared_artifact.digest}, version=1,
         )  # fmt: skip
 
-    def _received(self, task: Task, received: Tensors, *, after: int) -> nn.Module:
+    def received_teacher(self, task: Task, received: Tensors, *, after: int) -> nn.Module:
         """Return the teacher with what was received, and what stays as the site had it after a round.
 
         Of a round in which it took no part it has nothing: then as after the last one before.

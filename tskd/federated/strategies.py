@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,28 +16,40 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedProx
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+from flwr.supercore.differential_privacy import compute_stdv
 
 from tskd.console import warn
 from tskd.errors import RunFailed, UserError
-from tskd.federated.messages import ARRAYS, CONFIG, METRICS, ROUND, WEIGHT, Reply, as_arrays, opened, size
+from tskd.federated.messages import ARRAYS, CONFIG, METRICS, ROUND, WEIGHT, Reply, as_arrays, as_tensors, opened, size
+from tskd.federated.privacy import SYSTEM, RandomBytes, noisy
+from tskd.federated.secure import Summed, exchange
 from tskd.recipe.schema import FederatedConfig
 
 WAIT = 0.5
 """Seconds between two looks whether all sites are connected."""
 
 
-class Rounds(FedAvg):
-    """Federated averaging over all sites that are there, weighted by their labelled images."""
+Noise = Callable[[int], RandomBytes]
+"""Returns what the noise of a round is drawn from."""
 
-    def begin(self, config: FederatedConfig, common: Mapping[str, str], *, before: int) -> Rounds:
-        """Take the settings, what all sites are told in every message, and how many rounds are done already."""
-        self.config, self.common, self.before = config, common, before
+
+class Rounds(FedAvg):
+    """Federated averaging over all sites that are there, weighted by their labelled images, or alike if clipped."""
+
+    def begin(
+        self, config: FederatedConfig, common: Mapping[str, str], *, before: int, noise: Noise = lambda _: SYSTEM
+    ) -> Rounds:
+        """Take the settings, what all sites are told in every message, how many rounds are done already, and what the
+        noise of a round is drawn from."""
+        self.config, self.common, self.before, self.noise = config, common, before, noise
         self.sites = frozenset(config.sites)
         self.log: list[dict[str, Any]] = []
         """One entry a round: who answered, bytes, seconds, losses and scores."""
         self._began = 0.0
         self._sent = 0
-        self._expected: dict[str, tuple[int, ...]] = {}
+        self._met = False
+        self._begun_from = ArrayRecord()
+        self._summed: Summed | None = None
         return self
 
     def summary(self) -> None:
@@ -46,40 +58,69 @@ class Rounds(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every site for a round of training."""
+        """Ask every site for a round of training; with secure aggregation at once, in its own exchanges."""
         self._began = time.monotonic()
-        self._expected = {name: tuple(array.shape) for name, array in arrays.items()}
-        return self._ask(MessageType.TRAIN, server_round, arrays, config, grid)
+        self._begun_from = arrays
+        asked = self._ask(MessageType.TRAIN, server_round, arrays, config, grid)
+        if not self.config.privacy.secure_aggregation:
+            return asked
+        self._summed = exchange(grid, asked, self.config, self._round(server_round))
+        return []
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every site how the average does on its validation part."""
+        """Ask every site how the average does on its validation part; with noise none, as scores have no noise."""
+        if self.config.privacy.noise > 0:
+            return []
         return self._ask(MessageType.EVALUATE, server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average what has come; RunFailed where fewer sites have answered than have to."""
-        found = self.open(replies, f"round {self.before + server_round}")
-        if odd := [one.site for one in found if _shapes(one) != self._expected]:
+        """Average what has come, and add the noise; RunFailed where fewer sites have answered than have to."""
+        privacy, what = self.config.privacy, self._round(server_round)
+        averaged, sites = self._averaged(what) if privacy.secure_aggregation else self._average(replies, what)
+        if privacy.clip is not None and privacy.noise > 0:
+            deviation = compute_stdv(privacy.noise, privacy.clip, len(sites))
+            averaged = as_arrays(noisy(as_tensors(averaged), deviation, self.noise(self.before + server_round)))
+        entry = {"round": self.before + server_round, "seconds": round(time.monotonic() - self._began, 2)}
+        self.log.append({**entry, "sites": sites})
+        return averaged, None
+
+    def _average(self, replies: Iterable[Message], what: str) -> tuple[ArrayRecord, dict[str, Any]]:
+        found = self.open(replies, what)
+        expected = {name: tuple(array.shape) for name, array in self._begun_from.items()}
+        if odd := [one.site for one in found if _shapes(one) != expected]:
             warn(f"{', '.join(odd)} sent tensors of other names or shapes, and is left out of the round")
-        taken = [one for one in found if _shapes(one) == self._expected]
-        self.require_enough(taken, f"round {self.before + server_round}")
-        averaged = aggregate_arrayrecords([_as_content(one) for one in taken], WEIGHT)
-        self.log.append(
-            {
-                "round": self.before + server_round,
-                "seconds": round(time.monotonic() - self._began, 2),
-                "sites": {one.site: {"down": self._sent, "up": one.bytes, **one.numbers} for one in taken},
-            }
+        taken = [one for one in found if _shapes(one) == expected]
+        self.require_enough(taken, what)
+        alike = self.config.privacy.clip is not None
+        averaged = aggregate_arrayrecords(
+            [_as_content(one, 1 if alike else one.numbers[WEIGHT]) for one in taken], WEIGHT
         )
-        return _like(averaged, taken[0]), None
+        return _like(averaged, taken[0].arrays), {
+            one.site: {"down": self._sent, "up": one.bytes, **one.numbers} for one in taken
+        }
+
+    def _averaged(self, what: str) -> tuple[ArrayRecord, dict[str, Any]]:
+        """Return what secure aggregation has found."""
+        begun = as_tensors(self._begun_from)
+        assert self._summed is not None
+        mean = dict(zip(sorted(begun), self._summed.mean, strict=True))
+        averaged = {
+            name: (begun[name].double() + _tensor(mean[name]).reshape(begun[name].shape)).to(begun[name].dtype)
+            for name in begun
+        }
+        return as_arrays(averaged), {name: dict(one) for name, one in self._summed.sites.items()}
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the mean validation score, weighted as the tensors are; none where a site has no validation part."""
-        found = self.open(replies, f"round {self.before + server_round}, validation")
+        """Write down the mean validation score, weighted by images; none where a site has no validation part."""
         entry = self.log[-1]
+        if self.config.privacy.noise > 0:
+            entry["score"] = None
+            return None
+        found = self.open(replies, f"{self._round(server_round)}, validation")
         for one in found:
             known = entry["sites"].setdefault(one.site, {"down": 0, "up": 0})
             if not math.isnan(score := one.numbers.get("score", math.nan)):
@@ -92,9 +133,12 @@ class Rounds(FedAvg):
         entry["seconds"] = round(time.monotonic() - self._began, 2)
         return None
 
+    def _round(self, server_round: int) -> str:
+        return f"round {self.before + server_round}"
+
     def _ask(
         self, kind: str, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    ) -> list[Message]:
         config[ROUND] = self.before + server_round
         for name, value in self.common.items():
             config[name] = value
@@ -103,20 +147,26 @@ class Rounds(FedAvg):
         return [Message(record, dst_node_id=node, message_type=kind) for node in self.nodes(grid)]
 
     def nodes(self, grid: Grid) -> list[int]:
-        """Return the nodes that are connected, waiting for all sites as long as a round may wait for an answer."""
+        """Return the nodes that are connected, waiting as long as a round may wait for an answer.
+
+        At first for all sites; later, so that one that is gone does not hold up every round, for those that have to be.
+        """
+        wanted = self.config.min_sites if self._met else len(self.sites)
         until = time.monotonic() + self.config.timeout
-        while len(found := sorted(grid.get_node_ids())) < len(self.sites) and time.monotonic() < until:
+        while len(found := sorted(grid.get_node_ids())) < wanted and time.monotonic() < until:
             time.sleep(WAIT)
+        self._met = True
         return found
 
-    def open(self, replies: Iterable[Message], what: str) -> list[Reply]:
-        """Return the sound replies in the order of the sites' names, and say who is missing."""
+    def open(self, replies: Iterable[Message], what: str, *, also: frozenset[str] = frozenset()) -> list[Reply]:
+        """Return the sound replies in the order of the sites' names, and say who is missing; ``also``: numbers that
+        they may hold beside."""
         found: dict[str, Reply] = {}
         for message in replies:
             if message.has_error():
                 continue
             try:
-                one = opened(message, sites=self.sites)
+                one = opened(message, sites=self.sites, also=also)
             except UserError as error:
                 warn(f"{what}: {error}; it is left out")
                 continue
@@ -139,24 +189,26 @@ class Proximal(FedProx, Rounds):
     """FedProx: sites are told the weight of the term that keeps them near to what the round began with."""
 
 
-def build_rounds(config: FederatedConfig, common: Mapping[str, str], *, before: int) -> Rounds:
+def build_rounds(
+    config: FederatedConfig, common: Mapping[str, str], *, before: int, noise: Noise = lambda _: SYSTEM
+) -> Rounds:
     """Return the strategy of the settings, to go on after so many rounds."""
     strategy = Proximal(proximal_mu=config.proximal) if config.strategy == "fedprox" else Rounds()
-    return strategy.begin(config, common, before=before)
+    return strategy.begin(config, common, before=before, noise=noise)
 
 
 def _shapes(one: Reply) -> dict[str, tuple[int, ...]]:
     return {name: tuple(array.shape) for name, array in one.arrays.items()}
 
 
-def _as_content(one: Reply) -> RecordDict:
+def _as_content(one: Reply, weight: float) -> RecordDict:
     tensors = {name: _tensor(array) for name, array in one.arrays.items()}
-    return RecordDict({ARRAYS: as_arrays(tensors), METRICS: MetricRecord({WEIGHT: one.numbers[WEIGHT]})})
+    return RecordDict({ARRAYS: as_arrays(tensors), METRICS: MetricRecord({WEIGHT: weight})})
 
 
-def _like(averaged: ArrayRecord, one: Reply) -> ArrayRecord:
+def _like(averaged: ArrayRecord, sent: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Return averages in the types that were sent: numpy's sums of float32 and Python's floats keep it, halves too."""
-    return as_arrays({n: _tensor(array.numpy().astype(one.arrays[n].dtype)) for n, array in averaged.items()})
+    return as_arrays({n: _tensor(array.numpy().astype(sent[n].dtype)) for n, array in averaged.items()})
 
 
 def _tensor(array: np.ndarray) -> Any:

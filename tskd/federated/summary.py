@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from tskd.artifacts import RUN_FILE
 from tskd.console import duration, screen
+from tskd.report.sites import guarantee, measures
 from tskd.run_file import RunFile
+
+if TYPE_CHECKING:
+    from tskd.federated.server_run import Served
 
 PLAIN_WIDTH = 100
 """Columns of the table where the output is not a terminal."""
@@ -34,6 +38,10 @@ def print_federation(run: RunFile, out: Path) -> None:
     total = {way: sum(one[way] for one in federated["bytes"].values()) for way in ("down", "up")}
     _add(table, "all", run.metrics[names[0]]["n_cases"], [_score(run.metrics[name]) for name in names], total)
     console.print(table)
+    if said := measures(federated["privacy"]):
+        epsilon, delta = (federated["privacy"][name] for name in ("epsilon", "delta"))
+        bound = "no epsilon" if epsilon is None else guarantee(epsilon, delta)
+        console.print(Text(f"updates: {said}; {bound}"))
     console.print(Text(f"{duration(run.seconds)}; everything is in {out}, the figures in {out / RUN_FILE}"))
 
 
@@ -54,3 +62,22 @@ def _score(scores: Mapping[str, Any]) -> str:
         return "none to find"
     low, high = interval if isinstance(interval, list) else (None, None)
     return f"{dice:.3f}" if low is None else f"{dice:.3f} ({low:.3f} to {high:.3f})"
+
+
+def print_served(served: Served, out: Path) -> None:
+    """Print the rounds on stdout: who has answered, what was sent, the mean score on the sites' validation parts."""
+    console = screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)
+    table = Table()
+    for title in ("round", "sites", "validation Dice", "MB down", "MB up", "s"):
+        table.add_column(title, justify="left" if title == "sites" else "right")
+    for one in served.rounds:
+        score, seconds = one.get("score"), one["seconds"]
+        sent = (f"{sum(site[way] for site in one['sites'].values()) / 1e6:.3f}" for way in ("down", "up"))
+        cells = (
+            str(one["round"]), ", ".join(one["sites"]), "-" if score is None else f"{score:.3f}", *sent,
+            "-" if seconds is None else f"{seconds:.1f}",
+        )  # fmt: skip
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    console.print(Text(f"the result, {served.result_bytes / 1e6:.1f} MB, went to {', '.join(served.kept)}"))
+    console.print(Text(f"{duration(served.seconds)}; everything is in {out}"))

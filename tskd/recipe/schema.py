@@ -645,12 +645,34 @@ class ExportConfig(Section):
     """Largest difference of Dice between the network and the exported file."""
 
 
+class PrivacyConfig(Section):
+    """What is done to the sites' updates of the teacher before others learn of them; the unit is a whole site."""
+
+    secure_aggregation: bool = False
+    """Updates are masked so that the server can add them up and read none (Flower's SecAgg+)."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest Euclidean norm of a site's update in a round, which it is scaled down to; all sites then weigh the same,
+    whatever number of images they have."""
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of the Gaussian noise on the sum of the updates, in units of ``clip``. With it a site tells no
+    loss, score or number of images either, and the last round is the teacher."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """That the epsilon of the noise is told for."""
+
+    @model_validator(mode="after")
+    def _noise_has_a_unit(self) -> Self:
+        if self.noise > 0 and self.clip is None:
+            raise ValueError("noise is told in units of clip, and there is none: set clip too, such as 1.0")
+        return self
+
+
 class FederatedConfig(Section):
     """Several sites, whose images stay where they are, adapt one teacher, or teach one student, together.
 
     Every strategy takes ``rounds`` times ``local_steps`` steps at each site, ``alone`` and ``pooled`` included.
     """
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"privacy"})
     sites: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """Name of a site -> what its data differ in from the section ``data``, such as ``{root: FOLDER}``."""
     transfer: dict[str, Any]
@@ -672,6 +694,7 @@ class FederatedConfig(Section):
     """Sites that have to answer in a round; those that do not are left out of it."""
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     """Seconds that a round waits for an answer."""
+    privacy: PrivacyConfig = PrivacyConfig()
 
     @field_validator("sites")
     @classmethod

@@ -37,7 +37,10 @@ def site_looks(sites: Sequence[str]) -> dict[str, Look]:
 
 
 def labelled_images(rounds: Rounds) -> dict[str, int]:
-    """Return site -> how many labelled images it said that it trains on; nothing of sites that never said so."""
+    """Return site -> how many labelled images it said that it trains on; nothing of sites that never said so.
+
+    With noise a site says 1, whatever it has: ask for none of those.
+    """
     told = {name: one[TRAINED] for entry in rounds for name, one in entry["sites"].items() if TRAINED in one}
     return {name: int(count) for name, count in told.items()}
 
@@ -48,6 +51,30 @@ def absent(rounds: Rounds, sites: Sequence[str]) -> dict[int, list[str]]:
         int(entry["round"]): [name for name in sites if TRAINED not in entry["sites"].get(name, {})] for entry in rounds
     }
     return {number: names for number, names in missing.items() if names}
+
+
+def measures(privacy: Mapping[str, Any]) -> str:
+    """Return what is done to the sites' updates before others learn of them, ``masked (SecAgg+), clipped to 1, noise
+    0.1``; empty: nothing."""
+    masked = "masked (SecAgg+)" if privacy.get("secure_aggregation") else ""
+    bounds = f"clipped to {privacy['clip']:g}" if privacy.get("clip") else ""
+    noise = f"noise {privacy['noise']:g}" if privacy.get("noise") else ""
+    return ", ".join(filter(None, (masked, bounds, noise)))
+
+
+def guarantee(epsilon: float, delta: float) -> str:
+    """Return epsilon and delta, and how much that promises.
+
+    Source: Ponomareva et al. 2023 (arXiv 2303.00654), the three tiers of section 5.2.
+    """
+    promise = (
+        "which is strong"
+        if epsilon <= 1
+        else "which is moderate"
+        if epsilon <= 10
+        else "which promises next to nothing"
+    )
+    return f"ε = {f'{epsilon:.2g}' if epsilon < 10 else f'{epsilon:,.0f}'} at δ = {delta:g}, {promise}"
 
 
 def round_axis(numbers: Sequence[int]) -> Axis:

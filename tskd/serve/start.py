@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import os
 import socket
@@ -15,7 +14,8 @@ import uvicorn
 from tskd.console import say
 from tskd.data.dicom_pixels import POOL
 from tskd.deploy.bundle import open_bundle
-from tskd.errors import UserError, refused_by_system, until_terminated
+from tskd.errors import UserError, until_terminated
+from tskd.listening import listening
 from tskd.serve.app import Service, create_app
 from tskd.serve.corrections import Corrections
 from tskd.serve.guard import Access
@@ -56,7 +56,7 @@ def serve(
     bundle = open_bundle(model)
     kept = None if corrections is None else Corrections(corrections, bundle.classes)
     service = Service(bundle, limits, access, threads, kept, pool)
-    with listening(address) as listener:
+    with listening(address.host, address.port) as listener:
         host, port = listener.getsockname()[:2]
         say(f"serving {model} on http://{f'[{host}]' if ':' in host else host}:{port} (stop with Ctrl-C)")
         config = uvicorn.Config(
@@ -83,34 +83,6 @@ def access_for(address: Address) -> Access:
     if not is_local:
         names |= {address.host.lower(), socket.gethostname().lower()}
     return Access(token, frozenset(name.lower() for name in names))
-
-
-def listening(address: Address) -> socket.socket:
-    """Return a bound socket; raises UserError where the address is taken or none of this machine's."""
-    try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise UserError(f"--host {address.host}: there is no such address. Give one of this machine's.") from error
-    family, _, _, _, place = found[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":  # on Windows it would let a second server take the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
-        listener.listen(128)  # a second server on the port is refused here, not after its model is loaded
-    except OSError as error:
-        listener.close()
-        raise UserError(_unbindable(address, error)) from error
-    return listener
-
-
-def _unbindable(address: Address, error: OSError) -> str:
-    where = f"port {address.port} of {address.host}"
-    if error.errno == errno.EADDRINUSE:
-        return f"{where} is taken by another program. Choose another with --port, or 0 for any that is free."
-    if error.errno == errno.EACCES:
-        return f"{where} may not be used by this user. Choose one from 1024 on with --port."
-    return f"{where} cannot be listened on: {refused_by_system(error)}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -23,6 +23,7 @@ from tskd.overlays import overlay_panel
 from tskd.recipe.schema import NAMING, EvaluateConfig
 from tskd.stages.evaluation_files import (
     CASES,
+    OVERLAYS,
     PREDICTIONS,
     SUMMARY,
     pick_overlays,
@@ -34,7 +35,6 @@ from tskd.stages.scoring import Scoring, Tally, summarise_levels
 from tskd.stages.workbench import Workbench
 
 VERSION = 5
-OVERLAYS = "overlays"
 ADAPTED_AT_ONCE = 32
 """Test images in a batch whose statistics batch norms take on."""
 STATISTICS = {"running_mean", "running_var"}

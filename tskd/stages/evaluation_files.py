@@ -15,7 +15,7 @@ from PIL import Image
 from tskd.cells import harmless, original
 from tskd.metrics.segmentation import ScoreRow, headline
 
-CASES, PREDICTIONS, SUMMARY = "cases.csv", "predictions", "summary.json"
+CASES, PREDICTIONS, SUMMARY, OVERLAYS = "cases.csv", "predictions", "summary.json", "overlays"
 _BYTES = "surrogateescape"
 """Of an id that comes from a file name which is not UTF-8: its bytes are written and read back as they are."""
 

@@ -39,7 +39,7 @@ from tskd.metrics.segmentation import agreement
 from tskd.models.description import read_description
 from tskd.models.registry import load_model, save_tensors
 from tskd.recipe.schema import ExportConfig
-from tskd.run_file import REMEDY, RunFile, read_run
+from tskd.run_file import REMEDY, RunFile, folder_of_run, read_run
 from tskd.stages.doubt import read_doubts
 from tskd.stages.int8 import ship_int8
 from tskd.stages.network_answers import median_ms, network_answer
@@ -121,7 +121,7 @@ def export_again(model: Path, *, int8: bool | None = None) -> Path:
     ``int8`` None: as the run's recipe says. ``model`` is the run's output folder or the bundle in it: the cases that
     prove the export are in the run's artifacts. Raises UserError where they are not there.
     """
-    out = model if (model / RUN_FILE).is_file() else model.parent
+    out = folder_of_run(model)
     if not (out / RUN_FILE).is_file():
         raise UserError(
             f"{model}: an export is checked on the run's own test images, and there is no {RUN_FILE} here or beside "

@@ -13,8 +13,10 @@ REPLICATE_KEYS = frozenset({"seed", "data.budget_seed"})
 """An axis that sets nothing else repeats a measurement: statistics are over it, never between its values."""
 ABLATION_COLUMNS = ("dice_features_zeroed", "dice_features_of_another_image", "dice_skips_zeroed")
 """Mean Dice of the same network with a part of it switched off in the test."""
-FEDERATED_COLUMNS = ("worst_site", "dice_worst_site", "dice_of_sites", "mb_down", "mb_up")
-"""Of federated recipes: the site of the lowest Dice, that Dice, the mean over sites, and what was sent in all."""
+PRIVACY = "updates_are"
+FEDERATED_COLUMNS = ("worst_site", "dice_worst_site", "dice_of_sites", PRIVACY, "epsilon", "delta", "mb_down", "mb_up")
+"""Of federated recipes: the site of the lowest Dice, that Dice, the mean over sites, what is done to updates, epsilon
+at delta where there is noise, and what was sent in all."""
 RESULT_COLUMNS = frozenset({
     "level", "volume_error_ml",
     "run", "status", "error", "title", "dice", "dice_ci95_low", "dice_ci95_high", "iou", "hd95_px", "hd95_mm",
@@ -31,7 +33,7 @@ STATISTICS_COLUMNS = frozenset({
 """The same of tests.csv, changes.csv and ranks.csv, with a column for every axis not compared or averaged."""
 _WORDS = frozenset({
     "level", "run", "status", "error", "title", "evaluation", "measure", "baseline", "axis", "first", "last",
-    "worst_site",
+    "worst_site", PRIVACY,
 })  # fmt: skip
 FIGURES = (RESULT_COLUMNS | STATISTICS_COLUMNS) - _WORDS
 """Columns that hold a number or nothing; all others, the axes too, hold words as the grid has them."""

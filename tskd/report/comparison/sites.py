@@ -11,9 +11,9 @@ import numpy as np
 from tskd.metrics.comparison import DICE, PairTest, difference_interval, pair_test
 from tskd.report.blocks import Block, Chart, Charts, Points, Section, Table, section
 from tskd.report.charts import Axis, Estimate, Series, forest_chart, line_chart, line_key, log_places
-from tskd.report.comparison.files import METHOD
+from tskd.report.comparison.files import METHOD, PRIVACY
 from tskd.report.comparison.folder import Cell, ComparisonFolder, Line
-from tskd.report.sites import Rounds, absent, dice_at_sites, labelled_images, round_axis
+from tskd.report.sites import Rounds, absent, dice_at_sites, guarantee, labelled_images, round_axis
 from tskd.report.styles import Look
 from tskd.report.text import INTERVAL, NOTHING, capital, counted, dice_of, interval, number, signed
 
@@ -34,6 +34,11 @@ class Federated:
     """Run's replicate -> site -> case -> Dice."""
     rounds: Rounds
     """Of the first replicate; none where nothing was sent."""
+
+    @property
+    def labelled(self) -> dict[str, int]:
+        """Site -> its labelled images, as it told them; under noise it tells none."""
+        return labelled_images(self.rounds) if self.cell.mean("epsilon") is None else {}
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -72,7 +77,7 @@ def sites_section(comparison: ComparisonFolder) -> Section | None:
     blocks: list[Block | None] = []
     groups = {title: found for title, cells in comparison.groups.items() if (found := _federated(comparison, cells))}
     for title, found in groups.items():
-        labelled = {name: count for one in found for name, count in labelled_images(one.rounds).items()}
+        labelled = {name: count for one in found for name, count in one.labelled.items()}
         sites = sorted(found[0].sites, key=lambda name: labelled.get(name, 0))  # the smallest first; stable
         named = {name: f"{name}, {counted(labelled[name], 'label')}" if name in labelled else name for name in sites}
         where = f"{title}: " if len(groups) > 1 else ""
@@ -202,12 +207,31 @@ def _exchanged(found: Sequence[Federated], where: str) -> Table:
             *(number(one.cell.mean(f"mb_{way}"), 2) for way in ("down", "up")),
             number(one.cell.mean("seconds"), 0),
             _absent(one),
+            *_protected(one),
         )
         for one in found
     )
-    columns = ("", "rounds", "MB to the sites", "MB from them", "training, s", "did not answer")
-    note = "Bytes are those of all sites and rounds, the mean of a run; rounds and answers are of the first replicate."
-    return Table(columns, rows, title=capital(f"{where}what was sent"), note=note, texts=frozenset({0, 5}))
+    columns = ("", "rounds", "MB to the sites", "MB from them", "training, s", "did not answer", *_PROTECTED)
+    note = (
+        "Bytes are those of all sites and rounds, the mean of a run; rounds and answers are of the first replicate. "
+        "Where updates are not masked, the server reads each site's. A guarantee is for a site as a whole, none for "
+        "single patients, and in a simulation its noise protects nobody; without one a model can betray whom it was "
+        "trained on."
+    )
+    return Table(columns, rows, title=capital(f"{where}what was sent"), note=note, texts=frozenset({0, 5, 6, 7}))
+
+
+_PROTECTED = ("updates are", "guarantee")
+"""Columns of :func:`_protected`."""
+
+
+def _protected(one: Federated) -> tuple[str, str]:
+    """Return what is done to the updates of sites, and epsilon with what it promises."""
+    if not one.rounds:
+        return NOTHING, NOTHING
+    epsilon, delta = (one.cell.mean(name) for name in ("epsilon", "delta"))
+    bound = "none" if epsilon is None or delta is None else guarantee(epsilon, delta)
+    return str(one.cell.first.get(PRIVACY) or "as they are"), bound
 
 
 def _absent(one: Federated) -> str:

@@ -24,6 +24,7 @@ from tskd.report.sites import (
     Rounds,
     absent,
     dice_at_sites,
+    guarantee,
     labelled_images,
     megabytes,
     round_axis,
@@ -49,7 +50,7 @@ from tskd.report.text import (
 _EXCHANGED = {
     "alone": "Each site works for itself: nothing is sent.",
     "pooled": "All images are in one place, which is what a federation does without: nothing is sent.",
-    "fedavg": "Sites send the teacher's trained tensors, which are averaged, weighted by labelled images.",
+    "fedavg": "Sites send the teacher's trained tensors, which are averaged.",
     "fedprox": "Sites send the teacher's trained tensors, which are averaged, and stay near to the last average.",
     "fedbn": "Sites send the teacher's trained tensors but for its norms, and each has a model of its own.",
     "feddistill": "Sites send what their own teachers answer on the shared images; the student learns the mean of it.",
@@ -58,10 +59,17 @@ _EXCHANGED = {
 _ALL_THAT_LEAVES = (
     " Beside it a site tells its name, a loss, a validation score, and how many labelled images it trains on."
 )
+_NO_NUMBER_LEAVES = " Beside it a site tells its name and no number: noise would not cover it."
+_LEAVES = {
+    "update": "the teacher's trained tensors, each round; no image, file name or path",
+    "answers": "what its teacher answers on the shared images, once; no image, file name or path",
+}
+"""What is sent -> in words."""
 _ASKED_EACH_ROUND = (
     "Validation Dice is that of the average, on the images that each site keeps for it; loss is the last of a site's "
     "own training in the round."
 )
+_ASKED_FOR_NO_SCORE = "With noise on the updates no site tells a loss or a score; the last round is the teacher."
 _ASKED_ONCE = "Sites are asked once. Validation Dice is that of a site's own teacher, on the images kept for it."
 _SPAN = (-0.02, 1.02)
 """Of Dice: all of it, so that models compare, and marks at its ends whole."""
@@ -92,7 +100,14 @@ class Federation:
     @cached_property
     def labelled(self) -> Mapping[str, int]:
         """Labelled images of the sites, where this machine knows them or was told."""
-        return {**self.told.get("labelled", {}), **labelled_images(self.rounds)}
+        known: Mapping[str, int] = self.told.get("labelled", {})
+        return known if self.privacy.get("noise") else {**known, **labelled_images(self.rounds)}
+
+    @property
+    def privacy(self) -> Mapping[str, Any]:
+        """The settings of privacy, with epsilon where there is noise; empty in runs from before there were any."""
+        found: Mapping[str, Any] = self.told.get("privacy", {})
+        return found
 
     @cached_property
     def absent(self) -> dict[int, list[str]]:
@@ -116,6 +131,7 @@ def federated_page(run: RunFolder) -> Page:
         scores_section(one),
         sites_section(one),
         rounds_section(one),
+        privacy_section(one),
         training_section(run),
         limits_section(),
         cost_section(run),
@@ -175,7 +191,8 @@ def scores_section(one: Federation) -> Section | None:
     shown, cells = without_idle(columns, rows)
     strong = frozenset({one.run.models.index(one.main)})
     table = Table(shown, cells, note=note, strong=strong, texts=frozenset({0, columns.index("worst site")}))
-    lead = f"{_EXCHANGED.get(one.strategy, '')}{_ALL_THAT_LEAVES if one.rounds else ''}".strip()
+    beside = _NO_NUMBER_LEAVES if one.privacy.get("noise") else _ALL_THAT_LEAVES
+    lead = f"{_EXCHANGED.get(one.strategy, '')}{beside if one.rounds else ''}".strip()
     return section("scores", "Scores", lead, [table])
 
 
@@ -192,7 +209,40 @@ def rounds_section(one: Federation) -> Section | None:
     if not one.rounds:
         return None
     blocks: list[Block | None] = [_totals(one), _curves(one), _round_table(one)]
-    return section("rounds", "Rounds", _ASKED_ONCE if one.strategy == "feddistill" else _ASKED_EACH_ROUND, blocks)
+    lead = _ASKED_ONCE if one.strategy == "feddistill" else _ASKED_EACH_ROUND
+    return section("rounds", "Rounds", _ASKED_FOR_NO_SCORE if one.privacy.get("noise") else lead, blocks)
+
+
+def privacy_section(one: Federation) -> Section | None:
+    """What of the sites others can learn, by what was set against it, and what nothing was set against."""
+    if not one.rounds:
+        return None
+    privacy, sent = one.privacy, "answers" if one.strategy == "feddistill" else "update"
+    masked, noise = privacy.get("secure_aggregation"), privacy.get("noise")
+    server = "the mean of all sites' updates, and none by itself (SecAgg+)" if masked else f"each site's {sent}"
+    bound = f"at most a norm of {privacy['clip']:g} a round" if privacy.get("clip") else "no bound"
+    facts = [("Leaves a site", _LEAVES[sent]), ("The server learns", server), ("One site can change", bound)]
+    if noise:
+        rounds = counted(len(one.rounds), "round")
+        kept = f"{guarantee(privacy['epsilon'], privacy['delta'])}: for a whole site, over {rounds}, by noise {noise:g}"
+        facts.append(("Whoever gets the model", kept))
+    else:
+        facts.append(("Whoever gets the model", "no bound on what it betrays of those it was trained on"))
+    return section("privacy", "Privacy", "", [Facts(tuple(facts)), Facts(tuple(_gaps(one)), title="Not protected")])
+
+
+def _gaps(one: Federation) -> Iterator[tuple[str, str]]:
+    """Yield who is not protected, and from what."""
+    privacy = one.privacy
+    if privacy.get("noise") and privacy.get("noise_from") == "seed":
+        yield "All, in this simulation", "its noise comes from the seed, and anybody can draw it again"
+    by_site = "the guarantee is for a site as a whole"
+    yield "Single patients", by_site if privacy.get("noise") else "a model can betray whom it was trained on"
+    if privacy.get("secure_aggregation"):
+        yield "A site, from the server", "if it invents sites, or all other sites help it"
+    else:
+        yield "A site, from the server", "it reads what each site sends"
+    yield "Test images", "their scores are told as they are"
 
 
 def _caveat(one: Federation) -> str:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import ARTIFACTS, MANIFEST, Artifact, find_damage, manifest_damage
+from tskd.artifacts import ARTIFACTS, MANIFEST, Artifact, find_by_digest, find_damage, manifest_damage
 from tskd.data.prepared import Prepared
 from tskd.metrics.comparison import DICE, PairTest, compare_methods
 from tskd.metrics.segmentation import case_means
 from tskd.report.pictures import Predictions
 from tskd.report.styles import Look, look_of, ordered
 from tskd.run_file import RunFile, damaged_run, read_run
-from tskd.stages.evaluation_files import read_summary
+from tskd.stages.evaluation_files import OVERLAYS, read_summary
 
 STUDENT, BEFORE_FINETUNE = "student", "student_before_finetune"
 """Names in run.json of the model that is shipped, and of the same network before it saw labels."""
@@ -128,6 +128,14 @@ class RunFolder:
         return {
             name: Predictions(name, self.title(name), self.evaluation(name).path, self.tested) for name in self.models
         }
+
+    def overlays(self, model: str) -> list[Path]:
+        """Return the pictures of a model's test images, worst first; of a federation those that lie at its sites."""
+        evaluation, sites = self.evaluation(model), self.summary.federated.get("sites", {}).get(model, {})
+        own = {name: self.path / "sites" / name / ARTIFACTS for name in sites}
+        digests = evaluation.manifest["inputs"]
+        found = [find_by_digest(root, "evaluate", digests.get(f"site {n}", "")) for n, root in own.items()]
+        return [path for one in found or [evaluation] if one for path in sorted((one.path / OVERLAYS).glob("*.png"))]
 
     @property
     def data_digests(self) -> set[str]:

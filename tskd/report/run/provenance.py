@@ -106,6 +106,8 @@ def how_to_use(run: RunFolder) -> str:
     federated = run.summary.recipe.get("federated")
     if not federated:
         return f"tskd run recipe.yaml --data {DATA}"
+    if run.summary.federated.get("over") == "machines":
+        return f"tskd federate server recipe.yaml --keys KEYS --transfer {DATA}"
     real = [name for name, one in federated["sites"].items() if one.get("root", PHANTOMS) != PHANTOMS]
     sites = "".join(f" --site {name}={DATA}" for name in real)
     shared = f" --transfer {DATA}" if federated["transfer"].get("root", PHANTOMS) != PHANTOMS else ""
