@@ -25,6 +25,7 @@ from tskd.models.registry import build_model, load_model
 from tskd.recipe.schema import build_recipe
 from tskd.seeding import derive
 from tskd.stages.compute import compute_of
+from tskd.stages.label_training import labels_without
 from tskd.stages.unets import describe_unet, describe_unet_imagenet
 
 SIZE = 32
@@ -260,6 +261,23 @@ def test_several_teachers_answer_as_one_and_waste_no_label(folder: Path, open_ru
     assert run.initialisations.distilled_by(adapted).manifest["inputs"]["teacher"] == adapted.digest
     spent = compute_of(adapted, run.bench.used.values()).teacher_gflops
     assert spent == pytest.approx(sum(one.metrics["teacher_gflops"] for one in (first, second)))
+
+
+def test_members_without_folds_learn_from_all_labels_and_are_shared(open_run: OpenRun, tmp_path: Path) -> None:
+    """A fold that is left out all the same, members that are the same, or a larger ensemble that trains them anew."""
+    run = open_run("task_kd")
+
+    def with_members(count: int) -> Run:
+        config = run.recipe.teacher.model_copy(update={"members": count, "folds": False})
+        return Run(run.recipe.model_copy(update={"teacher": config}), run.out, run.runtime)
+
+    first, second = with_members(2).teachers.members
+    assert first.digest != second.digest
+    assert "held_out_dice" not in first.metrics
+    assert [one.path for one in with_members(3).teachers.members[:2]] == [first.path, second.path]
+    assert first.manifest["inputs"]["member"] == "0"
+    everything = labels_without(run.prepared, None)
+    assert len(everything.images) == SETTINGS["data"]["labels"], "validation included"
 
 
 def test_teachers_of_different_kinds_answer_together_each_at_its_own_size(folder: Path, open_run: OpenRun) -> None:

@@ -316,7 +316,7 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """The large model that is adapted to the task on the labels."""
 
-    later_keys: ClassVar[frozenset[str]] = frozenset({"members", "mirror", "encoder_lr", "decoder", "beside"})
+    later_keys: ClassVar[frozenset[str]] = frozenset({"members", "folds", "mirror", "encoder_lr", "decoder", "beside"})
     name: str = "auto"
     """``auto`` (what ``weights`` are; without them SAM ViT-B where it is on this machine, else the offline teacher),
     ``sam``, ``offline``, or ``timm/<backbone>``."""
@@ -339,8 +339,11 @@ class TeacherConfig(TrainConfig):
     """``lora``: adapters in a frozen encoder; ``probe``: the decoder alone; ``full``: all weights; auto: adapters for
     SAM and other transformers, all weights for convolutional networks."""
     members: Annotated[int, Field(ge=1, le=20)] = 1
-    """Teachers that answer together: each is trained with another seed on all labels but its own fold of the cases, on
-    which it is scored (``held_out_dice``); their mean probability, over mirrored images too, teaches."""
+    """Teachers that answer together, each trained with another seed; their mean probability, over mirrored images too,
+    teaches."""
+    folds: bool = True
+    """Each of several members leaves out its own fold of the cases, on which it is scored (``held_out_dice``); false:
+    each learns from all labels, validation included."""
     mirror: bool = False
     """One teacher answers with the mean over mirrored images too, where ``augment.flip`` allows it."""
     beside: tuple[TeacherConfig, ...] = ()

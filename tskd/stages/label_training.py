@@ -66,9 +66,9 @@ def training_labels(prepared: Prepared, target: Artifact | None = None) -> Label
     )
 
 
-def labels_without(prepared: Prepared, rows: np.ndarray, target: Artifact | None = None) -> Labelled:
+def labels_without(prepared: Prepared, rows: np.ndarray | None, target: Artifact | None = None) -> Labelled:
     """Return all labelled images, those for validation included, but the rows left out; ``target`` as above."""
-    kept = np.setdiff1d(prepared.rows("train", "val"), rows)
+    kept = np.setdiff1d(prepared.rows("train", "val"), [] if rows is None else rows)
     return Labelled(prepared.images[kept], prepared.masks[kept], prepared.names(kept), _others(prepared, target))
 
 

@@ -51,7 +51,7 @@ SAME_RESULT = frozenset({"gradient_checkpointing"})
 """Settings that the artifact does not depend on: where memory was short, training goes on from its state with them."""
 RESOLVED = frozenset({"name", "weights", "pixels", "decoder"})
 """Settings that lead to a network and its weights: those are in the fingerprint, not how they were found."""
-TOGETHER = frozenset({"members", "mirror", "beside"})
+TOGETHER = frozenset({"members", "folds", "mirror", "beside"})
 """Settings of what several teachers answer together: the training of one depends on its fold alone."""
 SAM_IMAGE_SIZE = 512
 SAM_PIXELS_AT_ONCE = 4 * 512**2
@@ -99,9 +99,9 @@ def build(
 ) -> Artifact:
     """Return the base model adapted on the labelled budget; ``shown``: the prepared ``data`` at the teacher's size.
 
-    ``member``: its number in an ensemble of ``config.members``, whose fold of the cases it does not see; None: it sees
-    the training part, and the validation part selects its weights. ``target``: prepared images of another site, whose
-    amplitudes ``config.augment.amplitude`` takes.
+    ``member``: its number in an ensemble of ``config.members``, which does not see its fold of the cases, or sees all
+    labels; None: it sees the training part, and the validation part selects its weights. ``target``: prepared images
+    of another site, whose amplitudes ``config.augment.amplitude`` takes.
     """
     return bench.train(
         "teacher",
@@ -116,11 +116,16 @@ def build(
             "weights": source.digest,
             "network": network(source),
             **as_input(shown, data),
-            **(selection(data) if member is None else {"fold": f"{member} of {config.members}"}),
+            **(selection(data) if member is None else _place(config, member)),
             **styled_after(config.augment, target),
         },
         version=VERSION,
     )  # fmt: skip
+
+
+def _place(config: TeacherConfig, member: int) -> dict[str, str]:
+    """Return what sets a member apart; one that learns from all labels is the same in a larger ensemble."""
+    return {"fold": f"{member} of {config.members}"} if config.folds else {"member": str(member)}
 
 
 def choose_teacher(
@@ -298,7 +303,7 @@ def train_teacher(
     """Adapt the base model on the labels; save what differs from the base.
 
     Alone it learns from the training part, selected on the validation part. As a ``member`` it learns, from a seed of
-    its own, from all labels but its fold's, and is scored on these once, at the end: nothing is selected by them.
+    its own, from all labels, or from all but its fold's and is scored on these once, at the end: they select nothing.
     """
     say(f"teacher: {source.title}" + ("" if member is None else f", member {member + 1} of {config.members}"))
     own = seed if member is None else derive(seed, "member", member)
@@ -311,7 +316,7 @@ def train_teacher(
     config = config.model_copy(update={"accumulate": parts_of_batch(config, source, runtime.fabric.world_size)})
     labelled, validate, held_out = training_labels(prepared, target), validation(prepared), None
     if member is not None:
-        held_out = held_out_rows(prepared, member, config.members, seed=seed)
+        held_out = held_out_rows(prepared, member, config.members, seed=seed) if config.folds else None
         labelled, validate = labels_without(prepared, held_out, target), None
     batches = labelled_batches(labelled, prepared.classes, config, config.augment, derive(own, "teacher batches"))
     training = Training(
