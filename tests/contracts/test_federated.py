@@ -373,3 +373,15 @@ def test_strategies_are_tested_on_the_same_cases_in_one_order(runs: Callable[[st
         assert not any(find_damage(evaluation))
     assert all(one == other for one, other in pairwise(cases))
     assert {name.partition("/")[0] for name in cases[0]} == SITES.keys()
+
+
+def test_answers_of_an_ensemble_are_not_taken_for_those_of_one_teacher(tmp_path: Path) -> None:
+    """What the sites' teachers are made of is in the name of their mean answer; planned, nothing is made."""
+    names: set[str] = set()
+    several: tuple[dict[str, Any], ...] = ({}, {"members": 2}, {"members": 2, "folds": False})
+    for teacher in several:
+        recipe = federated_recipe(strategy="feddistill")
+        changed = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update=teacher)})
+        (plan,) = plan_runs([GridRun("one", {}, changed)], tmp_path)
+        names |= {part.name for part in plan.missing if part.stage == "federated_answers"}
+    assert len(names) == 3

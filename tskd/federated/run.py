@@ -31,7 +31,7 @@ from tskd.stages import distill, pooled
 from tskd.stages.compute import compute_of
 from tskd.stages.lesson import Lesson, Teacher
 from tskd.stages.stored_answers import TEACHER_GFLOPS
-from tskd.stages.teacher import FILE, network
+from tskd.stages.teacher import FILE, RESOLVED, SAME_RESULT, TOGETHER, network
 from tskd.stages.teacher import VERSION as TEACHER_VERSION
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ class FederatedRun(PublicRun):
             "federated_teacher",
             self._average,
             config={
-                **settings.model_dump(exclude=NOT_IN_A_NAME, context=NAMING), "precision": self.bench.precision,
+                **settings.model_dump(exclude={*NOT_IN_A_NAME, *TOGETHER}, context=NAMING),
+                "precision": self.bench.precision,
                 **self.federated.model_dump(exclude=unsaid, context=NAMING),
             },
             inputs=self._sites_inputs(),
@@ -240,7 +241,7 @@ class FederatedRun(PublicRun):
             "federated_answers",
             self._ask,
             config={
-                "teacher": settings.model_dump(exclude=NOT_IN_A_NAME, context=NAMING), "views": config.views,
+                "teacher": settings.model_dump(exclude={*NOT_IN_A_NAME}, context=NAMING), "views": config.views,
                 "augment": config.augment.model_dump(exclude={"appearance"}, context=NAMING),
                 "precision": self.bench.precision, "answers": self.federated.answers,
             },
@@ -377,9 +378,7 @@ class Elsewhere:
         return Site(name, recipe, self.out / SITES / name, runtime, self.download)
 
 
-NOT_IN_A_NAME = {
-    *("gradient_checkpointing", "accumulate", "name", "weights", "pixels", "decoder", "members", "mirror", "beside")
-}
+NOT_IN_A_NAME = SAME_RESULT | RESOLVED | {"accumulate"}
 """Settings of the teacher that its tensors do not depend on, or that are in them by the weights' digest."""
 
 
