@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
@@ -109,6 +110,7 @@ def run_apps(
         nodes = range(1, sites + 1)
         server(Here(client, nodes, heard), Context(1, SUPERLINK_NODE_ID, {}, RecordDict(), {}))
         return
+    os.environ |= {"RAY_worker_niceness": "0"}  # before the import: at Ray's own 15 a busy machine starves the sites
     from flwr.simulation import run_simulation
 
     quiet: Any = {"logging_level": logging.ERROR, "log_to_driver": True, "include_dashboard": False}
