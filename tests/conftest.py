@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -38,8 +39,12 @@ class Started:
         if self.process.is_alive():
             self.process.kill()
             raise subprocess.TimeoutExpired(self.line, TIMEOUT)
-        out, err = ((self.said / name).read_text(encoding="utf-8") for name in ("out", "err"))
-        return subprocess.CompletedProcess(self.line, self.process.exitcode or 0, out, err)
+        return subprocess.CompletedProcess(self.line, self.process.exitcode or 0, self.text("out"), self.text("err"))
+
+    def text(self, name: str) -> str:
+        """Return what it has said so far on ``out`` or ``err``."""
+        file = self.said / name
+        return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +58,11 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Started]:
     context.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 
-    def start(*arguments: object, environment: Mapping[str, str] | None = None) -> Started:
-        line, said = [*map(str, arguments)], tmp_path_factory.mktemp("said")
-        process = context.Process(target=_run, args=(line, said, {**os.environ, **(environment or {})}))
+    def start(*arguments: object, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> Started:
+        """``cwd``: where the process works and leaves what it says, in a folder ``said...``."""
+        said = Path(tempfile.mkdtemp(prefix="said", dir=cwd)) if cwd else tmp_path_factory.mktemp("said")
+        line, there = [*map(str, arguments)], {**os.environ, **(environment or {})}
+        process = context.Process(target=_run, args=(line, said, there, cwd))
         process.start()
         return Started(process, line, said)
 
@@ -74,7 +81,8 @@ def tskd(forked: Command) -> Command:
     return partial(forked, "tskd")
 
 
-def _run(line: list[str], said: Path, environment: dict[str, str]) -> None:
+def _run(line: list[str], said: Path, environment: dict[str, str], cwd: Path | None) -> None:
+    os.chdir(cwd or Path.cwd())
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
