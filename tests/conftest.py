@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ class Started:
 
 @pytest.fixture(scope="session")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Started]:
-    """Start ``tskd`` or a Python file with arguments in a process forked from one that has done nothing but import.
+    """Start ``tskd``, a Python file or ``-m`` and a module in a process forked from one that has only imported.
 
     What a fresh interpreter does is tested in ``test_cli.py``, ``test_wheel.py`` and ``test_nothing_leaves.py``.
     Comparisons within this process fork their runs from the same one, hence it is there before any of them.
@@ -87,11 +88,15 @@ def _run(line: list[str], said: Path, environment: dict[str, str], cwd: Path | N
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a child of ``sh -c 'pytest &'`` would ignore it
     sys.argv = line
     if line[0] == "tskd":
         from tskd.cli import main
 
         main()
+    elif line[0] == "-m":
+        sys.argv = line[1:]
+        runpy.run_module(line[1], run_name="__main__", alter_sys=True)
     else:
         sys.path.insert(0, str(Path(line[0]).parent))
         runpy.run_path(line[0], run_name="__main__")
