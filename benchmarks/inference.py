@@ -53,6 +53,8 @@ NETWORKS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "U-Net of nnU-Net's size": ("dynunet", {"channels": list(nnunet_channels(SIDE))}),
 }
 FIRST = next(iter(NETWORKS))
+SMALL_VIT = ("timm", {"backbone": "test_vit", "decoder": "detail"})
+"""In ViT-Tiny's place with ``--quick``: what is written and made int8 in the same ways."""
 MEMBERS, LOOKS = 3, 2
 """Networks of the teacher's ensemble, and how often each is asked: as it is and mirrored."""
 SAM_SIDE = 1024
@@ -84,7 +86,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=int, nargs="+", help="images of folders that the first run's bundle predicts")
     parser.add_argument("--without-sam", action="store_true", help="leave out the encoders that take seconds")
-    parser.add_argument("--quick", action="store_true", help="without SAM, three rounds: does it run?")
+    parser.add_argument("--quick", action="store_true", help="without SAM, a smaller ViT, three rounds: does it run?")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -111,7 +113,8 @@ def rivals_in(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, 
     """Yield every network by name, ready to be asked."""
     for run in options.runs:
         yield from trained_in(run, folder, options.threads)
-    for name, (kind, arguments) in NETWORKS.items() if not options.runs else ():
+    networks = {**NETWORKS, "student: ViT-Tiny": SMALL_VIT} if options.quick else NETWORKS
+    for name, (kind, arguments) in networks.items() if not options.runs else ():
         torch.manual_seed(0)
         network = build_model(NetworkDescription(kind, arguments, ("any",), SIDE)).eval()
         path = folder / f"{len(list(folder.iterdir()))}.onnx"

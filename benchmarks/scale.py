@@ -32,6 +32,7 @@ from tskd.stages.distill import attach_projection, distillation_step, stored
 from tskd.stages.samples import draw_samples, open_sampler
 
 SIZES, QUICK = (250, 500, 1000, 2000), (2, 4)
+BATCH, SMALL_BATCH = 16, 2
 FIRST = 64
 """Images that go through once before anything is timed: the first batches allocate."""
 Row = dict[str, Any]
@@ -47,22 +48,27 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few images: does it run?")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    sizes, steps, rounds = (QUICK, 3, 1) if options.quick else (SIZES, options.steps, options.rounds)
+    sizes, rounds = (QUICK, 1) if options.quick else (SIZES, options.rounds)
+    steps, batch = (3, SMALL_BATCH) if options.quick else (options.steps, BATCH)
     with TemporaryDirectory() as folder:
         in_fresh_process(_make_shared, Path(folder), options.threads)
-        turns = [_one_round(sizes, turn, Path(folder), steps, options.threads) for turn in range(rounds)]
+        turns = [_one_round(sizes, turn, Path(folder), (steps, batch), options.threads) for turn in range(rounds)]
     print_results([_over_rounds(turns, size) for size in sizes], as_json=options.json, threads=options.threads)
 
 
-def _one_round(sizes: Sequence[int], turn: int, shared: Path, steps: int, threads: int) -> dict[int, Row]:
+def _one_round(sizes: Sequence[int], turn: int, shared: Path, trained: tuple[int, int], threads: int) -> dict[int, Row]:
     """Return a row a size; every second round goes from the largest to the smallest."""
     order = sizes if turn % 2 == 0 else sizes[::-1]
     passes = {size: max(sizes) // size for size in sizes}
-    return {size: in_fresh_process(measure, size, passes[size], shared, steps, threads) for size in order}
+    return {size: in_fresh_process(measure, size, passes[size], shared, trained, threads) for size in order}
 
 
-def measure(size: int, passes: int, shared: Path, steps: int, threads: int) -> Row:
-    """Return seconds of each part and the peak memory after it, in this process, for a transfer set of ``size``."""
+def measure(size: int, passes: int, shared: Path, trained: tuple[int, int], threads: int) -> Row:
+    """Return seconds of each part and the peak memory after it, in this process, for a transfer set of ``size``.
+
+    ``trained``: the steps of the distillation that is timed, and the images in its batch.
+    """
+    steps, batch = trained
     run = _open_run(shared, size, threads)
     images = run.transfer_set
     teacher = load_model(run.teachers.adapted.path)
@@ -79,7 +85,7 @@ def measure(size: int, passes: int, shared: Path, steps: int, threads: int) -> R
     answers, seconds = _repeated(answer, passes, shared)
     row: Row = {"images": size, "cache ms": 1000 * seconds / (layout.views * size)}
     row["cache MB"] = round(peak_memory_mb())
-    batches = stored_answers.CachedBatches(answers, images, 16, run.recipe.distill.augment, seed=0)
+    batches = stored_answers.CachedBatches(answers, images, batch, run.recipe.distill.augment, seed=0)
     settings = run.recipe.distill.model_copy(update={"steps": steps})
     level, module = attach_projection(build_model(run.student_description), stored(batches(0, 0, 1)))
     step = distillation_step(settings, stored, level)

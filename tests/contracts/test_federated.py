@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,18 @@ def test_with_fedbn_norms_never_leave_and_each_site_keeps_its_own(tmp_path: Path
     assert not all(torch.equal(north[name], south[name]) for name in norms)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return the digest of the teacher of a federation of three rounds that nothing has stopped."""
+
+    @cache
+    def whole(strategy: str) -> str:
+        recipe = federated_recipe(strategy=strategy, rounds=3)
+        return federated_run(tmp_path_factory.mktemp("whole"), recipe).teacher.digest
+
+    return whole
+
+
 class Killed(BaseException):
     """What no handler catches, as no handler catches a kill."""
 
@@ -153,10 +166,10 @@ class Killed(BaseException):
 @pytest.mark.parametrize("strategy", ["fedavg", "fedbn"])
 @pytest.mark.parametrize("where", ["after a round", "within one"])
 def test_a_server_that_was_killed_goes_on_from_its_last_round_and_ends_with_the_same_bits(
-    strategy: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    strategy: str, where: str, whole: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     recipe = federated_recipe(strategy=strategy, rounds=3)
-    whole = federated_run(tmp_path / "whole", recipe)
     count = 0
     if where == "after a round":
         kept = Averaging._keep  # noqa: SLF001 what Flower calls after each round
@@ -187,7 +200,7 @@ def test_a_server_that_was_killed_goes_on_from_its_last_round_and_ends_with_the_
     assert state is not None
     assert len(state["log"]) == (2 if where == "after a round" else 1)
     again = federated_run(tmp_path / "killed", recipe)
-    assert again.teacher.digest == whole.teacher.digest
+    assert again.teacher.digest == whole(strategy)
     assert [entry["round"] for entry in again.rounds] == [1, 2, 3]
     assert f"goes on after round {len(state['log'])} of 3" in capsys.readouterr().err
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import Command
+from tests.conftest import Command, Started
 from tskd.cli import main
 
 SMOKE = Path(__file__).parents[2] / "recipes/compare/smoke.yaml"
@@ -89,26 +92,24 @@ def test_results_are_not_written_into_a_file(tskd: Command, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_that_nothing_is_lost(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "tskd.cli", "run", "--out", str(tmp_path)]
+def test_ctrl_c_says_that_nothing_is_lost(started: Callable[..., Started], tmp_path: Path) -> None:
+    line = ["run", "--out", tmp_path]
     for setting in ("steps=100000", "name=timm/test_resnet", "weights=random", "adaptation=full"):
         line += ["--set", f"teacher.{setting}"]
     for setting in ("image_size=32", "labels=6", "phantom.size=32", "phantom.train=10", "phantom.test=4"):
         line += ["--set", f"data.{setting}"]
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child of ``sh -c 'pytest &'`` would ignore it
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    signal.signal(signal.SIGINT, usual)
+    running = started("tskd", *line)
     try:
-        assert process.stderr is not None
-        while "teacher: " not in (said := process.stderr.readline()):
-            assert said, "the run ended by itself"
-        process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
+        while "teacher: " not in running.text("err"):
+            assert running.process.is_alive(), "the run ended by itself"
+            time.sleep(0.05)
+        os.kill(running.process.pid, signal.SIGINT)
+        answer = running.ended()
     finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "stopped; what is finished is kept, the same command goes on" in rest
-    assert "Traceback" not in rest
+        running.process.kill()
+    assert answer.returncode == 130
+    assert "stopped; what is finished is kept, the same command goes on" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_check_names_ten_kinds_of_broken_files(tskd: Command, tmp_path: Path) -> None:

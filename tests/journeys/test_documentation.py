@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.conftest import Command
+
 DOCS = Path(__file__).parents[2] / "docs"
 MINUTES = 3
 """Of one core."""
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+def test_the_site_builds_without_a_warning(forked: Command, tmp_path: Path) -> None:
     """Red where a page links to nothing, is in no list, or a docstring that the reference quotes is not well formed."""
-    line = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]
-    answer = subprocess.run(line, capture_output=True, text=True, check=False)
+    answer = forked("-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", DOCS, tmp_path)
     assert (answer.returncode, answer.stderr) == (0, "")
     reference = (tmp_path / "reference/python.html").read_text(encoding="utf-8")
     assert all(f"tskd.api.{name}" in reference for name in ("experiments.run", "distillation.distill", "model.load"))

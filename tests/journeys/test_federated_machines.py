@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 pytest.importorskip("flwr")
 
 import tskd
+from tests.conftest import Started
 from tests.federations import SETTINGS, federated_run
 from tskd.errors import UserError
 from tskd.experiment.methods import METHODS
@@ -42,46 +41,38 @@ SECONDS = 400
 
 @dataclass
 class Process:
-    """One command in a folder of its own, its output in a file."""
+    """One command in a folder of its own, where it leaves what it says; forked anew at each start."""
 
-    folder: Path
-    arguments: list[str]
-    number: int = 0
-    running: subprocess.Popen[bytes] = field(init=False)
+    begin: Callable[[], Started]
+    starts: list[Started] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        self.number += 1
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        environment |= {"FLWR_TELEMETRY_ENABLED": "1", "no_proxy": "*"}  # ours has to win
-        with self.log.open("ab") as log:
-            self.running = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, "federate", *self.arguments], cwd=self.folder, env=environment,
-                stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+        self.starts.append(self.begin())
 
     @property
-    def log(self) -> Path:
-        return self.folder / "log.txt"
+    def running(self) -> BaseProcess:
+        return self.starts[-1].process
 
     def said(self) -> str:
-        return self.log.read_text()
+        return "".join(one.text(name) for one in self.starts for name in ("out", "err"))
 
     def wait_to_say(self, words: str) -> None:
         until = time.monotonic() + SECONDS
         while words not in self.said():
             assert time.monotonic() < until, f"{words!r} was not said, but: {self.said()}"
-            assert self.running.poll() is None or words in self.said(), self.said()
+            assert self.running.is_alive() or words in self.said(), self.said()
             time.sleep(0.1)
 
     def kill(self) -> None:
-        self.running.send_signal(signal.SIGKILL)
-        self.running.wait(60)
+        self.running.kill()
+        self.running.join(60)
 
-    def ended(self) -> int:
-        return self.running.wait(SECONDS)
+    def ended(self) -> int | None:
+        self.running.join(SECONDS)
+        return self.running.exitcode
 
 
 @pytest.fixture
@@ -135,17 +126,34 @@ def _copy_drawn(folder: Path, place: Path, *, mark: str) -> None:
 
 @pytest.fixture
 def processes() -> Iterator[list[Process]]:
-    started: list[Process] = []
-    yield started
-    for one in started:
-        if one.running.poll() is None:
+    processes: list[Process] = []
+    yield processes
+    for one in processes:
+        if one.running.is_alive():
             one.kill()
 
 
-def _site(folder: Path, name: str, port: int) -> Process:
-    server = f"127.0.0.1:{port}"
-    given = ["--site", name, "--data", "data", "--transfer", "shared", "--keys", "keys", "--server", server]
-    return Process(folder / name, ["site", "fed.yaml", *given, "--out", "out"])
+@pytest.fixture
+def start(started: Callable[..., Started], hospitals: Path, processes: list[Process]) -> Callable[[], list[Process]]:
+    """Start the server and its sites, as three machines would: none has been told more than its own folder holds."""
+    program = hospitals / "command.py"
+    program.write_text(COMMAND)
+    environment = {"no_proxy": "*"}
+
+    def process(name: str, *arguments: object) -> Process:
+        begin = partial(started, program, "federate", *arguments, environment=environment, cwd=hospitals / name)
+        return Process(begin)
+
+    def start() -> list[Process]:
+        port = _free_port()
+        common = ("--transfer", "shared", "--keys", "keys", "--out", "out")
+        processes.append(process("server", "server", "fed.yaml", *common, "--host", "127.0.0.1", "--port", port))
+        for name in ("north", "south"):
+            own = ("--site", name, "--data", "data", "--server", f"127.0.0.1:{port}")
+            processes.append(process(name, "site", "fed.yaml", *common, *own))
+        return processes
+
+    return start
 
 
 def _free_port() -> int:
@@ -155,18 +163,10 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _start(hospitals: Path, processes: list[Process]) -> list[Process]:
-    port = _free_port()
-    given = ["--keys", "keys", "--transfer", "shared", "--host", "127.0.0.1", "--port", str(port), "--out", "out"]
-    processes.append(Process(hospitals / "server", ["server", "fed.yaml", *given]))
-    processes.extend(_site(hospitals, name, port) for name in ("north", "south"))
-    return processes
-
-
 def test_a_federation_of_processes_ends_as_in_a_simulation_although_server_and_site_are_killed(
-    hospitals: Path, processes: list[Process]
+    hospitals: Path, start: Callable[[], list[Process]]
 ) -> None:
-    server, _, south = _start(hospitals, processes)
+    server, _, south = processes = start()
     server.wait_to_say("round 1 of 3, 2 sites")
     south.kill()  # wherever in its round it is
     south.start()
@@ -200,12 +200,12 @@ def test_a_federation_of_processes_ends_as_in_a_simulation_although_server_and_s
     ],
 )
 def test_other_strategies_end_over_processes_as_in_a_simulation(
-    hospitals: Path, processes: list[Process], strategy: str, privacy: dict[str, Any], sent: set[str]
+    hospitals: Path, start: Callable[[], list[Process]], strategy: str, privacy: dict[str, Any], sent: set[str]
 ) -> None:
     """Bit by bit, under masks too; and the server's run.json has what the simulation's has of each site."""
     federated = {"strategy": strategy, "privacy": privacy, "rounds": 2, "local_steps": 2}
     _write_recipe(hospitals, **federated)
-    _start(hospitals, processes)
+    processes = start()
     assert [one.ended() for one in processes] == [0, 0, 0], "\n".join(one.said() for one in processes)
 
     simulated = _simulated(hospitals, **federated)

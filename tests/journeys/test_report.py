@@ -28,7 +28,7 @@ TINY = {
     "transfer": {"synthetic": 8},
     "distill": {"steps": 4, "batch_size": 8},
     "finetune": {"steps": 4, "batch_size": 8},
-    "student": {"patch": 16},
+    "student": {"backbone": "test_vit", "patch": 16},
     "control": {"steps": 4, "batch_size": 8, "channels": [8, 16, 32]},
     "engine": {"accelerator": "cpu"},
 }

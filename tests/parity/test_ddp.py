@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -78,7 +75,6 @@ except Paused:
     sys.exit(75)
 torch.save({**module.state_dict(), "steps": result.steps}, folder / f"rank{rank}.pt")
 '''
-TIME_LIMIT = 240
 ROOT = Path(tskd.__file__).parents[1]
 
 
@@ -170,19 +166,14 @@ def log_of(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_fabrics_own_launcher_gives_them_too(program: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_fabrics_own_launcher_gives_them_too(
+    started: Callable[..., Started], program: Path, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     """It has the processes talk to each other before our program begins; to launch them again would be an error."""
-    command = [
-        sys.executable,
-        "-m",
-        "lightning_fabric.cli",
-        "--accelerator=cpu",
-        "--devices=2",
-        "--strategy=ddp",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command += [f"--main-port={free_port()}", str(program), str(tmp_path), "2", "1", "0"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+    options = ("--accelerator=cpu", "--devices=2", "--strategy=ddp", f"--main-port={free_port()}")
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = ("-m", "lightning_fabric.cli", *options, program, tmp_path, 2, 1, 0)
+    ended = started(*command, environment=environment).ended()
     assert ended.returncode == 0, ended.stderr
     assert_close(tmp_path, alone)
 
