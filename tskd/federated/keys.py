@@ -144,12 +144,15 @@ def _public_bytes(key: ec.EllipticCurvePublicKey) -> bytes:
 def _host(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass  # a name then
+    except ValueError:  # a name, then
+        return _host_name(host)
+
+
+def _host_name(name: str) -> x509.DNSName:
     try:
-        return x509.DNSName(host)
+        return x509.DNSName(name)
     except ValueError as error:
-        raise UserError(f"--host {host}: give a name or an address in plain letters, without a port.") from error
+        raise UserError(f"--host {name}: give a name or an address in plain letters, without a port.") from error
 
 
 def _write_pair(folder: Path, secret: str, private: bytes, open_: str, public: bytes) -> tuple[Path, Path]:

@@ -172,7 +172,7 @@ class FederatedRun(PublicRun):
             "federated_teacher",
             self._average,
             config={
-                **settings.model_dump(exclude={*NOT_IN_A_NAME, *TOGETHER}, context=NAMING),
+                **settings.model_dump(exclude=set(NOT_IN_A_NAME | TOGETHER), context=NAMING),
                 "precision": self.bench.precision,
                 **self.federated.model_dump(exclude=unsaid, context=NAMING),
             },
@@ -241,7 +241,7 @@ class FederatedRun(PublicRun):
             "federated_answers",
             self._ask,
             config={
-                "teacher": settings.model_dump(exclude={*NOT_IN_A_NAME}, context=NAMING), "views": config.views,
+                "teacher": settings.model_dump(exclude=set(NOT_IN_A_NAME), context=NAMING), "views": config.views,
                 "augment": config.augment.model_dump(exclude={"appearance"}, context=NAMING),
                 "precision": self.bench.precision, "answers": self.federated.answers,
             },
