@@ -44,7 +44,7 @@ from tskd.stages.doubt import read_doubts
 from tskd.stages.int8 import ship_int8
 from tskd.stages.network_answers import median_ms, network_answer
 
-VERSION = 4
+VERSION = 5
 MAX_PROBABILITY_DIFFERENCE = 1e-3
 """Largest difference of one probability of one pixel between network and file; rounding alone gives about 1e-6."""
 ODD_SIZE = (173, 211)
