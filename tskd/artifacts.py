@@ -345,12 +345,14 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Draft:
     """A file's new content, whole and on the disk, under a hidden name beside the place that it is for."""
 
     path: Path
     partial: Path
+    is_settled: bool = False
+    """Published or discarded."""
 
     def publish(self) -> None:
         """Let the content take its place, in one step; raises OSError that names ``path`` where the disk refuses."""
@@ -360,10 +362,13 @@ class Draft:
             except BaseException:
                 self.discard()
                 raise
+        self.is_settled = True
 
     def discard(self) -> None:
         """Remove the content; does nothing once it is published."""
-        self.partial.unlink(missing_ok=True)
+        if not self.is_settled:
+            self.partial.unlink(missing_ok=True)
+            self.is_settled = True
 
 
 def draft(path: Path, content: bytes) -> Draft:

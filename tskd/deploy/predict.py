@@ -7,10 +7,10 @@ import errno
 import gzip
 import io
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -193,9 +193,11 @@ def predict_paths(
     threads = options.threads or cores()
     at_once = min(threads, sum(len(item.frames) for item in items)) or 1
     session, classes = bundle.session(threads // at_once), len(bundle.classes)
-    asking = threading.Semaphore(at_once)
-    work = _Work(session, asking, bundle.window, bundle.axis, classes, bundle.look_below, out, options, segmentations)
-    _predict_and_list(items, work, at_once * _WORKERS, outcome)
+    with ThreadPoolExecutor(at_once, thread_name_prefix="tskd-network") as network:
+        work = _Work(
+            session, network, bundle.window, bundle.axis, classes, bundle.look_below, out, options, segmentations
+        )
+        _predict_and_list(items, work, at_once * _WORKERS, outcome)
     return outcome
 
 
@@ -307,8 +309,8 @@ class _Work:
     """What is the same for all items."""
 
     session: InferenceSession
-    asking: threading.Semaphore
-    """Of the frames that are answered at a time, each by its share of the threads."""
+    network: ThreadPoolExecutor
+    """Threads that ask it, each with its share of the processors: they never wait for a disk."""
     window: IntensityWindow | None
     axis: int
     """Along which NIfTI volumes are sliced."""
@@ -329,8 +331,7 @@ class _Work:
         frame, place = item.frames[number], None if item.kind == "image" else number
         with self.room.of(_pixels(frame)):
             image = self._read(frame)
-            with self.asking:
-                answer = self._ask(image)
+            answer = self.network.submit(self._ask, image).result()
             grey = level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
             prediction = self._found(item, frame, place, answer)
             drafts = _drafts((self.out / path, content) for path, content in self._own(item, place, image, answer))
