@@ -711,6 +711,31 @@ def test_a_full_disk_ends_it_with_what_is_finished_listed(
         assert {line["output"] for line in csv.DictReader(file)} == {"0.png"}
 
 
+def test_large_images_are_answered_one_at_a_time(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red where each thread takes one of 60 million pixels, and the system ends the process."""
+    for number in range(4):
+        Image.fromarray(pixels(20, 30, number)).save(tmp_path / f"{number}.png")
+    inside, most = [], []
+
+    def watched(session: Any, image: np.ndarray) -> Any:
+        inside.append(image)
+        most.append(len(inside))
+        time.sleep(0.05)
+        answer = ask(session, image)
+        inside.pop()
+        return answer
+
+    monkeypatch.setattr("tskd.deploy.predict.ask", watched)
+    for limit, expected in ((1000, 1), (1200, 2)):
+        monkeypatch.setattr("tskd.deploy.predict.MAX_PIXELS", limit)
+        most.clear()
+        options = PredictOptions(threads=4, overwrite=True)
+        predict_paths(bundle, sorted(tmp_path.glob("*.png")), tmp_path / "out", options=options)
+        assert max(most) == expected
+
+
 def test_lost_grey_levels_are_told(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = np.arange(600, dtype=np.uint16).reshape(20, 30)
     save(values, tmp_path / "wide.dcm", Modality="MR", WindowCenter=32768, WindowWidth=65536)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tskd.deploy.looking import Room, look_ahead
+from tskd.deploy.looking import Closed, Room, look_ahead
 from tskd.errors import UserError
 
 
@@ -144,6 +144,21 @@ def test_room_bounds_the_pixels_in_work_and_a_larger_image_goes_alone(sizes: lis
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, sizes, timeout=10))
     assert max(seen) == most
+
+
+def test_a_closed_room_turns_away_who_waits() -> None:
+    """Red where Ctrl-C waits until every large image that was queued is answered, one after the other."""
+    room = Room(10)
+
+    def wait() -> None:
+        with room.of(10):
+            raise AssertionError("went in")
+
+    with ThreadPoolExecutor(1) as pool, room.of(10):
+        waiting = pool.submit(wait)
+        room.close()
+        with pytest.raises(Closed):
+            waiting.result(timeout=10)
 
 
 def test_room_is_free_again_after_an_error() -> None:

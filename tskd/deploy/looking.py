@@ -40,18 +40,24 @@ class Look(Generic[Frame, Result]):
             self.future.result().discard()
 
 
+class Closed(Exception):
+    """There will be no room any more: the work is being stopped."""
+
+
 class Room:
     """Bounds how many pixels are worked on at a time; an image that is larger goes alone."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.taken = most, 0
+        self.most, self.taken, self.is_closed = most, 0, False
         self._changed = threading.Condition()
 
     @contextmanager
     def of(self, pixels: int) -> Iterator[None]:
-        """Hold room for so many pixels, once there is that much."""
+        """Hold room for so many pixels, once there is that much; raises Closed where there will be none."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.taken or self.taken + pixels <= self.most)
+            self._changed.wait_for(lambda: self.is_closed or not self.taken or self.taken + pixels <= self.most)
+            if self.is_closed:
+                raise Closed
             self.taken += pixels
         try:
             yield
@@ -59,6 +65,12 @@ class Room:
             with self._changed:
                 self.taken -= pixels
                 self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nothing in that has not begun."""
+        with self._changed:
+            self.is_closed = True
+            self._changed.notify_all()
 
 
 def cores() -> int:

@@ -242,7 +242,7 @@ def _predict_all(items: Sequence[Item], work: _Work, workers: int, outcome: Outc
         lambda place: work.see(items[place.order], place.number),
         workers,
     )
-    with progress("predict", total) as advance, closing(looks):
+    with progress("predict", total) as advance, closing(looks), closing(work.room):
         for order, own in groupby(looks, key=lambda look: look.frame.order):
             item = items[order]
             try:
