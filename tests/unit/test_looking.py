@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tskd.deploy.looking import Closed, Room, look_ahead
+from tskd.deploy.looking import Closed, Room, handing_over_quickly, look_ahead
 from tskd.errors import UserError
 
 
@@ -142,7 +143,10 @@ def test_room_bounds_the_pixels_in_work_and_a_larger_image_goes_alone(sizes: lis
                 inside[1] -= pixels
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, sizes, timeout=10))
+        try:
+            list(pool.map(work, sizes, timeout=10))
+        finally:
+            room.close()
     assert max(seen) == most
 
 
@@ -167,3 +171,13 @@ def test_room_is_free_again_after_an_error() -> None:
         raise UserError("damaged")
     with room.of(10):
         assert room.taken == 10
+
+
+def test_the_interpreter_switches_as_before_once_the_work_is_done() -> None:
+    before = sys.getswitchinterval()
+    with handing_over_quickly():
+        assert sys.getswitchinterval() < before
+    assert sys.getswitchinterval() == before
+    with pytest.raises(UserError), handing_over_quickly():
+        raise UserError("damaged")
+    assert sys.getswitchinterval() == before

@@ -34,7 +34,7 @@ from tskd.deploy.bundle import Bundle
 from tskd.deploy.dicom_out import Kind, SegmentationFiles, model_of
 from tskd.deploy.doubt import remark
 from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
-from tskd.deploy.looking import Look, Room, cores, look_ahead
+from tskd.deploy.looking import Look, Room, cores, handing_over_quickly, look_ahead
 from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.result_names import TABLE, apart, extra, refuse_replacing, segmentation_name
 from tskd.deploy.tiles import ask_in_tiles
@@ -242,7 +242,7 @@ def _predict_all(items: Sequence[Item], work: _Work, workers: int, outcome: Outc
         lambda place: work.see(items[place.order], place.number),
         workers,
     )
-    with progress("predict", total) as advance, closing(looks), closing(work.room):
+    with progress("predict", total) as advance, handing_over_quickly(), closing(looks), closing(work.room):
         for order, own in groupby(looks, key=lambda look: look.frame.order):
             item = items[order]
             try:
