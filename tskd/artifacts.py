@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -36,6 +37,7 @@ TRAINING_LOG = "metrics.jsonl"
 MADE_FROM = ("start", "teacher", "masks")
 """Inputs that a model's training went through; the data and the transfer set are the same for every method."""
 _CLOCK, _PART = "clock.json", ".part"
+_DRAFTS = itertools.count()
 _LIBRARIES = ("torch", "timm", "transformers", "peft", "diffusers", "monai", "numpy", "onnxruntime")
 
 Make = Callable[[Path], Mapping[str, Any]]
@@ -343,24 +345,54 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file in one step; after a power cut it holds the old content or the new.
+@dataclass
+class Draft:
+    """A file's new content, whole and on the disk, under a hidden name beside the place that it is for."""
 
-    Raises OSError that names ``path`` where the disk refuses; nothing else is left behind.
-    """
-    partial = path.with_name(
-        f".{os.getpid()}-{threading.get_ident()}{_PART}"
-    )  # short: the name itself may be a long one
+    path: Path
+    partial: Path
+    is_settled: bool = False
+    """Published or discarded."""
+
+    def publish(self) -> None:
+        """Let the content take its place, in one step; raises OSError that names ``path`` where the disk refuses."""
+        with naming(self.path):
+            try:
+                self.partial.replace(self.path)
+            except BaseException:
+                self.discard()
+                raise
+        self.is_settled = True
+
+    def discard(self) -> None:
+        """Remove the content; does nothing once it is published."""
+        if not self.is_settled:
+            self.partial.unlink(missing_ok=True)
+            self.is_settled = True
+
+
+def draft(path: Path, content: bytes) -> Draft:
+    """Write what is to be published; raises OSError that names ``path`` where the disk refuses, and leaves nothing."""
+    number = f"{os.getpid()}-{threading.get_ident()}-{next(_DRAFTS)}"
+    partial = path.with_name(f".{number}{_PART}")  # short: the name itself may be a long one
     with naming(path):
         try:
             with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+    return Draft(path, partial)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace a file in one step; after a power cut it holds the old content or the new.
+
+    Raises OSError that names ``path`` where the disk refuses; nothing else is left behind.
+    """
+    draft(path, content).publish()
 
 
 @contextmanager

@@ -13,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +32,7 @@ from pydicom.uid import JPEG2000Lossless, generate_uid
 from tests.conftest import Command
 from tests.dicoms import save
 from tests.unit.report_folders import run_file
-from tskd.artifacts import Store, write_atomic, write_json
+from tskd.artifacts import Draft, Store, draft, write_json
 from tskd.cli import main
 from tskd.data.dicom import is_dicom
 from tskd.data.images import IntensityWindow, read_image
@@ -521,6 +523,46 @@ def test_dicom_files_that_form_no_grid_become_images(
         np.testing.assert_array_equal(written, labels(bundle, read_image(path)))
 
 
+def test_results_are_the_same_whatever_the_number_of_threads(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Red where a table or warnings come in the order in which threads end: the first file takes longest here."""
+    scans = tmp_path / "in"
+    scans.mkdir()
+    for number in range(8):
+        if number % 3 == 1:
+            (scans / f"{number}.png").write_bytes(b"not an image")
+        elif number % 3 == 2:
+            Image.fromarray(pixels(20, 30, number)[..., 0].astype(np.uint16) << 4).save(scans / f"{number}.png")
+        else:
+            Image.fromarray(pixels(20 + number, 30, number)).save(scans / f"{number}.png")
+
+    def slow_at_first(path: Path, **options: object) -> np.ndarray:
+        time.sleep(0.05 * (path.name in ("0.png", "4.png")))
+        return read_image(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("tskd.deploy.predict.read_image", slow_at_first)
+    said, made = [], []
+    for threads in (1, 4):
+        out = tmp_path / f"out{threads}"
+        predict_paths(bundle, [scans], out, options=PredictOptions(overlays=True, probabilities=True, threads=threads))
+        said.append(capsys.readouterr().err)
+        made.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert said[0] == said[1]
+    assert re.findall(r"in/(\d)\.png: ", said[0]) == ["1", "2", "4", "5", "7"]
+    assert made[0].keys() == made[1].keys()
+    assert [name for name in made[0] if made[0][name] != made[1][name]] == []
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell lets what it starts in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("by", ["Ctrl-C", "SIGTERM"])
 def test_a_table_lists_what_was_written_before_a_stop(
     by: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -529,15 +571,21 @@ def test_a_table_lists_what_was_written_before_a_stop(
     scans.mkdir()
     for number in range(5):
         Image.fromarray(pixels(20, 30, number)).save(scans / f"{number}.png")
-    before = signal.getsignal(signal.SIGTERM)
+    before, shown = signal.getsignal(signal.SIGTERM), threading.Event()
+    publish = Draft.publish
+
+    def published(self: Draft) -> None:
+        publish(self)
+        if self.path.name == "1.png":
+            shown.set()
 
     def stopped(path: Path, **options: object) -> np.ndarray:
-        if path.name == "4.png":  # two more are read and being answered, and are lost
-            if by == "SIGTERM":
-                signal.raise_signal(signal.SIGTERM)
-            raise KeyboardInterrupt
+        if path.name == "2.png":  # by now 3.png is in work too, and perhaps written: both are lost
+            assert shown.wait(10)
+            signal.raise_signal(signal.SIGTERM if by == "SIGTERM" else signal.SIGINT)
         return read_image(path, **options)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(Draft, "publish", published)
     monkeypatch.setattr("tskd.deploy.predict.read_image", stopped)
     with pytest.raises(SystemExit, match="130"):
         main(["predict", str(bundle.folder), str(scans), "--out", str(tmp_path / "out"), "--json", "--threads", "1"])
@@ -550,6 +598,7 @@ def test_a_table_lists_what_was_written_before_a_stop(
     assert signal.getsignal(signal.SIGTERM) is before
     with (tmp_path / "out/predictions.csv").open(newline="") as file:
         assert {line["output"] for line in csv.DictReader(file)} == {"0.png", "1.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"0.png", "1.png", "predictions.csv"}
 
 
 def test_a_file_that_may_not_be_read_does_not_stop_the_others(
@@ -652,17 +701,48 @@ def test_a_full_disk_ends_it_with_what_is_finished_listed(
     for number in range(3):
         Image.fromarray(pixels(20, 30, number)).save(tmp_path / "in" / f"{number}.png")
 
-    def full(path: Path, content: bytes) -> None:
-        if path.name == "1.png":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write_atomic(path, content)
+    others = threading.Event()
 
-    monkeypatch.setattr("tskd.deploy.predict.write_atomic", full)
+    def full(path: Path, content: bytes) -> Draft:
+        if path.name == "1.png":
+            others.wait(10)  # the later one has room, and must not appear all the same: no table would list it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        made = draft(path, content)
+        if path.name == "2.png":
+            others.set()
+        return made
+
+    monkeypatch.setattr("tskd.deploy.predict.draft", full)
     with pytest.raises(OSError, match="No space left on device"):
         predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "predictions.csv"]
     with (tmp_path / "out/predictions.csv").open(newline="") as file:
         assert {line["output"] for line in csv.DictReader(file)} == {"0.png"}
+
+
+def test_large_images_are_answered_one_at_a_time(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red where each thread takes one of 60 million pixels, and the system ends the process."""
+    for number in range(4):
+        Image.fromarray(pixels(20, 30, number)).save(tmp_path / f"{number}.png")
+    inside, most = [], []
+
+    def watched(session: Any, image: np.ndarray) -> Any:
+        inside.append(image)
+        most.append(len(inside))
+        time.sleep(0.05)
+        answer = ask(session, image)
+        inside.pop()
+        return answer
+
+    monkeypatch.setattr("tskd.deploy.predict.ask", watched)
+    for limit, expected in ((1000, 1), (1200, 2)):
+        monkeypatch.setattr("tskd.deploy.predict.MAX_PIXELS", limit)
+        most.clear()
+        options = PredictOptions(threads=4, overwrite=True)
+        predict_paths(bundle, sorted(tmp_path.glob("*.png")), tmp_path / "out", options=options)
+        assert max(most) == expected
 
 
 def test_lost_grey_levels_are_told(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -731,7 +811,7 @@ def test_a_place_that_takes_nothing_is_not_said_to_hold_masks(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     Image.fromarray(pixels(20, 30)).save(tmp_path / "a.png")
-    monkeypatch.setattr("tskd.deploy.predict.write_atomic", refuses)
+    monkeypatch.setattr("tskd.deploy.predict.draft", refuses)
     with pytest.raises(OSError, match="Read-only"):
         predict_paths(bundle, [tmp_path / "a.png"], tmp_path / "out")
     assert capsys.readouterr().err == ""

@@ -30,6 +30,7 @@ from tskd.artifacts import (
     Artifact,
     Store,
     canonical_json,
+    draft,
     environment,
     find_by_digest,
     finished,
@@ -434,6 +435,30 @@ def test_a_write_that_the_disk_refuses_names_the_file_and_leaves_nothing(
         write_atomic(tmp_path / "run.json", b"new")
     assert caught.value.filename == str(tmp_path / "run.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_draft_appears_when_it_is_published_and_leaves_nothing_when_it_is_not(tmp_path: Path) -> None:
+    """Red where one thread's second draft replaces its first, or discarding takes away what was published."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    first, second = draft(path, b"first"), draft(path, b"second")
+    assert path.read_bytes() == b"old"
+    first.publish()
+    second.discard()
+    first.discard()
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_draft_that_cannot_be_published_names_its_place_and_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.mkdir()
+    (path / "file").touch()
+    one = draft(path, b"mask")
+    with pytest.raises(OSError, match=r"a\.png") as caught:
+        one.publish()
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:

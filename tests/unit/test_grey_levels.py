@@ -110,3 +110,13 @@ def test_check_says_the_rule_the_loss_and_the_remedy_once(tmp_path: Path) -> Non
     kept = check.inspect(tmp_path, options=check.LayoutOptions(window=(0, 4095)))
     assert not [one for one in kept.problems if "grey levels" in one.message]
     assert any(note.startswith("intensities: 0 becomes black, 4095 white") for note in kept.notes)
+
+
+def test_levels_that_few_pixels_show_are_found_all_the_same(tmp_path: Path) -> None:
+    """Red where an image is judged by the pixels that are looked at first: they are black here."""
+    values = np.zeros((64, 64), np.uint16)
+    values[1::8, :] = np.linspace(0, 65535, 64).astype(np.uint16)
+    values[2::8, :] = np.linspace(500, 65035, 64).astype(np.uint16)
+    found = use(write(tmp_path / "lines.png", values))
+    assert len(found.levels) >= 64
+    assert not found.is_lossy

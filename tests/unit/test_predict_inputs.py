@@ -6,10 +6,12 @@ import os
 import unicodedata
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
 
+from tskd.data.images import read_image
 from tskd.deploy.inputs import Failure, Item, find_items, items_in
 
 
@@ -100,3 +102,14 @@ def test_names_stay_as_they_are(tmp_path: Path) -> None:
     (item,) = items_in(tmp_path / "in", tmp_path / "out", 2)
     assert isinstance(item, Item)
     assert item.output == Path(name)
+
+
+@pytest.mark.parametrize(("axis", "rows_and_columns"), [(0, (6, 5)), (1, (6, 4)), (2, (5, 4))])
+def test_frames_of_volumes_know_their_size_as_it_is_read(
+    axis: int, rows_and_columns: tuple[int, int], tmp_path: Path
+) -> None:
+    """Red where room is held for other pixels than those that reading gives."""
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.diag([-1.0, 2, 3, 1])), tmp_path / "v.nii")
+    (item,), _, _ = find_items([tmp_path / "v.nii"], results=tmp_path / "out", axis=axis)
+    assert [frame.size for frame in item.frames] == [rows_and_columns] * (4, 5, 6)[axis]
+    assert read_image(tmp_path / "v.nii", index=0, axis=axis).shape[:2] == rows_and_columns

@@ -19,6 +19,7 @@ from tskd.types import Record
 
 LEAST_LEVELS = 64
 """Fewer grey levels are worth a warning, where the file holds far more."""
+_SPARSE = 8  # every so many pixels of a row and column show enough levels of most images
 _FAR_MORE = 4  # stored values to a grey level: a drawing of few levels has lost none of them
 
 
@@ -27,7 +28,7 @@ class LevelUse:
     """Grey levels of one image, or of several that belong together, and the stored values that they stand for."""
 
     levels: frozenset[int] = frozenset()
-    """Of 0 to 255."""
+    """Of 0 to 255; where they are enough, perhaps not all."""
     stored: int = 0
     """How many values the file holds; 0 where enough levels are left, and nobody looked."""
     low: float = np.inf
@@ -62,12 +63,17 @@ def level_use(
     image: np.ndarray, path: Path, *, index: int | None, axis: int, window: IntensityWindow | None
 ) -> LevelUse:
     """Return what a read image (H, W, 3) uint8 uses; its file is read again only where few levels are left."""
-    counts = np.array(Image.fromarray(image).histogram()).reshape(3, 256)
-    levels = frozenset(np.flatnonzero(counts.any(axis=0)).tolist())
-    if len(levels) >= LEAST_LEVELS:
-        return LevelUse(levels)
+    for seen in (image[::_SPARSE, ::_SPARSE], image):
+        levels = _levels(seen)
+        if len(levels) >= LEAST_LEVELS:
+            return LevelUse(levels)
     values = read_stored(path, index=index, axis=axis)
     return LevelUse(levels, len(np.unique(values)), float(values.min()), float(values.max()), _full(values, window))
+
+
+def _levels(image: np.ndarray) -> frozenset[int]:
+    counts = np.array(Image.fromarray(image).histogram()).reshape(3, 256)
+    return frozenset(np.flatnonzero(counts.any(axis=0)).tolist())
 
 
 def record_use(dataset: Dataset, record: Record, image: np.ndarray) -> LevelUse:

@@ -148,7 +148,8 @@ def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray 
                 yield turned(imagecodecs.png_decode(path.read_bytes()), image.getexif().get(ORIENTATION, 1))
                 return
             image.load()
-            yield ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            yield image
 
 
 def _seek(image: Image.Image, path: Path, index: int | None) -> None:
@@ -177,7 +178,7 @@ def _image_values(image: Image.Image | np.ndarray | Tiff) -> np.ndarray:
         return image
     if image.mode in _DEEP_MODES:
         return np.asarray(image).astype(_DEEP_MODES[image.mode])
-    if image.mode in ("1", "L"):
+    if image.mode in ("1", "L", "RGB"):
         return np.asarray(image)
     return np.asarray(image.convert("L" if image.mode in ("LA", "La") else "RGB"))
 

@@ -28,6 +28,8 @@ class Frame:
     """Slice of a volume or frame of a file; None: the file is one image."""
     spacing: tuple[float, ...] | None = None
     """Millimetres along (row, column), and to the next slice where that is known."""
+    size: tuple[int, int] | None = None
+    """Rows and columns, where they were read on the way."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,10 @@ def in_files(paths: Sequence[Path], root: Path, axis: int) -> Iterator[Found]:
 def _nifti_item(path: Path, root: Path, axis: int) -> Item | Failure:
     try:
         spacing = nifti.slice_spacing(path, axis=axis)
-        count = nifti.slice_count(path, axis=axis) * nifti.frame_count(path)
-        frames = tuple(Frame(path, index, spacing) for index in range(count))
+        shape, _ = nifti.canonical_grid(path)
+        columns, rows = (length for other, length in enumerate(shape) if other != axis)
+        count = shape[axis] * nifti.frame_count(path)
+        frames = tuple(Frame(path, index, spacing, (rows, columns)) for index in range(count))
     except UserError as error:
         return Failure(path, str(error))
     return Item("nifti", frames, path.relative_to(root).with_name(nifti.volume_id(path)), path)
@@ -183,7 +187,7 @@ def _dicom_items(paths: Sequence[Path], root: Path) -> Iterator[Found]:
 
 
 def _frame(item: dicom.Slice) -> Frame:
-    return Frame(item.path, item.index, item.spacing)
+    return Frame(item.path, item.index, item.spacing, item.size)
 
 
 def _series_name(slices: Sequence[dicom.Slice], root: Path, *, alone: bool) -> Path:

@@ -1,40 +1,78 @@
-"""Frames of many inputs, read one after the other and answered several at a time; they come back in their order."""
+"""Work on the frames of many inputs, several at a time: results come back in order, in memory that does not grow."""
 
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-import numpy as np
 
-from tskd.deploy.network_file import Answer
+class Discardable(Protocol):
+    """A result that leaves something behind unless it is used."""
 
+    def discard(self) -> None:
+        """Remove what is left; does nothing where the result was used."""
+
+
+_SWITCH_SECONDS = 0.0005  # Python's own is 0.005, a third of what a small network takes for an image
 Frame = TypeVar("Frame")
-MOST_PIXELS = 16_000_000
-"""Read and not yet taken: an answer needs some 35 bytes a pixel while it is made. One larger image goes alone."""
+Result = TypeVar("Result", bound=Discardable)
 
 
 @dataclass(frozen=True)
-class Look(Generic[Frame]):
-    """One frame, what was read and what the network makes of it."""
+class Look(Generic[Frame, Result]):
+    """One frame, and what will have been made of it."""
 
     frame: Frame
-    image: np.ndarray | None
-    problem: Exception | None
-    """Why the image could not be read."""
-    future: Future[Answer] | None
+    future: Future[Result]
 
-    def taken(self) -> tuple[np.ndarray, Answer]:
-        """Return image and answer, waiting for it; raises what reading or asking raised."""
-        if self.problem is not None:
-            raise self.problem
-        assert self.image is not None
-        assert self.future is not None
-        return self.image, self.future.result()
+    def taken(self) -> Result:
+        """Return the result, waiting for it; raises what the work raised."""
+        return self.future.result()
+
+    def discard(self) -> None:
+        """Discard the result, waiting for it where the work has begun."""
+        if not self.future.cancel() and self.future.exception() is None:
+            self.future.result().discard()
+
+
+class Closed(Exception):
+    """There will be no room any more: the work is being stopped."""
+
+
+class Room:
+    """Bounds how many pixels are worked on at a time; an image that is larger goes alone."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.taken, self.is_closed = most, 0, False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Hold room for so many pixels, once there is that much; raises Closed where there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_closed or not self.taken or self.taken + pixels <= self.most)
+            if self.is_closed:
+                raise Closed
+            self.taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.taken -= pixels
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nothing in that has not begun."""
+        with self._changed:
+            self.is_closed = True
+            self._changed.notify_all()
 
 
 def cores() -> int:
@@ -42,35 +80,39 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def look_ahead(
-    frames: Iterable[Frame], read: Callable[[Frame], np.ndarray], ask: Callable[[np.ndarray], Answer], workers: int
-) -> Generator[Look[Frame], None, None]:
-    """Yield each frame's look in order, while up to ``workers`` later ones are answered.
+@contextmanager
+def handing_over_quickly() -> Iterator[None]:
+    """Let a thread that comes back from the network wait a tenth as long for one that holds the interpreter."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
-    Reading stays in the thread that takes the looks, as decoders ask for; ``ask`` has to bear several threads.
+
+def look_ahead(
+    frames: Iterable[Frame], work: Callable[[Frame], Result], workers: int
+) -> Generator[Look[Frame, Result], None, None]:
+    """Yield each frame's look in order, while up to ``workers`` later frames are worked on by as many threads.
+
+    A result that was not used when the next look is asked for is discarded, as are all that are left where the looks
+    are closed; no thread outlives them.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="tskd-predict")
-    waiting: deque[Look[Frame]] = deque()
+    waiting: deque[Look[Frame, Result]] = deque()
     try:
         for frame in frames:
-            waiting.append(_look(frame, read, lambda image: pool.submit(ask, image)))
-            while len(waiting) > workers or _pixels(waiting) > MOST_PIXELS:
-                yield waiting.popleft()
+            waiting.append(Look(frame, pool.submit(work, frame)))
+            if len(waiting) > workers:
+                yield waiting[0]
+                waiting.popleft().discard()
         while waiting:
-            yield waiting.popleft()
+            yield waiting[0]
+            waiting.popleft().discard()
     finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _look(
-    frame: Frame, read: Callable[[Frame], np.ndarray], submit: Callable[[np.ndarray], Future[Answer]]
-) -> Look[Frame]:
-    try:
-        image = read(frame)
-    except Exception as error:  # noqa: BLE001 it belongs to this frame, and is raised when its turn comes
-        return Look(frame, None, error, None)
-    return Look(frame, image, None, submit(image))
-
-
-def _pixels(looks: Iterable[Look[Frame]]) -> int:
-    return sum(look.image.shape[0] * look.image.shape[1] for look in looks if look.image is not None)
+        for look in waiting:
+            look.future.cancel()
+        for look in waiting:
+            look.discard()
+        pool.shutdown()

@@ -6,10 +6,12 @@ import csv
 import errno
 import gzip
 import io
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -20,18 +22,19 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from tskd.artifacts import write_atomic
+from tskd.artifacts import Draft, draft
 from tskd.cells import ENCODING_ERRORS, harmless
 from tskd.console import Advance, duration, progress, warn
 from tskd.data import nifti
 from tskd.data.grey_levels import LevelUse, level_use
-from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, read_image
+from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, image_size, read_image
 from tskd.data.labels import count_bytes
+from tskd.data.reading import MAX_PIXELS
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.dicom_out import Kind, SegmentationFiles, model_of
 from tskd.deploy.doubt import remark
 from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
-from tskd.deploy.looking import Look, cores, look_ahead
+from tskd.deploy.looking import Look, Room, cores, handing_over_quickly, look_ahead
 from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.result_names import TABLE, apart, extra, refuse_replacing, segmentation_name
 from tskd.deploy.tiles import ask_in_tiles
@@ -41,6 +44,8 @@ from tskd.overlays import draw_overlay, enlargement
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+_WORKERS = 2
+"""Frames in work for each thread that the network has: while one is answered, another is read, drawn or written."""
 _COLUMNS = (
     "file", "slice", "output", "height", "width", "class", "name", "pixels", "mm2", "confidence",
     "unfamiliarity", "look",
@@ -188,16 +193,19 @@ def predict_paths(
     threads = options.threads or cores()
     at_once = min(threads, sum(len(item.frames) for item in items)) or 1
     session, classes = bundle.session(threads // at_once), len(bundle.classes)
-    work = _Work(session, at_once, bundle.window, bundle.axis, classes, bundle.look_below, out, options, segmentations)
-    _predict_and_list(items, work, outcome)
+    with ThreadPoolExecutor(at_once, thread_name_prefix="tskd-network") as network:
+        work = _Work(
+            session, network, bundle.window, bundle.axis, classes, bundle.look_below, out, options, segmentations
+        )
+        _predict_and_list(items, work, at_once * _WORKERS, outcome)
     return outcome
 
 
-def _predict_and_list(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
+def _predict_and_list(items: Sequence[Item], work: _Work, workers: int, outcome: Outcome) -> None:
     """Predict all items and write the table; stopped by hand, by SIGTERM or by a full disk it holds what is done."""
     began = time.monotonic()
     try:
-        _predict_all(items, work, outcome)
+        _predict_all(items, work, workers, outcome)
         work.segmentations.tell()
     except OSError:
         _list_where_it_can_be_written(outcome, work.out)
@@ -226,20 +234,20 @@ class _Place(NamedTuple):
     number: int
 
 
-def _predict_all(items: Sequence[Item], work: _Work, outcome: Outcome) -> None:
+def _predict_all(items: Sequence[Item], work: _Work, workers: int, outcome: Outcome) -> None:
     done, total, given_up = 0, sum(len(item.frames) for item in items), set[int]()
     places = (_Place(order, number) for order, item in enumerate(items) for number in range(len(item.frames)))
     looks = look_ahead(
-        (place for place in places if place.order not in given_up),  # asked as late as each is read
-        lambda place: work.read(items[place.order].frames[place.number]),
-        work.ask, work.at_once,
-    )  # fmt: skip
-    with progress("predict", total) as advance, closing(looks):
+        (place for place in places if place.order not in given_up),  # asked as late as each is begun
+        lambda place: work.see(items[place.order], place.number),
+        workers,
+    )
+    with progress("predict", total) as advance, handing_over_quickly(), closing(looks), closing(work.room):
         for order, own in groupby(looks, key=lambda look: look.frame.order):
             item = items[order]
             try:
                 with _one_of_many(item):
-                    work.predict(item, own, outcome, partial(_advance, advance, done))
+                    work.finish(item, own, outcome, partial(_advance, advance, done))
             except UserError as error:
                 outcome.fail(item.source, str(error))
                 given_up.add(order)
@@ -269,13 +277,40 @@ def _advance(advance: Advance, before: int, frames: int) -> None:
     advance(before + frames)
 
 
+class _Unreadable(UserError):
+    """It is the frame that cannot be read, not the network that fails on it."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was made of one frame."""
+
+    prediction: Prediction
+    grey: LevelUse
+    plane: np.ndarray | None
+    """(H, W) uint8 labels, where more is made of them than an image's own file."""
+    drafts: tuple[Draft, ...]
+    """The frame's own files."""
+
+    def publish(self) -> None:
+        """Let the files appear; UserError where the disk takes no such name, OSError where it takes no more."""
+        for one in self.drafts:
+            with _short_enough(one.path):
+                one.publish()
+
+    def discard(self) -> None:
+        """Remove the files that have not appeared."""
+        for one in self.drafts:
+            one.discard()
+
+
 @dataclass(frozen=True)
 class _Work:
     """What is the same for all items."""
 
     session: InferenceSession
-    at_once: int
-    """How many frames are answered at a time, each by its share of the threads."""
+    network: ThreadPoolExecutor
+    """Threads that ask it, each with its share of the processors: they never wait for a disk."""
     window: IntensityWindow | None
     axis: int
     """Along which NIfTI volumes are sliced."""
@@ -285,20 +320,51 @@ class _Work:
     out: Path
     options: PredictOptions
     segmentations: SegmentationFiles
+    room: Room = field(default_factory=lambda: Room(MAX_PIXELS))
+    """For what one image may have at most: a pixel takes some 35 bytes while it is answered."""
 
-    def read(self, frame: Frame) -> np.ndarray:
-        """Return the image of a frame as the network takes it."""
-        return read_image(frame.path, index=frame.index, intensity=self.window, axis=self.axis)
+    def see(self, item: Item, number: int) -> _Seen:
+        """Return what is made of one frame, its own files as drafts; several threads may do so at once.
 
-    def ask(self, image: np.ndarray) -> Answer:
+        Raises UserError where it cannot be read or answered, OSError where the disk takes no more.
+        """
+        frame, place = item.frames[number], None if item.kind == "image" else number
+        with self.room.of(_pixels(frame)):
+            image = self._read(frame)
+            answer = self.network.submit(self._ask, image).result()
+            grey = level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
+            prediction = self._found(item, frame, place, answer)
+            drafts = _drafts((self.out / path, content) for path, content in self._own(item, place, image, answer))
+        plane = None if item.kind == "image" and not item.slices else answer.classes
+        return _Seen(prediction, grey, plane, drafts)
+
+    def _read(self, frame: Frame) -> np.ndarray:
+        try:
+            return read_image(frame.path, index=frame.index, intensity=self.window, axis=self.axis)
+        except UserError as error:
+            raise _Unreadable(str(error)) from error
+
+    def _ask(self, image: np.ndarray) -> Answer:
         """Return the network's answer, for the whole image or by tiles."""
         tile = self.options.tile
         return ask(self.session, image) if tile is None else ask_in_tiles(self.session, image, tile)
 
-    def predict(
-        self, item: Item, looks: Iterable[Look[_Place]], outcome: Outcome, advance: Callable[[int], None]
+    def _own(self, item: Item, place: int | None, image: np.ndarray, answer: Answer) -> Iterator[tuple[Path, bytes]]:
+        """Yield the files of one frame: the labels, of an image, come last."""
+        if self.options.probabilities:
+            stored = io.BytesIO()
+            np.savez_compressed(stored, probabilities=answer.probabilities)
+            yield extra(item, place, "probabilities.npz"), stored.getvalue()
+        if self.options.overlays:
+            drawn = draw_overlay(image, None, answer.classes, classes=self.classes, enlarge=enlargement(image))
+            yield extra(item, place, "overlay.png"), _png(drawn)
+        if place is None:
+            yield item.output, _png(answer.classes)
+
+    def finish(
+        self, item: Item, looks: Iterable[Look[_Place, _Seen]], outcome: Outcome, advance: Callable[[int], None]
     ) -> None:
-        """Take the looks at an item's frames, then write its labels: a volume appears whole or not at all.
+        """Let the files of an item appear, frame by frame, then those of all frames: a volume is whole or not at all.
 
         Where a slice of a DICOM series is damaged, its volume is none: the others become images of their own.
         """
@@ -306,18 +372,24 @@ class _Work:
         predictions: list[Prediction] = []
         grey = LevelUse()
         for look in looks:
-            number, frame = look.frame.number, item.frames[look.frame.number]
-            place = None if item.kind == "image" else number
+            number = look.frame.number
             advance(number + 1)
-            if item.kind == "series" and isinstance(look.problem, UserError):
-                outcome.fail(frame.path, str(look.problem))
+            try:
+                seen = look.taken()
+            except _Unreadable as error:
+                if item.kind != "series":
+                    raise
+                outcome.fail(item.frames[number].path, str(error))
                 continue
-            image, answer = look.taken()
-            grey |= level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
-            predictions.append(self._found(item, frame, place, answer))
-            self._write_extras(item, place, image, answer)
-            planes[number] = answer.classes
-        if len(planes) == len(item.frames):
+            seen.publish()
+            grey |= seen.grey
+            predictions.append(seen.prediction)
+            if seen.plane is not None:
+                planes[number] = seen.plane
+        if item.kind == "image":
+            self._write_segmentation(item, list(planes.values()), outcome)
+            outcome.predictions += predictions
+        elif len(planes) == len(item.frames):
             self._write_labels(item, list(planes.values()), outcome)
             outcome.predictions += predictions
         else:
@@ -327,6 +399,9 @@ class _Work:
 
     def _write_labels(self, item: Item, planes: Sequence[np.ndarray], outcome: Outcome) -> None:
         write_file(self.out / item.output, label_file(item, planes, self.axis))
+        self._write_segmentation(item, planes, outcome)
+
+    def _write_segmentation(self, item: Item, planes: Sequence[np.ndarray], outcome: Outcome) -> None:
         if (content := self.segmentations.content(item, planes)) is not None:
             write_file(self.out / segmentation_name(item), content)
             outcome.segmentations.append(segmentation_name(item))
@@ -356,14 +431,13 @@ class _Work:
             answer.confidence, answer.unfamiliarity, remark(answer, look_below=self.look_below),
         )  # fmt: skip
 
-    def _write_extras(self, item: Item, place: int | None, image: np.ndarray, answer: Answer) -> None:
-        if self.options.probabilities:
-            content = io.BytesIO()
-            np.savez_compressed(content, probabilities=answer.probabilities)
-            write_file(self.out / extra(item, place, "probabilities.npz"), content.getvalue())
-        if self.options.overlays:
-            drawn = draw_overlay(image, None, answer.classes, classes=self.classes, enlarge=enlargement(image))
-            write_file(self.out / extra(item, place, "overlay.png"), _png(drawn))
+
+def _pixels(frame: Frame) -> int:
+    """Return how many pixels a frame has; 0 where its file does not say, which reading it will explain."""
+    try:
+        return math.prod(frame.size or image_size(frame.path))
+    except UserError:
+        return 0
 
 
 def label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
@@ -411,9 +485,31 @@ def write_file(path: Path, content: bytes) -> None:
 
     UserError where the disk takes no such name, OSError where it takes no more.
     """
+    with _short_enough(path):
+        _draft(path, content).publish()
+
+
+def _drafts(files: Iterable[tuple[Path, bytes]]) -> tuple[Draft, ...]:
+    """Write files that are to be published together; where one is refused, none is left."""
+    with ExitStack() as undo:
+        drafts = []
+        for path, content in files:
+            with _short_enough(path):
+                drafts.append(_draft(path, content))
+            undo.callback(drafts[-1].discard)
+        undo.pop_all()
+    return tuple(drafts)
+
+
+def _draft(path: Path, content: bytes) -> Draft:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return draft(path, content)
+
+
+@contextmanager
+def _short_enough(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
+        yield
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(
