@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tskd.deploy.network_file import ask, open_session
-from tskd.deploy.onnx_export import Deployed, write_onnx
+from tskd.deploy.onnx_export import Deployed, Doubts, write_onnx
 from tskd.errors import RunFailed
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.timm_segmenter import TimmSegmenter
@@ -36,8 +36,14 @@ def unet() -> DynUNetSegmenter:
     return DynUNetSegmenter([8, 16, 32], classes=2, image_size=32).eval()
 
 
+@pytest.fixture(scope="module")
+def of_one_class() -> DynUNetSegmenter:
+    torch.manual_seed(0)
+    return DynUNetSegmenter([8, 16, 32], classes=1, image_size=32).eval()
+
+
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("network", ["student", "unet"])
+@pytest.mark.parametrize("network", ["student", "unet", "of_one_class"])
 def test_deployed_is_the_segmenter_with_softmax(
     network: str, size: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
@@ -48,6 +54,19 @@ def test_deployed_is_the_segmenter_with_softmax(
     assert classes.dtype == torch.uint8
     assert (classes.numpy() == expected.classes).mean() > 0.999
     np.testing.assert_allclose(probabilities.numpy(), expected.probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["unet", "of_one_class"])
+def test_probabilities_are_cooled_and_classes_are_not(network: str, request: pytest.FixtureRequest) -> None:
+    """By temperature 2 the odds of a class against the background are the root of what they were."""
+    image = torch.from_numpy(picture(33, 47))
+    with torch.inference_mode():
+        (plain, sure, _), (cooled, doubtful, _) = (
+            Deployed(request.getfixturevalue(network), Doubts(temperature))(image) for temperature in (1.0, 2.0)
+        )
+    assert torch.equal(plain, cooled)
+    torch.testing.assert_close(doubtful[1] / doubtful[0], (sure[1] / sure[0]).sqrt())
+    torch.testing.assert_close(doubtful.sum(dim=0), torch.ones(33, 47))
 
 
 @pytest.mark.slow

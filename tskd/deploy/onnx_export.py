@@ -96,10 +96,20 @@ class Deployed(nn.Module):
         planes = F.interpolate(planes, size=square, mode="bilinear", antialias=True, align_corners=False)
         small = segmenter.small_output(planes)
         logits = F.interpolate(small.logits, size=(height, width), mode="bilinear", align_corners=False)[0]
-        scores = torch.cat([torch.zeros_like(logits[:1]), logits])
-        classes, probabilities = scores.argmax(dim=0), _softmax(scores / self.temperature)
+        classes, probabilities = _classes_and_probabilities(logits, self.temperature)
         answer = (classes.to(torch.uint8), probabilities, confidence(classes, probabilities))
         return answer if self.familiar is None else (*answer, self.familiar(pooled(small.features))[0])
+
+
+def _classes_and_probabilities(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(K, H, W) logits of the foreground to the likeliest class (H, W) and the softmax (K + 1, H, W), background first.
+
+    Of one class and the background it is a sigmoid: an eighth of an image of 512 px is saved, and more of larger ones.
+    """
+    if len(logits) == 1:
+        return logits[0] > 0, torch.sigmoid(torch.cat([-logits, logits]) / temperature)
+    scores = torch.cat([torch.zeros_like(logits[:1]), logits])
+    return scores.argmax(dim=0), _softmax(scores / temperature)
 
 
 def _softmax(scores: Tensor) -> Tensor:
