@@ -13,7 +13,14 @@ mkdir "$folder" && chmod 755 "$folder"
 machines=(fed north south)
 declare -A address=([fed]=10.77.0.1 [north]=10.77.0.2 [south]=10.77.0.3)
 
+for name in "${machines[@]}" switch; do
+  if [ -e "/run/netns/$name" ] || [ -e "/etc/netns/$name" ] || id "tskd-$name" &> /dev/null; then
+    echo "error: a network namespace or user of this name exists already: $name" >&2 && exit 2
+  fi
+done
 take_away() {
+  kill "${jobs[@]}" 2> /dev/null || true
+  wait || true
   for name in "${machines[@]}"; do
     ip netns del "$name" 2> /dev/null || true
     userdel "tskd-$name" 2> /dev/null || true
@@ -21,6 +28,7 @@ take_away() {
   done
   ip netns del switch 2> /dev/null || true
 }
+jobs=()
 trap take_away EXIT
 
 ip netns add switch
@@ -83,13 +91,15 @@ if at north "$python" -c "import socket; socket.create_connection(('${address[so
 fi
 
 began=$SECONDS
-at fed "$tskd" federate server fed.yaml --keys keys --transfer shared --out out > "$folder/fed.log" 2>&1 & jobs=($!)
+at fed "$tskd" federate server fed.yaml --keys keys --transfer shared --out out > "$folder/fed.log" 2>&1 &
+jobs+=($!)
 for name in north south; do
   at "$name" "$tskd" federate site fed.yaml --site "$name" --data data --transfer shared --keys keys --server fed.example.org:9092 --out out \
-    > "$folder/$name.log" 2>&1 & jobs+=($!)
+    > "$folder/$name.log" 2>&1 &
+  jobs+=($!)
 done
 if [ "${CUT:-}" ]; then
-  until grep -q 'round 1 of' "$folder/fed.log"; do sleep 1; done
+  until grep -q 'round 1 of' "$folder/fed.log"; do kill -0 "${jobs[0]}" && sleep 1; done
   ip -n switch link set port-south down && sleep "$CUT" && ip -n switch link set port-south up
   echo "the line of south was cut for $CUT s"
 fi

@@ -473,6 +473,7 @@ def predict(
 
     with _told_as_json(json_, so_far):  # the imports too: they take a second in which a script may stop it
         from tskd.deploy.bundle import open_bundle
+        from tskd.deploy.looking import handing_over_quickly
         from tskd.deploy.predict import Outcome, PredictOptions, predict_paths
         from tskd.deploy.studies import scans_of, send_found
 
@@ -480,7 +481,7 @@ def predict(
             probabilities, overlays, overwrite, threads, None if dicom_seg == "none" else dicom_seg, tile
         )
         outcome = Outcome(())
-        with scans_of(inputs or [], dicomweb, study, send=send) as scans:
+        with scans_of(inputs or [], dicomweb, study, send=send) as scans, handing_over_quickly():
             predict_paths(open_bundle(model), scans, out, options=options, outcome=outcome)
         if send:
             send_found(dicomweb, out, outcome)

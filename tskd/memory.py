@@ -1,4 +1,4 @@
-"""Memory of this process: how much it held at most, and what becomes of memory that was freed.
+"""Memory and processors of this process: how much it held at most, what becomes of freed memory, how many it may use.
 
 glibc hands blocks of 32 MiB and more, and the free top of its heap, back to the system at once. The next step of a
 training asks for the same blocks and faults the same pages in anew, which took a third of a U-Net's step at 256 px on
@@ -8,6 +8,7 @@ a virtual machine. So freed memory is kept between steps and given back between 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from pathlib import Path
@@ -15,6 +16,11 @@ from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Parameters of ``mallopt``, malloc.h."""
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

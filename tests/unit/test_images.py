@@ -214,6 +214,10 @@ def test_an_indexed_png_gives_indices_and_a_gif_its_greys(tmp_path: Path) -> Non
     for name in ("b.png", "b.gif"):
         white_first.save(tmp_path / name)
         assert read_mask_indices(tmp_path / name).tolist() == [[255, 0, 0]]
+    Image.fromarray(np.array([[0, 128, 255]], np.uint8)).save(tmp_path / "c.gif")
+    assert read_mask_indices(tmp_path / "c.gif").tolist() == [[0, 128, 255]]
+    indexed.save(tmp_path / "d.gif")
+    assert read_mask_indices(tmp_path / "d.gif").tolist() == [[[0, 0, 0], [255, 0, 0], [0, 255, 0]]]
 
 
 def test_colour_masks_stay_colours_and_grey_ones_collapse(tmp_path: Path) -> None:

@@ -112,6 +112,32 @@ def test_stopping_leaves_no_thread_and_no_result_behind() -> None:
     assert len(begun) <= 4
 
 
+def test_a_second_interrupt_while_the_first_is_waited_for_leaves_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where results are discarded by the thread that Ctrl-C ends."""
+    go_on, discarded = threading.Event(), list[int]()
+    shut = ThreadPoolExecutor.shutdown
+
+    def interrupted(pool: ThreadPoolExecutor, wait: bool = True) -> None:
+        shut(pool, wait=False)
+        raise KeyboardInterrupt
+
+    def work(number: int) -> Result:
+        if number:
+            go_on.wait(10)
+        return Result(number, discarded)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
+    looks = look_ahead(range(3), work, 2)
+    next(looks).taken().is_used = True
+    with pytest.raises(KeyboardInterrupt):
+        looks.close()
+    go_on.set()
+    until = time.monotonic() + 10
+    while (alive() or len(discarded) < 2) and time.monotonic() < until:
+        time.sleep(0.005)
+    assert sorted(discarded) == [1, 2]
+
+
 def test_work_that_fails_while_it_is_stopped_ends_nothing_else() -> None:
     def work(number: int) -> Result:
         time.sleep(0.01)
@@ -160,7 +186,10 @@ def test_a_closed_room_turns_away_who_waits() -> None:
 
     with ThreadPoolExecutor(1) as pool, room.of(10):
         waiting = pool.submit(wait)
+        room.require_open()
         room.close()
+        with pytest.raises(Closed):
+            room.require_open()
         with pytest.raises(Closed):
             waiting.result(timeout=10)
 

@@ -39,7 +39,14 @@ def network(
         helper.make_node("Tile", ["one", "repeats"], ["probabilities"]),
     ]
     constants = [level, red, axis, repeats]
-    if answer == "plain":
+    if answer == "no number":
+        constants.append(numpy_helper.from_array(np.array(np.nan, np.float32), "nan"))
+        nodes[-2:] = [
+            helper.make_node("Add", ["number", "nan"], ["lost"]),
+            helper.make_node("Unsqueeze", ["lost", "axis"], ["one"]),
+            nodes[-1],
+        ]
+    if answer in ("plain", "no number"):
         nodes.append(helper.make_node("Identity", ["whole"], ["classes"], domain=domain))
     elif answer == "cut":
         constants += [numpy_helper.from_array(np.array([n]), name) for n, name in ((0, "from"), (3, "to"))]
@@ -175,7 +182,11 @@ def test_what_is_no_network_of_ours_is_refused_in_one_sentence(
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [("cut", r"answers \(3, 7\) and \(2, 5, 7\) for an image of 7x5"), ("nine", "answers class 9 and knows 1")],
+    [
+        ("cut", r"answers \(3, 7\) and \(2, 5, 7\) for an image of 7x5"),
+        ("nine", "answers class 9 and knows 1"),
+        ("no number", "answers no numbers for an image of 7x5"),
+    ],
 )
 def test_an_answer_that_fits_no_image_is_refused(answer: str, said: str, tmp_path: Path) -> None:
     session = open_session(write(tmp_path / "model.onnx", network(answer=answer)), 1, classes=1)

@@ -27,10 +27,10 @@ from tskd.comparison.statistics import Scored, Statistics, as_rows, columns_of, 
 from tskd.comparison.tables import table_columns, table_rows, write_table
 from tskd.console import say, warn
 from tskd.data.prepared import digest_of_source, digest_of_test
-from tskd.deploy.looking import cores
 from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.experiment.budget import BUDGET_RULE
+from tskd.memory import cores
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.models.description import DESCRIPTION
 from tskd.recipe.schema import EngineConfig, SourceConfig

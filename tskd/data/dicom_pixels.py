@@ -25,6 +25,7 @@ from tskd.data import dicom_jpeg
 from tskd.data.dicom_files import Head, open_dicom, read_head, reading_dicom, require_image
 from tskd.data.memory_files import MemoryFile
 from tskd.errors import UserError
+from tskd.memory import cores
 
 READY = b"ready\n"
 """First line of the child."""
@@ -187,13 +188,19 @@ def _line(question: list[str | int | None]) -> bytes:
 
 
 class DecoderPool:
-    """The workers that are idle: as many are started as frames are decoded at once."""
+    """The workers that are idle: as many are started as frames are decoded at once, at most one a processor."""
 
     def __init__(self) -> None:
         self.idle: list[_Worker] = []
         self.lock = threading.Lock()
+        self.turns = threading.Semaphore(cores())  # a worker takes some 75 MB
 
     def ask(self, path: Path, index: int) -> np.ndarray | str | None:
+        """Return a frame, what the decoder said instead, or None where it ended without an answer."""
+        with self.turns:  # waited for outside of the time that a frame may take
+            return self._ask(path, index)
+
+    def _ask(self, path: Path, index: int) -> np.ndarray | str | None:
         with self.lock:
             worker = self.idle.pop() if self.idle else None
         worker = worker or _Worker()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections import deque
@@ -10,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 
 class Discardable(Protocol):
@@ -37,9 +36,14 @@ class Look(Generic[Frame, Result]):
         return self.future.result()
 
     def discard(self) -> None:
-        """Discard the result, waiting for it where the work has begun."""
-        if not self.future.cancel() and self.future.exception() is None:
-            self.future.result().discard()
+        """Discard the result, now or in the thread that makes it, which Ctrl-C does not reach."""
+        self.future.cancel()
+        self.future.add_done_callback(_discard)
+
+
+def _discard(future: Future[Any]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().discard()
 
 
 class Closed(Exception):
@@ -58,8 +62,7 @@ class Room:
         """Hold room for so many pixels, once there is that much; raises Closed where there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: self.is_closed or not self.taken or self.taken + pixels <= self.most)
-            if self.is_closed:
-                raise Closed
+            self.require_open()
             self.taken += pixels
         try:
             yield
@@ -68,6 +71,11 @@ class Room:
                 self.taken -= pixels
                 self._changed.notify_all()
 
+    def require_open(self) -> None:
+        """Raise Closed where the work is being stopped."""
+        if self.is_closed:
+            raise Closed
+
     def close(self) -> None:
         """Let nothing in that has not begun."""
         with self._changed:
@@ -75,14 +83,12 @@ class Room:
             self._changed.notify_all()
 
 
-def cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def handing_over_quickly() -> Iterator[None]:
-    """Let a thread that comes back from the network wait a tenth as long for one that holds the interpreter."""
+    """Let a thread that comes back from the network wait a tenth as long for one that holds the interpreter.
+
+    It is the whole process that does so, and so for whoever owns it: not for a library, whose calls may overlap.
+    """
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
@@ -106,13 +112,13 @@ def look_ahead(
             waiting.append(Look(frame, pool.submit(work, frame)))
             if len(waiting) > workers:
                 yield waiting[0]
-                waiting.popleft().discard()
+                waiting[0].discard()
+                waiting.popleft()
         while waiting:
             yield waiting[0]
-            waiting.popleft().discard()
+            waiting[0].discard()
+            waiting.popleft()
     finally:
-        for look in waiting:
-            look.future.cancel()
         for look in waiting:
             look.discard()
         pool.shutdown()

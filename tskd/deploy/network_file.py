@@ -84,7 +84,11 @@ def ask(session: InferenceSession, image: np.ndarray, options: RunOptions | None
         raise UserError(f"the bundle's network answers {shapes} for an image of {width}x{height} pixels. {_REMEDY}")
     if labels.size and labels.max() >= known:
         raise UserError(f"the bundle's network answers class {labels.max()} and knows {known - 1} classes. {_REMEDY}")
-    return answer if CONFIDENCE in numbers else answer._replace(confidence=confidence(labels, probabilities))
+    if CONFIDENCE not in numbers:
+        answer = answer._replace(confidence=confidence(labels, probabilities))
+    if math.isnan(answer.confidence):
+        raise UserError(f"the bundle's network answers no numbers for an image of {width}x{height} pixels. {_REMEDY}")
+    return answer
 
 
 def confidence(classes: np.ndarray, probabilities: np.ndarray) -> float:

@@ -104,7 +104,7 @@ class Deployed(nn.Module):
 def _classes_and_probabilities(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """(K, H, W) logits of the foreground to the likeliest class (H, W) and the softmax (K + 1, H, W), background first.
 
-    Of one class and the background it is a sigmoid: an eighth of an image of 512 px is saved, and more of larger ones.
+    Of one class and the background it is a sigmoid: it saves an eighth of the time for an image of 512 px.
     """
     if len(logits) == 1:
         return logits[0] > 0, torch.sigmoid(torch.cat([-logits, logits]) / temperature)

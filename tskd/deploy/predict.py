@@ -34,11 +34,12 @@ from tskd.deploy.bundle import Bundle
 from tskd.deploy.dicom_out import Kind, SegmentationFiles, model_of
 from tskd.deploy.doubt import remark
 from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
-from tskd.deploy.looking import Look, Room, cores, handing_over_quickly, look_ahead
+from tskd.deploy.looking import Look, Room, look_ahead
 from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.result_names import TABLE, apart, extra, refuse_replacing, segmentation_name
 from tskd.deploy.tiles import ask_in_tiles
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
+from tskd.memory import cores
 from tskd.overlays import draw_overlay, enlargement
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _predict_all(items: Sequence[Item], work: _Work, workers: int, outcome: Outc
         lambda place: work.see(items[place.order], place.number),
         workers,
     )
-    with progress("predict", total) as advance, handing_over_quickly(), closing(looks), closing(work.room):
+    with progress("predict", total) as advance, closing(looks), closing(work.room):
         for order, own in groupby(looks, key=lambda look: look.frame.order):
             item = items[order]
             try:
@@ -332,6 +333,7 @@ class _Work:
         with self.room.of(_pixels(frame)):
             image = self._read(frame)
             answer = self.network.submit(self._ask, image).result()
+            self.room.require_open()
             grey = level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
             prediction = self._found(item, frame, place, answer)
             drafts = _drafts((self.out / path, content) for path, content in self._own(item, place, image, answer))
@@ -346,6 +348,7 @@ class _Work:
 
     def _ask(self, image: np.ndarray) -> Answer:
         """Return the network's answer, for the whole image or by tiles."""
+        self.room.require_open()  # those that wait for a thread need not be asked any more
         tile = self.options.tile
         return ask(self.session, image) if tile is None else ask_in_tiles(self.session, image, tile)
 

@@ -31,10 +31,10 @@ from tskd.data.prepared import PARTS, Prepared, spaced
 from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, write_sums
 from tskd.deploy.card import model_card
 from tskd.deploy.description import BundleDescription, InputRule
-from tskd.deploy.looking import cores
 from tskd.deploy.network_file import Answer, ask, confidence, open_session
 from tskd.deploy.onnx_export import Deployable, Deployed, Doubts, write_onnx
 from tskd.errors import RunFailed, UserError
+from tskd.memory import cores
 from tskd.metrics.segmentation import agreement
 from tskd.models.description import read_description
 from tskd.models.registry import load_model, save_tensors

@@ -32,7 +32,7 @@ from tskd.stages.readings import SHOWN, Reading, Readings
 from tskd.stages.source_data import HASHES, data_root, dataset_digest, open_data
 from tskd.types import Record
 
-VERSION = 4
+VERSION = 5
 
 
 def build(store: Builder, data: DataConfig, readings: Readings | None = None) -> Artifact:
