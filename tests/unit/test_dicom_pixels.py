@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,15 @@ from tskd.data import dicom, dicom_pixels, dicom_worker
 from tskd.errors import UserError
 
 VALUES = np.random.default_rng(0).integers(0, 4000, (2, 64, 72), np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def _own_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests before may have left several idle workers in the one of the process."""
+    pool = dicom_pixels.DecoderPool()
+    monkeypatch.setattr(dicom_pixels, "POOL", pool)
+    yield
+    pool.close()
 
 
 @pytest.fixture
