@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,17 @@ def test_one_worker_answers_frame_after_frame(packed: Path) -> None:
     (worker,) = dicom_pixels.POOL.idle
     np.testing.assert_array_equal(dicom.read_stored(packed, index=0), VALUES[0])
     assert dicom_pixels.POOL.idle == [worker]
+
+
+def test_no_more_workers_than_processors_are_at_work(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where every thread that reads compressed slices starts a decoder of 75 MB of its own."""
+    monkeypatch.setattr(dicom_pixels, "cores", lambda: 2)
+    monkeypatch.setattr(dicom_pixels, "POOL", dicom_pixels.DecoderPool())
+    with ThreadPoolExecutor(6) as threads:
+        read = list(threads.map(lambda index: dicom.read_stored(packed, index=index), [0, 1] * 6))
+    assert all(np.array_equal(frame, VALUES[number % 2]) for number, frame in enumerate(read))
+    assert len(dicom_pixels.POOL.idle) <= 2
+    dicom_pixels.POOL.close()
 
 
 def test_a_decoder_that_dies_costs_its_file_alone(packed: Path) -> None:
@@ -113,7 +125,6 @@ def test_jpeg_extended_of_12_bits_is_read(tmp_path: Path) -> None:
 
 
 def test_a_child_that_does_not_start_calls_no_file_damaged(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicom_pixels, "POOL", dicom_pixels.DecoderPool())
     monkeypatch.setattr(dicom_pixels.sys, "executable", shutil.which("true"))
     with pytest.raises(UserError, match=r"a\.dcm: the process that decodes compressed pixels does not start"):
         dicom.read_stored(packed, index=0)
