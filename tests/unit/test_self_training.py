@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tskd.losses.self_training import Answers, boxes, sure
 from tskd.models.mean_teacher import MeanTeacher
 from tskd.recipe.schema import SelfTrainingConfig
-from tskd.stages.self_training import STEPS
+from tskd.stages.own_answers import STEPS
 from tskd.types import UNLABELLED, Batch, SegmentationOutput, StepFn
 
 SIDE = 16

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tskd.artifacts import Artifact
 from tskd.experiment.budget import at_most, lasting, network_flops
 from tskd.models.description import NetworkDescription
-from tskd.recipe.schema import ControlConfig, UnetConfig, UnetImagenetConfig
+from tskd.recipe.schema import ControlConfig, Mix, UnetConfig, UnetImagenetConfig
 from tskd.stages import control, self_training, transfer_masks, unets
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Baselines:
 
     run: Run
 
-    def self_trained(self, mix: self_training.Mix) -> Artifact:
+    def self_trained(self, mix: Mix) -> Artifact:
         """The student that has learned from the labels and from its own average on the transfer set."""
         run = self.run
         config = at_most(run.recipe.self_training, run.budget.total, run.budget.flops_per_image)

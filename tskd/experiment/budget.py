@@ -84,7 +84,7 @@ def teacher_compute(recipe: Recipe, descriptions: Sequence[NetworkDescription], 
     """
     kinds, lessons = recipe.teacher.kinds, recipe.distill
     adaptation = sum(
-        kind.members * kind.steps * kind.batch_size * adaptation_flops(description)
+        kind.members * kind.steps * _step(kind, description)
         for kind, description in zip(kinds, descriptions, strict=True)
     )
     seen = images * lessons.views if cache_pays(lessons, images) else lessons.steps * lessons.batch_size
@@ -93,6 +93,12 @@ def teacher_compute(recipe: Recipe, descriptions: Sequence[NetworkDescription], 
         for kind, description in zip(kinds, descriptions, strict=True)
     )
     return adaptation + seen * _looks(recipe.teacher, descriptions[0].classes) * answer
+
+
+def _step(config: TeacherConfig, description: NetworkDescription) -> int:
+    """Return the operations of a step of adaptation; for half of the images without labels a moving average answers."""
+    answers = 0 if config.unlabelled is None else config.batch_size // 2 * network_flops(description, _of_inference)
+    return config.batch_size * adaptation_flops(description) + answers
 
 
 def _looks(config: TeacherConfig, classes: Sequence[str]) -> int:

@@ -77,4 +77,7 @@ class Teachers:
 
     def _adapted(self, config: TeacherConfig, source: TeacherSource, member: int | None = None) -> Artifact:
         run, shown = self.run, self.run.shown(source.description.image_size)
-        return teacher.build(run.bench, config, source, run.prepared_artifact, shown, member=member, target=run.target)
+        transfer = None if config.unlabelled is None else run.transfer
+        return teacher.build(
+            run.bench, config, source, run.prepared_artifact, shown, member=member, target=run.target, transfer=transfer
+        )

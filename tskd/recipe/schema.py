@@ -32,6 +32,8 @@ Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 Pixels = Literal["auto", "imagenet", "half", "clip", "unit", "minmax"]
 Flip = Literal["auto", "none", "horizontal", "both"]
 PrecisionName = Literal["32-true", "bf16-mixed", "16-mixed"]
+Mix = Literal["cut_mix", "copy_paste"]
+"""Boxes of other unlabelled images, or of labelled images in unlabelled ones and the other way round."""
 PHANTOMS = "phantoms"
 """The value of ``data.root`` that stands for the built-in procedural images."""
 RANDOM = "random"
@@ -316,7 +318,9 @@ class TrainConfig(Section):
 class TeacherConfig(TrainConfig):
     """The large model that is adapted to the task on the labels."""
 
-    later_keys: ClassVar[frozenset[str]] = frozenset({"members", "folds", "mirror", "encoder_lr", "decoder", "beside"})
+    later_keys: ClassVar[frozenset[str]] = frozenset(
+        {"members", "folds", "mirror", "encoder_lr", "decoder", "beside", "unlabelled"}
+    )
     name: str = "auto"
     """``auto`` (what ``weights`` are; without them SAM ViT-B where it is on this machine, else the offline teacher),
     ``sam``, ``offline``, or ``timm/<backbone>``."""
@@ -349,6 +353,10 @@ class TeacherConfig(TrainConfig):
     beside: tuple[TeacherConfig, ...] = ()
     """Teachers of other kinds that answer together with this one (SAM beside a convolutional network), each with
     settings of its own; every network has one vote, and features are those of the first."""
+    unlabelled: Mix | None = None
+    """Half of each batch has no labels, and the teacher learns its own moving average's answers there: ``cut_mix`` as
+    the method ``consistency``, ``copy_paste`` as that one, on the images that the student learns from; None: it learns
+    from labels alone."""
     encoder_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate in the encoder, where all of its weights train."""
     rank: Positive = 4
@@ -363,6 +371,20 @@ class TeacherConfig(TrainConfig):
     def _one_list_of_teachers(self) -> Self:
         if any(other.beside for other in self.beside):
             raise ValueError("beside: teachers in the list have no list of their own: write them one after another")
+        return self
+
+    @model_validator(mode="after")
+    def _halves_that_mix(self) -> Self:
+        if self.unlabelled is None:
+            return self
+        if self.batch_size % (2 * (self.accumulate or 1)):
+            raise ValueError(
+                "unlabelled: half of each batch has no labels, so that batch_size must be a multiple of 2 x accumulate"
+            )
+        if self.augment.crop:
+            raise ValueError(
+                "unlabelled: augment.crop must be 0, since labelled and unlabelled images are mixed at one size"
+            )
         return self
 
     @property

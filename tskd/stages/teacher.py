@@ -11,6 +11,7 @@ import torch
 from tskd.artifacts import Artifact, canonical_json, file_sha256
 from tskd.console import say
 from tskd.data.prepared import Prepared
+from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime, Training, fit
 from tskd.errors import UserError
 from tskd.models.backbones import has_one_scale, is_transformer
@@ -28,7 +29,7 @@ from tskd.models.weights import (
     find_weights,
     resolve_sam,
 )
-from tskd.recipe.schema import OFFLINE, RANDOM, TeacherConfig
+from tskd.recipe.schema import OFFLINE, RANDOM, SelfTrainingConfig, TeacherConfig
 from tskd.seeding import derive
 from tskd.stages.folds import held_out_rows
 from tskd.stages.label_training import (
@@ -42,6 +43,7 @@ from tskd.stages.label_training import (
     training_metrics,
     validation,
 )
+from tskd.stages.own_answers import answer_flops, self_taught
 from tskd.stages.shown import as_input
 from tskd.stages.workbench import Workbench
 
@@ -96,18 +98,20 @@ def build(
     *,
     member: int | None = None,
     target: Artifact | None = None,
+    transfer: Artifact | None = None,
 ) -> Artifact:
     """Return the base model adapted on the labelled budget; ``shown``: the prepared ``data`` at the teacher's size.
 
     ``member``: its number in an ensemble of ``config.members``, which does not see its fold of the cases, or sees all
     labels; None: it sees the training part, and the validation part selects its weights. ``target``: prepared images
-    of another site, whose amplitudes ``config.augment.amplitude`` takes.
+    of another site, whose amplitudes ``config.augment.amplitude`` takes. ``transfer``: the images that it learns from
+    without labels, where ``config.unlabelled`` says so.
     """
     return bench.train(
         "teacher",
         lambda folder: train_teacher(
             config, source, Prepared(shown.path), folder, seed=bench.seed, runtime=bench.runtime, member=member,
-            target=target,
+            target=target, transfer=transfer,
         ),
         config.model_copy(update={"accumulate": config.accumulate or 1}),  # chosen parts change no result
         without=SAME_RESULT | RESOLVED | TOGETHER,
@@ -118,6 +122,7 @@ def build(
             **as_input(shown, data),
             **(selection(data) if member is None else _place(config, member)),
             **styled_after(config.augment, target),
+            **({} if transfer is None else {"transfer": transfer.digest}),
         },
         version=VERSION,
     )  # fmt: skip
@@ -265,10 +270,11 @@ def parts_of_batch(config: TeacherConfig, source: TeacherSource, processes: int)
     equal ones that hold no more than ``SAM_PIXELS_AT_ONCE``."""
     if config.accumulate is not None:
         return config.accumulate
-    share, left = divmod(config.batch_size, processes)
+    mixed = 1 if config.unlabelled is None else 2  # each part has labelled and unlabelled images
+    share, left = divmod(config.batch_size // mixed, processes)
     if source.description.kind != "sam" or left:  # the loop says what does not divide
         return 1
-    most = max(1, SAM_PIXELS_AT_ONCE // source.description.image_size**2)
+    most = max(1, SAM_PIXELS_AT_ONCE // source.description.image_size**2 // mixed)
     return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
 
 
@@ -299,8 +305,9 @@ def train_teacher(
     runtime: Runtime,
     member: int | None = None,
     target: Artifact | None = None,
+    transfer: Artifact | None = None,
 ) -> dict[str, Any]:
-    """Adapt the base model on the labels; save what differs from the base.
+    """Adapt the base model on the labels, and on the images of ``transfer``; save what differs from the base.
 
     Alone it learns from the training part, selected on the validation part. As a ``member`` it learns, from a seed of
     its own, from all labels, or from all but its fold's and is scored on these once, at the end: they select nothing.
@@ -318,11 +325,19 @@ def train_teacher(
     if member is not None:
         held_out = held_out_rows(prepared, member, config.members, seed=seed) if config.folds else None
         labelled, validate = labels_without(prepared, held_out, target), None
-    batches = labelled_batches(labelled, prepared.classes, config, config.augment, derive(own, "teacher batches"))
-    training = Training(
-        label="teacher", module=model, step=label_step, batches=batches, settings=config, seed=own, validate=validate,
-        encoder_lr=config.encoder_lr,
-    )  # fmt: skip
+    if config.unlabelled is None or transfer is None:
+        batches = labelled_batches(labelled, prepared.classes, config, config.augment, derive(own, "teacher batches"))
+        training = Training(
+            label="teacher", module=model, step=label_step, batches=batches, settings=config, seed=own,
+            validate=validate, encoder_lr=config.encoder_lr,
+        )  # fmt: skip
+        answered = 0
+    else:
+        answered = answer_flops(model, config, prepared.image_size)
+        training = self_taught(
+            model, config.unlabelled, labelled, TransferSet(transfer.path, prepared), config, SelfTrainingConfig(),
+            label="teacher", augment=config.augment, seed=own, validate=validate, encoder_lr=config.encoder_lr,
+        )  # fmt: skip
     result = fit(training, folder, runtime)
     tensors = dict(model.named_parameters())
     count = sum(tensors[name].numel() for name in trainable)
@@ -335,6 +350,6 @@ def train_teacher(
         teacher=source.title,
         trained_parameters=count,
         trained_tensors=len(trainable),
-        teacher_gflops=gflops(result.steps * config.batch_size * flops),
+        teacher_gflops=gflops(result.steps * (config.batch_size * flops + answered)),
         **scored,
     )
