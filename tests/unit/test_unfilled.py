@@ -1,11 +1,14 @@
-"""Networks built without numbers are the networks: names, shapes and kinds of every tensor; and only the meta device."""
+"""Networks built without numbers have the names, shapes and kinds of all tensors; other devices are filled."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tskd.models.unfilled import Unfilled
 
@@ -19,6 +22,22 @@ def test_a_network_that_was_not_filled_has_the_tensors_of_the_filled_one(backbon
     assert [(name, one.shape, one.dtype) for name, one in found.items()] == [
         (name, one.shape, one.dtype) for name, one in filled.items()
     ]
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_efficientnet"])
+def test_no_initialiser_is_worked_out(backbone: str) -> None:
+    """Red where timm or torch fill in a way that is not skipped: a weight file is then told in seconds, not in one."""
+    asked = []
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+            asked.append(function.overloadpacket.__name__)
+            return function(*arguments, **(named or {}))
+
+    with Listening(), torch.device("meta"), Unfilled():
+        timm.create_model(backbone)
+    assert "empty" in asked
+    assert not {"uniform_", "normal_", "erfinv_", "mul_"} & set(asked)
 
 
 def test_what_is_not_on_the_meta_device_is_filled() -> None:

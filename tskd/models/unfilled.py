@@ -12,7 +12,7 @@ _FILLING = frozenset({
     nn.init.constant_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_, Tensor.add_, Tensor.clamp_,
     Tensor.erfinv_, Tensor.fill_, Tensor.mul_, Tensor.normal_, Tensor.uniform_, Tensor.zero_,
 })  # fmt: skip
-"""What the initialisers of torch and timm are made of. Each changes numbers alone and answers the tensor it was given."""
+"""What initialisers of torch and timm are made of. Each changes numbers alone and answers the tensor it was given."""
 
 
 class Unfilled(TorchFunctionMode):
