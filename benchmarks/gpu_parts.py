@@ -397,7 +397,7 @@ def _processes_row(scale: Scale, out: Path, devices: int) -> dict[str, Any]:
     folder = out / f"processes-{devices}"
     engine = (f"engine.accelerator={scale.accelerator}", f"engine.devices={devices}")
     settings = (f"--set={one}" for one in (*scale.control, *engine))
-    _tskd("stage", "control", "--out", folder, *settings, fresh=devices > 1)
+    _tskd("stage", "control", "--out", folder, *settings)
     (path,) = folder.glob("artifacts/control-*/manifest.json")
     manifest = json.loads(path.read_text())
     metrics = manifest["metrics"]
@@ -406,23 +406,19 @@ def _processes_row(scale: Scale, out: Path, devices: int) -> dict[str, Any]:
     return {"processes": devices, "steps": metrics["steps"], **figures}
 
 
-def _tskd(*arguments: object, fresh: bool = False) -> None:
-    """Run a command of tskd as a user would, in a forked process that need not import torch anew.
-
-    ``fresh``: in an interpreter of its own. Fabric starts further processes of a training by the same command line.
-    """
+def _tskd(*arguments: object) -> None:
+    """Run a command of tskd as a user would, in a forked process that need not import torch anew."""
     command = list(map(str, arguments))
-    if fresh:
-        code = subprocess.run([sys.executable, "-m", "tskd.cli", *command], cwd=ROOT, stdout=2, check=False).returncode
-    else:
-        process = multiprocessing.get_context("fork").Process(target=_command, args=(command,))
-        process.start()
-        process.join()
-        code = process.exitcode or 0
-    if code:
-        raise RuntimeError(f"tskd {' '.join(command)} ended with {code}; what it said is above")
+    process = multiprocessing.get_context("fork").Process(target=_command, args=(command,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"tskd {' '.join(command)} ended with {process.exitcode}; what it said is above")
 
 
 def _command(arguments: list[str]) -> None:
     os.dup2(2, 1)  # what this program prints on stdout are its figures
+    # Fabric starts further processes of a training by the command line that it finds here
+    sys.modules["__main__"].__spec__ = find_spec("tskd.cli")
+    sys.argv[1:] = arguments
     main(arguments)

@@ -26,6 +26,7 @@ from tskd.models.backbones import build_encoder, fit_backbone
 from tskd.models.fitting import Misfit, compare_tensors
 from tskd.models.pixels import MINMAX, name_of
 from tskd.models.sam_files import check_sam, is_meta
+from tskd.models.unfilled import Unfilled
 from tskd.models.weights import Contents, has_sam_marks, read_config, read_weights, weight_file
 
 State = dict[str, Tensor]
@@ -609,7 +610,7 @@ def _key(name: str, named: State) -> str | None:
 @lru_cache(maxsize=8)
 def _reference(backbone: str) -> nn.Module:
     """Return timm's network without numbers."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         network: nn.Module = timm.create_model(backbone, num_classes=0)
     return network
 
@@ -641,8 +642,9 @@ def _without_heads(named: State, own: State, heads: set[str]) -> Misfit:
 def _used_by_encoder(backbone: str) -> frozenset[str]:
     """Return the names of timm's tensors that our encoder has: a plain transformer's final norm is among them."""
     own = _reference(backbone).state_dict()
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        encoder = build_encoder(fit_backbone(backbone, _side(timm.get_pretrained_cfg(backbone))))
+    fit = fit_backbone(backbone, _side(timm.get_pretrained_cfg(backbone)))
+    with torch.device("meta"), torch.random.fork_rng(devices=[]), Unfilled():
+        encoder = build_encoder(fit)
     return frozenset(key for name in encoder.state_dict() if (key := _key(name, own)))
 
 
@@ -670,7 +672,7 @@ def _filtered(state: State, network: nn.Module) -> State:
 
 def _from_jax(file: Path, backbone: str, network: nn.Module) -> State:
     """Let timm read a JAX archive into its whole network; then fit the positions to ``network``."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         whole = timm.create_model(backbone, num_classes=0)
     whole = whole.to_empty(device="cpu").requires_grad_(False)
     whole.load_pretrained(str(file))
