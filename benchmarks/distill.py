@@ -28,7 +28,7 @@ from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import ImageBatches, Training, open_runtime
 from tskd.experiment.run import Run
-from tskd.memory import peak_memory_mb
+from tskd.machine.memory import peak_memory_mb
 from tskd.models.registry import adapt, build_model
 from tskd.recipe.schema import EngineConfig, Recipe, TeacherConfig, build_recipe
 from tskd.stages import cache, stored_answers, teacher_images

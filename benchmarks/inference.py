@@ -37,7 +37,7 @@ from tskd.artifacts import ARTIFACTS, find_by_digest, whole
 from tskd.data.prepared import Prepared, spaced
 from tskd.deploy.network_file import CLASSES, INPUT, ask, open_session
 from tskd.deploy.onnx_export import Deployable, Deployed, silenced, write_onnx
-from tskd.memory import cores
+from tskd.machine.memory import cores
 from tskd.models.control import nnunet_channels
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model, load_model

@@ -16,7 +16,7 @@ import torch
 from measure import in_fresh_process, print_results
 from transformers import SamConfig, SamModel
 
-from tskd.memory import peak_memory_mb
+from tskd.machine.memory import peak_memory_mb
 from tskd.models.lora import set_adaptation
 from tskd.models.sam import SamSegmenter
 

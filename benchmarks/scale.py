@@ -24,7 +24,7 @@ from measure import in_fresh_process, print_results, step_seconds
 
 from tskd.engine import Training, open_runtime
 from tskd.experiment.run import Run
-from tskd.memory import peak_memory_mb
+from tskd.machine.memory import peak_memory_mb
 from tskd.models.registry import build_model, load_model
 from tskd.recipe.schema import Recipe, build_recipe
 from tskd.stages import cache, stored_answers

@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from tskd.console import warn
 from tskd.errors import RunFailed, UserError
-from tskd.memory import give_back_freed_memory, gpu_in_use, peak_gpu_memory_mb, peak_memory_mb, reset_peaks
+from tskd.machine.memory import give_back_freed_memory, gpu_in_use, peak_gpu_memory_mb, peak_memory_mb, reset_peaks
 
 ARTIFACTS, RUN_FILE = "artifacts", "run.json"
 """In an output folder: the artifacts, and what a finished run found."""

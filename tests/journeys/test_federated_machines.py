@@ -157,7 +157,7 @@ def start(started: Callable[..., Started], hospitals: Path, processes: list[Proc
 
 
 def _free_port() -> int:
-    from tskd.listening import listening
+    from tskd.machine.listening import listening
 
     with listening("127.0.0.1", 0) as found:
         return int(found.getsockname()[1])

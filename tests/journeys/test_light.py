@@ -186,7 +186,7 @@ hide({[*TRAINING, *POSIX_MODULES]!r})
 be_windows()
 import tskd
 from tskd.cli import main
-from tskd.memory import peak_memory_mb
+from tskd.machine.memory import peak_memory_mb
 assert peak_memory_mb() >= 0
 for line in (["check", "data"], ["predict", "model", "data/images", "--out", {str(tmp_path / "masks")!r}], ["doctor"]):
     try:

@@ -43,7 +43,7 @@ from tskd.artifacts import (
     write_atomic,
 )
 from tskd.errors import UserError
-from tskd.memory import peak_memory_mb
+from tskd.machine.memory import peak_memory_mb
 
 WORK: dict[str, Any] = {"config": {"steps": 3, "lr": 0.1}, "inputs": {"data": "abc"}, "seed": 1, "version": 1}
 

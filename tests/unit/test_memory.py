@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the s
 SCRIPT = """
 import resource, sys
 import numpy as np
-from tskd.memory import give_back_freed_memory, keep_freed_memory, peak_memory_mb, reset_peaks
+from tskd.machine.memory import give_back_freed_memory, keep_freed_memory, peak_memory_mb, reset_peaks
 
 def faults_of_a_block():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tests.serving import as_png, client_of, picture, service_of, write_bundle
 from tskd.cli import main
 from tskd.errors import UserError
-from tskd.listening import listening
+from tskd.machine.listening import listening
 from tskd.serve.accept import preferred
 from tskd.serve.guard import HEADERS, POLICY, Access
 from tskd.serve.start import TOKEN_VARIABLE, Address, access_for

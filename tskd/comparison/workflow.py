@@ -30,7 +30,7 @@ from tskd.data.prepared import digest_of_source, digest_of_test
 from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.experiment.budget import BUDGET_RULE
-from tskd.memory import cores
+from tskd.machine.memory import cores
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.models.description import DESCRIPTION
 from tskd.recipe.schema import EngineConfig, SourceConfig

@@ -25,7 +25,7 @@ from tskd.data import dicom_jpeg
 from tskd.data.dicom_files import Head, open_dicom, read_head, reading_dicom, require_image
 from tskd.data.memory_files import MemoryFile
 from tskd.errors import UserError
-from tskd.memory import cores
+from tskd.machine.memory import cores
 
 READY = b"ready\n"
 """First line of the child."""

@@ -39,7 +39,7 @@ from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.result_names import TABLE, apart, extra, refuse_replacing, segmentation_name
 from tskd.deploy.tiles import ask_in_tiles
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
-from tskd.memory import cores
+from tskd.machine.memory import cores
 from tskd.overlays import draw_overlay, enlargement
 
 if TYPE_CHECKING:

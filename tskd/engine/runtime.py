@@ -16,7 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from tskd.console import warn
 from tskd.errors import UserError
-from tskd.memory import keep_freed_memory
+from tskd.machine.memory import keep_freed_memory
 from tskd.recipe.schema import EngineConfig, PrecisionName
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it remarks on itself is no news for a user

@@ -44,7 +44,7 @@ from tskd.console import say, warn
 from tskd.errors import RunFailed, UserError
 from tskd.federated.keys import registered, require_certificate
 from tskd.federated.messages import CONFIG, SITE
-from tskd.listening import listening
+from tskd.machine.listening import listening
 
 WAIT = 0.5
 """Seconds between two looks whether an answer has come."""

@@ -15,7 +15,7 @@ from tskd.console import say
 from tskd.data.dicom_pixels import POOL
 from tskd.deploy.bundle import open_bundle
 from tskd.errors import UserError, until_terminated
-from tskd.listening import listening
+from tskd.machine.listening import listening
 from tskd.serve.app import Service, create_app
 from tskd.serve.corrections import Corrections
 from tskd.serve.guard import Access

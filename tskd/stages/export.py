@@ -34,7 +34,7 @@ from tskd.deploy.description import BundleDescription, InputRule
 from tskd.deploy.network_file import Answer, ask, confidence, open_session
 from tskd.deploy.onnx_export import Deployable, Deployed, Doubts, write_onnx
 from tskd.errors import RunFailed, UserError
-from tskd.memory import cores
+from tskd.machine.memory import cores
 from tskd.metrics.segmentation import agreement
 from tskd.models.description import read_description
 from tskd.models.registry import load_model, save_tensors
