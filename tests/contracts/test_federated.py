@@ -330,7 +330,7 @@ def test_messages_hold_what_the_how_to_lists_and_nothing_else(tmp_path: Path) ->
         ({"method": "scratch"}, "the server has no labels"),
         ({"baselines": ["unet"]}, "with baselines"),
         ({"teacher": {**SETTINGS["teacher"], "members": 2}}, "averages one teacher"),
-        ({"teacher": {**SETTINGS["teacher"], "unlabelled": "cut_mix"}}, "learns from labels alone"),
+        ({"teacher": {**SETTINGS["teacher"], "unlabelled": "cut_mix"}}, "learn from labels alone"),
         ({"transfer": {"augmented": 3}}, "no labelled images"),
         ({"evaluate": {"data": {}}}, "tested at its sites"),
         ({"engine": {"devices": 2}}, "one device"),

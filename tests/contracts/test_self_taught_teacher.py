@@ -15,6 +15,7 @@ from tskd.artifacts import Artifact
 from tskd.engine import Training, open_runtime
 from tskd.errors import UserError
 from tskd.experiment.budget import teacher_compute
+from tskd.experiment.preflight import check_networks
 from tskd.experiment.run import Run
 from tskd.models.registry import load_model
 from tskd.recipe.schema import build_recipe
@@ -100,14 +101,34 @@ def test_what_the_average_answers_is_counted_and_in_the_compute_of_scratch_total
 
 
 @pytest.mark.parametrize(
-    ("teacher", "named"),
+    ("changes", "named"),
     [
-        ({"batch_size": 5}, "multiple of 2 x accumulate"),
-        ({"batch_size": 4, "accumulate": 4}, "multiple of 2 x accumulate"),
-        ({"augment": {"crop": 0.5}}, "augment.crop must be 0"),
-        ({"unlabelled": "mixup"}, "cut_mix"),
+        ({"teacher": {"unlabelled": "cut_mix", "batch_size": 5}}, "multiple of 2 from 4 on"),
+        ({"teacher": {"unlabelled": "cut_mix", "batch_size": 2}}, "multiple of 2 from 4 on"),
+        ({"teacher": {"unlabelled": "cut_mix", "batch_size": 8, "accumulate": 4}}, "multiple of 8 from 16 on"),
+        ({"teacher": {"unlabelled": "copy_paste", "batch_size": 6}, "engine": {"devices": 2}}, "multiple of 4 from 8"),
+        (
+            {"method": "consistency", "self_training": {"batch_size": 16, "accumulate": 8}},
+            "self_training.batch_size=16",
+        ),
+        ({"teacher": {"unlabelled": "cut_mix", "augment": {"crop": 0.5}}}, "augment.crop must be 0"),
+        ({"teacher": {"unlabelled": "mixup"}}, "cut_mix"),
     ],
 )
-def test_settings_that_cannot_be_mixed_are_refused(teacher: dict[str, Any], named: str) -> None:
+def test_settings_that_cannot_be_mixed_are_refused_before_any_work(changes: dict[str, Any], named: str) -> None:
+    """A part with one unlabelled image mixes nothing, and a half that does not divide loses images in silence."""
     with pytest.raises(UserError, match=named):
-        build_recipe({"teacher": {"unlabelled": "cut_mix", **teacher}}, "test")
+        check_networks(build_recipe(changes, "test"))
+
+
+def test_the_average_follows_once_a_step_however_many_parts_a_batch_has(
+    open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Followed in every part it would be younger, and its answers weigh all they ever do parts times too early."""
+    seen: list[Training] = []
+    build = stage.self_taught
+    monkeypatch.setattr(stage, "self_taught", lambda *given, **named: seen.append(build(*given, **named)) or seen[-1])
+    for parts in (1, 2):
+        whole = open_run(unlabelled="cut_mix", batch_size=8, accumulate=parts, ema=0.9).teachers.adapted
+        assert whole.metrics["steps"] == STEPS
+    assert [int(training.module.updates) for training in seen] == [STEPS, STEPS]

@@ -33,9 +33,9 @@ def test_sam_sees_four_images_of_512_px_at_once(kind: str, size: int, batch: int
     assert parts_of_batch(TeacherConfig(batch_size=batch), source, processes) == parts
 
 
-@pytest.mark.parametrize(("batch", "parts"), [(16, 4), (4, 1), (6, 3)])
+@pytest.mark.parametrize(("batch", "parts"), [(16, 4), (4, 1), (6, 1), (12, 3)])
 def test_parts_of_a_batch_that_is_half_without_labels_have_both(batch: int, parts: int) -> None:
-    """Two images of either kind at once; a part of labelled ones alone would have nothing to mix."""
+    """Two images of either kind at once, or more: of one image alone cut-mix would change nothing."""
     source = TeacherSource("test", NetworkDescription("sam", {}, ("any",), 512), "")
     assert parts_of_batch(TeacherConfig(batch_size=batch, unlabelled="cut_mix"), source, 1) == parts
 

@@ -17,7 +17,7 @@ from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.models.weight_files import explain_pixels, identify, require_pixels
 from tskd.models.weights import find_sam, find_weights
-from tskd.recipe.schema import OFFLINE, RANDOM, Recipe, TeacherConfig
+from tskd.recipe.schema import OFFLINE, RANDOM, Recipe, TeacherConfig, TrainConfig
 from tskd.stages.diffusion import require_image_size
 from tskd.stages.students import describe_student
 from tskd.stages.teacher import describe_teacher
@@ -37,8 +37,24 @@ def check_networks(recipe: Recipe) -> None:
     for teacher in recipe.teacher.kinds:
         _check_teacher(teacher, recipe.data.image_size)
     _check_unets(recipe)
+    _check_halves(recipe)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)
+
+
+def _check_halves(recipe: Recipe) -> None:
+    """Raise UserError where a part of a batch, half of which has no labels, would have nothing to mix."""
+    taught: list[tuple[str, TrainConfig]] = [("teacher", kind) for kind in recipe.teacher.kinds if kind.unlabelled]
+    if {"consistency", "copy_paste"}.intersection((recipe.method, *recipe.baselines)):
+        taught.append(("self_training", recipe.self_training))
+    for section, config in taught:
+        parts = (config.accumulate or 1) * recipe.engine.devices * recipe.engine.num_nodes
+        if config.batch_size % (2 * parts) or config.batch_size < 4 * parts:
+            raise UserError(
+                f"{section}.batch_size={config.batch_size}: half of each batch has no labels, and each of its parts "
+                f"({parts}, accumulate times processes) mixes two images of either kind at least. Choose a multiple of "
+                f"{2 * parts} from {4 * parts} on."
+            )
 
 
 def _check_teacher(teacher: TeacherConfig, image_size: int) -> None:

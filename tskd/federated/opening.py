@@ -106,11 +106,8 @@ def check_federated(recipe: Recipe, *, apart: bool = False) -> None:
             "are the strategies alone and pooled."
         )
     several = recipe.teacher.members > 1 or recipe.teacher.beside or recipe.teacher.mirror
-    if federated.strategy in _TRAVELLING and recipe.teacher.unlabelled is not None:
-        raise UserError(
-            f"federated.strategy={federated.strategy}: a teacher that travels learns from labels alone. Leave "
-            "teacher.unlabelled out, or take feddistill."
-        )
+    if any(kind.unlabelled for kind in recipe.teacher.kinds):
+        raise UserError("teacher.unlabelled: the teachers of a federation learn from labels alone. Leave it out.")
     if federated.strategy in _TRAVELLING and several:
         raise UserError(
             f"federated.strategy={federated.strategy} averages one teacher: leave teacher.members, beside and mirror "

@@ -18,16 +18,20 @@ class MeanTeacher(nn.Module):
 
     updates: Tensor
 
-    def __init__(self, student: Any, *, decay: float) -> None:
+    def __init__(self, student: Any, *, decay: float, parts: int = 1) -> None:
+        """``parts``: of which a batch is cut into, so many passes make one step."""
         super().__init__()
-        self.student, self.decay = student, decay
+        self.student, self.decay, self.parts = student, decay, parts
+        self._passes = 0
         self.teacher = momentum_copy(student)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def forward(self, images: Tensor) -> Any:
         """(B, 3, H, W) in [0, 1] to the student's answer; in training the average first follows the last step."""
         if self.training:
-            self._follow()
+            if self._passes % self.parts == 0:
+                self._follow()
+            self._passes += 1
         return self.student(images)
 
     def train(self, mode: bool = True) -> MeanTeacher:

@@ -355,8 +355,8 @@ class TeacherConfig(TrainConfig):
     settings of its own; every network has one vote, and features are those of the first."""
     unlabelled: Mix | None = None
     """Half of each batch has no labels, and the teacher learns its own moving average's answers there: ``cut_mix`` as
-    the method ``consistency``, ``copy_paste`` as that one, on the images that the student learns from; None: it learns
-    from labels alone."""
+    the method ``consistency``, ``copy_paste`` as that one, with their default weight and threshold, on the images that
+    the student learns from, a member's own fold among them without its masks; None: it learns from labels alone."""
     encoder_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate in the encoder, where all of its weights train."""
     rank: Positive = 4
@@ -375,13 +375,7 @@ class TeacherConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _halves_that_mix(self) -> Self:
-        if self.unlabelled is None:
-            return self
-        if self.batch_size % (2 * (self.accumulate or 1)):
-            raise ValueError(
-                "unlabelled: half of each batch has no labels, so that batch_size must be a multiple of 2 x accumulate"
-            )
-        if self.augment.crop:
+        if self.unlabelled is not None and self.augment.crop:
             raise ValueError(
                 "unlabelled: augment.crop must be 0, since labelled and unlabelled images are mixed at one size"
             )

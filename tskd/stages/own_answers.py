@@ -77,7 +77,7 @@ def self_taught(
     """
     return Training(
         label=label,
-        module=MeanTeacher(network, decay=settings.ema),
+        module=MeanTeacher(network, decay=settings.ema, parts=settings.accumulate),
         step=STEPS[mix](lesson.model_copy(update={"steps": settings.steps})),
         batches=_paired_batches(labelled, transfer, settings, augment, seed),
         settings=settings,

@@ -41,7 +41,10 @@ def build(
             seed=bench.seed, runtime=bench.runtime,
         ),
         config,
-        inputs=pretraining_inputs(description, transfer, data) | {"mix": mix},
+        # in parts the average once followed every part, not every step
+        inputs=pretraining_inputs(description, transfer, data)
+        | {"mix": mix}
+        | ({"average": "by step"} if config.accumulate > 1 else {}),
         version=VERSION,
     )  # fmt: skip
 

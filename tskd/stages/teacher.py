@@ -113,7 +113,7 @@ def build(
             config, source, Prepared(shown.path), folder, seed=bench.seed, runtime=bench.runtime, member=member,
             target=target, transfer=transfer,
         ),
-        config.model_copy(update={"accumulate": config.accumulate or 1}),  # chosen parts change no result
+        config.model_copy(update={"accumulate": _named_parts(config, source, bench.runtime)}),
         without=SAME_RESULT | RESOLVED | TOGETHER,
         inputs={
             "data": data.digest,
@@ -126,6 +126,14 @@ def build(
         },
         version=VERSION,
     )  # fmt: skip
+
+
+def _named_parts(config: TeacherConfig, source: TeacherSource, runtime: Runtime) -> int:
+    """Return the parts of a batch that a training is named by: chosen ones change no result unless images are mixed,
+    which is done within a part."""
+    if config.unlabelled is None:
+        return config.accumulate or 1
+    return parts_of_batch(config, source, runtime.fabric.world_size)
 
 
 def _place(config: TeacherConfig, member: int) -> dict[str, str]:
@@ -270,12 +278,13 @@ def parts_of_batch(config: TeacherConfig, source: TeacherSource, processes: int)
     equal ones that hold no more than ``SAM_PIXELS_AT_ONCE``."""
     if config.accumulate is not None:
         return config.accumulate
-    mixed = 1 if config.unlabelled is None else 2  # each part has labelled and unlabelled images
+    mixed = 1 if config.unlabelled is None else 2  # each part has two images of either kind at least
     share, left = divmod(config.batch_size // mixed, processes)
     if source.description.kind != "sam" or left:  # the loop says what does not divide
         return 1
     most = max(1, SAM_PIXELS_AT_ONCE // source.description.image_size**2 // mixed)
-    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
+    possible = [parts for parts in range(1, share + 1) if share % parts == 0 and share // parts >= mixed] or [1]
+    return next((parts for parts in possible if share // parts <= most), possible[-1])
 
 
 def network(source: TeacherSource) -> str:
