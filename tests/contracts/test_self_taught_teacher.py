@@ -53,6 +53,15 @@ def open_run(tmp_path_factory: pytest.TempPathFactory) -> OpenRun:
     return open_run
 
 
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Training]:
+    """The trainings of self-taught teachers that a test sets off."""
+    seen: list[Training] = []
+    build = stage.self_taught
+    monkeypatch.setattr(stage, "self_taught", lambda *given, **named: seen.append(build(*given, **named)) or seen[-1])
+    return seen
+
+
 def weights_of(teacher: Artifact) -> dict[str, torch.Tensor]:
     return load_file(teacher.path / stage.FILE)
 
@@ -75,15 +84,12 @@ def test_it_learns_from_the_images_that_the_student_learns_from(open_run: OpenRu
     assert torch.isfinite(load_model(taught.path)(torch.rand(1, 3, SIZE, SIZE)).logits).all()
 
 
-def test_it_sees_them_at_its_own_size(open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_sees_them_at_its_own_size(open_run: OpenRun, trainings: list[Training]) -> None:
     """The transfer set lists rows; taken from the student's array they would be smaller than the labelled ones."""
-    seen: list[Training] = []
-    build = stage.self_taught
-    monkeypatch.setattr(stage, "self_taught", lambda *given, **named: seen.append(build(*given, **named)) or seen[-1])
     # foreground is drawn among images with labels; asked of the others it would look for masks that are not there
     run = open_run(unlabelled="cut_mix", image_size=80, augment={"foreground": 0.5})
     assert run.teachers.adapted.metrics["steps"] == STEPS
-    batch = seen[0].batches(0, 0, 1)
+    batch = trainings[0].batches(0, 0, 1)
     assert batch.images.shape == (4, 3, 80, 80)
     assert batch.masks is not None
     assert [bool((mask == UNLABELLED).all()) for mask in batch.masks] == [False, False, True, True]
@@ -122,13 +128,10 @@ def test_settings_that_cannot_be_mixed_are_refused_before_any_work(changes: dict
 
 
 def test_the_average_follows_once_a_step_however_many_parts_a_batch_has(
-    open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+    open_run: OpenRun, trainings: list[Training]
 ) -> None:
     """Followed in every part it would be younger, and its answers weigh all they ever do parts times too early."""
-    seen: list[Training] = []
-    build = stage.self_taught
-    monkeypatch.setattr(stage, "self_taught", lambda *given, **named: seen.append(build(*given, **named)) or seen[-1])
     for parts in (1, 2):
         whole = open_run(unlabelled="cut_mix", batch_size=8, accumulate=parts, ema=0.9).teachers.adapted
         assert whole.metrics["steps"] == STEPS
-    assert [int(training.module.updates) for training in seen] == [STEPS, STEPS]
+    assert [int(training.module.updates) for training in trainings] == [STEPS, STEPS]

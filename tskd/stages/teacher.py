@@ -334,7 +334,7 @@ def train_teacher(
     if member is not None:
         held_out = held_out_rows(prepared, member, config.members, seed=seed) if config.folds else None
         labelled, validate = labels_without(prepared, held_out, target), None
-    if config.unlabelled is None or transfer is None:
+    if config.unlabelled is None:
         batches = labelled_batches(labelled, prepared.classes, config, config.augment, derive(own, "teacher batches"))
         training = Training(
             label="teacher", module=model, step=label_step, batches=batches, settings=config, seed=own,
@@ -342,6 +342,7 @@ def train_teacher(
         )  # fmt: skip
         answered = 0
     else:
+        assert transfer is not None, "whoever asks for such a teacher gives the images"
         answered = answer_flops(model, config, prepared.image_size)
         training = self_taught(
             model, config.unlabelled, labelled, TransferSet(transfer.path, prepared), config, SelfTrainingConfig(),
