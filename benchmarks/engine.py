@@ -25,7 +25,7 @@ from torch import nn
 
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.models.registry import build_model
-from tskd.recipe.schema import AugmentConfig, EngineConfig, FinetuneConfig, Recipe
+from tskd.recipe.schema import AugmentConfig, EngineConfig, FinetuneConfig, StudentConfig
 from tskd.stages.label_training import label_step
 from tskd.stages.students import describe_student
 
@@ -38,12 +38,16 @@ WAYS = {
     "16-mixed": {"precision": "16-mixed"},
 }
 USUAL = "32-true"
+VIT = "ViT-Tiny"
+STUDENTS = {VIT: {}, "U-Net": {"backbone": "tf_efficientnet_lite0", "decoder": "unet"}}
+"""The recipe's own student, and that of `recipes/laptop.yaml`."""
 
 
 def main() -> None:
     """Print one row a way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--student", choices=STUDENTS, default=VIT)
     parser.add_argument("--size", type=int, default=128, help="image size in pixels")
     parser.add_argument("--batch", type=int, default=16, help="images a step")
     parser.add_argument("--steps", type=int, default=6, help="timed steps a round")
@@ -86,7 +90,9 @@ def _training(options: argparse.Namespace) -> Training:
     names = [str(number) for number in range(len(images))]
     batches = ImageBatches(images, masks, names, options.batch, AugmentConfig(), seed=0)
     torch.manual_seed(0)
-    student = describe_student(Recipe().student, weights=None, classes=["any"], image_size=options.size)
+    student = describe_student(
+        StudentConfig(**STUDENTS[options.student]), weights=None, classes=["any"], image_size=options.size
+    )
     return Training("benchmark", build_model(student), label_step, batches, settings, seed=0)
 
 
@@ -98,6 +104,7 @@ def _row(way: str, rounds: list[dict[str, tuple[float, float]]], options: argpar
     steps = [one[way][1] for one in rounds]
     ratios = [one[way][1] / one[USUAL][1] for one in rounds if USUAL in one]
     return {
+        "student": options.student,
         "way": way,
         "px": options.size,
         "first step s": rounds[0][way][0],

@@ -56,10 +56,16 @@ def step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
 
 
 def validate(module: nn.Module) -> Mapping[str, float]:
-    """A score that goes up and down, so that neither the first nor the last validation is the best one."""
-    values = read_batch(10**6, 0, 1).images
+    """A score that goes up and down, so that neither the first nor the last validation is the best one.
+
+    What makes it do so is how many batches the network has seen, since its answers are other on another processor's
+    rounding; of these it has a little.
+    """
+    assert isinstance(module, Network)
+    seen = module.layers[1].num_batches_tracked
     with torch.no_grad():
-        return {"score": float(torch.cos(50 * module(values)).mean())}
+        answers = module(read_batch(10**6, 0, 1).images)
+    return {"score": math.cos(seen) + 0.001 * float(torch.tanh(answers).mean())}
 
 
 def training(settings: TrainConfig = SETTINGS, module: nn.Module | None = None) -> Training:
@@ -181,7 +187,8 @@ def test_batches_cut_into_parts_give_the_same_weights(tmp_path: Path) -> None:
     for accumulate in (1, 2, 4):
         folder = tmp_path / str(accumulate)
         folder.mkdir()
-        work = training(SETTINGS.model_copy(update={"accumulate": accumulate}), plain())
+        settings = SETTINGS.model_copy(update={"accumulate": accumulate})
+        work = replace(training(settings, plain()), validate=None)
         fit(work, folder, EVERY_STEP)
         weights.append(selected(work))
     for name, value in weights[0].items():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tskd.console import Advance, progress, say
 from tskd.engine.batches import Batches
+from tskd.engine.bf16 import slow_operators_avoided
 from tskd.engine.checkpoints import load_checkpoint, save_checkpoint
 from tskd.engine.logs import TrainingLog
 from tskd.engine.out_of_memory import memory_explained, training_remedies
@@ -81,7 +82,11 @@ def fit(training: Training, folder: Path, runtime: Runtime) -> FitResult:
     bit on a CPU. Raises Paused when the time limit is reached and RunFailed when the loss is not finite or the memory
     does not suffice.
     """
-    with memory_explained(training.label, runtime.fabric.device, training_remedies(training.settings, runtime)):
+    remedies = training_remedies(training.settings, runtime)
+    with (
+        memory_explained(training.label, runtime.fabric.device, remedies),
+        slow_operators_avoided(training.module, runtime),
+    ):
         loop = _Loop(training, folder, runtime)
         loop.restore()
         if not loop.finished:
