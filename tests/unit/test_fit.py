@@ -56,10 +56,10 @@ def step(module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
 
 
 def validate(module: nn.Module) -> Mapping[str, float]:
-    """A score that goes up and down, so that neither the first nor the last validation is the best one.
+    """A score that goes up and down, so that the last validation is not the best one.
 
-    What makes it do so is how many batches the network has seen, since its answers are other on another processor's
-    rounding; of these it has a little.
+    That is made of how many batches the network has seen. Its answers, which differ a little between processors, are
+    a thousandth of it.
     """
     assert isinstance(module, Network)
     seen = module.layers[1].num_batches_tracked

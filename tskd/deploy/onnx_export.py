@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch.export import Dim
 
 from tskd.deploy.network_file import CLASSES, CONFIDENCE, INPUT, PROBABILITIES, UNFAMILIARITY
 from tskd.errors import RunFailed
+from tskd.models.attention import plain_attention
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.timm_segmenter import TimmSegmenter
 
@@ -140,7 +140,7 @@ def write_onnx(network: Deployed, path: Path) -> None:
 
 def _write_plainly(network: Deployed, path: Path) -> None:
     try:
-        with _plain_attention(network):
+        with plain_attention(network):  # the exporter knows the fused one for four axes, windows have five
             _write(network, path)
     except torch.onnx.errors.OnnxExporterError as error:
         raise RunFailed(
@@ -167,19 +167,6 @@ def _write(network: Deployed, path: Path) -> None:
             dynamic_shapes={INPUT: sides},
             verbose=False,
         )
-
-
-@contextmanager
-def _plain_attention(network: nn.Module) -> Iterator[None]:
-    """Let timm's attention be matrix products: the exporter knows the fused one for four axes, windows have five."""
-    fused: list[Any] = [module for module in network.modules() if getattr(module, "fused_attn", False)]
-    for module in fused:
-        module.fused_attn = False
-    try:
-        yield
-    finally:
-        for module in fused:
-            module.fused_attn = True
 
 
 @contextmanager

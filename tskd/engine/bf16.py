@@ -1,14 +1,14 @@
-"""bf16 on a processor, without the operators that torch has no fast code for there.
+"""bf16 on a processor, without the operators that torch (2.13) has no fast code for there.
 
-With bf16 units (AMX, AVX-512) a dense convolution is up to seven times as fast as in float32. Two operators are not:
-the backward pass of a depthwise convolution, up to fifty times as slow, which was half of a U-Net's step, and that of
-fused attention, three times as slow as the products and the softmax that it fuses, which was a third of a ViT-Tiny's.
+Where the processor has units for it (AMX) a dense convolution in bf16 is up to seven times as fast as in float32. Two
+operators are slower instead: the backward pass of depthwise convolutions, and that of fused attention over few tokens
+(LOG.md, 2026-11-27).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tskd.engine.runtime import Runtime
+from tskd.models.attention import plain_attention
 
 MOST_TOKENS = 512
-"""Of an image, for attention that is not fused: it keeps a number for each pair of them until the backward pass."""
+"""For attention that is not fused: it keeps a number for each pair of tokens until the backward pass."""
 
 
 @contextmanager
@@ -30,35 +31,33 @@ def slow_operators_avoided(module: nn.Module, runtime: Runtime) -> Iterator[None
     if not (runtime.precision == "bf16-mixed" and runtime.fabric.device.type == "cpu"):
         yield
         return
-    depthwise = [part for part in module.modules() if isinstance(part, nn.Conv2d) and _is_depthwise(part)]
-    fused = [part for part in _with_few_tokens(module) if getattr(part, "fused_attn", False)]
-    for convolution in depthwise:
-        convolution.forward = partial(_in_float32, convolution.forward)  # type: ignore[method-assign]
-    for attention in fused:
-        attention.fused_attn = False
-    try:
+    with ExitStack() as after:
+        after.enter_context(plain_attention(module, most_tokens=MOST_TOKENS))
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d) and _is_depthwise(part):
+                after.enter_context(_without_autocast(part))
         yield
-    finally:
-        for convolution in depthwise:
-            del convolution.forward
-        for attention in fused:
-            attention.fused_attn = True
 
 
 def _is_depthwise(convolution: nn.Conv2d) -> bool:
     return convolution.groups == convolution.in_channels > 1
 
 
-def _with_few_tokens(module: nn.Module) -> list[Any]:
-    """Return the parts of the transformers in a network that say of themselves that they see few tokens."""
-    small = [part for part in module.modules() if 0 < _tokens(part) <= MOST_TOKENS]
-    return [part for transformer in small for part in transformer.modules()]
+@contextmanager
+def _without_autocast(convolution: nn.Conv2d) -> Iterator[None]:
+    before = vars(convolution).get("forward")
+    convolution.forward = partial(_in_own_type, convolution, convolution.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del convolution.forward
+        if before is not None:
+            convolution.forward = before  # type: ignore[method-assign]
 
 
-def _tokens(part: nn.Module) -> int:
-    return int(getattr(getattr(part, "patch_embed", None), "num_patches", None) or 0)
-
-
-def _in_float32(forward: Callable[[Tensor], Tensor], planes: Tensor) -> Tensor:
+def _in_own_type(
+    convolution: nn.Conv2d, forward: Callable[..., Tensor], planes: Tensor, *more: Any, **named: Any
+) -> Tensor:
+    """Compute in the type of the weights, answer in that of ``planes``."""
     with torch.autocast(planes.device.type, enabled=False):
-        return forward(planes.float())
+        return forward(planes.to(convolution.weight.dtype), *more, **named).to(planes.dtype)
