@@ -91,13 +91,7 @@ class Scale:
     """Those data sets."""
 
 
-_RUN = (
-    "distill.cache=on",
-    "finetune.validate_every=10",
-    "teacher.validate_every=10",
-    "control.validate_every=10",
-    "control.steps=10",
-)
+_RUN = ("distill.cache=on", "finetune.validate_every=10", "teacher.validate_every=10")
 FULL = Scale(
     accelerator="gpu",
     sam={},
@@ -134,7 +128,8 @@ TINY = Scale(
         "data.image_size=32", "data.labels=6", "data.phantom.train=8", "data.phantom.test=2", "data.phantom.size=32",
         "teacher.image_size=64", "teacher.steps=2", "teacher.batch_size=2", "distill.steps=2", "distill.batch_size=2",
         "distill.views=1", "finetune.steps=2", "finetune.batch_size=2", "engine.precision=32-true",
-        "control.channels=[8,16,32]", "student.backbone=test_vit", "student.patch=16", *_RUN, "control.steps=2",
+        "student.backbone=test_efficientnet", "student.weights=null", "student.initialisation=random",
+        "baselines=[]", *_RUN,
     ),
     control=(
         "data.image_size=32", "data.phantom.size=32", "data.labels=6", "data.phantom.train=8", "data.phantom.test=2",

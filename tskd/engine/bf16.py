@@ -1,4 +1,4 @@
-"""bf16 on a processor, without the operators that torch (2.13) has no fast code for there.
+"""bf16 on a processor, without the operators that torch (2.15) has no fast code for there.
 
 Where the processor has units for it (AMX) a dense convolution in bf16 is up to seven times as fast as in float32. Two
 operators are slower instead: the backward pass of depthwise convolutions, and that of fused attention over few tokens
