@@ -15,6 +15,7 @@ from tests.unit.report_folders import draw_data, make_run
 from tskd.api.experiments import RunResult
 from tskd.api.recipes import as_changes
 from tskd.api.show import Table
+from tskd.recipe.built_in import find_grid
 from tskd.report.run.folder import open_run
 
 
@@ -102,6 +103,15 @@ def test_a_recipe_is_changed_by_sections_and_by_keys() -> None:
         tskd.Recipe(data={"rot": 1})
     with pytest.raises(tskd.UserError, match=r"is not known\. Give a YAML file, or one of: gpu, laptop, paper, quick"):
         tskd.load_recipe("labtop")
+
+
+def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tskd run quick --out quick` leaves one, and the same command has to go on."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "smoke").mkdir()
+    assert tskd.load_recipe("quick") != tskd.Recipe()
+    assert find_grid("smoke").is_file()
 
 
 def test_changes_of_a_section_are_those_of_its_settings() -> None:

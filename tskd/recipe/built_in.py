@@ -37,7 +37,7 @@ def describe_all() -> Iterator[tuple[str, str]]:
 
 def _find(given: str | Path, folder: Path, what: str, command: str) -> Path:
     path = Path(given)
-    if path.suffix or path.exists():
+    if path.suffix or (path.exists() and not path.is_dir()):  # a folder of that name: `--out quick` leaves one
         return path
     built_in = folder / f"{given}.yaml"
     if len(path.parts) != 1 or not built_in.is_file():
