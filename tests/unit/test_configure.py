@@ -104,6 +104,14 @@ def test_whoever_names_a_network_chooses_all_of_it(own: Change, kept: str, gone:
     assert chosen_for.isdisjoint({f"{gone}.{name}" for name in ("name", "backbone", "decoder", "lr", "initialisation")})
 
 
+@pytest.mark.parametrize("own", [Change("method", "unet_imagenet"), Change("baselines", ["scratch"])], ids=str)
+def test_whoever_says_what_is_compared_chooses_all_of_it(own: Change) -> None:
+    """Without a baseline of its own the student is held against a U-Net from ImageNet, and never against nothing."""
+    assert chosen(FACTS)["baselines"] == ["unet_imagenet"]
+    left = {choice.key for choice in configure.left_to_choose(of_the_networks(FACTS), [own])}
+    assert left.isdisjoint({"baselines", "control.enabled", "unet_imagenet.compute"})
+
+
 def test_a_mask_that_cannot_be_read_is_left_to_the_run(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
     """The run names every damaged file at once; choosing stopped at the first."""
     (folder / "masks/0.png").write_bytes(b"")

@@ -48,11 +48,12 @@ SHARES = {"teacher": 0.35, "distill": 0.25, "finetune": 0.06}
 the teacher's answers, scores and the export."""
 FEWEST, MOST = {"teacher": 100, "distill": 150, "finetune": 50}, {"teacher": 1500, "distill": 8000, "finetune": 1000}
 BATCH = 16
-OWN_NETWORKS = {
+STATED_TOGETHER = {
     ("teacher.name", "teacher.weights"): ("teacher.decoder", "teacher.adaptation", "teacher.encoder_lr", "teacher.lr"),
     ("student.backbone", "student.weights"): ("student.decoder", "student.initialisation"),
+    ("method", "baselines", "control.enabled"): ("unet_imagenet.compute",),
 }
-"""Whoever names a network chooses all of it: our settings are for ours."""
+"""Whoever states one of the first chooses the rest too: our settings are for our networks and baselines."""
 
 
 class Choice(NamedTuple):
@@ -114,9 +115,9 @@ def choose(changes: Sequence[Change], *, minutes: float) -> dict[str, Any]:
 
 
 def left_to_choose(choices: Iterable[Choice], changes: Sequence[Change]) -> Iterator[Choice]:
-    """Return the choices that the user has not made; whoever names a network chooses all of it."""
+    """Return the choices that the user has not made: whoever names a network, say, chooses all of it."""
     stated = {change.key for change in changes}
-    for names, rest in OWN_NETWORKS.items():
+    for names, rest in STATED_TOGETHER.items():
         if stated.intersection(names):
             stated.update(names, rest)
     return (choice for choice in choices if choice.key not in stated)
@@ -198,7 +199,7 @@ def of_the_data(facts: Facts) -> Iterator[Choice]:
 
 
 def of_the_networks(facts: Facts) -> Iterator[Choice]:
-    """Yield the choices of teacher, student and precision."""
+    """Yield the choices of teacher, student, baseline and precision."""
     if facts.sam is not None and facts.gpu:
         yield Choice("teacher.name", "sam", f"SAM's weights are on this machine ({facts.sam.name}), and it has a GPU")
     elif facts.offline:
@@ -220,6 +221,9 @@ def of_the_networks(facts: Facts) -> Iterator[Choice]:
         yield Choice("student.decoder", "unet", "for an encoder of several scales")
         yield Choice("student.weights", OFFLINE, "a trained start is worth more than labels that are not there")
         yield Choice("student.initialisation", "weights", "for every method but scratch")
+        yield Choice("baselines", ["unet_imagenet"], "the U-Net that anyone would train from these weights and labels")
+        yield Choice("unet_imagenet.compute", "equal", "as much as the student has")
+        yield Choice("control.enabled", False, "a U-Net from random weights would be the weaker of the two")
     if facts.labelled_cases >= 2 * MEMBERS:
         yield Choice(
             "teacher.members", MEMBERS, f"{facts.labelled_cases} labelled cases: each member is scored on a third"
