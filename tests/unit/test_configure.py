@@ -15,6 +15,7 @@ from tskd.errors import UserError
 from tskd.experiment import configure
 from tskd.experiment.configure import Facts, of_the_data, of_the_networks, of_the_time
 from tskd.models.description import NetworkDescription
+from tskd.models.weights import efficientnet_lite0_path
 from tskd.recipe.files import Change
 from tskd.recipe.schema import EngineConfig
 
@@ -91,6 +92,9 @@ def test_a_folder_is_looked_at_and_what_is_set_is_not_chosen(
     assert "6 labels are too few" in said, "a quarter of the eight is for the test"
     assert (recipe.distill.steps, recipe.teacher.members, recipe.data.val_share) == (7, 1, 0)
     assert "distill.steps" not in said
+    if efficientnet_lite0_path() is not None:
+        assert "baselines=[unet_imagenet]: " in said
+        assert "control.enabled=false: " in said
 
 
 @pytest.mark.parametrize(("own", "kept", "gone"), [

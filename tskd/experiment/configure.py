@@ -108,10 +108,15 @@ def choose(changes: Sequence[Change], *, minutes: float) -> dict[str, Any]:
     facts = look(open_data(given.data, Path(given.data.root).expanduser()), given.data)
     for choices in (of_the_data(facts), of_the_networks(facts), of_the_time(values, minutes)):
         for key, value, reason in left_to_choose(choices, changes):
-            say(f"configure: {key}={value}: {reason}")
+            say(f"configure: {key}={_written(value)}: {reason}")
             set_key(values, key, value)
             _with(values, changes, "the choices")
     return values
+
+
+def _written(value: Any) -> str:
+    """Return a value as ``--set`` takes it."""
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).splitlines()[0]
 
 
 def left_to_choose(choices: Iterable[Choice], changes: Sequence[Change]) -> Iterator[Choice]:
