@@ -26,7 +26,7 @@ import gpu_parts
 from gpu_parts import PARTS, Scale
 from measure import as_table
 
-from tskd.artifacts import write_json
+from tskd.machine.disk import write_json
 
 
 def main() -> None:

@@ -30,12 +30,13 @@ from measure import WARM_UP, step_seconds
 from torch import nn
 from transformers import SamConfig, SamModel
 
-from tskd.artifacts import ARTIFACTS, MANIFEST, finished_in, measured, write_json
+from tskd.artifacts import ARTIFACTS, MANIFEST, finished_in, measured
 from tskd.cli import main
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.out_of_memory import is_out_of_memory
 from tskd.errors import RunFailed
 from tskd.experiment.run import Run
+from tskd.machine.disk import write_json
 from tskd.models.diffusion import images_at_once, sample
 from tskd.models.registry import adapt, build_model
 from tskd.models.swin_unet import PRESETS

@@ -37,10 +37,11 @@ from measure import machine, print_results
 from PIL import Image
 from torch import Tensor, nn
 
-from tskd.artifacts import RUN_FILE, Artifact, whole, write_json
+from tskd.artifacts import RUN_FILE, Artifact, whole
 from tskd.console import say, warn
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError, refused_by_system, require_folder
+from tskd.machine.disk import write_json
 from tskd.models.timm_segmenter import resize_images, resize_logits
 from tskd.recipe.schema import EvaluateConfig
 from tskd.report.run.folder import STUDENT, RunFolder, open_run

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +21,8 @@ from typing import Any, Protocol
 from filelock import FileLock
 
 from tskd.console import warn
-from tskd.errors import RunFailed, UserError
+from tskd.errors import UserError
+from tskd.machine.disk import file_sha256, naming, write_json
 from tskd.machine.memory import give_back_freed_memory, gpu_in_use, peak_gpu_memory_mb, peak_memory_mb, reset_peaks
 
 ARTIFACTS, RUN_FILE = "artifacts", "run.json"
@@ -36,8 +34,7 @@ TRAINING_LOG = "metrics.jsonl"
 """Log of a training; it holds times, so it is not part of the digest."""
 MADE_FROM = ("start", "teacher", "masks")
 """Inputs that a model's training went through; the data and the transfer set are the same for every method."""
-_CLOCK, _PART = "clock.json", ".part"
-_DRAFTS = itertools.count()
+_CLOCK = "clock.json"
 _LIBRARIES = ("torch", "timm", "transformers", "peft", "diffusers", "monai", "numpy", "onnxruntime")
 
 Make = Callable[[Path], Mapping[str, Any]]
@@ -332,119 +329,6 @@ def _log_line(text: str) -> dict[str, float] | None:
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of a value: keys sorted, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that a reader sees the old content or the new, never a part."""
-    write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
-
-
-@dataclass
-class Draft:
-    """A file's new content, whole and on the disk, under a hidden name beside the place that it is for."""
-
-    path: Path
-    partial: Path
-    is_settled: bool = False
-    """Published or discarded."""
-
-    def publish(self) -> None:
-        """Let the content take its place, in one step; raises OSError that names ``path`` where the disk refuses."""
-        with naming(self.path):
-            try:
-                self.partial.replace(self.path)
-            except BaseException:
-                self.discard()
-                raise
-        self.is_settled = True
-
-    def discard(self) -> None:
-        """Remove the content; does nothing once it is published."""
-        if not self.is_settled:
-            self.partial.unlink(missing_ok=True)
-            self.is_settled = True
-
-
-def draft(path: Path, content: bytes) -> Draft:
-    """Write what is to be published; raises OSError that names ``path`` where the disk refuses, and leaves nothing."""
-    number = f"{os.getpid()}-{threading.get_ident()}-{next(_DRAFTS)}"
-    partial = path.with_name(f".{number}{_PART}")  # short: the name itself may be a long one
-    with naming(path):
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    return Draft(path, partial)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file in one step; after a power cut it holds the old content or the new.
-
-    Raises OSError that names ``path`` where the disk refuses; nothing else is left behind.
-    """
-    draft(path, content).publish()
-
-
-@contextmanager
-def replaced_folder(place: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of ``place`` where the block ends well; else the old one stays."""
-    partial, old = (place.with_name(f".{place.name}.{what}.{os.getpid()}") for what in ("new", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if place.exists():
-            place.rename(old)
-        partial.rename(place)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
-        if old.exists() and not place.exists():
-            old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append a line to a text file and wait until it is on the disk: a power cut tears at most what comes after it."""
-    with naming(path), path.open("ab") as file:
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let what the disk refuses in the block be an OSError that says where: ``write`` and several libraries do not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or (error.filename is not None and not str(error.filename).endswith(_PART)):
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # named: the light part is without that library
-            raise
-        if refused := re.search(r"os error (\d+)", str(error)):
-            number = int(refused[1])
-            raise OSError(number, os.strerror(number), str(path)) from error
-        raise
-
-
-def require_room(folder: Path, needed: int, *, what: str, remedy: str) -> None:
-    """Raise RunFailed where ``needed`` bytes would fill the folder's disk to more than nine tenths of what is free."""
-    free = shutil.disk_usage(folder).free
-    if needed > 0.9 * free:
-        raise RunFailed(f"{what} need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. Free some, or {remedy}")
 
 
 def environment() -> dict[str, Any]:

@@ -474,7 +474,8 @@ def predict(
     with _told_as_json(json_, so_far):  # the imports too: they take a second in which a script may stop it
         from tskd.deploy.bundle import open_bundle
         from tskd.deploy.looking import handing_over_quickly
-        from tskd.deploy.predict import Outcome, PredictOptions, predict_paths
+        from tskd.deploy.outcome import Outcome
+        from tskd.deploy.predict import PredictOptions, predict_paths
         from tskd.deploy.studies import scans_of, send_found
 
         options = PredictOptions(

@@ -179,7 +179,7 @@ def has_fast_bf16(capabilities: Mapping[str, Any]) -> bool:
 def _teachers() -> Iterator[Check]:
     if not _can_train():
         return
-    from tskd.artifacts import file_sha256
+    from tskd.machine.disk import file_sha256
     from tskd.models.weights import EFFICIENTNET_LITE0_SHA256, efficientnet_lite0_path
 
     yield _sam()

@@ -11,19 +11,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tskd.artifacts import (
-    ARTIFACTS,
-    RUN_FILE,
-    Artifact,
-    Costs,
-    canonical_json,
-    manifest_damage,
-    seal_holds,
-    sealed,
-    write_json,
-)
+from tskd.artifacts import ARTIFACTS, RUN_FILE, Artifact, Costs, canonical_json, manifest_damage, seal_holds, sealed
 from tskd.console import warn
 from tskd.errors import UserError
+from tskd.machine.disk import write_json
 from tskd.recipe.files import current_settings
 
 REMEDY = "Run `tskd run` with the same settings again: it makes what is missing."

@@ -25,11 +25,11 @@ from typer.testing import CliRunner, Result
 
 from tests.dicoms import SECRETS, STUDY, save_series
 from tests.unit.test_network_file import network
-from tskd.artifacts import write_json
 from tskd.cli import app
 from tskd.deploy.bundle import write_sums
 from tskd.deploy.dicomweb import LOGIN, TOKEN, fetch_study, require_safe, store
 from tskd.errors import UserError
+from tskd.machine.disk import write_json
 
 ORTHANC, PLUGIN = "Orthanc", Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 LETTERS = "tskd:secret-word"

@@ -32,7 +32,7 @@ from pydicom.uid import JPEG2000Lossless, generate_uid
 from tests.conftest import Command
 from tests.dicoms import save
 from tests.unit.report_folders import run_file
-from tskd.artifacts import Draft, Store, draft, write_json
+from tskd.artifacts import Store
 from tskd.cli import main
 from tskd.data.dicom import is_dicom
 from tskd.data.images import IntensityWindow, read_image
@@ -42,9 +42,11 @@ from tskd.deploy.bundle import Bundle, open_bundle, write_sums
 from tskd.deploy.card import model_card
 from tskd.deploy.description import BundleDescription, InputRule
 from tskd.deploy.network_file import ask
-from tskd.deploy.predict import Outcome, Prediction, PredictOptions, predict_paths
+from tskd.deploy.outcome import Outcome, Prediction
+from tskd.deploy.predict import PredictOptions, predict_paths
 from tskd.engine import open_runtime
 from tskd.errors import RunFailed, UserError
+from tskd.machine.disk import Draft, draft, write_json
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model, load_model, save_model
 from tskd.recipe.schema import EngineConfig, ExportConfig
@@ -712,7 +714,7 @@ def test_a_full_disk_ends_it_with_what_is_finished_listed(
             others.set()
         return made
 
-    monkeypatch.setattr("tskd.deploy.predict.draft", full)
+    monkeypatch.setattr("tskd.deploy.label_files.draft", full)
     with pytest.raises(OSError, match="No space left on device"):
         predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "predictions.csv"]
@@ -811,7 +813,7 @@ def test_a_place_that_takes_nothing_is_not_said_to_hold_masks(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     Image.fromarray(pixels(20, 30)).save(tmp_path / "a.png")
-    monkeypatch.setattr("tskd.deploy.predict.draft", refuses)
+    monkeypatch.setattr("tskd.deploy.label_files.draft", refuses)
     with pytest.raises(OSError, match="Read-only"):
         predict_paths(bundle, [tmp_path / "a.png"], tmp_path / "out")
     assert capsys.readouterr().err == ""

@@ -18,7 +18,6 @@ from typer.testing import CliRunner, Result
 from tests.contracts.layout_trees import chaos_ct
 from tests.dicoms import SECRETS, STUDY, save_series
 from tests.unit.test_network_file import network
-from tskd.artifacts import write_json
 from tskd.cli import app
 from tskd.data.dicom_drawn import View
 from tskd.data.dicom_seg import read_segments
@@ -27,6 +26,7 @@ from tskd.data.layouts import LayoutOptions, open_dataset
 from tskd.deploy.bundle import open_bundle, write_sums
 from tskd.deploy.inputs import find_items
 from tskd.errors import UserError
+from tskd.machine.disk import write_json
 from tskd.stages.source_data import dataset_digest
 
 LIVER = {"category": ["123037004", "SCT", "Anatomical Structure"], "type": ["10200004", "SCT", "Liver"]}

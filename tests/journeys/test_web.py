@@ -23,7 +23,8 @@ from tskd.deploy import web
 from tskd.deploy.bundle import Bundle, open_bundle, write_sums
 from tskd.deploy.network_file import ask
 from tskd.deploy.onnx_export import Deployed, Doubts, Familiar, write_onnx
-from tskd.deploy.predict import Outcome, Prediction, PredictOptions, predict_paths
+from tskd.deploy.outcome import Outcome, Prediction
+from tskd.deploy.predict import PredictOptions, predict_paths
 from tskd.models.timm_segmenter import TimmSegmenter
 
 CLASSES = ("cyst", "duct")

@@ -12,7 +12,7 @@ import SimpleITK
 from tests.dicoms import save_series
 from tskd.data import dicom
 from tskd.deploy.inputs import Item, find_items
-from tskd.deploy.predict import series_volume
+from tskd.deploy.label_files import series_volume
 
 LEFT, BACK, UP = np.eye(3)
 OBLIQUE_ROW = np.array([0.8, 0.6, 0.0])

@@ -19,7 +19,7 @@ from tskd.data.dicom_drawn import View
 from tskd.data.dicom_seg import read_segments
 from tskd.deploy.dicom_out import Kind, Model, Source, as_bytes, segmentation
 from tskd.deploy.inputs import Item, find_items
-from tskd.deploy.predict import series_volume
+from tskd.deploy.label_files import series_volume
 
 MODEL = Model(("liver", "tumour"), {}, "made up", "0" * 64)
 TURN = np.array([[0.8, 0.6, 0.0], [-0.36, 0.48, 0.8], [0.48, -0.64, 0.6]])

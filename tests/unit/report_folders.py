@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tskd.artifacts import Artifact, Store, write_json
+from tskd.artifacts import Artifact, Store
 from tskd.data.known_digests import KnownDigests
 from tskd.data.phantoms import Phantom, draw_phantom
 from tskd.data.prepared import Prepared
 from tskd.engine import open_runtime
 from tskd.engine.logs import TrainingLog
 from tskd.federated import scores
+from tskd.machine.disk import write_json
 from tskd.metrics.comparison import DICE, compare_methods, rank_table
 from tskd.metrics.segmentation import case_means
 from tskd.recipe.schema import DataConfig, EngineConfig, EvaluateConfig, Recipe, TransferConfig

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tskd.artifacts import write_json
 from tskd.data.prepared import DATASET, MASKS, Prepared, PreparedRecord, write_prepared_records
 from tskd.errors import UserError
+from tskd.machine.disk import write_json
 from tskd.models.ensemble import Ensemble, logits_of, mirrors
 from tskd.stages.folds import held_out_rows
 from tskd.types import SegmentationOutput

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tskd.artifacts import write_json
 from tskd.comparison.estimate import SECONDS_AN_IMAGE, SECONDS_WITHOUT_STEPS, Estimator
 from tskd.comparison.plan import Part
+from tskd.machine.disk import write_json
 
 TRAINING = {"steps": 100, "batch_size": 8}
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from report_folders import SECRET, draw_data, make_run, run_file, train
 
-from tskd.artifacts import SEAL, Artifact, Store, sealed, write_json
+from tskd.artifacts import SEAL, Artifact, Store, sealed
 from tskd.errors import UserError
 from tskd.experiment.summary import print_summary
+from tskd.machine.disk import write_json
 from tskd.metrics.comparison import PairTest
 from tskd.report import REPORT, text, update_run_report, write_report
 from tskd.report.blocks import Page, Section, Table

@@ -16,9 +16,10 @@ from PIL import Image
 from report_folders import SECRET, draw_data, make_comparison, write_csv
 
 from tests.journeys.browser import console_of, look_at, needs_chromium, print_to_pdf
-from tskd.artifacts import SEAL, Artifact, file_sha256, finished_in, sealed, write_json
+from tskd.artifacts import SEAL, Artifact, finished_in, sealed
 from tskd.comparison.grid import load_grid
 from tskd.errors import UserError
+from tskd.machine.disk import file_sha256, write_json
 from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
 from tskd.report import write_report

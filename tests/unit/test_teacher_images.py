@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.made_up import SMALL_VIT
-from tskd.artifacts import write_json
 from tskd.data.layouts import Dataset, open_dataset
 from tskd.data.prepared import (
     DATASET,
@@ -36,6 +35,7 @@ from tskd.data.transfer_set import TransferRecord, TransferSet, images_path, wri
 from tskd.engine import ImageBatches, open_runtime
 from tskd.engine.batches import to_images
 from tskd.errors import RunFailed
+from tskd.machine.disk import write_json
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.recipe.schema import AugmentConfig, EngineConfig

@@ -15,12 +15,12 @@ import pytest
 
 from tests.unit.test_network_file import network, write
 from tskd import cli
-from tskd.artifacts import replaced_folder
 from tskd.data.intensity import IntensityWindow, apply_window
 from tskd.deploy import web
 from tskd.deploy.bundle import open_bundle, write_sums
 from tskd.deploy.web import POLICY, card_html, write_web
 from tskd.errors import UserError
+from tskd.machine.disk import replaced_folder
 
 CARD = (
     "# A <b>card</b>\n\n| use | images |\n|---|---:|\n| train | 3 |\n\n[x](javascript:alert(1)) ![y](http://z/z.png)\n"

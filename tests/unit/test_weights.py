@@ -19,8 +19,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from tskd.artifacts import file_sha256
 from tskd.errors import UserError
+from tskd.machine.disk import file_sha256
 from tskd.models.weights import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_SHA256,

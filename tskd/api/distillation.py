@@ -18,11 +18,12 @@ from torch import nn
 
 from tskd.api.images import Material, Squares, gather
 from tskd.api.networks import AsSegmenter, Background
-from tskd.artifacts import canonical_json, read_log, write_json
+from tskd.artifacts import canonical_json, read_log
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.batches import allowed_flips, to_images
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
+from tskd.machine.disk import write_json
 from tskd.models.registry import load_model
 from tskd.recipe.schema import NAMING, DistillConfig, EngineConfig, FinetuneConfig, build_section
 from tskd.seeding import derive

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import ARTIFACTS, Artifact, manifest_damage, write_json
+from tskd.artifacts import ARTIFACTS, Artifact, manifest_damage
 from tskd.comparison.grid import GridRun
 from tskd.errors import RunFailed, UserError, name_of, refused_by_system
+from tskd.machine.disk import write_json
 from tskd.metrics.segmentation import NOTHING_TO_FIND
 from tskd.recipe.schema import build_recipe
 from tskd.run_file import misquoted

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import COSTS, write_atomic
+from tskd.artifacts import COSTS
 from tskd.cells import ENCODING_ERRORS, harmless
 from tskd.comparison.grid import DATASET, METHOD, Grid, GridRun
 from tskd.comparison.job import Outcome
+from tskd.machine.disk import write_atomic
 from tskd.report.comparison.files import ABLATION_COLUMNS, FEDERATED_COLUMNS
 from tskd.stages.network_costs import Network
 

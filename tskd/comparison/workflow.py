@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from tskd.artifacts import ARTIFACTS, Artifact, Store, canonical_json, environment, find_by_digest, whole, write_json
+from tskd.artifacts import ARTIFACTS, Artifact, Store, canonical_json, environment, find_by_digest, whole
 from tskd.comparison.board import open_board
 from tskd.comparison.decompose import decompose_groups, decomposition_columns
 from tskd.comparison.drive import Queue, drive
@@ -30,6 +30,7 @@ from tskd.data.prepared import digest_of_source, digest_of_test
 from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.experiment.budget import BUDGET_RULE
+from tskd.machine.disk import write_json
 from tskd.machine.memory import cores
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.models.description import DESCRIPTION

@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from tskd.artifacts import file_sha256, write_json
+from tskd.machine.disk import file_sha256, write_json
 
 RACY_NS = 2_000_000_000
 """A file that was touched so shortly before it was hashed may change again within its time stamp's precision."""

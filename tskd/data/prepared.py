@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from tskd.artifacts import Artifact, canonical_json, naming
+from tskd.artifacts import Artifact, canonical_json
+from tskd.machine.disk import naming
 from tskd.types import Record
 
 IMAGES, MASKS, RECORDS, DATASET, NATIVE = "images.npy", "masks.npy", "records.jsonl", "dataset.json", "native"

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tskd.artifacts import MANIFEST, file_sha256, replaced_folder, write_atomic
+from tskd.artifacts import MANIFEST
 from tskd.data.codes import ClassCode, parse_class_code
 from tskd.data.intensity import IntensityWindow
 from tskd.deploy.network_file import open_session
 from tskd.errors import UserError
+from tskd.machine.disk import file_sha256, replaced_folder, write_atomic
 from tskd.types import UNLABELLED
 
 if TYPE_CHECKING:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import errno
-import gzip
 import io
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import nibabel
 import numpy as np
-from PIL import Image
 
-from tskd.artifacts import Draft, draft
-from tskd.cells import ENCODING_ERRORS, harmless
-from tskd.console import Advance, duration, progress, warn
-from tskd.data import nifti
+from tskd.console import Advance, progress, warn
 from tskd.data.grey_levels import LevelUse, level_use
 from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, image_size, read_image
 from tskd.data.labels import count_bytes
@@ -33,12 +24,15 @@ from tskd.data.reading import MAX_PIXELS
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.dicom_out import Kind, SegmentationFiles, model_of
 from tskd.deploy.doubt import remark
-from tskd.deploy.inputs import Failure, Frame, Item, dicom_name, find_items, image_item
+from tskd.deploy.inputs import Frame, Item, dicom_name, find_items, image_item
+from tskd.deploy.label_files import draft_all, label_file, png, short_enough, write_file
 from tskd.deploy.looking import Look, Room, look_ahead
 from tskd.deploy.network_file import Answer, ask
-from tskd.deploy.result_names import TABLE, apart, extra, refuse_replacing, segmentation_name
+from tskd.deploy.outcome import Outcome, Prediction
+from tskd.deploy.result_names import apart, extra, refuse_replacing, segmentation_name
 from tskd.deploy.tiles import ask_in_tiles
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
+from tskd.machine.disk import Draft
 from tskd.machine.memory import cores
 from tskd.overlays import draw_overlay, enlargement
 
@@ -47,10 +41,6 @@ if TYPE_CHECKING:
 
 _WORKERS = 2
 """Frames in work for each thread that the network has: while one is answered, another is read, drawn or written."""
-_COLUMNS = (
-    "file", "slice", "output", "height", "width", "class", "name", "pixels", "mm2", "confidence",
-    "unfamiliarity", "look",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,92 +58,6 @@ class PredictOptions:
     """Of DICOM also ``<name>.seg.dcm``, a DICOM Segmentation of this kind; None: not."""
     tile: int | None = None
     """Side in px of the overlapping tiles in which larger images are answered; None: each image as a whole."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was found in one image or slice."""
-
-    source: Path
-    slice: int | None
-    """Place in the volume of labels; None: the labels are one image."""
-    output: Path
-    height: int
-    width: int
-    pixels: tuple[int, ...]
-    """Of each foreground class."""
-    pixel_mm2: float | None
-    """Area of a pixel where the file states a spacing."""
-    confidence: float | None = None
-    unfamiliarity: float | None = None
-    look: str = ""
-    """Why somebody should look at it; empty: nothing speaks for it."""
-
-    def lines(self, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Yield the lines of the table: one a class."""
-        numbers = (None if one is None else round(one, 4) for one in (self.confidence, self.unfamiliarity))
-        doubts = (*numbers, self.look)
-        for label, (name, count) in enumerate(zip(classes, self.pixels, strict=True), start=1):
-            area = (
-                None if self.pixel_mm2 is None else float(f"{count * self.pixel_mm2:.6g}")
-            )  # pixels may be of micrometres
-            place = (str(self.source), self.slice, str(self.output), self.height, self.width)
-            yield dict(zip(_COLUMNS, (*place, label, name, count, area, *doubts), strict=True))
-
-
-@dataclass
-class Outcome:
-    """What became of all inputs."""
-
-    classes: tuple[str, ...]
-    predictions: list[Prediction] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    not_done: list[Path] = field(default_factory=list)
-    """Sources that are still to be predicted; none at the end, unless the work was stopped."""
-    segmentations: list[Path] = field(default_factory=list)
-    """DICOM Segmentations that were written, relative as ``output`` is."""
-    seconds: float = 0.0
-    """From the first file read to the last one written."""
-
-    def fail(self, source: Path, problem: str) -> None:
-        """Note and tell what could not be predicted."""
-        self.failures.append(Failure(source, problem))
-        warn(problem)
-
-    def lines(self) -> list[dict[str, Any]]:
-        """Return the lines of ``predictions.csv``."""
-        return [line for prediction in self.predictions for line in prediction.lines(self.classes)]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for ``--json``."""
-        failures = [{"file": str(failure.source), "problem": failure.problem} for failure in self.failures]
-        left = {"not_done": [str(source) for source in self.not_done]} if self.not_done else {}
-        segmentations = {"segmentations": list(map(str, self.segmentations))} if self.segmentations else {}
-        lines = self.lines()
-        return {"classes": list(self.classes), "predictions": lines, "failures": failures, **segmentations, **left}
-
-    def summary(self, out: Path) -> str:
-        """Return what was done in one line; ``out`` is where :func:`predict_paths` was told to write."""
-        found: Counter[Path] = Counter()
-        for prediction in self.predictions:
-            found[prediction.output] += sum(prediction.pixels)
-        images, masks, empty = len(self.predictions), len(found), sum(count == 0 for count in found.values())
-        pace = self.seconds / max(images, 1)
-        return (
-            f"{images} image{'' if images == 1 else 's'} in {duration(self.seconds)} ({pace:.2f} s each); "
-            f"{masks} mask{'' if masks == 1 else 's'} in {out}, {empty} of them empty{self._to_look_at()}; "
-            f"areas in {out / TABLE}"
-        )
-
-    def _to_look_at(self) -> str:
-        count = sum(bool(prediction.look) for prediction in self.predictions)
-        return f"; {count} to look at (column look)" if count else ""
-
-    def require_complete(self) -> None:
-        """Raise UserError naming the files that could not be predicted, if there are any."""
-        if self.failures:
-            named = "".join(f"\n  {failure.source}" for failure in self.failures)
-            raise UserError(f"{len(self.failures)} inputs could not be predicted; all others are done:{named}")
 
 
 @until_terminated()
@@ -217,12 +121,12 @@ def _predict_and_list(items: Sequence[Item], work: _Work, workers: int, outcome:
         warn(f"stopped before the end, {len(outcome.not_done)} not done: {outcome.summary(work.out)}")
         raise
     outcome.seconds = time.monotonic() - began
-    _write_table(outcome, work.out)
+    outcome.write_table(work.out)
 
 
 def _list_where_it_can_be_written(outcome: Outcome, out: Path) -> None:
     try:
-        _write_table(outcome, out)
+        outcome.write_table(out)
     except OSError as error:
         if outcome.predictions:
             warn(f"the masks that are done are not listed: {refused_by_system(error)}")
@@ -296,7 +200,7 @@ class _Seen:
     def publish(self) -> None:
         """Let the files appear; UserError where the disk takes no such name, OSError where it takes no more."""
         for one in self.drafts:
-            with _short_enough(one.path):
+            with short_enough(one.path):
                 one.publish()
 
     def discard(self) -> None:
@@ -336,7 +240,7 @@ class _Work:
             self.room.require_open()
             grey = level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
             prediction = self._found(item, frame, place, answer)
-            drafts = _drafts((self.out / path, content) for path, content in self._own(item, place, image, answer))
+            drafts = draft_all((self.out / path, content) for path, content in self._own(item, place, image, answer))
         plane = None if item.kind == "image" and not item.slices else answer.classes
         return _Seen(prediction, grey, plane, drafts)
 
@@ -360,9 +264,9 @@ class _Work:
             yield extra(item, place, "probabilities.npz"), stored.getvalue()
         if self.options.overlays:
             drawn = draw_overlay(image, None, answer.classes, classes=self.classes, enlarge=enlargement(image))
-            yield extra(item, place, "overlay.png"), _png(drawn)
+            yield extra(item, place, "overlay.png"), png(drawn)
         if place is None:
-            yield item.output, _png(answer.classes)
+            yield item.output, png(answer.classes)
 
     def finish(
         self, item: Item, looks: Iterable[Look[_Place, _Seen]], outcome: Outcome, advance: Callable[[int], None]
@@ -441,89 +345,3 @@ def _pixels(frame: Frame) -> int:
         return math.prod(frame.size or image_size(frame.path))
     except UserError:
         return 0
-
-
-def label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
-    """Return the file of an item's labels: PNG of an image, else ``.nii.gz``; ``planes`` are (H, W) uint8, one a frame.
-
-    Raises UserError where slices differ in size.
-    """
-    if item.kind == "image":
-        return _png(planes[0])
-    if len({plane.shape for plane in planes}) > 1:
-        raise UserError(f"{item.source}: the slices differ in size. Give them as single files.")
-    if item.kind == "nifti":
-        return nifti.labels_like(item.source, planes, axis=axis)
-    volume = series_volume(item, planes)
-    return gzip.compress(volume.to_bytes(), compresslevel=6, mtime=0)
-
-
-def series_volume(item: Item, planes: Sequence[np.ndarray]) -> nibabel.Nifti1Image:
-    """Return the labels of a series as (column, row, slice), placed as ITK and dcm2niix place it."""
-    assert item.affines is not None
-    sform, qform = item.affines
-    voxels = np.empty((*planes[0].shape[::-1], len(planes)), np.uint8)
-    for number, plane in enumerate(planes):
-        voxels[..., number] = plane.T
-    volume = _labels(voxels, sform)
-    volume.set_qform(qform, code="scanner")
-    volume.set_sform(sform, code="scanner")
-    return volume
-
-
-def _labels(voxels: np.ndarray, affine: np.ndarray | None) -> nibabel.Nifti1Image:
-    volume = nibabel.Nifti1Image(voxels, affine, dtype=np.uint8)
-    volume.header.set_xyzt_units("mm")
-    return volume
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file in one step, its folder made where it is missing.
-
-    UserError where the disk takes no such name, OSError where it takes no more.
-    """
-    with _short_enough(path):
-        _draft(path, content).publish()
-
-
-def _drafts(files: Iterable[tuple[Path, bytes]]) -> tuple[Draft, ...]:
-    """Write files that are to be published together; where one is refused, none is left."""
-    with ExitStack() as undo:
-        drafts = []
-        for path, content in files:
-            with _short_enough(path):
-                drafts.append(_draft(path, content))
-            undo.callback(drafts[-1].discard)
-        undo.pop_all()
-    return tuple(drafts)
-
-
-def _draft(path: Path, content: bytes) -> Draft:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return draft(path, content)
-
-
-@contextmanager
-def _short_enough(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise UserError(
-                f"{path}: the name of this result is too long for the disk. Shorten the input's."
-            ) from error
-        raise
-
-
-def _write_table(outcome: Outcome, out: Path) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, _COLUMNS)
-    writer.writeheader()
-    writer.writerows(map(harmless, outcome.lines()))
-    write_file(out / TABLE, text.getvalue().encode(errors=ENCODING_ERRORS))

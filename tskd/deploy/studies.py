@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tskd.console import say
-from tskd.deploy.predict import Outcome
+from tskd.deploy.outcome import Outcome
 from tskd.errors import UserError
 
 

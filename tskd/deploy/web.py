@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import file_sha256, replaced_folder
 from tskd.console import printable, warn
 from tskd.data.intensity import apply_window
 from tskd.deploy.bundle import CARD, SUMS, Bundle
 from tskd.deploy.card import card_html
 from tskd.errors import UserError, require_folder
+from tskd.machine.disk import file_sha256, replaced_folder
 from tskd.overlays import class_colour
 
 WEB = Path(__file__).parents[1] / "web"

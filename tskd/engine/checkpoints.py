@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from tskd.artifacts import CHECKPOINTS, file_sha256, write_atomic
+from tskd.artifacts import CHECKPOINTS
 from tskd.console import warn
+from tskd.machine.disk import file_sha256, write_atomic
 
 KEPT = 2
 

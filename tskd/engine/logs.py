@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tskd.artifacts import TRAINING_LOG, append_line, read_log, write_atomic
+from tskd.artifacts import TRAINING_LOG, read_log
+from tskd.machine.disk import append_line, write_atomic
 
 
 class TrainingLog:

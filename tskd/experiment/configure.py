@@ -17,7 +17,6 @@ import torch
 import yaml
 from scipy.ndimage import distance_transform_edt
 
-from tskd.artifacts import write_atomic
 from tskd.console import progress, say
 from tskd.data.layouts import Dataset
 from tskd.data.prepared import spaced
@@ -26,6 +25,7 @@ from tskd.engine import open_runtime
 from tskd.engine.bf16 import slow_operators_avoided
 from tskd.errors import UserError
 from tskd.losses.segmentation import label_loss
+from tskd.machine.disk import write_atomic
 from tskd.models.registry import build_model
 from tskd.models.weights import efficientnet_lite0_path, find_sam
 from tskd.recipe.files import Change, read_settings, set_key

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tskd.artifacts import write_json
 from tskd.errors import UserError
+from tskd.machine.disk import write_json
 from tskd.models.ensemble import logits_of, probabilities_of
 from tskd.models.registry import build_model
 from tskd.recipe.schema import Recipe

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import Artifact, write_json
+from tskd.artifacts import Artifact
 from tskd.errors import UserError
 from tskd.federated.messages import COUNTS, SHARES, VOLUMES
 from tskd.federated.scores import over_sites
 from tskd.federated.site import Numbers
+from tskd.machine.disk import write_json
 from tskd.stages.evaluation_files import CASES, SUMMARY, write_cases
 from tskd.stages.pooled import EVERYWHERE
 from tskd.stages.workbench import Workbench

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tskd.artifacts import Artifact, write_json
+from tskd.artifacts import Artifact
 from tskd.console import say
 from tskd.deploy.bundle import FOLDER
 from tskd.errors import UserError
@@ -17,6 +17,7 @@ from tskd.experiment.methods import METHODS
 from tskd.federated.bundle import ship
 from tskd.federated.shared import Tensors, digest_of, put, trained_tensors, without
 from tskd.federated.site import STUDENT, TEACHER, Site, Task
+from tskd.machine.disk import write_json
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.stages.teacher import FILE
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tskd.artifacts import Artifact, canonical_json, write_json
+from tskd.artifacts import Artifact, canonical_json
 from tskd.data.prepared import TEST_DIGEST, digest_of_source, digest_of_test
 from tskd.engine import Runtime
 from tskd.errors import RunFailed
@@ -22,6 +22,7 @@ from tskd.federated.privacy import RandomBytes, seeded, told_of
 from tskd.federated.public_run import PublicRun
 from tskd.federated.shared import new_teacher, put, trained_tensors, without
 from tskd.federated.site import SITES, Site, Task, answering, own_recipe, staying, terms
+from tskd.machine.disk import write_json
 from tskd.models.flops import gflops
 from tskd.models.registry import save_model
 from tskd.recipe.schema import NAMING, FederatedConfig

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import Artifact, write_json
+from tskd.artifacts import Artifact
+from tskd.machine.disk import write_json
 from tskd.metrics.segmentation import ScoreRow
 from tskd.stages.evaluation_files import CASES, SUMMARY, read_scores, write_cases
 from tskd.stages.pooled import EVERYWHERE

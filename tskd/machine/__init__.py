@@ -1,1 +1,1 @@
-"""What the machine gives a process: memory, processors and sockets."""
+"""What the machine gives a process: memory, processors, sockets and files."""

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tskd.artifacts import file_sha256, write_json
 from tskd.errors import UserError
+from tskd.machine.disk import file_sha256, write_json
 from tskd.models import ensemble
 from tskd.models.control import DynUNetSegmenter
 from tskd.models.description import DESCRIPTION, NetworkDescription, read_description

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import file_sha256
+from tskd.machine.disk import file_sha256
 from tskd.models.backbones import has_one_scale
 from tskd.models.fitting import some
 from tskd.models.pixels import MINMAX, PIXELS

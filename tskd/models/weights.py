@@ -25,8 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tskd.artifacts import file_sha256
 from tskd.errors import UserError, name_of, require_file
+from tskd.machine.disk import file_sha256
 
 SAM_DEFAULT = "facebook/sam-vit-base"
 META_SAM_MARKS = ("image_encoder.blocks.0.attn.rel_pos_h", "mask_decoder.mask_tokens.weight")

@@ -10,10 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import tskd
-from tskd.artifacts import RUN_FILE, canonical_json, write_atomic
+from tskd.artifacts import RUN_FILE, canonical_json
 from tskd.cells import ENCODING_ERRORS
 from tskd.console import warn
 from tskd.errors import UserError
+from tskd.machine.disk import write_atomic
 from tskd.report.blocks import Page
 from tskd.report.comparison.files import COMPARISON
 from tskd.report.comparison.folder import open_comparison

@@ -14,11 +14,11 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
-from tskd.artifacts import write_atomic
 from tskd.data.files import find_files, id_of
 from tskd.data.layouts.dataset_yaml import DATASET_YAML, read_dataset_yaml
-from tskd.deploy.predict import write_file
+from tskd.deploy.label_files import write_file
 from tskd.errors import UserError, require_folder
+from tskd.machine.disk import write_atomic
 
 SPLIT = "split.csv"
 _LOCK = ".tskd-corrections.lock"  # hidden names are no data

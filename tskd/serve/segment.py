@@ -21,8 +21,8 @@ from tskd.deploy import dicom_out
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.doubt import MEANING, of_volume, remark
 from tskd.deploy.inputs import Frame, Item
+from tskd.deploy.label_files import label_file
 from tskd.deploy.network_file import Answer, ask
-from tskd.deploy.predict import label_file
 from tskd.errors import UserError
 from tskd.serve.limits import Limits, Refused, without_paths
 from tskd.serve.uploads import find_item

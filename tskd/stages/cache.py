@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tskd.artifacts import Artifact, require_room, write_json
+from tskd.artifacts import Artifact
 from tskd.console import progress, say
 from tskd.data.augment import CELLS, Bends, draw_bends, draw_geometry, move_images
 from tskd.data.transfer_set import TransferSet
@@ -25,6 +25,7 @@ from tskd.engine import Runtime
 from tskd.engine.batches import geometry_range, to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.distance import match_grid, match_size
+from tskd.machine.disk import require_room, write_json
 from tskd.models.flops import gflops, inference_flops
 from tskd.models.projections import matching_level
 from tskd.models.registry import build_model

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tskd.artifacts import CHECKPOINTS, Artifact, write_json
+from tskd.artifacts import CHECKPOINTS, Artifact
 from tskd.console import say, warn
 from tskd.data.prepared import Part, Prepared
 from tskd.data.transfer_set import SAMPLE_SHEET
@@ -26,6 +26,7 @@ from tskd.engine import Runtime, Training, fit
 from tskd.engine.batches import allowed_flips, to_images
 from tskd.engine.order import batch_order, part_of
 from tskd.errors import UserError
+from tskd.machine.disk import write_json
 from tskd.models.diffusion import (
     MOST_COMPARED,
     CollapseCheck,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from tskd.artifacts import Artifact, write_json
+from tskd.artifacts import Artifact
 from tskd.console import progress
 from tskd.data.prepared import Part, Prepared, spaced
 from tskd.deploy.doubt import TABLE, DoubtRule, remark
@@ -30,6 +30,7 @@ from tskd.deploy.onnx_export import Doubts, Familiar, confidence, pooled
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.classes import class_probabilities, with_background
+from tskd.machine.disk import write_json
 from tskd.metrics.doubt import Calibration, order_by_confidence
 from tskd.metrics.segmentation import agreement
 from tskd.models.registry import load_model

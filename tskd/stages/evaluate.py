@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tskd.artifacts import Artifact, write_json
+from tskd.artifacts import Artifact
 from tskd.console import progress
 from tskd.data.prepared import Prepared
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.classes import hard_prediction
+from tskd.machine.disk import write_json
 from tskd.metrics.segmentation import NOTHING_TO_FIND, ScoreRow, agreement
 from tskd.models.registry import load_model
 from tskd.overlays import overlay_panel

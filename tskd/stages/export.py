@@ -25,7 +25,6 @@ from tskd.artifacts import (
     environment,
     find_by_digest,
     whole,
-    write_atomic,
 )
 from tskd.data.prepared import PARTS, Prepared, spaced
 from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, write_sums
@@ -34,6 +33,7 @@ from tskd.deploy.description import BundleDescription, InputRule
 from tskd.deploy.network_file import Answer, ask, confidence, open_session
 from tskd.deploy.onnx_export import Deployable, Deployed, Doubts, write_onnx
 from tskd.errors import RunFailed, UserError
+from tskd.machine.disk import write_atomic
 from tskd.machine.memory import cores
 from tskd.metrics.segmentation import agreement
 from tskd.models.description import read_description

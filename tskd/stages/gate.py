@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import write_json
 from tskd.console import say, warn
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import GATE
 from tskd.errors import UserError
+from tskd.machine.disk import write_json
 from tskd.metrics.copies import CopyReport, find_copies
 from tskd.metrics.quality import FEW_IMAGES, LEAST_IMAGES, summarise
 from tskd.models.diffusion import MOST_COMPARED, collapse_check

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import Artifact, Builder, write_json
+from tskd.artifacts import Artifact, Builder
 from tskd.data.prepared import (
     DATASET,
     IMAGES,
@@ -24,6 +24,7 @@ from tskd.data.prepared import (
     open_array,
     write_prepared_records,
 )
+from tskd.machine.disk import write_json
 
 VERSION = 1
 JOINED: tuple[Part, ...] = tuple(part for part in PARTS if part != "test")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import Artifact, Builder, write_json
+from tskd.artifacts import Artifact, Builder
 from tskd.console import warn
 from tskd.data.duplicates import DuplicatePair
 from tskd.data.known_digests import KnownDigests
@@ -27,6 +27,7 @@ from tskd.data.prepared import (
 )
 from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
+from tskd.machine.disk import write_json
 from tskd.recipe.schema import PHANTOMS, DataConfig, SourceConfig
 from tskd.stages.readings import SHOWN, Reading, Readings
 from tskd.stages.source_data import HASHES, data_root, dataset_digest, open_data

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tskd.artifacts import Artifact, Builder, write_json
+from tskd.artifacts import Artifact, Builder
 from tskd.data.known_digests import KnownDigests
 from tskd.data.layouts import Dataset
 from tskd.data.prepared import (
@@ -21,6 +21,7 @@ from tskd.data.prepared import (
     squeeze_image,
     write_prepared_records,
 )
+from tskd.machine.disk import write_json
 from tskd.recipe.schema import DataConfig
 from tskd.stages.source_data import HASHES, data_root, dataset_digest, open_data
 

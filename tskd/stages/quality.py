@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tskd.artifacts import Artifact, write_json
+from tskd.artifacts import Artifact
 from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import GATE, QUALITY, read_samples
 from tskd.engine.batches import to_images
+from tskd.machine.disk import write_json
 from tskd.metrics.quality import LEAST_IMAGES, diversity, kid, nearest, psnr_to_nearest, summarise
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model, load_model

@@ -14,7 +14,6 @@ from threading import Lock
 import numpy as np
 from PIL import Image
 
-from tskd.artifacts import naming
 from tskd.console import progress, say, warn
 from tskd.data.duplicates import ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
 from tskd.data.grey_levels import LevelUse, describe_losses, record_use
@@ -22,6 +21,7 @@ from tskd.data.layouts import Dataset
 from tskd.data.layouts.pairs import Oddity, notes_on, oddities, unclear_turn
 from tskd.data.prepared import squeeze_image, squeeze_mask
 from tskd.errors import UserError
+from tskd.machine.disk import naming
 from tskd.types import UNLABELLED, Record
 
 HELD_BYTES = 256_000_000

@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from tskd.artifacts import CHECKPOINTS, Artifact, write_atomic
+from tskd.artifacts import CHECKPOINTS, Artifact
 from tskd.console import progress
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import SAMPLES, write_images
 from tskd.engine import Runtime
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.errors import Paused, UserError
+from tskd.machine.disk import write_atomic
 from tskd.models.diffusion import SamplingPlan, images_at_once, sample, to_uint8
 from tskd.models.swin_unet import Denoiser
 from tskd.models.timm_segmenter import resize_images

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from tskd.artifacts import Artifact, canonical_json, file_sha256
+from tskd.artifacts import Artifact, canonical_json
 from tskd.console import say
 from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime, Training, fit
 from tskd.errors import UserError
+from tskd.machine.disk import file_sha256
 from tskd.models.backbones import has_one_scale, is_transformer
 from tskd.models.description import Adaptation, AdaptationName, NetworkDescription
 from tskd.models.flops import gflops, training_flops

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import Artifact, Builder, require_room, write_json
+from tskd.artifacts import Artifact, Builder
 from tskd.console import progress, say
 from tskd.data.layouts import Dataset
 from tskd.data.prepared import (
@@ -24,6 +24,7 @@ from tskd.data.prepared import (
     squeeze_mask,
     write_prepared_records,
 )
+from tskd.machine.disk import require_room, write_json
 from tskd.recipe.schema import DataConfig
 from tskd.stages.source_data import data_root, open_data
 

@@ -1,0 +1,99 @@
+"""Labels as files: PNG of an image, NIfTI of a volume or series; each appears whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from PIL import Image
+
+from tskd.data import nifti
+from tskd.deploy.inputs import Item
+from tskd.errors import UserError
+from tskd.machine.disk import Draft, draft
+
+
+def label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
+    """Return the file of an item's labels: PNG of an image, else ``.nii.gz``; ``planes`` are (H, W) uint8, one a frame.
+
+    Raises UserError where slices differ in size.
+    """
+    if item.kind == "image":
+        return png(planes[0])
+    if len({plane.shape for plane in planes}) > 1:
+        raise UserError(f"{item.source}: the slices differ in size. Give them as single files.")
+    if item.kind == "nifti":
+        return nifti.labels_like(item.source, planes, axis=axis)
+    volume = series_volume(item, planes)
+    return gzip.compress(volume.to_bytes(), compresslevel=6, mtime=0)
+
+
+def series_volume(item: Item, planes: Sequence[np.ndarray]) -> nibabel.Nifti1Image:
+    """Return the labels of a series as (column, row, slice), placed as ITK and dcm2niix place it."""
+    assert item.affines is not None
+    sform, qform = item.affines
+    voxels = np.empty((*planes[0].shape[::-1], len(planes)), np.uint8)
+    for number, plane in enumerate(planes):
+        voxels[..., number] = plane.T
+    volume = _labels(voxels, sform)
+    volume.set_qform(qform, code="scanner")
+    volume.set_sform(sform, code="scanner")
+    return volume
+
+
+def _labels(voxels: np.ndarray, affine: np.ndarray | None) -> nibabel.Nifti1Image:
+    volume = nibabel.Nifti1Image(voxels, affine, dtype=np.uint8)
+    volume.header.set_xyzt_units("mm")
+    return volume
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Return a PNG file of (H, W) or (H, W, 3) uint8."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file in one step, its folder made where it is missing.
+
+    UserError where the disk takes no such name, OSError where it takes no more.
+    """
+    with short_enough(path):
+        _draft(path, content).publish()
+
+
+def draft_all(files: Iterable[tuple[Path, bytes]]) -> tuple[Draft, ...]:
+    """Write files that are to be published together; where one is refused, none is left."""
+    with ExitStack() as undo:
+        drafts = []
+        for path, content in files:
+            with short_enough(path):
+                drafts.append(_draft(path, content))
+            undo.callback(drafts[-1].discard)
+        undo.pop_all()
+    return tuple(drafts)
+
+
+def _draft(path: Path, content: bytes) -> Draft:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return draft(path, content)
+
+
+@contextmanager
+def short_enough(path: Path) -> Iterator[None]:
+    """Let a name that the disk finds too long be a UserError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(
+                f"{path}: the name of this result is too long for the disk. Shorten the input's."
+            ) from error
+        raise

@@ -1,0 +1,117 @@
+"""What became of the files that a prediction was asked for, and the table of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tskd.cells import ENCODING_ERRORS, harmless
+from tskd.console import duration, warn
+from tskd.deploy.inputs import Failure
+from tskd.deploy.label_files import write_file
+from tskd.deploy.result_names import TABLE
+from tskd.errors import UserError
+
+_COLUMNS = (
+    "file", "slice", "output", "height", "width", "class", "name", "pixels", "mm2", "confidence",
+    "unfamiliarity", "look",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image or slice."""
+
+    source: Path
+    slice: int | None
+    """Place in the volume of labels; None: the labels are one image."""
+    output: Path
+    height: int
+    width: int
+    pixels: tuple[int, ...]
+    """Of each foreground class."""
+    pixel_mm2: float | None
+    """Area of a pixel where the file states a spacing."""
+    confidence: float | None = None
+    unfamiliarity: float | None = None
+    look: str = ""
+    """Why somebody should look at it; empty: nothing speaks for it."""
+
+    def lines(self, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the table: one a class."""
+        numbers = (None if one is None else round(one, 4) for one in (self.confidence, self.unfamiliarity))
+        doubts = (*numbers, self.look)
+        for label, (name, count) in enumerate(zip(classes, self.pixels, strict=True), start=1):
+            area = (
+                None if self.pixel_mm2 is None else float(f"{count * self.pixel_mm2:.6g}")
+            )  # pixels may be of micrometres
+            place = (str(self.source), self.slice, str(self.output), self.height, self.width)
+            yield dict(zip(_COLUMNS, (*place, label, name, count, area, *doubts), strict=True))
+
+
+@dataclass
+class Outcome:
+    """What became of all inputs."""
+
+    classes: tuple[str, ...]
+    predictions: list[Prediction] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    not_done: list[Path] = field(default_factory=list)
+    """Sources that are still to be predicted; none at the end, unless the work was stopped."""
+    segmentations: list[Path] = field(default_factory=list)
+    """DICOM Segmentations that were written, relative as ``output`` is."""
+    seconds: float = 0.0
+    """From the first file read to the last one written."""
+
+    def fail(self, source: Path, problem: str) -> None:
+        """Note and tell what could not be predicted."""
+        self.failures.append(Failure(source, problem))
+        warn(problem)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of ``predictions.csv``."""
+        return [line for prediction in self.predictions for line in prediction.lines(self.classes)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        failures = [{"file": str(failure.source), "problem": failure.problem} for failure in self.failures]
+        left = {"not_done": [str(source) for source in self.not_done]} if self.not_done else {}
+        segmentations = {"segmentations": list(map(str, self.segmentations))} if self.segmentations else {}
+        lines = self.lines()
+        return {"classes": list(self.classes), "predictions": lines, "failures": failures, **segmentations, **left}
+
+    def summary(self, out: Path) -> str:
+        """Return what was done in one line; ``out`` is where :func:`predict_paths` was told to write."""
+        found: Counter[Path] = Counter()
+        for prediction in self.predictions:
+            found[prediction.output] += sum(prediction.pixels)
+        images, masks, empty = len(self.predictions), len(found), sum(count == 0 for count in found.values())
+        pace = self.seconds / max(images, 1)
+        return (
+            f"{images} image{'' if images == 1 else 's'} in {duration(self.seconds)} ({pace:.2f} s each); "
+            f"{masks} mask{'' if masks == 1 else 's'} in {out}, {empty} of them empty{self._to_look_at()}; "
+            f"areas in {out / TABLE}"
+        )
+
+    def _to_look_at(self) -> str:
+        count = sum(bool(prediction.look) for prediction in self.predictions)
+        return f"; {count} to look at (column look)" if count else ""
+
+    def require_complete(self) -> None:
+        """Raise UserError naming the files that could not be predicted, if there are any."""
+        if self.failures:
+            named = "".join(f"\n  {failure.source}" for failure in self.failures)
+            raise UserError(f"{len(self.failures)} inputs could not be predicted; all others are done:{named}")
+
+    def write_table(self, out: Path) -> None:
+        """Write ``predictions.csv`` into the folder of the results; OSError where the disk takes no more."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(map(harmless, self.lines()))
+        write_file(out / TABLE, text.getvalue().encode(errors=ENCODING_ERRORS))
