@@ -10,7 +10,13 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    RTStructureSetStorage,
+    generate_uid,
+)
 
 SECRETS = ("Doe", "Jane", "SECRET-7")
 """What every file says of its patient."""
@@ -123,3 +129,24 @@ def save_contours(
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def enhanced(path: Path, heights: Sequence[float]) -> Path:
+    """Write an enhanced CT of one frame a height, 6 rows and 4 columns, each frame of another grey."""
+
+    def item(**tags: object) -> Dataset:
+        dataset = Dataset()
+        for name, value in tags.items():
+            setattr(dataset, name, value)
+        return dataset
+
+    shared = item(
+        PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
+        PixelMeasuresSequence=[item(PixelSpacing=[0.5, 0.8], SliceThickness=2)],
+    )
+    own = [item(PlanePositionSequence=[item(ImagePositionPatient=[1, 2, z])]) for z in heights]
+    return save(
+        np.arange(len(heights), dtype=np.int16)[:, None, None] + np.zeros((6, 4), np.int16), path,
+        **STUDY, SOPClassUID=EnhancedCTImageStorage, Modality="CT",
+        SeriesInstanceUID="1.2.3", SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=own,
+    )  # fmt: skip

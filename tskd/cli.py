@@ -482,7 +482,8 @@ def predict(
             probabilities, overlays, overwrite, threads, None if dicom_seg == "none" else dicom_seg, tile
         )
         outcome = Outcome(())
-        with scans_of(inputs or [], dicomweb, study, send=send) as scans, handing_over_quickly():
+        written = options.dicom_seg is not None
+        with scans_of(inputs or [], dicomweb, study, send=send, segmented=written) as scans, handing_over_quickly():
             predict_paths(open_bundle(model), scans, out, options=options, outcome=outcome)
         if send:
             send_found(dicomweb, out, outcome)

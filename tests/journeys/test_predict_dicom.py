@@ -52,7 +52,7 @@ def test_each_series_has_its_segmentation(model: Path, tmp_path: Path) -> None:
         save_series(tmp_path / "in" / "p", [(1, 2, step * k) for k in range(4)], name=name, **STUDY)
     result = predict(model, tmp_path / "in", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    items, _, _ = find_items([tmp_path / "in"], results=tmp_path / "out")
+    items = find_items([tmp_path / "in"], results=tmp_path / "out").items
     assert len(items) == 2
     for item in items:
         path = tmp_path / "out" / f"{item.name}.seg.dcm"
@@ -150,7 +150,7 @@ def test_the_layout_of_chaos(model: Path, tmp_path: Path) -> None:
         scan.save_as(path)
     result = predict(model, tmp_path / "in", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    items, _, _ = find_items([tmp_path / "in"], results=tmp_path / "out")
+    items = find_items([tmp_path / "in"], results=tmp_path / "out").items
     scans = [item for item in items if item.slices]
     assert any(item.kind == "series" for item in scans)
     for item in scans:

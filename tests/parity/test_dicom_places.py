@@ -42,7 +42,8 @@ def test_a_series_lies_where_itk_has_it(plane: str, falling: bool, tmp_path: Pat
     step = 2.5 * (np.cross(row, column) if along is None else along) * (-1 if falling else 1)
     origins = [tuple((np.array([-20.0, 7, 11]) + k * step).tolist()) for k in range(3)]
     save_series(tmp_path / "s", origins, ImageOrientationPatient=[*row.tolist(), *column.tolist()])
-    ((item,), failures, _) = find_items([tmp_path / "s"], results=tmp_path / "out")
+    found = find_items([tmp_path / "s"], results=tmp_path / "out")
+    (item,), failures = found.items, found.failures
     assert isinstance(item, Item)
     assert not failures
     planes = [dicom.read_stored(frame.path).astype(np.uint8) for frame in item.frames]

@@ -9,11 +9,10 @@ import highdicom as hd
 import numpy as np
 import pytest
 import SimpleITK
-from pydicom import Dataset, dcmread
+from pydicom import dcmread
 from pydicom.sr._concepts_dict import concepts
-from pydicom.uid import EnhancedCTImageStorage
 
-from tests.dicoms import STUDY, save, save_series
+from tests.dicoms import STUDY, enhanced, save_series
 from tskd.data.codes import is_snomed
 from tskd.data.dicom_drawn import View
 from tskd.data.dicom_seg import read_segments
@@ -41,7 +40,8 @@ def write_series(folder: Path, plane: str, *, falling: bool, tilt: float = 0.0) 
     step = (2.5 * np.cross(row, column) + tilt * column) * (-1 if falling else 1)
     origins = [tuple((np.array([-20.0, 7, 11]) + k * step).tolist()) for k in range(4)]
     save_series(folder, origins, **{**STUDY, "ImageOrientationPatient": [*row.tolist(), *column.tolist()]})
-    ((item,), failures, _) = find_items([folder], results=folder / "out")
+    found = find_items([folder], results=folder / "out")
+    (item,), failures = found.items, found.failures
     assert not failures
     return item
 
@@ -131,7 +131,7 @@ def test_frames_of_a_tilted_gantry_lie_on_their_slices(tmp_path: Path) -> None:
 def test_slices_that_form_no_grid_are_refused_one_by_one(tmp_path: Path) -> None:
     """As for the NIfTI: an uneven series is single images, each with its own place."""
     save_series(tmp_path / "s", [(0, 0, 0), (0, 0, 2), (0, 0, 7)], **STUDY)
-    items, _, _ = find_items([tmp_path / "s"], results=tmp_path / "out")
+    items = find_items([tmp_path / "s"], results=tmp_path / "out").items
     assert [item.kind for item in items] == ["image"] * 3
     labels = np.full((1, 6, 4), 1, np.uint8)
     for number, (item, z) in enumerate(zip(items, (0, 2, 7), strict=True)):
@@ -139,30 +139,10 @@ def test_slices_that_form_no_grid_are_refused_one_by_one(tmp_path: Path) -> None
         assert {point[2] for point in voxels} == {z}
 
 
-def enhanced(path: Path, heights: Sequence[float]) -> Path:
-    """Write an enhanced CT whose frames are not in the order of their places."""
-
-    def item(**tags: object) -> Dataset:
-        dataset = Dataset()
-        for name, value in tags.items():
-            setattr(dataset, name, value)
-        return dataset
-
-    shared = item(
-        PlaneOrientationSequence=[item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
-        PixelMeasuresSequence=[item(PixelSpacing=[0.5, 0.8], SliceThickness=2)],
-    )
-    own = [item(PlanePositionSequence=[item(ImagePositionPatient=[1, 2, z])]) for z in heights]
-    return save(
-        np.zeros((len(heights), 6, 4), np.int16), path, **STUDY, SOPClassUID=EnhancedCTImageStorage, Modality="CT",
-        SeriesInstanceUID="1.2.3", SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=own,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_frames_of_an_enhanced_file_are_referred_to_by_number(kind: Kind, tmp_path: Path) -> None:
     heights = [4.0, 0.0, 6.0, 2.0]
-    ((item,), _, _) = find_items([enhanced(tmp_path / "e.dcm", heights)], results=tmp_path / "out")
+    (item,) = find_items([enhanced(tmp_path / "e.dcm", heights)], results=tmp_path / "out").items
     labels = some_labels(4)
     path = written(item, labels, kind, tmp_path / "seg.dcm")
     assert voxels_by_the_standard(path) == voxels_of_nifti(item, labels)

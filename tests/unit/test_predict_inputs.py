@@ -79,9 +79,9 @@ def test_pipes_and_broken_links_given_by_name_stop_nothing(tmp_path: Path) -> No
     write(tmp_path / "a.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
-    found, failed, _ = find_items(sorted(tmp_path.iterdir()), results=tmp_path / "out")
-    assert [one.source.name for one in found] == ["a.png"]
-    assert [one.source.name for one in failed] == ["gone.png", "pipe.png"]
+    found = find_items(sorted(tmp_path.iterdir()), results=tmp_path / "out")
+    assert [one.source.name for one in found.items] == ["a.png"]
+    assert [one.source.name for one in found.failures] == ["gone.png", "pipe.png"]
 
 
 def test_files_of_other_types_are_counted_but_not_results(tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_files_of_other_types_are_counted_but_not_results(tmp_path: Path) -> Non
     (tmp_path / "out").mkdir()
     for name in ("b.nrrd", "c.NRRD", "d.mha", ".hidden", "out/predictions.csv"):
         (tmp_path / name).write_bytes(b"x")
-    _, failed, remarks = find_items([tmp_path], results=tmp_path / "out")
-    assert failed == []
-    assert remarks == [f"{tmp_path}: left out: 3 files of other types (.nrrd, .mha)."]
+    found = find_items([tmp_path], results=tmp_path / "out")
+    assert found.failures == []
+    assert found.remarks == [f"{tmp_path}: left out: 3 files of other types (.nrrd, .mha)."]
 
 
 def test_names_stay_as_they_are(tmp_path: Path) -> None:
@@ -110,6 +110,6 @@ def test_frames_of_volumes_know_their_size_as_it_is_read(
 ) -> None:
     """Red where room is held for other pixels than those that reading gives."""
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.diag([-1.0, 2, 3, 1])), tmp_path / "v.nii")
-    (item,), _, _ = find_items([tmp_path / "v.nii"], results=tmp_path / "out", axis=axis)
+    (item,) = find_items([tmp_path / "v.nii"], results=tmp_path / "out", axis=axis).items
     assert [frame.size for frame in item.frames] == [rows_and_columns] * (4, 5, 6)[axis]
     assert read_image(tmp_path / "v.nii", index=0, axis=axis).shape[:2] == rows_and_columns

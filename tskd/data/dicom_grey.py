@@ -8,6 +8,7 @@ series UID. So one value has one grey level in the whole series, whichever of it
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from pydicom.pixels import apply_modality_lut, apply_voi
 from tskd.data.dicom_files import Head, is_dicom, kind_of, number, read_head, reading_dicom
 from tskd.data.dicom_pixels import read_values
 from tskd.data.dicom_series import functional_group, names_of
-from tskd.data.files import find_files
+from tskd.data.files import find_files, is_hidden
 from tskd.data.intensity import UNIT_RANGE, IntensityWindow, apply_window, require_finite
+from tskd.data.memory_files import MemoryFolder
 from tskd.data.nifti import PERCENTILES
 from tskd.errors import UserError
 
@@ -196,12 +198,36 @@ class _Member:
     """Time of change and size."""
 
 
+@dataclass
+class _Folder:
+    """What a folder held when it was looked through."""
+
+    changed: int
+    """Time of the last change in its list of files."""
+    stamps: dict[str, tuple[int, int]]
+    """Of all of its files, by name."""
+    series: dict[object, list[_Member]]
+    """Its DICOM images, by series."""
+
+    def holds(self, folder: Path, changed: int) -> bool:
+        """Tell whether its series are still those; masks that are written beside them, one a slice, change nothing."""
+        if self.changed == changed:
+            return True
+        now = _stamps(folder)
+        differing = {name for name, _ in self.stamps.items() ^ now.items()}
+        members = {one.path.name for series in self.series.values() for one in series}
+        if any(name in members or (name in now and _series_in(folder / name)) for name in differing):
+            return False
+        self.changed, self.stamps = changed, now
+        return True
+
+
 class _Series:
     """What is known of the series in the folders that were read, so that each is looked through once."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.folders: dict[Path, tuple[int, dict[object, list[_Member]]]] = {}
+        self.folders: dict[Path, _Folder] = {}
         self.known: dict[tuple[object, ...], _Statistics | tuple[IntensityWindow, ...]] = {}
 
     def statistics(self, head: Head) -> _Statistics:
@@ -229,12 +255,12 @@ class _Series:
         folder, own = head.path.parent, _Member(head.path, _stamp(head.path))
         changed = folder.stat().st_mtime_ns
         for _ in range(2):
-            if folder not in self.folders or self.folders[folder][0] != changed:
+            if folder not in self.folders or not self.folders[folder].holds(folder, changed):
                 if len(self.folders) >= _REMEMBERED:
                     self.folders.clear()
                     self.known.clear()
-                self.folders[folder] = (changed, _look_through(folder))
-            members = self.folders[folder][1].get(names_of(head).series, [])
+                self.folders[folder] = _Folder(changed, _stamps(folder), _look_through(folder))
+            members = self.folders[folder].series.get(names_of(head).series, [])
             if own in members:
                 return tuple(members)
             del self.folders[folder]
@@ -249,16 +275,42 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return every file's stamp by its name; none of a folder in memory, which never changes."""
+    if isinstance(folder, MemoryFolder):
+        return {}
+    stamps = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                if not is_hidden(entry.name) and entry.is_file():
+                    status = entry.stat()
+                    stamps[entry.name] = status.st_mtime_ns, status.st_size
+            except OSError:  # gone by now, or not to be looked at: whoever reads it is told
+                continue
+    return stamps
+
+
 def _look_through(folder: Path) -> dict[object, list[_Member]]:
     found: dict[object, list[_Member]] = {}
-    for path in find_files(folder, is_dicom, deep=False).files:
+    for path in find_files(folder, deep=False).files:
         try:
-            head = read_head(path)
-            if kind_of(head) is None and head.pixels is not None:
-                found.setdefault(names_of(head).series, []).append(_Member(path, _stamp(path)))
-        except (UserError, OSError):  # whoever reads the file itself is told
+            if series := _series_in(path):
+                found.setdefault(series[0], []).append(_Member(path, _stamp(path)))
+        except OSError:  # as below
             continue
     return found
+
+
+def _series_in(path: Path) -> tuple[object] | None:
+    """Return the series that a DICOM image belongs to; None for any other file."""
+    try:
+        if not is_dicom(path):
+            return None
+        head = read_head(path)
+        return (names_of(head).series,) if kind_of(head) is None and head.pixels is not None else None
+    except (UserError, OSError):  # whoever reads the file itself is told
+        return None
 
 
 def _indices(head: Head) -> list[int | None]:

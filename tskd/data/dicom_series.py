@@ -315,8 +315,8 @@ def _note_copy(path: Path, other: Path, listing: Listing) -> None:
 
 
 def _show_the_same(one: Slice, other: Slice) -> bool:
-    if one.size != other.size or one.origin != other.origin:
-        return False
+    if one.path == other.path or one.size != other.size or one.origin != other.origin:
+        return False  # frames of one file have equal bytes whatever they show
     if _have_equal_bytes(one.path, other.path):
         return True
     if one.index is not None or other.index is not None:

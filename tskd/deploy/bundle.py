@@ -195,12 +195,34 @@ def read_sums(folder: Path) -> dict[str, str]:
 def publish(source: Path, place: Path) -> None:
     """Copy the bundle in ``source`` to ``place``; an older one there is replaced only when the new one is whole.
 
-    Files of ``source`` that its ``SHA256SUMS`` does not list stay behind.
+    Files of ``source`` that its ``SHA256SUMS`` does not list stay behind. Raises UserError where :func:`require_ours`
+    does.
     """
+    require_ours(place)
     with replaced_folder(place) as partial:
         for name in (*read_sums(source), SUMS):
             shutil.copyfile(source / name, partial / name)
         _verify(Bundle(partial))
+
+
+def require_ours(place: Path) -> None:
+    """Raise UserError where what a bundle would replace holds anything that is not of an earlier one."""
+    if place.is_dir():
+        sums = place / SUMS
+        lines = sums.read_text(encoding="utf-8", errors="replace").splitlines() if sums.is_file() else []
+        known = {line.partition("  ")[2]: "" for line in lines}
+        foreign = sorted(
+            path.name
+            for path in place.iterdir()
+            if _is_foreign(path, known) and not (path.is_file() and _belongs(path.name))
+        )
+        if foreign:
+            raise UserError(
+                f"{place / foreign[0]} is not of a bundle, and `{place.name}` is where the bundle goes: all in it "
+                "would be replaced. Move it away, or choose another --out."
+            )
+    elif place.exists():
+        raise UserError(f"{place} is a file where the bundle's folder goes. Move it away, or choose another --out.")
 
 
 def _belongs(name: str) -> bool:

@@ -122,8 +122,12 @@ class SegmentationFiles:
             sources = [Source(read_head(one.path).data, one.index) for one in item.slices]
             return as_bytes(segmentation(sources, np.stack(planes), self.model, self.kind))
         except NoSegmentation as error:
-            self._without.setdefault(str(error), []).append(item.source)
+            self.leave_out(item, str(error))
         return None
+
+    def leave_out(self, item: Item, reason: str) -> None:
+        """Note why an item has none; the reason, ``states no ...``, follows the item's name in a message."""
+        self._without.setdefault(reason, []).append(item.source)
 
     def tell(self) -> None:
         """Say of which items there is no SEG, and why."""

@@ -14,6 +14,7 @@ import numpy as np
 from tskd.data import dicom, nifti
 from tskd.data.files import OTHER_TYPES, find_files, tally
 from tskd.data.images import IMAGE_SUFFIXES
+from tskd.data.memory_files import MemoryFolder
 from tskd.errors import UserError
 
 Kind = Literal["image", "nifti", "series"]
@@ -77,26 +78,60 @@ class Remark:
 
 
 Found = Item | Failure | NoScan | Remark
+_NOTHING = f"no image found. Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI."
 
 
-def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> tuple[list[Item], list[Failure], list[str]]:
+@dataclass(frozen=True)
+class Inputs:
+    """Everything in the files and folders given."""
+
+    items: list[Item]
+    """What can be predicted, each once."""
+    failures: list[Failure]
+    remarks: list[str]
+    paths: frozenset[Path]
+    """Of all files found, resolved: also of those that cannot be read or are no scans. No result may replace one."""
+
+
+def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> Inputs:
     """Return everything that can be predicted, folders searched to the bottom, what cannot be read, and remarks.
 
     NIfTI volumes are sliced along the canonical ``axis``. Other files in folders are passed over, as is the folder of
-    the ``results`` where it lies in an input. Raises UserError for an input that does not exist.
+    the ``results`` where it lies in an input. Raises UserError for an input that does not exist, and where none of them
+    holds anything.
     """
     all_found: list[Found] = []
+    bare: list[Path] = []
     for given in inputs:
         if not os.path.lexists(given):
             raise UserError(f"{given}: there is no such file or folder.")
-        all_found += _given(given, results, axis)
-    items = [one for one in all_found if isinstance(one, Item)]
+        found = list(_given(given, results, axis))
+        all_found += found
+        if all(isinstance(one, Remark) for one in found):
+            bare.append(given)
+    if len(bare) == len(inputs):
+        said = [f"\n{one.text}" for one in all_found if isinstance(one, Remark)]
+        raise UserError(f"{', '.join(map(str, inputs))}: {_NOTHING}{''.join(said)}")
+    items = _each_once([one for one in all_found if isinstance(one, Item)])
     failures = [one for one in all_found if isinstance(one, Failure)]
+    failures += [Failure(given, f"{given}: {_NOTHING}") for given in bare]
     remarks = [one.text for one in all_found if isinstance(one, Remark)]
-    others = Counter(one.kind for one in all_found if isinstance(one, NoScan))
+    others = [one for one in all_found if isinstance(one, NoScan)]
     if others:
-        remarks.append(f"passed over, since they are not scans: {counted(others)}.")
-    return items, failures, remarks
+        kinds = Counter(one.kind for one in others)
+        remarks.append(f"passed over, since they are not scans: {counted(kinds)}.")
+    paths = {frame.path for item in items for frame in item.frames}
+    paths |= {one.source for one in failures} | {one.source for one in others}
+    return Inputs(items, failures, remarks, frozenset(map(_real, paths)))
+
+
+def _each_once(items: Sequence[Item]) -> list[Item]:
+    """Return the items without those whose frames were all found before: a file given twice, or with its folder."""
+    real = {path: _real(path) for path in {frame.path for item in items for frame in item.frames}}
+    once: dict[object, Item] = {}
+    for item in items:
+        once.setdefault(tuple((real[frame.path], frame.index) for frame in item.frames) or item.source, item)
+    return list(once.values())
 
 
 def counted(kinds: Counter[str]) -> str:
@@ -196,8 +231,17 @@ def _series_name(slices: Sequence[dicom.Slice], root: Path, *, alone: bool) -> P
     if len({item.path for item in slices}) == 1:
         return dicom_name(path, root)
     folder = path.parent.relative_to(root)
-    name = folder if folder.name else Path(path.parent.resolve().name)
+    name = folder if folder.name else Path(_called(path.parent) or "series")
     return name if alone else name / f"series_{slices[0].series}"
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # noqa: PTH (of links that lead in a circle ``resolve`` raises)
+
+
+def _called(folder: Path) -> str:
+    """Return a folder's name as it was given: what a link leads to may be called by a patient's name."""
+    return folder.name if isinstance(folder, MemoryFolder) else Path(os.path.abspath(folder)).name  # noqa: PTH100
 
 
 def _source(slices: Sequence[dicom.Slice]) -> Path:

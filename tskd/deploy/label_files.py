@@ -65,20 +65,20 @@ def write_file(path: Path, content: bytes) -> None:
 
     UserError where the disk takes no such name, OSError where it takes no more.
     """
-    with short_enough(path):
+    with placeable(path):
         _draft(path, content).publish()
 
 
-def draft_all(files: Iterable[tuple[Path, bytes]]) -> tuple[Draft, ...]:
+def draft_all(files: Iterable[tuple[Path, bytes]]) -> list[Draft]:
     """Write files that are to be published together; where one is refused, none is left."""
     with ExitStack() as undo:
         drafts = []
         for path, content in files:
-            with short_enough(path):
+            with placeable(path):
                 drafts.append(_draft(path, content))
             undo.callback(drafts[-1].discard)
         undo.pop_all()
-    return tuple(drafts)
+    return drafts
 
 
 def _draft(path: Path, content: bytes) -> Draft:
@@ -87,13 +87,17 @@ def _draft(path: Path, content: bytes) -> Draft:
 
 
 @contextmanager
-def short_enough(path: Path) -> Iterator[None]:
-    """Let a name that the disk finds too long be a UserError that says so."""
+def placeable(path: Path) -> Iterator[None]:
+    """Let a place that no file can have be a UserError that says so, which costs that result and no other."""
     try:
         yield
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(
                 f"{path}: the name of this result is too long for the disk. Shorten the input's."
+            ) from error
+        if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(
+                f"{path}: this result cannot be written, since a folder or file is in its way. Choose another --out."
             ) from error
         raise

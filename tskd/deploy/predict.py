@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import groupby
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,18 +19,18 @@ import numpy as np
 
 from tskd.console import Advance, progress, warn
 from tskd.data.grey_levels import LevelUse, level_use
-from tskd.data.images import IMAGE_SUFFIXES, IntensityWindow, image_size, read_image
+from tskd.data.images import IntensityWindow, image_size, read_image
 from tskd.data.labels import count_bytes
 from tskd.data.reading import MAX_PIXELS
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.dicom_out import Kind, SegmentationFiles, model_of
 from tskd.deploy.doubt import remark
 from tskd.deploy.inputs import Frame, Item, dicom_name, find_items, image_item
-from tskd.deploy.label_files import draft_all, label_file, png, short_enough, write_file
+from tskd.deploy.label_files import draft_all, label_file, placeable, png
 from tskd.deploy.looking import Look, Room, look_ahead
 from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.outcome import Outcome, Prediction
-from tskd.deploy.result_names import apart, extra, refuse_replacing, segmentation_name
+from tskd.deploy.result_names import apart, extra, left_by_others, refuse_replacing, results, segmentation_name
 from tskd.deploy.tiles import ask_in_tiles
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
 from tskd.machine.disk import Draft
@@ -82,17 +83,18 @@ def predict_paths(
     outcome = outcome or Outcome(())
     outcome.classes = bundle.classes
     require_folder(out)
-    found, failures, remarks = find_items(inputs, results=out, axis=bundle.axis)
-    items, alike = apart(found, options)
-    failures += alike
-    for said in [*remarks, *(failure.problem for failure in failures)]:
+    if out.resolve().is_relative_to(bundle.folder.resolve()):
+        raise UserError(f"{out} lies in the bundle, which has to stay as it is. Choose another --out.")
+    found = find_items(inputs, results=out, axis=bundle.axis)
+    items, alike = apart(found.items, options)
+    failures = [*found.failures, *alike]
+    for said in [*found.remarks, *(failure.problem for failure in failures)]:
         warn(said)
-    if not items and not failures:
-        raise UserError(
-            f"{', '.join(map(str, inputs))}: no image found. Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI."
-        )
-    refuse_replacing(items, out, options)
+    if items:
+        refuse_replacing(items, out, options, inputs=found.paths)
     outcome.failures += failures
+    if not items:  # no table of nothing, which the corrected command would have to replace
+        outcome.require_complete()
     outcome.not_done += [item.source for item in items]
     segmentations = SegmentationFiles(model_of(bundle), options.dicom_seg)
     threads = options.threads or cores()
@@ -100,8 +102,9 @@ def predict_paths(
     session, classes = bundle.session(threads // at_once), len(bundle.classes)
     with ThreadPoolExecutor(at_once, thread_name_prefix="tskd-network") as network:
         work = _Work(
-            session, network, bundle.window, bundle.axis, classes, bundle.look_below, out, options, segmentations
-        )
+            session, network, bundle.window, bundle.axis, classes, bundle.look_below, out, options, segmentations,
+            inputs=found.paths, taken={path for item in items for path in results(item, options)},
+        )  # fmt: skip
         _predict_and_list(items, work, at_once * _WORKERS, outcome)
     return outcome
 
@@ -154,7 +157,7 @@ def _predict_all(items: Sequence[Item], work: _Work, workers: int, outcome: Outc
                 with _one_of_many(item):
                     work.finish(item, own, outcome, partial(_advance, advance, done))
             except UserError as error:
-                outcome.fail(item.source, str(error))
+                outcome.fail(item.source, f"{error}{work.of_before(item)}")
                 given_up.add(order)
             outcome.not_done.pop(0)
             done += len(item.frames)
@@ -194,19 +197,20 @@ class _Seen:
     grey: LevelUse
     plane: np.ndarray | None
     """(H, W) uint8 labels, where more is made of them than an image's own file."""
-    drafts: tuple[Draft, ...]
+    drafts: list[Draft]
     """The frame's own files."""
-
-    def publish(self) -> None:
-        """Let the files appear; UserError where the disk takes no such name, OSError where it takes no more."""
-        for one in self.drafts:
-            with short_enough(one.path):
-                one.publish()
 
     def discard(self) -> None:
         """Remove the files that have not appeared."""
         for one in self.drafts:
             one.discard()
+
+    def handed_over(self, undo: ExitStack) -> _Seen:
+        """Return it as what ``undo`` discards in the end, no longer whoever made it."""
+        kept = replace(self, drafts=list(self.drafts))
+        undo.callback(kept.discard)
+        self.drafts.clear()
+        return kept
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,10 @@ class _Work:
     out: Path
     options: PredictOptions
     segmentations: SegmentationFiles
+    inputs: frozenset[Path]
+    """Resolved, of all files found: none is replaced."""
+    taken: set[Path]
+    """Relative paths of all items' results."""
     room: Room = field(default_factory=lambda: Room(MAX_PIXELS))
     """For what one image may have at most: a pixel takes some 35 bytes while it is answered."""
 
@@ -271,63 +279,107 @@ class _Work:
     def finish(
         self, item: Item, looks: Iterable[Look[_Place, _Seen]], outcome: Outcome, advance: Callable[[int], None]
     ) -> None:
-        """Let the files of an item appear, frame by frame, then those of all frames: a volume is whole or not at all.
+        """Let all files of an item appear together once all of its frames are answered, and note what was found.
 
         Where a slice of a DICOM series is damaged, its volume is none: the others become images of their own.
         """
-        planes: dict[int, np.ndarray] = {}
-        predictions: list[Prediction] = []
-        grey = LevelUse()
-        for look in looks:
-            number = look.frame.number
-            advance(number + 1)
-            try:
-                seen = look.taken()
-            except _Unreadable as error:
-                if item.kind != "series":
-                    raise
-                outcome.fail(item.frames[number].path, str(error))
-                continue
-            seen.publish()
-            grey |= seen.grey
-            predictions.append(seen.prediction)
-            if seen.plane is not None:
-                planes[number] = seen.plane
-        if item.kind == "image":
-            self._write_segmentation(item, list(planes.values()), outcome)
-            outcome.predictions += predictions
-        elif len(planes) == len(item.frames):
-            self._write_labels(item, list(planes.values()), outcome)
-            outcome.predictions += predictions
-        else:
-            self._write_apart(item, planes, predictions, outcome)
+        seen: dict[int, _Seen] = {}
+        with ExitStack() as undo:
+            for look in looks:
+                number = look.frame.number
+                advance(number + 1)
+                try:
+                    seen[number] = look.taken().handed_over(undo)
+                except _Unreadable as error:
+                    if item.kind != "series":
+                        raise
+                    outcome.fail(item.frames[number].path, str(error))
+            if len(seen) == len(item.frames):
+                self._write(item, list(seen.values()), outcome)
+            else:
+                self._write_apart(item, seen, outcome)
+        grey = reduce(or_, (one.grey for one in seen.values()), LevelUse())
         if grey.is_lossy:
             warn(f"{item.source}: {grey.describe()}. A model for such images is trained with {grey.advise()}.")
 
-    def _write_labels(self, item: Item, planes: Sequence[np.ndarray], outcome: Outcome) -> None:
-        write_file(self.out / item.output, label_file(item, planes, self.axis))
-        self._write_segmentation(item, planes, outcome)
+    def _write(self, item: Item, seen: Sequence[_Seen], outcome: Outcome) -> None:
+        """Let an item's files appear, the labels last, and note it: no mask is there without its row."""
+        planes = [one.plane for one in seen if one.plane is not None]
+        with ExitStack() as undo:
+            drafts = [draft for one in seen for draft in one.drafts]
+            if item.kind != "image":
+                drafts += draft_all([(self.out / item.output, label_file(item, planes, self.axis))])
+            for one in drafts:
+                undo.callback(one.discard)
+            segmentation = self._segmentation(item, planes)
+            for one in segmentation:
+                undo.callback(one.discard)
+            is_segmented = self._publish_segmentation(item, segmentation)
+            for one in drafts:
+                with placeable(one.path):
+                    one.publish()
+        outcome.predictions += [one.prediction for one in seen]
+        outcome.segmentations += [segmentation_name(item)] if is_segmented else []
+        if self.options.overwrite:
+            self._remove_others(item)
 
-    def _write_segmentation(self, item: Item, planes: Sequence[np.ndarray], outcome: Outcome) -> None:
-        if (content := self.segmentations.content(item, planes)) is not None:
-            write_file(self.out / segmentation_name(item), content)
-            outcome.segmentations.append(segmentation_name(item))
+    def _segmentation(self, item: Item, planes: Sequence[np.ndarray]) -> list[Draft]:
+        content = self.segmentations.content(item, planes)
+        return [] if content is None else draft_all([(self.out / segmentation_name(item), content)])
 
-    def _write_apart(
-        self, item: Item, planes: dict[int, np.ndarray], predictions: Sequence[Prediction], outcome: Outcome
-    ) -> None:
+    def _publish_segmentation(self, item: Item, drafts: Sequence[Draft]) -> bool:
+        try:
+            for one in drafts:
+                with placeable(one.path):
+                    one.publish()
+        except UserError:  # its name is longer than the labels', which need not go without
+            self.segmentations.leave_out(item, "has a name too long for a segmentation's, or one that is taken.")
+            return False
+        return bool(drafts)
+
+    def _remove_others(self, item: Item) -> None:
+        """Remove what earlier options wrote for an item and these do not: beside new labels it would be another's."""
+        for path in left_by_others(item, self.options) - self.taken:
+            if (self.out / path).resolve() not in self.inputs:
+                (self.out / path).unlink(missing_ok=True)
+
+    def of_before(self, item: Item) -> str:
+        """Return a sentence on an item's labels of before, where they are still there though it failed now."""
+        before = self.out / item.output
+        return f" {before} is of an earlier run." if self.options.overwrite and before.is_file() else ""
+
+    def _write_apart(self, item: Item, seen: Mapping[int, _Seen], outcome: Outcome) -> None:
         """Write the slices of a series that lacks some as images, each beside its place in the folders read."""
-        warn(
-            f"{item.source}: a slice of a series cannot be read; its {len(planes)} others are written as single images."
-        )
-        for (number, plane), prediction in zip(planes.items(), predictions, strict=True):
-            frame = item.frames[number]
-            folder = item.name if item.source.is_dir() else item.name.parent
-            single = image_item(item.slices[number], folder / dicom_name(frame.path, frame.path.parent))
-            if (self.out / single.output).exists() and not self.options.overwrite:
-                raise UserError(f"{self.out / single.output} exists already. Replace it with --overwrite.")
-            self._write_labels(single, [plane], outcome)
-            outcome.predictions.append(replace(prediction, slice=None, output=single.output))
+        warn(f"{item.source}: a slice of a series cannot be read; its {len(seen)} others are written as single images.")
+        singles = {number: self._single(item, number) for number in seen}
+        self._require_free(item, singles.values())
+        for number, single in singles.items():
+            one = seen[number]
+            assert one.plane is not None
+            renamed = [
+                replace(draft, path=self.out / extra(single, None, "".join(draft.path.suffixes[-2:])[1:]))
+                for draft in one.drafts
+            ]
+            labels = draft_all([(self.out / single.output, png(one.plane))])
+            prediction = replace(one.prediction, slice=None, output=single.output)
+            self._write(single, [replace(one, prediction=prediction, drafts=[*renamed, *labels])], outcome)
+
+    def _single(self, item: Item, number: int) -> Item:
+        path = item.frames[number].path
+        folder = item.name if item.source.is_dir() else item.name.parent
+        return image_item(item.slices[number], folder / dicom_name(path, path.parent))
+
+    def _require_free(self, item: Item, singles: Iterable[Item]) -> None:
+        """Raise UserError where single slices would replace an input, another item's results or, unasked, a file."""
+        for path in (path for single in singles for path in results(single, self.options)):
+            if path in self.taken or (self.out / path).resolve() in self.inputs:
+                raise UserError(
+                    f"{item.source}: its single slices would replace {self.out / path}. Mend or remove the slice that "
+                    "cannot be read, or predict the series by itself into another --out."
+                )
+            if (self.out / path).exists() and not self.options.overwrite:
+                raise UserError(f"{self.out / path} exists already. Replace it with --overwrite.")
+            self.taken.add(path)
 
     def _found(self, item: Item, frame: Frame, place: int | None, answer: Answer) -> Prediction:
         counts = count_bytes(answer.classes)[1 : self.classes + 1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,26 +36,46 @@ def results(item: Item, options: PredictOptions) -> Iterator[Path]:
             yield extra(item, place, "overlay.png")
 
 
+def left_by_others(item: Item, options: PredictOptions) -> set[Path]:
+    """Return the relative paths that other options write for an item and these do not: another model's, if there."""
+    everything = replace(options, probabilities=True, overlays=True, dicom_seg="binary")
+    return {*results(item, everything)} - {*results(item, options)}
+
+
 def apart(items: Sequence[Item], options: PredictOptions) -> tuple[list[Item], list[Failure]]:
-    """Return the items whose results have names of their own, and a failure for each of those that share one."""
+    """Return the items whose results have names of their own, and a failure for each of those that share one.
+
+    A file and a folder share a name too: that of ``a.png`` and of ``a.png/b.jpg``.
+    """
     claims: dict[Path, list[int]] = {}
     for number, item in enumerate(items):
         for path in results(item, options):
             claims.setdefault(path, []).append(number)
     alike: dict[int, Failure] = {}
     for path, numbers in claims.items():
-        for number in numbers if len(numbers) > 1 else ():
-            other = items[next(one for one in numbers if one != number)].source
-            text = f"would be answered in {path}, and so would {other}. Rename one, or predict them into two folders."
-            alike.setdefault(number, Failure(items[number].source, f"{items[number].source}: {text}"))
+        above = {number: folder for folder in path.parents for number in claims.get(folder, ())}
+        sharing = above | dict.fromkeys(numbers, path)
+        for number, own in sharing.items() if len(sharing) > 1 else ():
+            other = next(one for one in sharing if one != number)
+            alike.setdefault(number, _alike(items[number], own, items[other]))
+        if Path(TABLE) in (path, *path.parents):
+            for number in numbers:
+                text = f"{items[number].source}: would be answered where the table {TABLE} goes. Rename it."
+                alike.setdefault(number, Failure(items[number].source, text))
     return [item for number, item in enumerate(items) if number not in alike], list(alike.values())
 
 
-def refuse_replacing(items: Sequence[Item], out: Path, options: PredictOptions) -> None:
-    """Raise UserError where results would replace an input, or what is there already."""
+def _alike(item: Item, path: Path, other: Item) -> Failure:
+    text = f"would be answered in {path}, and so would {other.source}. Rename one, or predict them into two folders."
+    return Failure(item.source, f"{item.source}: {text}")
+
+
+def refuse_replacing(
+    items: Sequence[Item], out: Path, options: PredictOptions, *, inputs: Collection[Path] = ()
+) -> None:
+    """Raise UserError where results would replace an input, resolved paths, or what is there already."""
     written = [path for item in items for path in results(item, options)]
-    sources = {frame.path.resolve() for item in items for frame in item.frames}
-    if hit := next((path for path in written if (out / path).resolve() in sources), None):
+    if hit := next((path for path in written if (out / path).resolve() in inputs), None):
         raise UserError(f"{out / hit} is one of the inputs; results never replace them. Choose another --out.")
     existing = [path for path in (*written, Path(TABLE)) if _exists(out / path)]
     if existing and not options.overwrite:

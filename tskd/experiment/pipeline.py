@@ -12,7 +12,7 @@ from typing import Any
 from tskd.artifacts import Artifact
 from tskd.console import duration, say
 from tskd.data.transfer_set import QUALITY
-from tskd.deploy.bundle import FOLDER, publish
+from tskd.deploy.bundle import FOLDER, publish, require_ours
 from tskd.errors import UserError
 from tskd.experiment.budget import BUDGET_RULE
 from tskd.experiment.methods import METHODS, Make
@@ -125,6 +125,7 @@ def execute(run: Run) -> RunFolder:
     Raises UserError where another run is at work in the output folder: the last to end would take the other's place.
     """
     _require_small(run.recipe)
+    require_ours(run.out / FOLDER)
     _ = run.prepared_artifact  # data that cannot be used are told before the folder is touched
     first = run.runtime.fabric.is_global_zero
     with alone_in(run.out, run.recipe.model_dump(mode="json")) if first else nullcontext():

@@ -44,10 +44,10 @@ class Pool:
             raise UserError(f"{root}: there is no such folder. Give one of unlabelled images with --pool.")
         self.root = root / "images" if (root / "images").is_dir() else root  # not the masks of a data folder
         self.segmenter, self.corrections, self.quiet = segmenter, corrections, quiet
-        items, failures, _ = find_items([self.root], results=corrections.root, axis=segmenter.bundle.axis)
-        if failures:
-            warn(f"{self.root}: {len(failures)} files of the pool cannot be read; `tskd check` names them.")
-        frames = [(item, number) for item in items for number in range(len(item.frames))]
+        found = find_items([self.root], results=corrections.root, axis=segmenter.bundle.axis)
+        if found.failures:
+            warn(f"{self.root}: {len(found.failures)} files of the pool cannot be read; `tskd check` names them.")
+        frames = [(item, number) for item in found.items for number in range(len(item.frames))]
         self.candidates = [self._candidate(k, item, place) for k, (item, place) in enumerate(frames)]
         self.lock = threading.Lock()
         self.is_stopped = threading.Event()

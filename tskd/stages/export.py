@@ -27,7 +27,7 @@ from tskd.artifacts import (
     whole,
 )
 from tskd.data.prepared import PARTS, Prepared, spaced
-from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, write_sums
+from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, require_ours, write_sums
 from tskd.deploy.card import model_card
 from tskd.deploy.description import BundleDescription, InputRule
 from tskd.deploy.network_file import Answer, ask, confidence, open_session
@@ -127,6 +127,7 @@ def export_again(model: Path, *, int8: bool | None = None) -> Path:
             f"{model}: an export is checked on the run's own test images, and there is no {RUN_FILE} here or beside "
             "it. Give the output folder of a finished `tskd run`."
         )
+    require_ours(out / FOLDER)
     run = read_run(out)
     store = Store(out / ARTIFACTS)
     student = _student_of(store.root, run)
