@@ -303,7 +303,7 @@ class _Work:
             warn(f"{item.source}: {grey.describe()}. A model for such images is trained with {grey.advise()}.")
 
     def _write(self, item: Item, seen: Sequence[_Seen], outcome: Outcome) -> None:
-        """Let an item's files appear, the labels last, and note it: no mask is there without its row."""
+        """Let an item's files appear once all are written, and note it: no mask is there without its row."""
         planes = [one.plane for one in seen if one.plane is not None]
         with ExitStack() as undo:
             drafts = [draft for one in seen for draft in one.drafts]
@@ -314,12 +314,12 @@ class _Work:
             segmentation = self._segmentation(item, planes)
             for one in segmentation:
                 undo.callback(one.discard)
-            is_segmented = self._publish_segmentation(item, segmentation)
             for one in drafts:
                 with placeable(one.path):
                     one.publish()
-        outcome.predictions += [one.prediction for one in seen]
-        outcome.segmentations += [segmentation_name(item)] if is_segmented else []
+            outcome.predictions += [one.prediction for one in seen]
+            if self._publish_segmentation(item, segmentation):
+                outcome.segmentations.append(segmentation_name(item))
         if self.options.overwrite:
             self._remove_others(item)
 
