@@ -236,7 +236,7 @@ def _series_name(slices: Sequence[dicom.Slice], root: Path, *, alone: bool) -> P
 
 
 def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # noqa: PTH (of links that lead in a circle ``resolve`` raises)
+    return Path(os.path.realpath(path))  # of links that lead in a circle `resolve` raises
 
 
 def _called(folder: Path) -> str:
