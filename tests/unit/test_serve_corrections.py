@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import threading
 from pathlib import Path
 
@@ -127,14 +129,15 @@ def test_corrections_join_a_data_folder_without_changing_what_is_there(
     [({"dataset.yaml": "classes: [cyst]\n"}, "its classes are cyst, the model's lesion"),
      ({"dataset.yaml": "classes: [lesion]\nwindow: [0, 9]\n"}, "states labels or a window"),
      ({"images/a.png": "x"}, "names no classes"),
-     ({"split.csv": "id,split\n"}, "lacks a column")],
+     ({"split.csv": "id,split\n"}, "lacks a column"),
+     ({"split.csv": "id,split,case\nJos\xe9,train,a\n"}, r"split\.csv: is not a CSV file in UTF-8")],
 )  # fmt: skip
 def test_a_folder_that_corrections_do_not_fit_is_refused(
     files_there: dict[str, str], said: str, tmp_path: Path
 ) -> None:
     for name, text in files_there.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=said):
         Corrections(tmp_path, ("lesion",))
 
@@ -151,6 +154,91 @@ def test_wrong_masks_and_a_server_without_a_folder_save_nothing(bundle: Path, tm
         path = f"/v1/views/{client.post('/v1/views', files=upload).json()['view']}/corrections"
         answer = client.post(path, content=bytes(720), headers=RAW)
         assert (answer.status_code, "--corrections" in answer.json()["error"]) == (409, True)
+
+
+def save_one(bundle: Path, corrections: Corrections, monkeypatch: pytest.MonkeyPatch, refused: int) -> tuple[int, str]:
+    """Return status and words of a correction while the disk has no room for one of its files, counted from 0."""
+    written = iter(range(100))
+
+    def full(_: int) -> None:
+        if next(written) == refused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with client_of(service_of(bundle, corrections=corrections)) as client, monkeypatch.context() as patch:
+        view = client.post("/v1/views", files={"file": ("Doe.png", as_png(picture()))}).json()["view"]
+        patch.setattr(os, "fsync", full)
+        answer = client.post(f"/v1/views/{view}/corrections", content=truth(picture()).tobytes(), headers=RAW)
+    return answer.status_code, answer.text
+
+
+@pytest.mark.parametrize("refused", range(4))
+def test_a_full_disk_is_told_as_that_and_leaves_no_half_of_a_correction(
+    refused: int, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Red where it is called a defect of the server, or an image lies there without its mask and its line."""
+    folder = Corrections(tmp_path / "c", ("lesion",))
+    status, told = save_one(bundle, folder, monkeypatch, refused)
+    assert (status, "No space left on device" in told, str(tmp_path) in told) == (507, True, False), told
+    assert files(folder.root) == {}
+    assert [path.name for path in folder.root.rglob(".*")] == [".tskd-corrections.lock"]
+    assert capsys.readouterr() == ("", "")
+    assert save_one(bundle, folder, monkeypatch, 99)[0] == 200
+    assert len(files(folder.root)) == 4
+
+
+def test_files_that_took_their_places_go_where_a_later_one_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Corrections(tmp_path / "c", ("lesion",))
+    really = Path.replace
+
+    def held(path: Path, target: Path) -> Path:
+        if target.name == "split.csv":
+            raise PermissionError(errno.EACCES, "Held by another program", str(path), None, str(target))
+        return really(path, target)
+
+    monkeypatch.setattr(Path, "replace", held)
+    with pytest.raises(PermissionError):
+        folder.save(picture(), truth(picture()), case="a")
+    assert files(folder.root) == {}
+
+
+def test_a_replaced_mask_is_kept_where_the_disk_has_no_room_for_the_new_one(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Corrections(tmp_path / "c", ("lesion",))
+    folder.save(picture(), np.zeros((24, 30), np.uint8), case="a")
+    before = files(folder.root)
+    assert save_one(bundle, folder, monkeypatch, 1)[0] == 507
+    assert files(folder.root) == before
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "status", "said"),
+    [("images", b"x", 507, "images: File exists"), ("split.csv", b"id,split,case\nJos\xe9,train,a\n", 422, "in UTF-8"),
+     ("split.csv", b"id;split;case\n", 422, "lacks a column")],
+)  # fmt: skip
+def test_a_folder_that_came_to_be_unfit_is_told_and_left_as_it_is(
+    place: str, content: bytes, status: int, said: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Corrections(tmp_path / "c", ("lesion",))
+    folder.root.mkdir()
+    (folder.root / place).write_bytes(content)
+    told = save_one(bundle, folder, monkeypatch, 99)
+    assert (told[0], said in told[1], str(tmp_path) in told[1]) == (status, True, False), told
+    assert files(folder.root) == {place: content}
+
+
+def test_an_image_that_left_the_pool_while_it_was_open_is_told(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "pool/a.png")
+    folder = Corrections(tmp_path / "c", ("lesion",))
+    with client_of(service_of(bundle, corrections=folder, pool_folder=tmp_path / "pool")) as client:
+        view = client.post("/v1/pool/0").json()["view"]
+        (tmp_path / "pool/a.png").unlink()
+        answer = client.post(f"/v1/views/{view}/corrections", content=bytes(720), headers=RAW)
+    assert (answer.status_code, "in the pool" in answer.text) == (422, True)
+    assert files(tmp_path / "c") == {}
 
 
 def test_what_the_model_doubts_most_comes_first_and_leaves_when_it_is_labelled(bundle: Path, tmp_path: Path) -> None:

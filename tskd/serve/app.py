@@ -33,7 +33,7 @@ from tskd.deploy.card import card_html
 from tskd.errors import UserError
 from tskd.overlays import class_colour
 from tskd.serve.accept import preferred
-from tskd.serve.corrections import Corrections, name_of
+from tskd.serve.corrections import Corrections, name_of, not_saved
 from tskd.serve.gate import Gate
 from tskd.serve.guard import Access, Guard
 from tskd.serve.limits import Limits, Refused
@@ -196,13 +196,26 @@ class Service:
             raise Refused(409, "Corrections are not kept; start the server with --corrections DIR.")
         image = view.image(number, None, self.segmenter)
         from_pool = view.candidate
-        first = view.image(0, None, self.segmenter) if from_pool is None else self.segmenter.read(from_pool.first)
         source = None if from_pool is None else from_pool.source
-        saved = self.corrections.save(image, mask, case=name_of(first), source=source)
+        case = name_of(self._first_of_case(view))
+        try:
+            saved = self.corrections.save(image, mask, case=case, source=source)
+        except (OSError, UserError) as error:
+            raise not_saved(error, self.corrections.root) from error
         self.metrics.saved.inc()
         if self.pool is not None and from_pool is not None:
             self.pool.mark_labelled(from_pool)
         return SavedCorrection(id=saved.id, replaced=saved.replaced)
+
+    def _first_of_case(self, view: View) -> np.ndarray:
+        """Return the first slice of an open file or, of the pool, of the volume that the image is from."""
+        if view.candidate is None:
+            return view.image(0, None, self.segmenter)
+        try:
+            return self.segmenter.read(view.candidate.first)
+        except UserError as error:
+            why = "The image cannot be read in the pool any more, so no correction of it is saved."
+            raise Refused(422, why) from error
 
     @property
     def examples(self) -> list[str]:
@@ -406,7 +419,7 @@ def _add_views(app: FastAPI, service: Service) -> None:
 
 
 def _add_labelling(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/views/{view}/corrections", responses=_problems(404, 408, 409, 413, 422, 503),
+    @app.post("/v1/views/{view}/corrections", responses=_problems(404, 408, 409, 413, 422, 503, 507),
               openapi_extra=_RAW_MASK)  # fmt: skip
     async def correct(view: str, request: Request, number: Slice = 0) -> SavedCorrection:
         """Save a slice with its corrected mask into the data folder of corrections."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import shutil
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +18,17 @@ from PIL import Image
 
 from tskd.data.files import find_files, id_of
 from tskd.data.layouts.dataset_yaml import DATASET_YAML, read_dataset_yaml
-from tskd.deploy.label_files import write_file
-from tskd.errors import UserError, require_folder
-from tskd.machine.disk import write_atomic
+from tskd.deploy.label_files import draft_all
+from tskd.errors import UserError, refused_by_system, require_folder
+from tskd.serve.limits import Refused
 
 SPLIT = "split.csv"
 _LOCK = ".tskd-corrections.lock"  # hidden names are no data
 _EARLIER = "earlier_masks"
 _DIGITS = 16
+
+File = tuple[Path, bytes]
+"""A place and what is to lie there."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +53,18 @@ class Corrections:
         """Add an image (H, W, 3) uint8 and its mask (H, W) of class indices.
 
         Its name is a digest of its pixels; ``case`` holds together what a split must not part. Of an image whose
-        ``source`` lies in the folder only the mask is added.
+        ``source`` lies in the folder only the mask is added. Raises OSError where the disk refuses, UserError where
+        split.csv takes no line; then nothing is changed.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / _LOCK):
             own = self._own_id(source)
             name = own or name_of(image)
-            if own is None:
-                self._add_new(self.root / "images" / f"{name}.png", image)
-            replaced = self._add_mask(name, mask)
-            self._describe()
-            if own is None:
-                self._list(name, case)
-        return Saved(name, replaced)
+            masks = list(self._masks(name, mask))
+            added = [] if own else self._image(name, image)
+            listed = [] if own else self._listing(name, case)
+            self._write([*added, *masks, *self._description(), *listed])
+        return Saved(name, replaced=len(masks) > 1)
 
     def has(self, image: np.ndarray, source: Path | None = None) -> bool:
         """Tell whether an image has a mask in the folder."""
@@ -73,50 +77,58 @@ class Corrections:
             return None
         return id_of(source.resolve(), images)
 
-    def _add_new(self, path: Path, image: np.ndarray) -> None:
-        if not path.exists():
-            write_file(path, _png(image))
+    def _write(self, files: Sequence[File]) -> None:
+        """Write all files or, where the disk refuses one, none: half a correction would be an image without a mask."""
+        drafts = draft_all(files)
+        with ExitStack() as undo:
+            for one in drafts:
+                undo.callback(one.discard)
+            for one in drafts:
+                is_new = not one.path.exists()
+                one.publish()
+                if is_new and not one.path.is_relative_to(self.root / _EARLIER):  # the only copy of what was replaced
+                    undo.callback(one.path.unlink)
+            undo.pop_all()
 
-    def _add_mask(self, name: str, mask: np.ndarray) -> bool:
+    def _image(self, name: str, image: np.ndarray) -> list[File]:
+        path = self.root / "images" / f"{name}.png"
+        return [] if path.exists() else [(path, _png(image))]
+
+    def _masks(self, name: str, mask: np.ndarray) -> Iterator[File]:
+        """Yield a mask, after a copy of the one that it replaces; nothing where it is there already."""
         values = mask * np.uint8(255) if len(self.classes) == 1 else mask
         path, content = self.root / "masks" / f"{name}.png", _png(values)
-        if path.exists() and path.read_bytes() == content:
-            return False
-        replaced = path.exists()
-        if replaced:
-            self._keep(path, name)
-        write_file(path, content)
-        return replaced
+        if path.exists():
+            if (before := path.read_bytes()) == content:
+                return
+            yield self._earlier(name), before
+        yield path, content
 
-    def _keep(self, path: Path, name: str) -> None:
-        """Copy an earlier mask to where it is no data, under a number that is free."""
+    def _earlier(self, name: str) -> Path:
+        """Return where an earlier mask is no data, under a number that is free."""
         number = 1
         while (kept := self.root / _EARLIER / f"{name}.{number}.png").exists():
             number += 1
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f".{kept.name}")
-        shutil.copyfile(path, partial)
-        partial.replace(kept)
+        return kept
 
-    def _describe(self) -> None:
+    def _description(self) -> list[File]:
         path = self.root / DATASET_YAML
-        if not path.exists():
-            text = yaml.safe_dump({"name": "corrections", "classes": list(self.classes)}, allow_unicode=True)
-            write_atomic(path, text.encode())
+        text = yaml.safe_dump({"name": "corrections", "classes": list(self.classes)}, allow_unicode=True)
+        return [] if path.exists() else [(path, text.encode())]
 
-    def _list(self, name: str, case: str) -> None:
-        """Add a line to split.csv, whose other lines stay as they are."""
+    def _listing(self, name: str, case: str) -> list[File]:
+        """Return split.csv with a line more; its other lines stay as they are."""
         path = self.root / SPLIT
-        text = path.read_text(encoding="utf-8-sig") if path.exists() else "id,split,case\n"
+        text = _split_text(path)
         rows = csv.DictReader(io.StringIO(text, newline=""))
         columns = list(rows.fieldnames or [])
         if any(row.get("id") == name for row in rows):
-            return
+            return []
         line = io.StringIO(newline="")
         csv.DictWriter(line, columns, restval="", extrasaction="ignore", lineterminator="\n").writerow(
             {"id": name, "split": "", "case": case, "subject": case}
         )
-        write_atomic(path, (text if text.endswith("\n") else f"{text}\n").encode() + line.getvalue().encode())
+        return [(path, (text if text.endswith("\n") else f"{text}\n").encode() + line.getvalue().encode())]
 
     def _require_fitting(self) -> None:
         stated = read_dataset_yaml(self.root)
@@ -133,16 +145,38 @@ class Corrections:
                 f"{path}: states labels or a window, and corrections are 8-bit images with class indices. "
                 "Give another folder with --corrections."
             )
-        split = self.root / SPLIT
-        if split.exists():
-            columns = set(next(csv.reader(split.read_text(encoding="utf-8-sig").splitlines()), []))
-            if not {"id", "split"} <= columns or not columns & {"case", "subject"}:
-                raise UserError(f"{split}: lacks a column id, split or case, which corrections need. Add it.")
+        _split_text(self.root / SPLIT)
 
 
 def name_of(image: np.ndarray) -> str:
     """Return a name that tells nothing of a patient: a digest of the pixels."""
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()[:_DIGITS]
+
+
+def not_saved(error: OSError | UserError, root: Path) -> Refused:
+    """Return the answer to a correction that the data folder did not take: of its path only what is ours is told."""
+    if isinstance(error, UserError):
+        return Refused(422, f"The correction is not saved. {str(error).replace(f'{root}{os.sep}', '')}")
+    if error.errno is None:
+        raise error  # of a library, not of the system: a defect
+    place = Path(os.fsdecode(error.filename or ""))
+    below = place.relative_to(root).parts[:1] if place.is_relative_to(root) else ()
+    said = refused_by_system(OSError(error.errno, error.strerror, *below))
+    return Refused(507, f"The correction is not saved. {said}")
+
+
+def _split_text(path: Path) -> str:
+    """Return what split.csv says, its head alone where there is none; raises UserError where no line can be added."""
+    if not path.exists():
+        return "id,split,case\n"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not a CSV file in UTF-8. Save it as CSV in UTF-8.") from error
+    columns = set(next(csv.reader(text.splitlines()), []))
+    if not {"id", "split"} <= columns or not columns & {"case", "subject"}:
+        raise UserError(f"{path}: lacks a column id, split or case, which corrections need. Add it.")
+    return text
 
 
 def _literal(name: str) -> str:
