@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,6 +82,13 @@ def _print_version(asked: bool) -> None:
     if asked:
         print(f"tskd {__version__}")
         raise typer.Exit
+
+
+def _require_number(given: float) -> float:
+    """Refuse NaN, which a range lets pass: it is neither below the least nor above the most."""
+    if math.isnan(given):
+        raise typer.BadParameter("nan is not a number.")
+    return given
 
 
 @app.callback()
@@ -509,9 +517,13 @@ def serve(
     pool: Annotated[Path | None, typer.Option(help="Folder of unlabelled images, to be listed by doubt.")] = None,
     max_mb: Annotated[int, typer.Option(min=1, help="Size of an upload.")] = 128,
     max_unpacked_mb: Annotated[int, typer.Option(min=1, help="Of a ZIP or .nii.gz; million voxels too.")] = 512,
-    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Of an image or slice.")] = 25,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.001, max=64, callback=_require_number, help="Of an image or slice.")
+    ] = 25,
     max_slices: Annotated[int, typer.Option(min=1, help="Of a volume.")] = 1000,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="For an upload, and for its work.")] = 120,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, max=86_400, callback=_require_number, help="For an upload, and for its work.")
+    ] = 120,
     at_once: Annotated[int, typer.Option(min=1, help="Requests worked on at a time.")] = 2,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are told to come again.")] = 8,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one request.")] = None,

@@ -158,6 +158,17 @@ def test_what_cannot_be_served_is_said(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--max-megapixels", "--max-seconds"])
+@pytest.mark.parametrize("given", ["nan", "inf", "1e10"])
+def test_a_limit_that_limits_nothing_is_refused(
+    option: str, given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A timer takes no 1e10 seconds, and NaN is always over."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", str(tmp_path), option, given])
+    assert f"Invalid value for '{option}'" in capsys.readouterr().err
+
+
 def test_ranges_of_accept_are_ranked_by_weight_then_by_what_is_offered_first() -> None:
     offered = ["a/x", "b/y"]
     asked = ("b/*, a/x;q=0.9", "*/*", "a/x;q=0, b/y", "a/x;q=oops", "c/z", " , ")
