@@ -8,6 +8,7 @@ import json
 import struct
 import tempfile
 import threading
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,6 +142,22 @@ def test_the_form_goes_by_what_the_client_ranks_highest(accept: str, form: str, 
 @pytest.mark.parametrize("accept", ["text/html", "application/json;q=0", "audio/*", NIFTI, SEG])
 def test_a_form_that_there_is_none_of_is_refused(accept: str, client: TestClient) -> None:
     assert send(client, as_png(picture()), accept=accept).status_code == 406
+
+
+@pytest.mark.parametrize("name", ["", ".", "./", "././"])
+def test_a_name_without_a_part_in_a_zip_is_passed_over(name: str, client: TestClient) -> None:
+    members = [zipfile.ZipInfo(one) for one in (name, "a.png")]
+    answers = [send(client, members_zipped(members[:count]), "a.zip") for count in (1, 2)]
+    assert [one.status_code for one in answers] == [422, 200], answers[0].text
+    assert answers[0].json()["error"] == "There is no image in the ZIP file."
+
+
+def members_zipped(members: list[zipfile.ZipInfo]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for one in members:
+            archive.writestr(one, as_png(picture()))
+    return content.getvalue()
 
 
 # --- wrong uploads ---

@@ -88,13 +88,14 @@ def _unzipped(content: bytes, limits: Limits) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = list(_members(archive, limits))
             return {f"{number:05d}{_suffix(one)}": archive.read(one) for number, one in enumerate(members, 1)}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, IndexError, NotImplementedError) as error:
         raise Refused(422, "The ZIP file is damaged or cut short.") from error
 
 
 def _members(archive: zipfile.ZipFile, limits: Limits) -> Iterator[zipfile.ZipInfo]:
     """Yield the files of a ZIP that may be slices; nothing is unpacked before all of them are known to fit."""
-    members = [one for one in archive.infolist() if not one.is_dir()]
+    named = [one for one in archive.infolist() if PurePosixPath(one.filename).parts]  # not "" and ".", made by hand
+    members = [one for one in named if not one.is_dir()]
     if len(members) > limits.slices + _BESIDE:
         raise Refused(413, f"The ZIP file holds {len(members)} files, more than {limits.slices} slices.")
     if sum(one.file_size for one in members) > limits.unpacked:
