@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from tskd.cli import main
 from tskd.errors import UserError
 from tskd.machine.listening import listening
 from tskd.serve.accept import preferred
+from tskd.serve.app import create_app
 from tskd.serve.guard import HEADERS, POLICY, Access
 from tskd.serve.start import TOKEN_VARIABLE, Address, access_for
 
@@ -156,6 +158,24 @@ def test_what_cannot_be_served_is_said(
     with pytest.raises(SystemExit, match="2"):
         main(["serve", str(tmp_path), *arguments])
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["/v1/segment", "/v1/views"])
+def test_a_client_that_breaks_off_is_no_defect(path: str, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    service = service_of(bundle)
+    head = [(b"host", b"127.0.0.1"), (b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": head, "query_string": b""}
+    messages = iter([{"type": "http.request", "body": b"--b\r\n", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, object]:
+        return next(messages)
+
+    async def send(_: object) -> None: ...
+
+    asyncio.run(create_app(service)(scope, receive, send))
+    assert capsys.readouterr() == ("", "")
+    assert f'tskd_requests_total{{method="POST",route="{path}",status="499"}} 1.0' in service.metrics.text().decode()
+    assert service.gate.admitted == 0
 
 
 @pytest.mark.parametrize("option", ["--max-megapixels", "--max-seconds"])

@@ -24,6 +24,7 @@ from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from tskd import __version__
 from tskd.data.intensity import IntensityWindow
@@ -333,6 +334,7 @@ def create_app(service: Service) -> Guard:
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _refused_by_framework)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _failed)
     _add_segmentation(app, service)
     _add_views(app, service)
@@ -496,6 +498,11 @@ async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return JSONResponse({"error": f"{'.'.join(map(str, first['loc']))}: {first['msg']}."}, 422)
+
+
+async def _gone(_: Request, error: Exception) -> Response:
+    """Answer nobody: the client broke off its upload. The status is for the counts, and nginx's word for it."""
+    return Response(status_code=499)
 
 
 async def _failed(_: Request, error: Exception) -> Response:
