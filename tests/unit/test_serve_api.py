@@ -388,6 +388,21 @@ def test_only_so_many_files_stay_open_and_only_so_long(bundle: Path, monkeypatch
     assert [folder.contents for folder in folders] == [{}, {}]
 
 
+def test_open_files_take_no_more_memory_than_is_stated(bundle: Path) -> None:
+    """Two of 2000 voxels with their labels fit into 2 * 5000 bytes; packed they are a hundred bytes each."""
+    service = service_of(bundle, limits=Limits(unpacked=5000))
+    volume, large = big_nifti((20, 10, 10)), as_png(np.random.default_rng(0).integers(0, 255, (70, 70, 3), np.uint8))
+    with client_of(service) as client:
+        names = [client.post("/v1/views", files={"file": ("a.nii.gz", volume)}).json()["view"] for _ in range(2)]
+        folders = [view.done.folder for view in service.views.open.values()]
+        assert client.get(f"/v1/views/{names[0]}/mask").status_code == 200
+        names.append(client.post("/v1/views", files={"file": ("a.nii.gz", volume)}).json()["view"])
+        assert list(service.views.open) == [names[0], names[2]], "the one that was not looked at for longest is gone"
+        assert [len(folder.contents) for folder in folders] == [1, 0]
+        names.append(client.post("/v1/views", files={"file": ("a.png", large)}).json()["view"])
+        assert list(service.views.open) == [names[3]], "one that is larger than the limit stays alone"
+
+
 def test_there_is_an_example_of_each_family_as_it_is_drawn() -> None:
     """``Image.fromarray(draw_phantom(family, 3, size=256, seed=7).image).save(path, quality=90)`` makes them anew."""
     assert EXAMPLES.keys() == FAMILIES.keys()

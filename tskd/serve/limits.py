@@ -9,7 +9,11 @@ from tskd.data.memory_files import MemoryFolder
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may cost; memory is bounded by ``(at_once + waiting) * upload`` bytes and the work at once."""
+    """What a request may cost, by which memory is bounded.
+
+    It holds ``(at_once + waiting) * upload`` bytes of uploads, ``at_once`` times ``unpacked`` bytes with as many of
+    labels and what decoding and the network take, and ``open_bytes``.
+    """
 
     upload: int = 128 * 2**20
     """Bytes of a request."""
@@ -26,6 +30,11 @@ class Limits:
     """Files that stay open for the page."""
     view_minutes: float = 30.0
     """Of not being looked at, after which one is forgotten."""
+
+    @property
+    def open_bytes(self) -> int:
+        """Of the files that stay open, labels included: room for the largest one. The newest stays in any case."""
+        return 2 * self.unpacked
 
 
 @dataclass

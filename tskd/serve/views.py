@@ -15,6 +15,7 @@ from tskd.data.grey_levels import read_stored
 from tskd.data.images import read_image
 from tskd.data.intensity import IntensityWindow
 from tskd.errors import UserError
+from tskd.machine.memory import give_back_freed_memory
 from tskd.serve.limits import Limits, Refused, without_paths
 from tskd.serve.pool import Candidate
 from tskd.serve.segment import Segmented, Segmenter
@@ -32,6 +33,11 @@ class View:
     candidate: Candidate | None = None
     """Which image of the pool it is; None: it was sent."""
     used: float = field(default_factory=time.monotonic)
+
+    @property
+    def bytes(self) -> int:
+        """What it keeps in memory: the files, unpacked, and a byte of label for each pixel."""
+        return sum(map(len, self.done.folder.contents.values())) + sum(plane.nbytes for plane in self.done.planes)
 
     def image(self, number: int, window: IntensityWindow | None, segmenter: Segmenter) -> np.ndarray:
         """Return a slice as it is shown, (H, W, 3) uint8: by a window, else as the network saw it."""
@@ -103,6 +109,13 @@ class Views:
             self.open.pop(name).done.folder.close()
 
     def _forget(self) -> None:
-        oldest = time.monotonic() - 60 * self.limits.view_minutes
-        while self.open and (len(self.open) > self.limits.views or next(iter(self.open.values())).used < oldest):
+        oldest, before = time.monotonic() - 60 * self.limits.view_minutes, len(self.open)
+        while self.open and (self._are_too_many() or next(iter(self.open.values())).used < oldest):
             self.open.popitem(last=False)[1].done.folder.close()
+        if len(self.open) < before:
+            give_back_freed_memory()  # the C library would keep the labels of many slices for itself
+
+    def _are_too_many(self) -> bool:
+        """Tell whether the oldest must go: also few may, as a few packed bytes can unpack to all that is allowed."""
+        total = sum(view.bytes for view in self.open.values())
+        return len(self.open) > self.limits.views or (len(self.open) > 1 and total > self.limits.open_bytes)
