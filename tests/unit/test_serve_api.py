@@ -100,6 +100,23 @@ def test_a_volume_is_answered_on_its_own_grid_and_in_millilitres(
     assert send(client, path.read_bytes(), path.name, PNG).status_code == 406
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.NII.GZ"])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("in_a_zip", [True, False])
+def test_a_volume_is_read_whatever_its_name_says_of_packing(
+    in_a_zip: bool, packed: bool, name: str, client: TestClient, bundle: Path, tmp_path: Path
+) -> None:
+    """As ``tskd predict`` reads it, and within the limits: what is packed is unpacked here and not by the reader."""
+    content = nibabel.Nifti1Image(picture(24, 30)[..., :2], np.eye(4)).to_bytes()
+    content = gzip.compress(content) if packed else content
+    (tmp_path / name).write_bytes(content)
+    predict_paths(open_bundle(bundle), [tmp_path / name], tmp_path / "out")
+    sent = (zipped({f"scans/{name}": content}), "a.zip") if in_a_zip else (content, name)
+    answer = send(client, *sent, NIFTI)
+    assert answer.status_code == 200, answer.text
+    assert gzip.decompress(answer.content) == gzip.decompress((tmp_path / "out/a.nii.gz").read_bytes())
+
+
 def test_a_zipped_series_is_answered_as_volume_and_as_segmentation(
     client: TestClient, bundle: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +219,14 @@ WRONG = {
     "bomb in a zip": (zipped({"a.png": bytes(400_000)}), "a.zip", 413),
     "many in a zip": (zipped({f"{n}.dcm": b"x" for n in range(200)}), "a.zip", 413),
     "bomb of gzip": (big_nifti((100, 100, 40)), "a.nii.gz", 413),
+    "bombs of gzip in a zip": (zipped({f"{n}.nii.gz": big_nifti((100, 100, 20)) for n in "ab"}), "a.zip", 413),
+    "bomb of gzip beside a picture": (
+        zipped({"a.nii": big_nifti((100, 100, 29)), "b.png": as_png(picture(200, 200))}),
+        "a.zip",
+        413,
+    ),
+    "gzip of gzip": (gzip.compress(big_nifti((4, 4, 4))), "a.nii.gz", 422),
+    "gzip of gzip in a zip": (zipped({"a.nii.gz": gzip.compress(big_nifti((4, 4, 4)))}), "a.zip", 422),
     "too many slices": (big_nifti((4, 4, 7)), "a.nii.gz", 413),
     "too many bytes": (bytes(500_000), "a.png", 413),
 }

@@ -33,12 +33,12 @@ def receive(name: str, content: bytes, limits: Limits) -> MemoryFolder:
         raise Refused(400, "The file is empty (0 bytes); send it again.")
     if content.startswith(_ZIP):
         return MemoryFolder.of(_unzipped(content, limits))
-    suffix = PurePosixPath(name.lower()).suffix
-    if content.startswith(_GZIP):
-        if not name.lower().endswith(".nii.gz"):
+    suffix = _suffix(name)
+    if content.startswith(_GZIP):  # names lie: packed files are called .nii, plain ones .nii.gz
+        if suffix != ".nii":
             raise Refused(415, f"The file is packed with gzip and not called .nii.gz; allowed: {TYPES}.")
-        suffix, content = ".nii", _unpacked(content, limits)
-    folder = MemoryFolder.of({f"upload{suffix if suffix in _SUFFIXES else ''}": content})
+        content = _unpacked(content, limits.unpacked, limits)
+    folder = MemoryFolder.of({f"upload{suffix}": content})
     if not _is_known(folder.files[0]):
         folder.close()
         raise Refused(415, f"The file is of no type that is read here; allowed: {TYPES}.")
@@ -72,24 +72,44 @@ def _is_known(path: MemoryFile) -> bool:
     return picture or nifti.is_nifti(path) or dicom.is_dicom(path)
 
 
-def _unpacked(content: bytes, limits: Limits) -> bytes:
+def _unpacked(content: bytes, room: int, limits: Limits) -> bytes:
     try:
         with gzip.open(io.BytesIO(content)) as file:
-            plain = file.read(limits.unpacked + 1)
+            plain = file.read(room + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise Refused(422, "The file is damaged or cut short: it cannot be unpacked.") from error
-    if len(plain) > limits.unpacked:
-        raise Refused(413, f"The file has more than {limits.unpacked // 2**20} MB when unpacked.")
+    if len(plain) > room:
+        raise _too_large(limits)
+    if plain.startswith(_GZIP):  # its reader would unpack it once more, by limits of its own
+        raise Refused(422, "The file is packed twice; unpack it once and send it again.")
     return plain
+
+
+def _too_large(limits: Limits) -> Refused:
+    return Refused(413, f"The file has more than {limits.unpacked // 2**20} MB when unpacked.")
 
 
 def _unzipped(content: bytes, limits: Limits) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = list(_members(archive, limits))
-            return {f"{number:05d}{_suffix(one)}": archive.read(one) for number, one in enumerate(members, 1)}
+            return dict(_contents(archive, list(_members(archive, limits)), limits))
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, IndexError, NotImplementedError) as error:
         raise Refused(422, "The ZIP file is damaged or cut short.") from error
+
+
+def _contents(
+    archive: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], limits: Limits
+) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the files, packed NIfTI unpacked; all together have room for what may be unpacked."""
+    room = limits.unpacked
+    for number, one in enumerate(members, 1):
+        suffix, content = _suffix(one.filename), archive.read(one)
+        if suffix == ".nii" and content.startswith(_GZIP):
+            content = _unpacked(content, room, limits)
+        room -= len(content)
+        if room < 0:
+            raise _too_large(limits)
+        yield f"{number:05d}{suffix}", content
 
 
 def _members(archive: zipfile.ZipFile, limits: Limits) -> Iterator[zipfile.ZipInfo]:
@@ -111,12 +131,15 @@ def _members(archive: zipfile.ZipFile, limits: Limits) -> Iterator[zipfile.ZipIn
 
 
 def _is_slice(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
-    with archive.open(member) as file, MemoryFolder.of({f"start{_suffix(member)}": file.read(_BLOCK)}) as start:
+    name = f"start{_suffix(member.filename)}"
+    with archive.open(member) as file, MemoryFolder.of({name: file.read(_BLOCK)}) as start:
         return _is_known(start.files[0])
 
 
-def _suffix(member: zipfile.ZipInfo) -> str:
-    suffix = PurePosixPath(member.filename.lower()).suffix
+def _suffix(name: str) -> str:
+    """Return how a file ends here: ``.nii`` of a NIfTI, packed or not; nothing where it tells nothing of the type."""
+    plain = name.lower()
+    suffix = PurePosixPath(plain.removesuffix(".gz") if plain.endswith(".nii.gz") else plain).suffix
     return suffix if suffix in _SUFFIXES else ""
 
 
