@@ -122,6 +122,17 @@ def test_jpeg_of_12_bits_is_read(tmp_path: Path) -> None:
     assert np.abs(read_image(path).astype(int) - 85).max() <= 1
 
 
+@pytest.mark.parametrize("truncate", [True, False])
+def test_a_stack_of_imagej_is_refused_also_where_it_is_one_page(truncate: bool, tmp_path: Path) -> None:
+    """Red where the first of its pictures is answered as if it were all: ImageJ writes stacks above 4 GB so."""
+    stack = np.arange(2 * 5 * 6, dtype=np.uint8).reshape(2, 5, 6)
+    with pytest.raises(UserError, match="holds 2 pages or frames"):
+        read_image(write(tmp_path / "a.tif", stack, imagej=True, truncate=truncate))
+    assert grey(write(tmp_path / "b.tif", stack[0], imagej=True)) == stack[0].tolist()
+    note = "ImageJ=1.54\nimages=2\nslices=2\n"
+    assert grey(write(tmp_path / "c.tif", stack[0], description=note, metadata=None)) == stack[0].tolist(), "one of two"
+
+
 def flips(whole: bytes, places: range) -> Iterator[bytes]:
     for place in places:
         for bit in (0, 6):

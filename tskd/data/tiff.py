@@ -73,7 +73,7 @@ def read_tiff(path: Path, index: int | None) -> Tiff | None:
     is no picture, and whatever tifffile raises on a damaged file.
     """
     with path.open("rb") as stored, tifffile.TiffFile(stored) as file:
-        require_page(len(file.pages), path, index)
+        require_page(len(file.pages) if index is not None else _pictures(file), path, index)
         page = file.pages[index or 0]
         if page.compression in _PILLOWS and page.bitspersample <= 8:
             return None
@@ -101,6 +101,18 @@ def tiff_size(path: Path) -> tuple[int, int]:
         page = file.pages[0]
         height, width = page.imagelength, page.imagewidth
         return (width, height) if exchanges_sides(page.tags.valueof(ORIENTATION, 1)) else (height, width)
+
+
+def _pictures(file: tifffile.TiffFile) -> int:
+    """Return how many pictures a file holds: ImageJ writes a large stack as one page, behind which the others lie.
+
+    Its note alone does not tell: programs that take a stack apart leave it in each of the parts.
+    """
+    stated, page = (file.imagej_metadata or {}).get("images"), file.pages[0]
+    if not isinstance(stated, int) or page.compression != tifffile.COMPRESSION.NONE:
+        return len(file.pages)
+    are_there = min(page.dataoffsets, default=0) + stated * page.nbytes <= file.filehandle.size
+    return max(len(file.pages), stated if are_there else 1)
 
 
 def require_page(pages: int, path: Path, index: int | None) -> None:
