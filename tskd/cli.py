@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tskd import __version__
-from tskd.console import met, printable, say
+from tskd.console import met, open_missing_streams, printable, say
 from tskd.errors import Paused, RunFailed, UserError, refused_by_system, require_folder, until_terminated
 from tskd.extras import telling_what_is_missing
 
@@ -674,6 +674,7 @@ def _refuse_idle(overrides: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run a command; exit 0 done (or paused as asked), 1 failed, 2 wrong input or settings, 130 stopped by Ctrl-C."""
+    open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops no work

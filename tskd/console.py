@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -76,10 +77,23 @@ def console_html(render: Callable[[Console], object]) -> str:
     return console.export_html(inline_styles=True, code_format="<pre style='line-height:1.2'>{code}</pre>")
 
 
+def open_missing_streams() -> None:
+    """Let what is said go nowhere where a stream is closed (``2>&-``) or there is none (Windows' ``pythonw``).
+
+    Without one ``print`` takes stdout for stderr, into what a script reads; and a result would be opened as file 2,
+    into which libraries write their complaints.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for as long as the command runs)
+            os.set_inheritable(stream.fileno(), True)  # to processes that it starts, as streams are
+            setattr(sys, name, stream)
+
+
 def say(message: str) -> None:
     """Print one line for the person who started the command; of several processes only the first speaks."""
     rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
-    if rank == "0":
+    if rank == "0" and sys.stderr is not None:  # print would take stdout for it
         print(printable(message), file=sys.stderr, flush=True)
 
 
@@ -101,7 +115,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def progress(label: str, total: int, *, start: int = 0) -> Iterator[Advance]:
     """Show how far a long job is and how long it still takes; ``start`` is where a resumed job goes on."""
-    if sys.stderr.isatty() or _draws_widgets():
+    if (sys.stderr is not None and sys.stderr.isatty()) or _draws_widgets():
         with _rich_progress(label, total, start) as advance:
             yield advance
     else:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Command, Started
+from tests.serving import picture, write_bundle
 from tskd.cli import main
 
 SMOKE = Path(__file__).parents[2] / "recipes/compare/smoke.yaml"
@@ -40,6 +41,21 @@ def test_help_and_import_stay_light() -> None:
     code = f"import sys, tskd, tskd.cli; print([m for m in {HEAVY} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_command_whose_stderr_is_closed_does_its_work(tmp_path: Path) -> None:
+    """As a service starts it: ``2>&-``. Red where nothing is predicted, or a warning stands in the JSON."""
+    write_bundle(tmp_path / "model")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "in/a.png")
+    (tmp_path / "in/broken.png").write_bytes(b"no image")
+    line = [sys.executable, "-m", "tskd.cli", "predict", tmp_path / "model", tmp_path / "in", "--json", "--out"]
+    answer = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *line, tmp_path / "out"], stdout=subprocess.PIPE, text=True
+    )
+    assert answer.returncode == 2, "one image is broken"
+    assert [Path(one["file"]).name for one in json.loads(answer.stdout)["predictions"]] == ["a.png"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "predictions.csv"}
 
 
 @pytest.mark.parametrize(

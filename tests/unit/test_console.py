@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from types import ModuleType, SimpleNamespace
@@ -101,6 +102,28 @@ def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     console.warn("careful")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "hello\nwarning: careful\n")
+
+
+def test_without_stderr_nothing_is_said_and_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a window of ``pythonw``. Red where a warning goes to stdout, into somebody's JSON."""
+    monkeypatch.setattr(sys, "stderr", None)
+    console.warn("careful")
+    with console.progress("images", 2) as advance:
+        clock.now += 99
+        advance(2)
+    assert capsys.readouterr().out == ""
+
+
+def test_streams_that_are_missing_lead_nowhere_and_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = sys.stdout
+    monkeypatch.setattr(sys, "stderr", None)
+    console.open_missing_streams()
+    assert sys.stdout is kept
+    with sys.stderr as opened:
+        print("\u202e ä", file=opened)
+        assert (opened.name, os.get_inheritable(opened.fileno())) == (os.devnull, True)
 
 
 def test_counting_shows_a_job_whose_total_comes_late(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
