@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tskd.api.images import Material, Squares, gather
+from tskd.api.images import Material, Squares, gather, pixels_digest
 from tskd.api.networks import AsSegmenter, Background
 from tskd.artifacts import canonical_json, read_log
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
@@ -106,7 +106,8 @@ def distill(
     ``finetune``, ``data`` and ``engine`` are mappings of the sections of these names.
 
     With ``out`` the state is kept there: a stopped call goes on where it was when it is made again, and ends with the
-    same weights. Raises UserError for settings, images or networks that do not fit, Paused after ``minutes``.
+    same weights. A call with other images, labels, settings or another teacher is refused there; the student's start is
+    not compared, as a stopped call leaves the student half trained. Raises UserError for settings, images or networks that do not fit, Paused after ``minutes``.
     """
     config = build_section(DistillConfig, {"steps": steps, **settings}, "distill")
     then = build_section(FinetuneConfig, dict(finetune or {}), "finetune")
@@ -134,6 +135,8 @@ def distill(
         _require_fit(answering, learner, material)
         names = names or tuple(f"class{index}" for index in range(1, answering.classes + 1))
         work = _Work(config, then, answering, learner, material, names, seed, runtime, folder)
+        if out is not None:
+            work.claim()
         log = work.done()
     return Distilled(student.eval(), names, size, work.with_features, tuple(log), learner)
 
@@ -159,7 +162,6 @@ class _Work:
 
     def done(self) -> list[dict[str, Any]]:
         """Train; return the log."""
-        self._claim()
         names = {"distill": self._distillation} | ({"finetune": self._finetuning} if self.material.labelled else {})
         log: list[dict[str, Any]] = []
         for name, training in names.items():
@@ -203,26 +205,38 @@ class _Work:
             validate=validation(prepared) if prepared is not None else None,
         )
 
-    def _claim(self) -> None:
+    def claim(self) -> None:
         """Say in the folder what is trained there; UserError where it holds another training's state."""
+        path = self.folder / IDENTITY
+        identity = self._identity()
+        if path.is_file():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if others := [name for name in identity if known.get(name) != identity[name]]:
+                raise UserError(
+                    f"{self.folder} holds another distillation ({IDENTITY} says other: {', '.join(others)}). "
+                    "Choose another folder for out, or remove this one."
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, identity)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what the trained weights depend on, but the student's start: a stopped call has changed that."""
         shapes = {name: list(one.shape) for name, one in self.student.network.state_dict().items()}
-        identity = {
+        labelled, prepared = self.material.labelled, self.material.prepared
+        return {
             "distill": self.config.model_dump(mode="json", context=NAMING),
-            "finetune": self.then.model_dump(mode="json", context=NAMING) if self.material.labelled else None,
+            "finetune": self.then.model_dump(mode="json", context=NAMING) if labelled else None,
             "seed": self.seed,
-            "images": list(self.material.images.shape),
+            "precision": self.runtime.precision,
+            "data": prepared.folder.name if prepared else None,  # its name is a digest of settings and files
+            "images": pixels_digest(self.material.images),
+            "labels": [pixels_digest(labelled.images), pixels_digest(labelled.masks)] if labelled else None,
             "classes": list(self.classes),
             "student": hashlib.sha256(canonical_json(shapes).encode()).hexdigest(),
             "teacher": weights_digest(self.teacher.network),
+            "background": [self.teacher.subtract, self.student.subtract],
+            "features": [self.teacher.part, self.student.part],
         }
-        path = self.folder / IDENTITY
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != identity:
-            raise UserError(
-                f"{self.folder} holds another distillation (other settings, images or networks: {IDENTITY}). "
-                "Choose another folder for out, or remove this one."
-            )
-        write_json(path, identity)
 
 
 def _loaded(teacher: nn.Module | str | Path) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tskd.stages.label_training import Labelled, training_labels
 
 MOST = 512
 """Side in pixels that larger images are reduced to where no size is given."""
+_AT_ONCE = 64
 
 
 class Squares:
@@ -87,6 +89,14 @@ def gather(images: Any, labels: Any, *, image_size: int | None, out: Path, data:
     size = image_size or _size_of(as_pixels(images[0]))
     names = tuple(f"image {number}" for number in range(len(images)))
     return Material(Squares(images, _require_cells(size)), names, _labelled(labels, size))
+
+
+def pixels_digest(images: ImageArray) -> str:
+    """Return the sha256 of images or masks, read in parts."""
+    found = hashlib.sha256(str(tuple(images.shape)).encode())
+    for start in range(0, len(images), _AT_ONCE):
+        found.update(np.ascontiguousarray(images[start : start + _AT_ONCE]))
+    return found.hexdigest()
 
 
 def _of_folder(root: Path, labels: Any, image_size: int | None, out: Path, data: dict[str, Any]) -> Material:

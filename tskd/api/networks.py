@@ -47,7 +47,8 @@ class AsSegmenter(nn.Module):
         self.network, self.name = network, name
         self.channels = _input_channels(network)
         self._seen: list[Any] = []
-        self._listen(features)
+        self.part = self._part_named(features)
+        self._listen()
         answer, found = self._probe(image_size)
         self.own = isinstance(answer, SegmentationOutput)
         self.subtract = not self.own and self._has_background(_logits_of(answer).shape[1], classes, background)
@@ -77,16 +78,23 @@ class AsSegmenter(nn.Module):
         self._seen.clear()
         return maps
 
-    def _listen(self, features: str | None) -> None:
+    def _part_named(self, features: str | None) -> str | None:
+        """Return the name of the part whose output is taken as features; UserError where the network has none such."""
         if features is None:
-            return
+            return None
         parts = dict(self.network.named_modules())
         name = _ENCODER if features == "auto" else features
         if name in parts:
-            parts[name].register_forward_hook(lambda module, given, answer: self._seen.append(answer))
-        elif features != "auto":
-            known = ", ".join(one for one in parts if one and "." not in one)
-            raise UserError(f"features: the network has no part {features!r}. Name one of its modules: {known}, ...")
+            return name
+        if features == "auto":
+            return None
+        known = ", ".join(one for one in parts if one and "." not in one)
+        raise UserError(f"features: the network has no part {features!r}. Name one of its modules: {known}, ...")
+
+    def _listen(self) -> None:
+        if self.part is not None:
+            part = self.network.get_submodule(self.part)
+            part.register_forward_hook(lambda module, given, answer: self._seen.append(answer))
 
     def _has_background(self, channels: int, classes: int | None, background: Background) -> bool:
         """Say whether the first channel is the background's; UserError where the channels do not fit the classes."""
