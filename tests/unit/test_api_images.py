@@ -73,6 +73,16 @@ def test_labels_are_squeezed_with_their_images_and_keep_their_values() -> None:
     assert set(np.unique(found.labelled.masks)) == {0, 2}
 
 
+def test_white_masks_are_not_taken_for_unlabelled_ones() -> None:
+    """Red where 0 and 255, as files often hold them, train a student that marks nothing."""
+    images, masks = np.zeros((2, 32, 32), np.uint8), np.zeros((2, 32, 32), np.uint8)
+    masks[0, 8:16] = 255
+    with pytest.raises(UserError, match="give mask > 0"):
+        read(images, (images, masks))
+    masks[1, 8:16] = 1  # labelled in part
+    assert set(np.unique(read(images, (images, masks)).labelled.masks)) == {0, 1, 255}
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "options", "words"),
     [

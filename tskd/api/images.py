@@ -17,6 +17,7 @@ from tskd.errors import UserError
 from tskd.recipe.schema import DataConfig, build_section
 from tskd.stages import prepare
 from tskd.stages.label_training import Labelled, training_labels
+from tskd.types import UNLABELLED
 
 MOST = 512
 """Side in pixels that larger images are reduced to where no size is given."""
@@ -109,7 +110,8 @@ def _of_folder(root: Path, labels: Any, image_size: int | None, out: Path, data:
 
 
 def _labelled(labels: Any, size: int) -> Labelled | None:
-    """Return pairs ``(images, masks)`` as training takes them, masks (N, S, S) uint8."""
+    """Return pairs ``(images, masks)`` as training takes them, masks (N, S, S) uint8; UserError where they do not fit,
+    or where masks are white on black: nothing of white is learned."""
     if labels is None:
         return None
     if not isinstance(labels, tuple) or len(labels) != 2 or len(labels[0]) != len(labels[1]):
@@ -118,6 +120,11 @@ def _labelled(labels: Any, size: int) -> Labelled | None:
         )
     images, masks = labels
     drawn = np.stack([squeeze_mask(_as_mask(masks[number]), size) for number in range(len(masks))])
+    if (drawn == UNLABELLED).any() and not ((drawn > 0) & (drawn != UNLABELLED)).any():
+        raise UserError(
+            "labels: the masks hold 0 and 255 alone, and 255 means unlabelled: there is nothing to learn from. Where "
+            "white is the class, give mask > 0."
+        )
     return Labelled(Squares(images, size), drawn, tuple(f"label {number}" for number in range(len(masks))))
 
 
