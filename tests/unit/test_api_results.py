@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -74,9 +75,40 @@ def test_a_white_mask_is_not_scored_as_unlabelled(found: int) -> None:
     assert tskd.score(prediction, mask)[0]["dice"] == found
 
 
+HALF = np.repeat([0, 1], 32).reshape(8, 8)
+"""The mask of one class."""
+
+
 def test_a_mask_given_by_its_name_is_refused() -> None:
     with pytest.raises(tskd.UserError, match=r"Image\.open"):
         tskd.score(np.zeros((8, 8), np.uint8), "mask.png")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "mask", "options", "words"),
+    [
+        (HALF * 255, HALF.T * 255, {}, "the mask holds 0 and 255 alone"),
+        (HALF * 255, HALF.T, {}, "the prediction holds 255"),
+        (HALF, HALF * 255, {"classes": ["one", "two"]}, "the mask holds 0 and 255 alone"),
+        (HALF * 0.7, HALF, {}, "prediction > 0.5"),
+        (HALF, HALF / 2, {}, "mask > 0.5"),
+        (np.full((8, 8), np.nan), HALF, {}, "no class indices"),
+        (HALF, HALF, {"spacing": (0, 0)}, r"spacing \(0, 0\)"),
+        (HALF, HALF, {"spacing": "near"}, "spacing 'near'"),
+        (HALF, HALF, {"classes": 0}, "classes 0"),
+    ],
+)
+def test_what_is_no_mask_is_not_scored(prediction: Any, mask: Any, options: dict[str, Any], words: str) -> None:
+    """Red where a score is told of numbers that mean something else, or a traceback is all that is said."""
+    with pytest.raises(tskd.UserError, match=words):
+        tskd.score(prediction, mask, **options)
+
+
+def test_one_name_one_spacing_and_a_number_of_classes_are_understood() -> None:
+    assert [row["class"] for row in tskd.score(HALF, HALF, classes="ulcer")] == ["ulcer"]
+    assert [row["class"] for row in tskd.score(HALF > 0, HALF * 1.0, classes=2)] == ["class1", "class2"]
+    shifted = np.roll(HALF, 1, axis=0)
+    assert tskd.score(shifted, HALF, spacing=0.2) == tskd.score(shifted, HALF, spacing=(0.2, 0.2))
 
 
 def test_a_prediction_is_printed_in_a_line() -> None:

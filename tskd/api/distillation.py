@@ -107,7 +107,8 @@ def distill(
 
     With ``out`` the state is kept there: a stopped call goes on where it was when it is made again, and ends with the
     same weights. A call with other images, labels, settings or another teacher is refused there; the student's start is
-    not compared, as a stopped call leaves the student half trained. Raises UserError for settings, images or networks that do not fit, Paused after ``minutes``.
+    not compared, as a stopped call leaves the student half trained. Raises UserError for settings, images or networks
+    that do not fit, Paused after ``minutes``.
     """
     config = build_section(DistillConfig, {"steps": steps, **settings}, "distill")
     then = build_section(FinetuneConfig, dict(finetune or {}), "finetune")

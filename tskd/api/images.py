@@ -96,7 +96,7 @@ def pixels_digest(images: ImageArray) -> str:
     """Return the sha256 of images or masks, read in parts."""
     found = hashlib.sha256(str(tuple(images.shape)).encode())
     for start in range(0, len(images), _AT_ONCE):
-        found.update(np.ascontiguousarray(images[start : start + _AT_ONCE]))
+        found.update(images[start : start + _AT_ONCE].tobytes())
     return found.hexdigest()
 
 

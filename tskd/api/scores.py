@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,26 +15,26 @@ from tskd.types import UNLABELLED
 
 
 def score(
-    prediction: Any, mask: Any, *, spacing: Sequence[float] | None = None, classes: Sequence[str] | None = None
+    prediction: Any,
+    mask: Any,
+    *,
+    spacing: Sequence[float] | float | None = None,
+    classes: Sequence[str] | str | int | None = None,
 ) -> Table:
     """Return Dice, IoU, HD95 and ASSD of each foreground class, one row a class:
     ``score(...)[0]["dice"]``.
 
-    ``prediction`` is a :class:`Prediction` or, as ``mask``, class indices (H, W) or (H, W, D), 0 the background and 255
-    unlabelled. ``spacing`` is millimetres along each axis; without it distances are in pixels. ``status`` says where
-    one of the two is empty: both empty score 1, one alone scores 0. Raises UserError where shapes or indices do not
-    fit, and where a mask of one class holds 0 and 255 alone, as files often do: nothing of it would be scored.
+    ``prediction`` is a :class:`Prediction` or, as ``mask``, class indices (H, W) or (H, W, D), 0 the background and, in
+    the mask alone, 255 unlabelled. ``spacing`` is millimetres along each axis, or along all of them; without it
+    distances are in pixels. ``classes`` are names (a text: that of the one class), or how many there are. ``status``
+    says where one of the two is empty: both empty score 1, one alone scores 0. Raises UserError where shapes or indices
+    do not fit, for probabilities, and where a mask holds 0 and 255 alone, as files often do: nothing would be scored.
     """
-    found = np.asarray(getattr(prediction, "classes", prediction))
-    truth = np.asarray(mask)
-    if truth.dtype.kind not in "biuf":
-        raise UserError("score: the mask is no array of class indices. Read its file: np.asarray(Image.open(FILE)).")
-    names = tuple(classes or getattr(prediction, "names", ()) or _numbered(found, truth))
-    if len(names) == 1 and UNLABELLED in truth and not np.any((truth > 0) & (truth != UNLABELLED)):
-        raise UserError(
-            "score: the mask holds 0 and 255 alone, and 255 means unlabelled. Where white is the class, give mask > 0."
-        )
-    step = None if spacing is None else tuple(float(one) for one in spacing)
+    found = _whole(getattr(prediction, "classes", prediction), "prediction")
+    truth = _whole(mask, "mask")
+    _refuse_white(found, truth)
+    names = _names(classes) or tuple(getattr(prediction, "names", ())) or _numbered(_highest(found, truth))
+    step = None if spacing is None else _millimetres(spacing, truth.ndim)
     try:
         rows = score_case(found, truth, classes=len(names), spacing=step)
     except ValueError as error:
@@ -52,7 +53,57 @@ def score(
     )
 
 
-def _numbered(found: np.ndarray, truth: np.ndarray) -> list[str]:
+def _whole(values: Any, name: str) -> np.ndarray:
+    """Return class indices as an array; UserError for what is none, or holds numbers that are no indices."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"score: the {name} is no array of class indices. Read its file: np.asarray(Image.open(FILE)).")
+    if array.dtype.kind != "f":
+        return array
+    if not np.isfinite(array).all() or (array != np.rint(array)).any():
+        raise UserError(
+            f"score: the {name} holds numbers that are no class indices. Of probabilities, give {name} > 0.5, or the "
+            "index of the largest."
+        )
+    return array.astype(np.int64)
+
+
+def _refuse_white(found: np.ndarray, truth: np.ndarray) -> None:
+    """Raise UserError where 255 seems to mean white: as unlabelled it would leave nothing to score."""
+    if UNLABELLED in truth and not np.any((truth > 0) & (truth != UNLABELLED)):
+        raise UserError(
+            "score: the mask holds 0 and 255 alone, and 255 means unlabelled. Where white is the class, give mask > 0."
+        )
+    if UNLABELLED in found:
+        raise UserError("score: the prediction holds 255, which is no class. Where white is it, give prediction > 0.")
+
+
+def _names(classes: Sequence[str] | str | int | None) -> tuple[str, ...]:
+    """Return the names that are given; none where they have to be found."""
+    if classes is None:
+        return ()
+    if isinstance(classes, int):
+        if not 1 <= classes < UNLABELLED:
+            raise UserError(f"score: classes {classes}: give names, or a number from 1 to {UNLABELLED - 1}.")
+        return _numbered(classes)
+    return (classes,) if isinstance(classes, str) else tuple(classes)
+
+
+def _millimetres(spacing: Sequence[float] | float, axes: int) -> tuple[float, ...]:
+    """Return the spacing of every axis; UserError for what is no length."""
+    try:
+        step = tuple(map(float, spacing)) if np.ndim(spacing) else (float(spacing),) * axes  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        step = ()
+    if not step or not all(0 < one < math.inf for one in step):
+        raise UserError(f"score: spacing {spacing!r}: give millimetres above 0 along each axis, such as (0.2, 0.2).")
+    return step
+
+
+def _highest(found: np.ndarray, truth: np.ndarray) -> int:
     known = truth[truth != UNLABELLED]
-    highest = max(int(found.max(initial=0)), int(known.max(initial=0)), 1)
-    return [f"class{index}" for index in range(1, highest + 1)]
+    return max(int(found.max(initial=0)), int(known.max(initial=0)), 1)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"class{index}" for index in range(1, count + 1))
