@@ -137,6 +137,26 @@ def test_a_recipe_is_changed_by_sections_and_by_keys() -> None:
         tskd.load_recipe("labtop")
 
 
+def test_an_empty_section_is_there_with_its_defaults() -> None:
+    """Red where what is switched on by ``{}`` stays off, or ``{}`` puts what was set before back."""
+    changed = tskd.load_recipe(
+        None,
+        distill={"augment": {"appearance": {}}},
+        data={"phantom": {"scanners": {"plain": {}, "noisy": {"noise": 0.1}}}},
+        transfer={"target": {}},
+    )
+    assert changed.distill.augment.appearance is not None
+    assert set(changed.data.phantom.scanners) == {"plain", "noisy"}
+    assert changed.transfer.target is not None
+    assert tskd.load_recipe(tskd.Recipe(teacher={"rank": 3}), teacher={}).teacher.rank == 3
+
+
+def test_other_columns_take_the_place_of_those_before() -> None:
+    """Red where images have to fit the columns of the recipe's file and those of the change, which none may."""
+    file = tskd.Recipe(data={"where": {"site": "north"}})
+    assert tskd.load_recipe(file, data={"where": {"modality": "gray"}}).data.where == {"modality": ("gray",)}
+
+
 def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`tskd run quick --out quick` leaves one, and the same command has to go on."""
     monkeypatch.chdir(tmp_path)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tskd.recipe.built_in import find_recipe
-from tskd.recipe.files import Change, read_settings, set_key
+from tskd.recipe.files import Change, current_key, read_settings, set_key
 from tskd.recipe.schema import Recipe, build_recipe
 
 
 def load_recipe(recipe: Recipe | str | Path | None = None, **changes: Any) -> Recipe:
     """Return a recipe (None: the defaults) with changes: ``teacher={"rank": 8}`` or ``**{"teacher.rank": 8}``.
 
+    A mapping leaves the rest of its section as it is, except that of ``where``, which takes the place of the other.
     Raises UserError naming every key or value that does not fit.
     """
     source, values = _values(recipe)
@@ -47,9 +48,31 @@ def _values(recipe: Recipe | str | Path | None) -> tuple[str, dict[str, Any]]:
 
 
 def _merge(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set one key; a mapping changes what it names and leaves the rest of its section."""
-    if not isinstance(value, Mapping):
-        set_key(values, key, str(value) if isinstance(value, Path) else value)
+    """Set one key; a mapping changes what it names and leaves the rest of its section. An empty one stands for the
+    defaults of a section that is not there yet."""
+    if _is_one_setting(key, value):
+        set_key(values, key, _plain(value))
         return
+    if not value and not _is_there(values, key):
+        set_key(values, key, {})
     for inner, one in value.items():
         _merge(values, f"{key}.{inner}", one)
+
+
+def _is_one_setting(key: str, value: Any) -> bool:
+    """Tell a value from settings of a section. ``where`` is one: its columns all have to fit, so that one which was
+    left there would go on choosing images."""
+    return not isinstance(value, Mapping) or key.rpartition(".")[2] == "where"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _is_there(values: Mapping[str, Any], key: str) -> bool:
+    found: Any = values
+    for name in current_key(key).split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found is not None
