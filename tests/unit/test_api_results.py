@@ -16,6 +16,7 @@ from tests.unit.report_folders import draw_data, make_run
 from tskd.api.experiments import RunResult
 from tskd.api.recipes import as_changes
 from tskd.api.show import Table
+from tskd.comparison.grid import load_grid
 from tskd.recipe.built_in import find_grid
 from tskd.report.run.folder import open_run
 
@@ -168,6 +169,19 @@ def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path: Path, monkeypatch
 
 def test_changes_of_a_section_are_those_of_its_settings() -> None:
     assert as_changes({"data": {"root": Path("my data")}, "seed": 1}) == [("data.root", "my data"), ("seed", 1)]
+
+
+def test_a_grid_keeps_what_a_change_does_not_name(tmp_path: Path) -> None:
+    """Red where a change of one setting puts all others of its part back."""
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        "{name: g, recipe: {data: {phantom: {family: abdomen, train: 60}, where: {site: a}}}, axes: {seed: [1, 2]}}"
+    )
+    changes = {"data": {"phantom": {"train": 20}, "where": {"modality": "gray"}}, "transfer": {"target": {}}}
+    recipe = load_grid(file, as_changes({**changes, "distill": {}})).runs[0].recipe
+    assert (recipe.data.phantom.family, recipe.data.phantom.train) == ("abdomen", 20)
+    assert recipe.data.where == {"modality": ("gray",)}
+    assert recipe.transfer.target is not None
 
 
 def test_importing_and_loading_take_no_torch(folder: Path) -> None:

@@ -31,11 +31,17 @@ def changes_of(data: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def as_changes(changes: Mapping[str, Any]) -> list[Change]:
-    """Return keyword arguments as changes of single settings."""
-    flat: dict[str, Any] = {}
-    for key, value in changes.items():
-        flat |= {f"{key}.{inner}": one for inner, one in value.items()} if isinstance(value, Mapping) else {key: value}
-    return [Change(key, str(value) if isinstance(value, Path) else value) for key, value in flat.items()]
+    """Return keyword arguments as changes of single settings, so that the rest of every section stays as it is.
+
+    Within a section, an empty mapping is a change of its own: a part with its defaults.
+    """
+    return [one for key, value in changes.items() if value != {} for one in _flat(key, value)]
+
+
+def _flat(key: str, value: Any) -> list[Change]:
+    if _is_one_setting(key, value) or not value:
+        return [Change(key, _plain(value))]
+    return [one for name, inner in value.items() for one in _flat(f"{key}.{name}", inner)]
 
 
 def _values(recipe: Recipe | str | Path | None) -> tuple[str, dict[str, Any]]:
