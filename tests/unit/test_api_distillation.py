@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,26 @@ def test_a_data_folder_read_otherwise_is_another_distillation(tmp_path: Path) ->
     distilled(**common)
     with pytest.raises(tskd.UserError, match="other: data"):
         distilled(**common, data={"split_seed": 1})
+
+
+def test_the_networks_are_left_as_they_were() -> None:
+    """Red where a hook keeps all later answers and cannot be saved with its network, or a teacher no longer trains."""
+    teacher, student = Small(), Small(1)
+    teacher.encoder.eval()
+    teacher.head.bias.requires_grad_(False)
+    result = distilled(teacher=teacher, student=student)
+    assert result.features
+    torch.save([teacher, student], io.BytesIO())
+    assert (teacher.training, teacher.encoder.training) == (True, False)
+    assert [one.requires_grad for one in teacher.parameters()] == [True, True, True, False]
+    assert result.predict(IMAGES).shape == (4, SIZE, SIZE)
+
+
+def test_a_refused_call_leaves_nothing_in_the_networks() -> None:
+    teacher, student = Small(), Small(1)
+    with pytest.raises(tskd.UserError, match="channels"):
+        distilled(teacher=teacher, student=student, classes=3)
+    torch.save([teacher, student], io.BytesIO())  # which cannot be with a hook
 
 
 def write(path: Path, pixels: np.ndarray) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,18 +121,22 @@ def distill(
         if material.classes is not None and count is None:
             names, count = material.classes, len(material.classes)
         size = material.image_size
+        network = _loaded(teacher)
+        stack.enter_context(_left_as_it_was(network))
         answering = AsSegmenter(
-            _loaded(teacher),
+            network,
             image_size=size,
             classes=count,
             background=teacher_background,
             features=teacher_features,
             name="teacher",
         )
+        stack.callback(answering.stop_listening)
         learner = AsSegmenter(
             student, image_size=size, classes=count or answering.classes, background=student_background,
             features=student_features, name="student",
         )  # fmt: skip
+        stack.callback(learner.stop_listening)
         _require_fit(answering, learner, material)
         names = names or tuple(f"class{index}" for index in range(1, answering.classes + 1))
         work = _Work(config, then, answering, learner, material, names, seed, runtime, folder)
@@ -249,6 +253,20 @@ def _loaded(teacher: nn.Module | str | Path) -> nn.Module:
             f"{folder}: no trained teacher is there. Give a module, or a folder teacher-... of a run's artifacts."
         )
     return load_model(folder)
+
+
+@contextmanager
+def _left_as_it_was(network: nn.Module) -> Iterator[None]:
+    """Put back which of a network's parts train: while it answers as a teacher, none does."""
+    modes = {part: part.training for part in network.modules()}
+    trained = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        for parameter, required in trained.items():
+            parameter.requires_grad_(required)
 
 
 def _require_fit(teacher: AsSegmenter, student: AsSegmenter, material: Material) -> None:

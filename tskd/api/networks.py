@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tskd.errors import UserError
 from tskd.types import SegmentationOutput
@@ -48,7 +49,14 @@ class AsSegmenter(nn.Module):
         self.channels = _input_channels(network)
         self._seen: list[Any] = []
         self.part = self._part_named(features)
-        self._listen()
+        self._heard = self._listen()
+        try:
+            self._find_out(image_size, classes, background)
+        except BaseException:
+            self.stop_listening()
+            raise
+
+    def _find_out(self, image_size: int, classes: int | None, background: Background) -> None:
         answer, found = self._probe(image_size)
         self.own = isinstance(answer, SegmentationOutput)
         self.subtract = not self.own and self._has_background(_logits_of(answer).shape[1], classes, background)
@@ -91,10 +99,19 @@ class AsSegmenter(nn.Module):
         known = ", ".join(one for one in parts if one and "." not in one)
         raise UserError(f"features: the network has no part {features!r}. Name one of its modules: {known}, ...")
 
-    def _listen(self) -> None:
-        if self.part is not None:
-            part = self.network.get_submodule(self.part)
-            part.register_forward_hook(lambda module, given, answer: self._seen.append(answer))
+    def _listen(self) -> RemovableHandle | None:
+        if self.part is None:
+            return None
+        part = self.network.get_submodule(self.part)
+        return part.register_forward_hook(lambda module, given, answer: self._seen.append(answer))
+
+    def stop_listening(self) -> None:
+        """Leave the network as it was: it belongs to somebody who saves it and goes on with it. Features are no longer
+        told, logits are."""
+        if self._heard is not None:
+            self._heard.remove()
+            self._heard = None
+        self._seen.clear()
 
     def _has_background(self, channels: int, classes: int | None, background: Background) -> bool:
         """Say whether the first channel is the background's; UserError where the channels do not fit the classes."""
