@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,13 @@ def test_a_grid_keeps_what_a_change_does_not_name(tmp_path: Path) -> None:
     assert (recipe.data.phantom.family, recipe.data.phantom.train) == ("abdomen", 20)
     assert recipe.data.where == {"modality": ("gray",)}
     assert recipe.transfer.target is not None
+
+
+def test_a_script_that_compares_in_every_process_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where the process of a run, while it imports the script, begins another comparison and fails for it."""
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(tskd.UserError, match="__main__"):
+        tskd.compare("smoke")
 
 
 def test_importing_and_loading_take_no_torch(folder: Path) -> None:

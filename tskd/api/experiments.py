@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tskd.api.model import Model, load
 from tskd.api.recipes import as_changes, changes_of, load_recipe
 from tskd.api.show import image_html, table_html
+from tskd.errors import UserError
 from tskd.extras import telling_what_is_missing
 from tskd.recipe.schema import Recipe, names_folder
 
@@ -186,7 +188,12 @@ def compare(
     workers: int = 1,
     **changes: Any,
 ) -> ComparisonResult:
-    """Run a grid of methods, budgets, seeds and settings, as `tskd compare` does, and return its tables."""
+    """Run a grid of methods, budgets, seeds and settings, as `tskd compare` does, and return its tables.
+
+    Every run is a process that imports the script which calls this: there, the call belongs under
+    ``if __name__ == "__main__":``. Raises UserError for what cannot be used, and in a script without that line.
+    """
+    _require_guard()
     from tskd.comparison.grid import load_grid
     from tskd.comparison.workflow import Machines
     from tskd.comparison.workflow import compare as compare_all
@@ -196,6 +203,15 @@ def compare(
     folder = Path(out) if out is not None else Path("out/compare") / found.name
     compare_all(found, folder, Machines(workers=workers))
     return ComparisonResult(folder)
+
+
+def _require_guard() -> None:
+    """Raise UserError in a process that has been started for a run and is importing the script that started it."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            "tskd.compare is called again by the process of a run, which imports the script that called it. Put the call "
+            'under `if __name__ == "__main__":`, with all that is to be done once.'
+        )
 
 
 def _scores(folder: RunFolder, name: str) -> dict[str, Any]:

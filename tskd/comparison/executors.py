@@ -83,7 +83,7 @@ def _describe_exit(code: int) -> str:
         return "the process was killed, most often because memory ran out; use fewer --workers or a smaller batch_size"
     if code < 0:
         return f"the process ended by signal {signal.Signals(-code).name}"
-    return f"the process ended with exit code {code}"
+    return f"the process ended with exit code {code}; what it printed says why"
 
 
 @contextmanager
