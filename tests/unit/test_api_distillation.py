@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import tskd
@@ -62,16 +63,69 @@ def test_a_folder_of_another_distillation_is_refused(changes: Mapping[str, Any],
     distilled(**common)
 
 
-def test_a_data_folder_read_otherwise_is_another_distillation(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images with masks, a quarter of them for validation."""
+    root = tmp_path_factory.mktemp("data")
+    for number in range(12):
+        for part, pixels in (("images", IMAGES), ("masks", MASKS * 255)):
+            (root / part).mkdir(exist_ok=True)
+            Image.fromarray(np.roll(pixels[number % 4], number, axis=0)).save(root / part / f"{number}.png")
+    return root
+
+
+def test_a_data_folder_read_otherwise_is_another_distillation(folder: Path, tmp_path: Path) -> None:
     """Red where settings of ``data`` that leave the training images as they are change what validates."""
-    root = tmp_path / "data"
-    for number, (image, mask) in enumerate(zip(np.concatenate([IMAGES] * 3), np.concatenate([MASKS] * 3))):
-        write(root / "images" / f"{number}.png", np.roll(image, number, axis=0))
-        write(root / "masks" / f"{number}.png", np.roll(mask, number, axis=0) * 255)
-    common = {"images": root, "image_size": SIZE, "out": tmp_path / "out"}
+    common = {"images": folder, "image_size": SIZE, "out": tmp_path}
     distilled(**common)
     with pytest.raises(tskd.UserError, match="other: data"):
         distilled(**common, data={"split_seed": 1})
+
+
+def test_a_start_that_is_better_is_kept(folder: Path) -> None:
+    """Red where ``keep_start`` is taken and forgotten: the weights after a wild step are answered."""
+    common = {"images": folder, "image_size": SIZE, "labels": True}
+    finetune = {"steps": 1, "batch_size": 2, "lr": 10.0, "keep_start": True}
+    line = distilled(**common, finetune=finetune).history.query("stage == 'finetune'").iloc[0]
+    assert line["step"] == 0
+    assert line["val_score"] >= 0
+
+
+def test_layer_decay_slows_the_first_blocks() -> None:
+    """Red where the setting is taken and forgotten, or its default for transformers slows every network."""
+
+    def change(**finetune: float) -> float:
+        student = Blocks()
+        given = {"steps": 1, "batch_size": 2, "weight_decay": 0.0, **finetune}
+        distilled(student=student, lr=1e-12, **labelled(finetune=given))
+        moved = student.encoder["blocks"][0].weight - Blocks().encoder["blocks"][0].weight
+        return float(moved.abs().max().detach())
+
+    assert change(layer_decay=0.1) == pytest.approx(0.1 * change(), rel=0.01)
+
+
+class Blocks(Small):
+    """A network whose encoder has blocks with timm's names."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=2)
+        self.encoder = nn.ModuleDict({"blocks": nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1))})
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.encoder["blocks"](images))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cache": "on", "views": 2, "rounds": 3}, "cache, views, rounds: for runs alone"),
+        (labelled(finetune={"scratch_lr": 0.1}), "finetune.scratch_lr: for runs alone"),
+        (labelled(finetune={"keep_start": True}), "finetune.keep_start: weights are chosen by"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(tskd.UserError, match=words):
+        distilled(**changes)
 
 
 def test_the_networks_are_left_as_they_were() -> None:
@@ -92,10 +146,3 @@ def test_a_refused_call_leaves_nothing_in_the_networks() -> None:
     with pytest.raises(tskd.UserError, match="channels"):
         distilled(teacher=teacher, student=student, classes=3)
     torch.save([teacher, student], io.BytesIO())  # which cannot be with a hook
-
-
-def write(path: Path, pixels: np.ndarray) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 IDENTITY, WEIGHTS = "distillation.json", "student.safetensors"
 _BATCH = 16
+_IDLE = {"cache", "views", "rounds"}
+"""Settings of ``distill`` for runs alone."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ def distill(
 
     ``images`` is an array (N, H, W[, C]), a list of images, a torch Dataset or a data folder; ``labels`` a pair
     (images, masks), or True for those of the folder, whose validation part then chooses the weights. ``settings`` are
-    those of the recipe's section ``distill`` (``batch_size``, ``lr``, ``encoder_weight``, ``augment``, ...);
-    ``finetune``, ``data`` and ``engine`` are mappings of the sections of these names.
+    those of the recipe's section ``distill`` (``batch_size``, ``lr``, ``encoder_weight``, ``augment``, ...), without
+    ``cache``, ``views`` and ``rounds``; ``finetune``, ``data`` and ``engine`` are mappings of the sections of these
+    names. ``finetune.layer_decay`` is 1 where it is not given, and works where blocks are named as in timm.
 
     With ``out`` the state is kept there: a stopped call goes on where it was when it is made again, and ends with the
     same weights. A call with other images, labels, settings or another teacher is refused there; the student's start is
@@ -111,7 +114,9 @@ def distill(
     that do not fit, Paused after ``minutes``.
     """
     config = build_section(DistillConfig, {"steps": steps, **settings}, "distill")
-    then = build_section(FinetuneConfig, dict(finetune or {}), "finetune")
+    # a decay that suits transformers is no default for any network
+    then = build_section(FinetuneConfig, {"layer_decay": 1.0, **(finetune or {})}, "finetune")
+    _refuse_idle(settings, finetune or {})
     runtime = open_runtime(build_section(EngineConfig, dict(engine or {}), "engine"), minutes=minutes)
     names = tuple(classes) if not isinstance(classes, int | None) else None
     count = classes if isinstance(classes, int | None) else len(names or ())
@@ -138,6 +143,7 @@ def distill(
         )  # fmt: skip
         stack.callback(learner.stop_listening)
         _require_fit(answering, learner, material)
+        _require_validation(then, material)
         names = names or tuple(f"class{index}" for index in range(1, answering.classes + 1))
         work = _Work(config, then, answering, learner, material, names, seed, runtime, folder)
         if out is not None:
@@ -208,6 +214,8 @@ class _Work:
             settings=config,
             seed=self.seed,
             validate=validation(prepared) if prepared is not None else None,
+            validate_start=config.keep_start,
+            layer_decay=config.layer_decay,
         )
 
     def claim(self) -> None:
@@ -242,6 +250,26 @@ class _Work:
             "background": [self.teacher.subtract, self.student.subtract],
             "features": [self.teacher.part, self.student.part],
         }
+
+
+def _refuse_idle(settings: Mapping[str, Any], finetune: Mapping[str, Any]) -> None:
+    """Raise UserError for settings of a run that change nothing here."""
+    idle = [name for name in settings if name in _IDLE] + [
+        f"finetune.{name}" for name in finetune if name == "scratch_lr"
+    ]
+    if idle:
+        raise UserError(
+            f"{', '.join(idle)}: for runs alone. Here the teacher is asked in every step, in one round, and the labels "
+            "are learned by the student that it has taught. Leave them out."
+        )
+
+
+def _require_validation(finetune: FinetuneConfig, material: Material) -> None:
+    if finetune.keep_start and (material.prepared is None or not len(material.prepared.rows("val"))):
+        raise UserError(
+            "finetune.keep_start: weights are chosen by the validation part of a data folder, and there is none. Leave "
+            "it out, or give such a folder and labels=True."
+        )
 
 
 def _loaded(teacher: nn.Module | str | Path) -> nn.Module:

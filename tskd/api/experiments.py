@@ -209,8 +209,8 @@ def _require_guard() -> None:
     """Raise UserError in a process that has been started for a run and is importing the script that started it."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise UserError(
-            "tskd.compare is called again by the process of a run, which imports the script that called it. Put the call "
-            'under `if __name__ == "__main__":`, with all that is to be done once.'
+            "tskd.compare is called again by the process of a run, which imports the script that called it. Put the "
+            'call under `if __name__ == "__main__":`, with all that is to be done once.'
         )
 
 
