@@ -141,6 +141,14 @@ def test_the_networks_are_left_as_they_were() -> None:
     assert result.predict(IMAGES).shape == (4, SIZE, SIZE)
 
 
+def test_one_name_is_one_class_and_no_images_have_no_masks() -> None:
+    result = distilled(classes="lesion")
+    assert result.classes == ("lesion",)
+    assert result.predict([]).shape == (0, SIZE, SIZE)
+    with pytest.raises(tskd.UserError, match="cannot be read by index"):
+        result.predict("folder")
+
+
 def test_a_refused_call_leaves_nothing_in_the_networks() -> None:
     teacher, student = Small(), Small(1)
     with pytest.raises(tskd.UserError, match="channels"):

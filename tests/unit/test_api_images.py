@@ -27,6 +27,7 @@ COLOUR = np.dstack([GREY, GREY.T.reshape(3, 4), 255 - GREY])
         COLOUR / np.float32(255),
         torch.from_numpy(COLOUR).permute(2, 0, 1),
         torch.from_numpy(COLOUR).permute(2, 0, 1).float() / 255,
+        torch.from_numpy(COLOUR).permute(2, 0, 1).double() / 255,
         (COLOUR, "its label"),
         {"image": COLOUR, "mask": GREY},
     ],
@@ -34,6 +35,11 @@ COLOUR = np.dstack([GREY, GREY.T.reshape(3, 4), 255 - GREY])
 def test_every_form_of_one_image_is_the_same(item: Any) -> None:
     """Red where channels are taken for rows, or floats are cut instead of scaled."""
     np.testing.assert_array_equal(as_pixels(item), COLOUR)
+
+
+def test_half_precision_of_networks_is_read() -> None:
+    """Red where NumPy is asked for bfloat16, which it does not know."""
+    np.testing.assert_array_equal(as_pixels(torch.ones(3, 2, 2).bfloat16()), np.full((2, 2, 3), 255))
 
 
 def test_grey_is_repeated() -> None:
@@ -92,6 +98,8 @@ def test_white_masks_are_not_taken_for_unlabelled_ones() -> None:
         (np.zeros((1, 32, 32), np.uint8), None, {"image_size": 33}, "multiple of 16"),
         (np.zeros((1, 32, 32), np.uint8), None, {"layout": "nifti"}, "not a folder"),
         (iter([1]), None, {}, "cannot be read by index"),
+        (np.zeros((32, 32, 3), np.uint8), None, {}, r"Give images\[None\]"),
+        (np.zeros((1, 32, 32), np.uint8), (COLOUR, GREY), {}, r"Give images\[None\]"),
         (np.zeros((1, 32, 32), np.uint8), ([GREY], [GREY - 0.5]), {}, "whole class numbers"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 
 import tskd
 from tests.unit.report_folders import draw_data, make_run
-from tskd.api.experiments import RunResult
+from tskd.api.experiments import ComparisonResult, RunResult
 from tskd.api.recipes import as_changes
 from tskd.api.show import Table
 from tskd.comparison.grid import load_grid
@@ -157,6 +157,17 @@ def test_other_columns_take_the_place_of_those_before() -> None:
     """Red where images have to fit the columns of the recipe's file and those of the change, which none may."""
     file = tskd.Recipe(data={"where": {"site": "north"}})
     assert tskd.load_recipe(file, data={"where": {"modality": "gray"}}).data.where == {"modality": ("gray",)}
+
+
+def test_settings_in_the_place_of_a_recipe_are_refused() -> None:
+    with pytest.raises(tskd.UserError, match="a dict is none"):
+        tskd.load_recipe({"seed": 1})
+
+
+def test_a_folder_of_results_may_be_a_text(folder: Path, tmp_path: Path) -> None:
+    assert RunResult(str(folder)).report.parent == folder
+    with pytest.raises(tskd.UserError, match="no finished comparison"):
+        _ = ComparisonResult(str(tmp_path)).table
 
 
 def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

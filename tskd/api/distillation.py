@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tskd.api.images import Material, Squares, gather, pixels_digest
+from tskd.api.images import Material, Squares, gather, pixels_digest, several
 from tskd.api.networks import AsSegmenter, Background
 from tskd.artifacts import canonical_json, read_log
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
@@ -62,10 +62,11 @@ class Distilled:
         return pandas.DataFrame(list(self.log))
 
     def predict(self, images: Any) -> np.ndarray:
-        """Return class indices (N, S, S) uint8, 0 the background, of images as :func:`distill` takes them."""
-        squares = Squares(images, self.image_size)
+        """Return class indices (N, S, S) uint8, 0 the background, of an array, a list or a torch Dataset of images as
+        :func:`distill` takes them."""
+        squares = Squares(several(images), self.image_size)
         device = next(self.student.parameters()).device
-        answers = []
+        answers = [np.empty((0, self.image_size, self.image_size), np.uint8)]  # of no images too
         for start in range(0, len(squares), _BATCH):
             with torch.inference_mode():
                 logits = self.segmenter(to_images(squares[start : start + _BATCH]).to(device)).logits
@@ -79,7 +80,7 @@ def distill(
     images: Any,
     *,
     labels: Any = None,
-    classes: Iterable[str] | int | None = None,
+    classes: Iterable[str] | str | int | None = None,
     image_size: int | None = None,
     steps: int = 1200,
     finetune: Mapping[str, Any] | None = None,
@@ -118,6 +119,7 @@ def distill(
     then = build_section(FinetuneConfig, {"layer_decay": 1.0, **(finetune or {})}, "finetune")
     _refuse_idle(settings, finetune or {})
     runtime = open_runtime(build_section(EngineConfig, dict(engine or {}), "engine"), minutes=minutes)
+    classes = [classes] if isinstance(classes, str) else classes
     names = tuple(classes) if not isinstance(classes, int | None) else None
     count = classes if isinstance(classes, int | None) else len(names or ())
     with ExitStack() as stack:

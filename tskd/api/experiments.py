@@ -34,6 +34,9 @@ class RunResult:
 
     out: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))  # a text is as good
+
     @cached_property
     def _folder(self) -> RunFolder:
         from tskd.report.run.folder import open_run
@@ -103,6 +106,9 @@ class ComparisonResult:
 
     out: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))
+
     @property
     def table(self) -> pandas.DataFrame:
         """One row a run."""
@@ -127,6 +133,8 @@ class ComparisonResult:
     def _read(self, name: str) -> pandas.DataFrame:
         import pandas
 
+        if not (self.out / name).is_file():
+            raise UserError(f"{self.out}: no finished comparison is there ({name} is missing).")
         return pandas.read_csv(self.out / name)
 
     def _repr_html_(self) -> str:

@@ -80,12 +80,7 @@ def gather(images: Any, labels: Any, *, image_size: int | None, out: Path, data:
         return _of_folder(Path(images), labels, image_size, out, data)
     if data:
         raise UserError(f"data ({', '.join(data)}) says how a folder is read, and the images are not a folder.")
-    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
-        raise UserError(
-            f"images: a {type(images).__name__} cannot be read by index. Give an array (N, H, W[, C]), a list of "
-            "images, a torch Dataset with a length, or a data folder."
-        )
-    if len(images) == 0:
+    if len(several(images)) == 0:
         raise UserError("images: there are none.")
     size = image_size or _size_of(as_pixels(images[0]))
     names = tuple(f"image {number}" for number in range(len(images)))
@@ -98,6 +93,19 @@ def pixels_digest(images: ImageArray) -> str:
     for start in range(0, len(images), _AT_ONCE):
         found.update(images[start : start + _AT_ONCE].tobytes())
     return found.hexdigest()
+
+
+def several(images: Any) -> Any:
+    """Return images that are read by index as they are; UserError for what is none, and for one image alone."""
+    if isinstance(images, str | Path) or not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+        raise UserError(
+            f"images: a {type(images).__name__} cannot be read by index. Give an array (N, H, W[, C]), a list of "
+            "images, a torch Dataset with a length, or (to distill) a data folder."
+        )
+    shape = tuple(getattr(images, "shape", ()))
+    if len(shape) == 3 and shape[2] in (3, 4):
+        raise UserError(f"images: {shape} is one image in colour, not {shape[0]} in grey. Give images[None].")
+    return images
 
 
 def _of_folder(root: Path, labels: Any, image_size: int | None, out: Path, data: dict[str, Any]) -> Material:
@@ -118,7 +126,7 @@ def _labelled(labels: Any, size: int) -> Labelled | None:
         raise UserError(
             "labels: give a pair (images, masks) of equal lengths; True for those of a data folder; or None."
         )
-    images, masks = labels
+    images, masks = several(labels[0]), labels[1]
     drawn = np.stack([squeeze_mask(_as_mask(masks[number]), size) for number in range(len(masks))])
     if (drawn == UNLABELLED).any() and not ((drawn > 0) & (drawn != UNLABELLED)).any():
         raise UserError(

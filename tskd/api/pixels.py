@@ -35,6 +35,7 @@ def as_pixels(item: Any) -> np.ndarray:
 def _channels_last(item: Any) -> np.ndarray:
     """Return an array (H, W[, C]): tensors have their channels first, arrays last."""
     if hasattr(item, "detach"):
-        values = item.detach().cpu().numpy()
+        told = item.detach().cpu()
+        values = (told.float() if str(told.dtype) == "torch.bfloat16" else told).numpy()  # NumPy has no such numbers
         return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
     return np.asarray(item)

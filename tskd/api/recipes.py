@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tskd.errors import UserError
 from tskd.recipe.built_in import find_recipe
 from tskd.recipe.files import Change, current_key, read_settings, set_key
 from tskd.recipe.schema import Recipe, build_recipe
@@ -47,6 +48,11 @@ def _flat(key: str, value: Any) -> list[Change]:
 def _values(recipe: Recipe | str | Path | None) -> tuple[str, dict[str, Any]]:
     if recipe is None:
         return "the settings", {}
+    if not isinstance(recipe, Recipe | str | Path):
+        raise UserError(
+            f"recipe: a {type(recipe).__name__} is none. Give a Recipe, a name, a YAML file or None; settings are "
+            "keywords, such as seed=1 or **settings."
+        )
     if isinstance(recipe, Recipe):
         return "the recipe", recipe.model_dump(exclude_unset=True)
     path = find_recipe(recipe)
