@@ -21,6 +21,7 @@ from tskd.api.networks import AsSegmenter, Background
 from tskd.artifacts import canonical_json, read_log
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.batches import allowed_flips, to_images
+from tskd.engine.schedules import parameter_groups
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
 from tskd.machine.disk import write_json
@@ -107,7 +108,7 @@ def distill(
     (images, masks), or True for those of the folder, whose validation part then chooses the weights. ``settings`` are
     those of the recipe's section ``distill`` (``batch_size``, ``lr``, ``encoder_weight``, ``augment``, ...), without
     ``cache``, ``views`` and ``rounds``; ``finetune``, ``data`` and ``engine`` are mappings of the sections of these
-    names. ``finetune.layer_decay`` is 1 where it is not given, and works where blocks are named as in timm.
+    names. ``finetune.layer_decay`` is 1 where it is not given.
 
     With ``out`` the state is kept there: a stopped call goes on where it was when it is made again, and ends with the
     same weights. A call with other images, labels, settings or another teacher is refused there; the student's start is
@@ -146,6 +147,7 @@ def distill(
         stack.callback(learner.stop_listening)
         _require_fit(answering, learner, material)
         _require_validation(then, material)
+        _require_blocks(then, learner)
         names = names or tuple(f"class{index}" for index in range(1, answering.classes + 1))
         work = _Work(config, then, answering, learner, material, names, seed, runtime, folder)
         if out is not None:
@@ -271,6 +273,15 @@ def _require_validation(finetune: FinetuneConfig, material: Material) -> None:
         raise UserError(
             "finetune.keep_start: weights are chosen by the validation part of a data folder, and there is none. Leave "
             "it out, or give such a folder and labels=True."
+        )
+
+
+def _require_blocks(finetune: FinetuneConfig, student: AsSegmenter) -> None:
+    groups = parameter_groups(student, lr=1.0, weight_decay=0.0, layer_decay=finetune.layer_decay)
+    if finetune.layer_decay < 1 and len({group["lr"] for group in groups}) == 1:
+        raise UserError(
+            "finetune.layer_decay: the student has no part `encoder` with blocks or stages named as in timm, so that "
+            "nothing would be slowed. Leave it out."
         )
 
 
