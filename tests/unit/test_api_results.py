@@ -199,6 +199,7 @@ def test_a_grid_keeps_what_a_change_does_not_name(tmp_path: Path) -> None:
 def test_a_script_that_compares_in_every_process_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Red where the process of a run, while it imports the script, begins another comparison and fails for it."""
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    monkeypatch.setattr("tskd.comparison.workflow.compare", pytest.fail)
     with pytest.raises(tskd.UserError, match="__main__"):
         tskd.compare("smoke")
 
