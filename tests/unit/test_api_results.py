@@ -86,12 +86,17 @@ def test_a_mask_given_by_its_name_is_refused() -> None:
         tskd.score(np.zeros((8, 8), np.uint8), "mask.png")
 
 
+def test_a_case_without_any_of_several_classes_is_scored_beside_its_unlabelled_border() -> None:
+    rows = tskd.score(np.zeros((8, 8), np.uint8), HALF * 255, classes=["one", "two"])
+    assert [row["status"] for row in rows] == ["both_empty"] * 2
+
+
 @pytest.mark.parametrize(
     ("prediction", "mask", "options", "words"),
     [
-        (HALF * 255, HALF.T * 255, {}, "the mask holds 0 and 255 alone"),
+        (HALF * 255, HALF.T * 255, {}, "the prediction holds 255"),
         (HALF * 255, HALF.T, {}, "the prediction holds 255"),
-        (HALF, HALF * 255, {"classes": ["one", "two"]}, "the mask holds 0 and 255 alone"),
+        (HALF, HALF * 255, {"classes": ["one"]}, "the mask holds 0 and 255 alone"),
         (HALF * 0.7, HALF, {}, "prediction > 0.5"),
         (HALF, HALF / 2, {}, "mask > 0.5"),
         (np.full((8, 8), np.nan), HALF, {}, "no class indices"),

@@ -215,7 +215,7 @@ def test_a_replaced_mask_is_kept_where_the_disk_has_no_room_for_the_new_one(
 
 @pytest.mark.parametrize(
     ("place", "content", "status", "said"),
-    [("images", b"x", 507, "images: File exists"), ("split.csv", b"id,split,case\nJos\xe9,train,a\n", 422, "in UTF-8"),
+    [("images", b"x", 422, "is in its way"), ("split.csv", b"id,split,case\nJos\xe9,train,a\n", 422, "in UTF-8"),
      ("split.csv", b"id;split;case\n", 422, "lacks a column")],
 )  # fmt: skip
 def test_a_folder_that_came_to_be_unfit_is_told_and_left_as_it_is(

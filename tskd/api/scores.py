@@ -28,12 +28,15 @@ def score(
     the mask alone, 255 unlabelled. ``spacing`` is millimetres along each axis, or along all of them; without it
     distances are in pixels. ``classes`` are names (a text: that of the one class), or how many there are. ``status``
     says where one of the two is empty: both empty score 1, one alone scores 0. Raises UserError where shapes or indices
-    do not fit, for probabilities, and where a mask holds 0 and 255 alone, as files often do: nothing would be scored.
+    do not fit, for probabilities, for a prediction of 255, and where a mask of one class holds 0 and 255 alone, as
+    files often do.
     """
     found = _whole(getattr(prediction, "classes", prediction), "prediction")
     truth = _whole(mask, "mask")
-    _refuse_white(found, truth)
+    _refuse_255(found)
     names = _names(classes) or tuple(getattr(prediction, "names", ())) or _numbered(_highest(found, truth))
+    if len(names) == 1:  # of several classes a case may hold none, beside pixels that nobody labelled
+        _refuse_white(truth)
     step = None if spacing is None else _millimetres(spacing, truth.ndim)
     try:
         rows = score_case(found, truth, classes=len(names), spacing=step)
@@ -68,14 +71,18 @@ def _whole(values: Any, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _refuse_white(found: np.ndarray, truth: np.ndarray) -> None:
+def _refuse_255(found: np.ndarray) -> None:
+    """Raise UserError for a prediction that holds 255, which is no class: it is most often white."""
+    if UNLABELLED in found:
+        raise UserError("score: the prediction holds 255, which is no class. Where white is it, give prediction > 0.")
+
+
+def _refuse_white(truth: np.ndarray) -> None:
     """Raise UserError where 255 seems to mean white: as unlabelled it would leave nothing to score."""
     if UNLABELLED in truth and not np.any((truth > 0) & (truth != UNLABELLED)):
         raise UserError(
             "score: the mask holds 0 and 255 alone, and 255 means unlabelled. Where white is the class, give mask > 0."
         )
-    if UNLABELLED in found:
-        raise UserError("score: the prediction holds 255, which is no class. Where white is it, give prediction > 0.")
 
 
 def _names(classes: Sequence[str] | str | int | None) -> tuple[str, ...]:

@@ -98,6 +98,6 @@ def placeable(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
-                f"{path}: this result cannot be written, since a folder or file is in its way. Choose another --out."
+                f"{path}: this result cannot be written, since a folder or file is in its way. Move that away."
             ) from error
         raise
