@@ -33,7 +33,7 @@ from tskd.report.comparison.transfer import transfer_section
 from tskd.report.comparison.verdict import comparison_verdict
 from tskd.report.pictures import ROOM, Album
 from tskd.report.shareable import shareable
-from tskd.report.text import signed
+from tskd.report.text import INTERVAL, signed
 from tskd.stages.evaluation_files import read_cases
 
 ERROR = f"RunFailed: {SECRET}-3.png in /data/hospital cannot be read"
@@ -171,6 +171,42 @@ def test_the_verdict_on_one_setting_has_no_counts(copied: Path) -> None:
         r"it differs by \+0\.\d{3}, which is clear \(0 outside the 95\u00a0% interval\)\.",
         verdict_of(copied),
     )
+
+
+COLUMNS = "dataset,measure,method,baseline,difference,ci95_low,ci95_high,p_wilcoxon,p_holm,wins,ties,losses,n_seeds"
+OF_TWO = "-0.02,-0.03,-0.01,0.001,0.001,0,0,20,2"
+
+
+@pytest.mark.parametrize(
+    ("tests_of", "said"),
+    [
+        ("task_kd,scratch", f", which is clear (0 outside the {INTERVAL})"),
+        ("scratch,task_kd", f", which is clear (0 outside the {INTERVAL})"),
+        ("", ", a pair that was not tested"),
+    ],
+)
+def test_the_verdict_is_on_the_seeds_that_both_have(tmp_path: Path, tests_of: str, said: str) -> None:
+    """The baseline failed on the one seed where ours is at its best: over all runs ours would be ahead."""
+    dice = {"task_kd": (0.6, 0.6, 0.9), "scratch": (0.62, 0.62, None), "mae": (None, None, None)}
+    lines = [
+        {"run": f"{method}-{seed}", "status": "failed" if found is None else "done", "method": method,
+         "title": "" if found is None else method, "dataset": "cones", "seed": seed, "dice": found, "n_cases": 20,
+         "evaluation": ""}
+        for method, by_seed in dice.items() for seed, found in enumerate(by_seed)
+    ]  # fmt: skip
+    write_csv(tmp_path / "table.csv", lines)
+    described = {"name": "x", "axes": {}, "replicates": ["seed"], "grid": {}, "budget_rule": "", "runs": 9, "failed": 4}
+    write_json(tmp_path / "comparison.json", described)
+    if tests_of:
+        numbers = OF_TWO if tests_of.startswith("task_kd") else OF_TWO.replace("-0.02,-0.03,-0.01", "0.02,0.01,0.03")
+        (tmp_path / "tests.csv").write_text(f"{COLUMNS}\ncones,dice,{tests_of},{numbers}\n")
+    assert verdict_of(tmp_path) == (
+        "Task_kd does not have the highest mean Dice; against its strongest baseline, scratch, "
+        f"it differs by −0.020{said}."
+    )
+    write_csv(tmp_path / "table.csv", [line for line in lines if line["method"] == "task_kd" or line["seed"] == 2])
+    (tmp_path / "tests.csv").unlink(missing_ok=True)
+    assert verdict_of(tmp_path).startswith("The highest mean Dice is"), "no seed is of both"
 
 
 @pytest.mark.parametrize(("p", "low", "clear"), [("0.001", "-0.01", 0), ("0.001", "", 0), ("0.6", "0.01", 2)], ids=str)

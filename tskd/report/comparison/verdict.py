@@ -31,20 +31,20 @@ def _on(comparison: ComparisonFolder, dataset: str, settings: list[dict[str, Cel
     """Return the sentence on one data set; None: nothing stands against something there."""
     if comparison.compared != METHOD:
         return _best_value(comparison, dataset)
-    contested = [cells for cells in settings if OURS in cells and cells.keys() - {OURS, TEACHER}]
-    return _standing(comparison, dataset, contested) if contested else None
+    tests = _dice_tests(comparison, dataset)
+    contested = [gains for cells in settings if OURS in cells and (gains := _gains(comparison, cells, tests))]
+    return _standing(comparison, tests, contested) if contested else None
 
 
-def _standing(comparison: ComparisonFolder, dataset: str, contested: list[dict[str, Cell]]) -> str:
-    """Return where task-specific distillation stands on a data set."""
-    baselines = {name for cells in contested for name in cells} - {OURS, TEACHER}
-    first = sum(max(_students(cells), key=lambda cell: cell.dice).method == OURS for cells in contested)
-    gains = {name: _mean_gain(contested, name) for name in baselines}
-    nearest = min(gains, key=lambda name: gains[name])
+def _standing(comparison: ComparisonFolder, tests: Sequence[Line], contested: list[dict[str, float]]) -> str:
+    """Return where task-specific distillation stands on a data set, by its gains on each baseline in each setting."""
+    first = sum(min(gains.values()) >= 0 for gains in contested)
+    baselines = sorted({name for gains in contested for name in gains})
+    gained = {name: float(np.mean([gains[name] for gains in contested if name in gains])) for name in baselines}
+    nearest = min(gained, key=lambda name: gained[name])
     title, baseline = comparison.method_titles[OURS], comparison.method_titles[nearest]
-    pair = {OURS, nearest}
-    tests = [line for line in _dice_tests(comparison, dataset) if {line["method"], line["baseline"]} == pair]
-    difference = f"{signed(gains[nearest])}{' on average' if len(contested) > 1 else ''}{_tested(tests, OURS)}"
+    of_pair = [line for line in tests if {line["method"], line["baseline"]} == {OURS, nearest}]
+    difference = f"{signed(gained[nearest])}{' on average' if len(contested) > 1 else ''}{_tested(of_pair, OURS)}"
     placed = f"{capital(title)} {_placed(first, len(contested))}"
     return f"{placed}; against its strongest baseline, {baseline}, it differs by {difference}."
 
@@ -94,13 +94,26 @@ def _placed(first: int, settings: int) -> str:
     return f"has the highest mean Dice in {first} of {settings} settings"
 
 
-def _students(cells: Mapping[str, Cell]) -> list[Cell]:
-    return [cell for name, cell in cells.items() if name != TEACHER]
+def _gains(comparison: ComparisonFolder, cells: Mapping[str, Cell], tests: Sequence[Line]) -> dict[str, float]:
+    """Return by how much ours is ahead of each baseline in a setting; those without a replicate in common are left out.
+
+    What is said of a pair is of the replicates that both have, as its test is: where a run failed, the mean over the
+    others may lie on the other side.
+    """
+    place = [DATASET, *comparison.axes]
+    ours, tested = cells[OURS], {}
+    for line in tests:
+        if OURS in (pair := (line["method"], line["baseline"])) and all(line[at] == ours.first[at] for at in place):
+            tested[next(name for name in pair if name != OURS)] = _difference(line, OURS)
+    baselines = cells.keys() - {OURS, TEACHER}
+    found = {name: tested.get(name, _mean_gain(ours, cells[name], comparison.replicates)) for name in baselines}
+    return {name: gain for name, gain in found.items() if gain is not None}
 
 
-def _mean_gain(settings: list[dict[str, Cell]], baseline: str) -> float:
-    """Return the mean difference of Dice over the settings where both are."""
-    return float(np.mean([cells[OURS].dice - cells[baseline].dice for cells in settings if baseline in cells]))
+def _mean_gain(ours: Cell, baseline: Cell, replicates: Sequence[str]) -> float | None:
+    """Return the mean difference of Dice over the replicates that both have; None where there are none."""
+    of_both = ours.runs.merge(baseline.runs, on=[DATASET, *replicates], suffixes=("", " of the baseline"))
+    return None if of_both.empty else float((of_both["dice"] - of_both["dice of the baseline"]).mean())
 
 
 def _tested(tests: Sequence[Line], ours: str) -> str:
@@ -120,6 +133,11 @@ def _gain(line: Line, ours: str) -> float:
 
     The interval is over seeds and cases. p has no say: it takes the trainings as given, and finds their luck.
     """
-    difference: float = line["difference"] if line["method"] == ours else -line["difference"]
     bounds = [line[end] or 0.0 for end in ("ci95_low", "ci95_high")]
-    return difference if min(bounds) * max(bounds) > 0 else 0.0
+    return _difference(line, ours) if min(bounds) * max(bounds) > 0 else 0.0
+
+
+def _difference(line: Line, ours: str) -> float:
+    """Return the difference that a test found, as ours minus the other."""
+    difference: float = line["difference"]
+    return difference if line["method"] == ours else -difference
