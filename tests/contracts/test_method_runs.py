@@ -152,10 +152,11 @@ def test_the_large_u_net_learns_at_every_supervised_level(open_run: OpenRun) -> 
     assert not any(torch.equal(trained[name], start[name]) for name in heads)
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
 def test_scratch_with_the_total_compute_has_what_distillation_has_spent_on_student_and_teacher(
-    open_run: OpenRun,
+    rounds: int, open_run: OpenRun
 ) -> None:
-    run = open_run("task_kd")
+    run = open_run("task_kd", {"rounds": rounds})
     spent = compute_of(METHODS["task_kd"].model(run), run.bench.used.values())
     assert run.total_compute == pytest.approx(1e9 * (spent.student_gflops + spent.teacher_gflops), rel=TOLERANCE)
     assert spent.teacher_gflops > 0.1 * spent.student_gflops, "else the test shows nothing"

@@ -87,12 +87,33 @@ def teacher_compute(recipe: Recipe, descriptions: Sequence[NetworkDescription], 
         kind.members * kind.steps * _step(kind, description)
         for kind, description in zip(kinds, descriptions, strict=True)
     )
-    seen = images * lessons.views if cache_pays(lessons, images) else lessons.steps * lessons.batch_size
-    answer = sum(
+    looks = _looks(recipe.teacher, descriptions[0].classes)
+    return adaptation + _seen(lessons, images) * looks * _answer(recipe.teacher, descriptions)
+
+
+def earlier_rounds_compute(
+    recipe: Recipe, descriptions: Sequence[NetworkDescription], student: NetworkDescription, *, images: int, each: int
+) -> int:
+    """Return the operations of all rounds of distillation but one, of which ``each`` is what a round's student takes.
+
+    Every round has a student, and beside the teachers the student before it answers: for mirrored images too.
+    """
+    looks = 1 + len(mirrors(allowed_flips(recipe.teacher.augment.flip, student.classes)))
+    answer = _answer(recipe.teacher, descriptions) + network_flops(student, _of_inference)
+    return (recipe.distill.rounds - 1) * (each + _seen(recipe.distill, images) * looks * answer)
+
+
+def _seen(lessons: DistillConfig, images: int) -> int:
+    """Return how many views of so many transfer images the teacher is asked about."""
+    return images * lessons.views if cache_pays(lessons, images) else lessons.steps * lessons.batch_size
+
+
+def _answer(config: TeacherConfig, descriptions: Sequence[NetworkDescription]) -> int:
+    """Return the operations of one look of all networks of the described kinds of teacher."""
+    return sum(
         kind.members * network_flops(description, _of_inference)
-        for kind, description in zip(kinds, descriptions, strict=True)
+        for kind, description in zip(config.kinds, descriptions, strict=True)
     )
-    return adaptation + seen * _looks(recipe.teacher, descriptions[0].classes) * answer
 
 
 def _step(config: TeacherConfig, description: NetworkDescription) -> int:

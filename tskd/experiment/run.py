@@ -17,7 +17,14 @@ from tskd.data.prepared import Prepared, digest_of_source
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
 from tskd.experiment.baselines import Baselines
-from tskd.experiment.budget import Budget, lasting, network_flops, student_budget, teacher_compute
+from tskd.experiment.budget import (
+    Budget,
+    earlier_rounds_compute,
+    lasting,
+    network_flops,
+    student_budget,
+    teacher_compute,
+)
 from tskd.experiment.initialisations import Initialisations
 from tskd.experiment.teachers import Teachers
 from tskd.models.description import NetworkDescription
@@ -165,10 +172,13 @@ class Run:
 
     @cached_property
     def total_compute(self) -> int:
-        """Operations of task-specific distillation with all that it takes: the student's, and the teacher's."""
+        """Operations of task-specific distillation with all that it takes: student's, teacher's, earlier rounds'."""
         images = transfer.count_wanted(self.recipe.transfer, self.prepared, self.target_set)
         described = [source.description for source in self.teachers.sources]
-        return self.budget.total + teacher_compute(self.recipe, described, images=images)
+        before = earlier_rounds_compute(
+            self.recipe, described, self.student_description, images=images, each=self.budget.total
+        )
+        return self.budget.total + before + teacher_compute(self.recipe, described, images=images)
 
     def finetuned(self, start: Artifact | None, *, within: int | None = None) -> Artifact:
         """Return the student fine-tuned from an initialisation, or (None) trained on the labels from random weights.
