@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tskd.comparison.plan import PlanStore
 from tskd.data.prepared import DATASET, IMAGES, RECORDS, Prepared
 from tskd.data.transfer_set import TransferRecord, TransferSet, write_records
 from tskd.engine import Runtime, open_runtime
@@ -27,7 +28,9 @@ from tskd.seeding import numpy_generator
 from tskd.stages import cache, stored_answers
 from tskd.stages.cache import build_cache, plan_cache
 from tskd.stages.distill import attach_projection, distillation_step, stored
+from tskd.stages.lesson import Lesson
 from tskd.stages.stored_answers import CachedBatches, CacheLayout, shard_path
+from tskd.stages.workbench import Workbench
 from tskd.types import SegmentationOutput
 
 SIZE, COUNT, VIEWS = 32, 70, 2
@@ -195,6 +198,33 @@ def test_grey_values_change_for_the_student_and_the_stored_answer_stays(transfer
     assert torch.equal(before.images, after.images)
     assert torch.equal(stored(before).logits, stored(after).logits)
     assert not torch.equal(before.views, after.views)
+
+
+def name_of(augment: AugmentConfig, folder: Path, transfer: TransferSet) -> str:
+    """Return the name of the cache that a recipe with this augmentation asks for; it is only planned."""
+    bench = Workbench(PlanStore(folder), 0, RUNTIME, "32-true")
+    lesson = cast(Lesson, SimpleNamespace(seen=transfer, inputs={"teacher": "one"}))
+    found = cache.build(bench, DistillConfig(cache="on", augment=augment), lesson)
+    assert found is not None
+    return found.path.name
+
+
+OF_THE_STUDENT = {"photometric": 0.5, "appearance": {}, "amplitude": 0.5, "flip": "both", "crop": 0.25}
+OF_THE_VIEWS = {"rotate": 10.0, "scale": 0.3, "shift": 0.0, "p_rotate": 0.5, "p_scale": 0.5, "p_elastic": 0.5}
+
+
+@pytest.mark.parametrize(("key", "value"), (OF_THE_STUDENT | OF_THE_VIEWS).items(), ids=str)
+def test_settings_share_stored_answers_exactly_where_the_shards_are_the_same(
+    key: str, value: Any, transfer: TransferSet, tmp_path: Path
+) -> None:
+    usual, other = AugmentConfig(), AugmentConfig(**{key: value})
+    shards = [
+        [path.read_bytes() for path in sorted(built(Equivariant(), transfer, tmp_path / name, augment).glob("shard-*"))]
+        for name, augment in (("usual", usual), ("other", other))
+    ]
+    assert (shards[0] == shards[1]) == (key in OF_THE_STUDENT)
+    names = [name_of(augment, tmp_path / "artifacts", transfer) for augment in (usual, other)]
+    assert (names[0] == names[1]) == (key in OF_THE_STUDENT)
 
 
 def test_finished_shards_survive_a_kill_and_the_result_is_the_same(

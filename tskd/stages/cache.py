@@ -36,8 +36,8 @@ from tskd.stages.stored_answers import BENDS, LAYOUT, STORED, TEACHER_GFLOPS, Ca
 from tskd.stages.workbench import Workbench
 
 VERSION = 3
-OF_THE_STUDENT = {"appearance", "amplitude", "amplitude_band"}
-"""Settings of the augmentation that change what the student sees alone, and no answer."""
+OF_THE_STUDENT = {"photometric", "appearance", "amplitude", "amplitude_band", "flip", "crop"}
+"""Settings of the augmentation that change no answer: what the student sees alone, and what is drawn in training."""
 SHARD_IMAGES, SHARD_BYTES = 64, 2**26
 """At most so much is in one shard: it is built in memory."""
 LARGEST_SHARE_OF_TRAINING = 0.5
@@ -63,13 +63,19 @@ def build(bench: Workbench, config: DistillConfig, lesson: Lesson) -> Artifact |
         lambda folder: store_answers(bench, config, lesson, folder),
         config={
             "views": config.views,
-            "augment": config.augment.model_dump(exclude=OF_THE_STUDENT, context=NAMING),
+            "augment": _settings_of_views(config.augment),
             "precision": bench.precision,  # the teacher answers under it
         },
         inputs=lesson.inputs,
         version=VERSION,
         together=True,
     )
+
+
+def _settings_of_views(augment: AugmentConfig) -> dict[str, Any]:
+    """Return the settings as a cache is named by them: those of the student at their defaults, which names had."""
+    of_views = AugmentConfig(**augment.model_dump(exclude=OF_THE_STUDENT))
+    return of_views.model_dump(context=NAMING)
 
 
 def store_answers(bench: Workbench, config: DistillConfig, lesson: Lesson, folder: Path) -> dict[str, Any]:
