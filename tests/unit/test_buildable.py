@@ -130,3 +130,12 @@ def test_a_teachers_decoder_has_to_fit_it() -> None:
         check_networks(recipe(f"teacher.name=timm/{SMALL_VIT}", "teacher.decoder=unet", *anew))
     with pytest.raises(UserError, match=r"teacher\.decoder is for teachers that are not SAM.* leave it out"):
         describe_teacher(TeacherConfig(name="sam", decoder="unet"), download=False)
+
+
+@pytest.mark.parametrize("cut", ["distill.accumulate=4", "engine.devices=4"])
+def test_a_part_of_a_batch_has_two_images_to_mix(cut: str) -> None:
+    """An image that is mixed with itself stays as it is, and nothing would say so."""
+    check_networks(recipe("distill.mix=1", "distill.batch_size=8", cut))
+    check_networks(recipe("distill.batch_size=4", cut))
+    with pytest.raises(UserError, match=r"distill\.batch_size=4: distill\.mix=1 .* Choose 8 or more"):
+        check_networks(recipe("distill.mix=1", "distill.batch_size=4", cut))

@@ -17,7 +17,7 @@ from tskd.models.registry import build_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.models.weight_files import explain_pixels, identify, require_pixels
 from tskd.models.weights import find_sam, find_weights
-from tskd.recipe.schema import OFFLINE, RANDOM, Recipe, TeacherConfig, TrainConfig
+from tskd.recipe.schema import OFFLINE, RANDOM, EngineConfig, Recipe, TeacherConfig, TrainConfig
 from tskd.stages.diffusion import require_image_size
 from tskd.stages.students import describe_student
 from tskd.stages.teacher import describe_teacher
@@ -26,8 +26,8 @@ from tskd.stages.unets import describe_unet_imagenet
 
 def check_networks(recipe: Recipe) -> None:
     """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, the
-    teacher's weight file is not what the settings say, a timm teacher cannot take its image size or be adapted, or the
-    diffusion model that is asked for cannot draw images of its size."""
+    teacher's weight file is not what the settings say, a timm teacher cannot take its image size or be adapted, a part
+    of a batch has nothing to mix, or the diffusion model that is asked for cannot draw images of its size."""
     student = recipe.student
     weights = student.weights if asks_for_weights(recipe) else None
     if weights is not None and weights != OFFLINE:
@@ -38,6 +38,7 @@ def check_networks(recipe: Recipe) -> None:
         _check_teacher(teacher, recipe.data.image_size)
     _check_unets(recipe)
     _check_halves(recipe)
+    _check_mix(recipe)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)
 
@@ -48,13 +49,29 @@ def _check_halves(recipe: Recipe) -> None:
     if {"consistency", "copy_paste"}.intersection((recipe.method, *recipe.baselines)):
         taught.append(("self_training", recipe.self_training))
     for section, config in taught:
-        parts = (config.accumulate or 1) * recipe.engine.devices * recipe.engine.num_nodes
+        parts = _parts(config, recipe.engine)
         if config.batch_size % (2 * parts) or config.batch_size < 4 * parts:
             raise UserError(
                 f"{section}.batch_size={config.batch_size}: half of each batch has no labels, and each of its parts "
                 f"({parts}, accumulate times processes) mixes two images of either kind at least. Choose a multiple of "
                 f"{2 * parts} from {4 * parts} on."
             )
+
+
+def _check_mix(recipe: Recipe) -> None:
+    """Raise UserError where distillation would mix an image with itself, the next one of its part of the batch."""
+    lessons, parts = recipe.distill, _parts(recipe.distill, recipe.engine)
+    if lessons.mix > 0 and lessons.batch_size < 2 * parts:
+        raise UserError(
+            f"distill.batch_size={lessons.batch_size}: distill.mix={lessons.mix:g} mixes the images of each part of a "
+            f"batch ({parts}, accumulate times processes), and one image alone has none to mix with. Choose "
+            f"{2 * parts} or more, fewer parts, or distill.mix=0."
+        )
+
+
+def _parts(config: TrainConfig, engine: EngineConfig) -> int:
+    """Return how many parts a batch is cut into, over all processes; what mixes images sees one of them at a time."""
+    return (config.accumulate or 1) * engine.devices * engine.num_nodes
 
 
 def _check_teacher(teacher: TeacherConfig, image_size: int) -> None:

@@ -290,8 +290,8 @@ class TrainConfig(Section):
     steps: Positive
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 16
     accumulate: Positive = 1
-    """Parts a batch is cut into to save memory; the result is the same but for batch norm and what is dropped at
-    random (skips of the decoder ``detail``)."""
+    """Parts a batch is cut into to save memory; the result is the same but for batch norm, what is dropped at random
+    (skips of the decoder ``detail``), and images that are mixed (``distill.mix`` and others): within a part."""
     lr: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Share = 0.05
@@ -455,7 +455,8 @@ class DistillConfig(TrainConfig):
     views: Positive = 4
     """Stored views of an image in the cache; view 0 is the image itself."""
     mix: Share = 0.0
-    """Share of the images into which a box of another is cut; the teacher's answers are mixed alike (cut-mix)."""
+    """Share of the images into which a box of another of their part of the batch is cut; the teacher's answers are
+    mixed alike (cut-mix)."""
     rounds: Annotated[int, Field(ge=1, le=5)] = 1
     """Of ``task_kd``: in each round after the first a new student learns from the teachers and the fine-tuned student
     of the round before, who answer together. What earlier rounds cost counts as the teacher's."""
