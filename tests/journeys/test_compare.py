@@ -238,7 +238,7 @@ def test_a_grid_does_not_grow_over_images_that_changed(here: Command, tmp_path: 
         Image.fromarray(np.flipud(np.asarray(Image.open(mask)))).save(mask)
     refused = grow(more)
     assert refused.returncode == 2
-    assert "1 of the finished runs were trained on other images or masks than there are now" in refused.stderr
+    assert "1 of the finished runs learned from other images, masks or weights than there are now" in refused.stderr
     if "data.labels" in more:
         assert grow(more, "--recheck").returncode == 0
         models = [json.loads(path.read_text())["artifacts"]["model"] for path in (out / "runs").glob("*.json")]

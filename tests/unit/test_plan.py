@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from tests import published
+from tests.made_up import SMALL_VIT
 from tskd.comparison.estimate import Estimator
-from tskd.comparison.grid import GridRun
+from tskd.comparison.grid import Grid, GridRun, load_grid
+from tskd.comparison.job import build_job, execute, write_outcome
 from tskd.comparison.plan import PlanStore, all_missing, plan_runs
-from tskd.comparison.workflow import images_of
+from tskd.comparison.workflow import images_of, plan_comparison
+from tskd.data.phantoms import write_phantoms
 from tskd.data.prepared import digest_of_test
 from tskd.engine import open_runtime
 from tskd.errors import UserError
@@ -86,6 +90,56 @@ def test_settings_that_read_other_images_are_told_apart() -> None:
     plain, windowed, fewer = runs(recipe(), recipe(data={**TINY["data"], "window": [0, 100]}), recipe(seed=1))
     assert images_of(plain) != images_of(windowed)
     assert images_of(plain) == images_of(fewer)
+
+
+def write_weights(file: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    save_file(timm.create_model(SMALL_VIT).state_dict(), file)
+
+
+def write_target(root: Path, seed: int) -> None:
+    write_phantoms("dermoscopy", root, count=12, size=32, seed=seed, test=2)
+
+
+def write_growing(folder: Path, seeds: int, method: str) -> Grid:
+    """Return a grid of so many seeds whose runs read a target's images and a file of weights."""
+    root, weights = str(folder / "target"), str(folder / "weights.safetensors")
+    of_method = {"method": method, "student": {"backbone": SMALL_VIT, "patch": 8, "weights": weights}}
+    steps = {"steps": 1, "batch_size": 2}
+    settings = {**TINY, **of_method, "transfer": {"target": {"root": root}}, "finetune": steps, "distill": steps}
+    if method == "task_kd":
+        settings["student"] = {"backbone": SMALL_VIT, "patch": 8}
+        settings["teacher"] = {"name": f"timm/{SMALL_VIT}", "weights": weights, "pixels": "imagenet", **steps}
+    text = yaml.safe_dump({"name": "growing", "recipe": settings, "axes": {"seed": list(range(seeds))}})
+    (folder / "grid.yaml").write_text(text)
+    return load_grid(folder / "grid.yaml")
+
+
+@pytest.mark.parametrize("method", ["imagenet", "task_kd"])
+def test_a_grid_does_not_grow_over_a_target_or_weights_that_changed(method: str, tmp_path: Path) -> None:
+    """Only ``data`` was watched: the new seed would have learned from other images, or begun elsewhere."""
+    write_weights(tmp_path / "weights.safetensors", 0)
+    write_target(tmp_path / "target", 5)
+    out = tmp_path / "out"
+    (first,) = write_growing(tmp_path, 1, method).runs
+    write_outcome(out, execute(build_job(first, out, threads=1, download=False)))
+    grown = write_growing(tmp_path, 2, method)
+
+    def waiting(*, recheck: bool = False) -> int:
+        return len(plan_comparison(grown, out, download=False, recheck=recheck)[0])
+
+    assert waiting() == 1
+    write_weights(tmp_path / "weights.safetensors", 1)
+    with pytest.raises(UserError, match=r"1 of the finished runs learned from other images, masks or weights"):
+        waiting()
+    assert waiting(recheck=True) == 2
+    write_weights(tmp_path / "weights.safetensors", 0)
+    assert waiting() == 1
+    shutil.rmtree(tmp_path / "target")
+    write_target(tmp_path / "target", 6)
+    with pytest.raises(UserError, match=r"1 of the finished runs learned from other images, masks or weights"):
+        waiting()
+    assert waiting(recheck=True) == 2
 
 
 TEACHERLESS = ["mae", "moco_v3", "agnostic_kd", "scratch"]

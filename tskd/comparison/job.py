@@ -119,14 +119,15 @@ def run_job(job: Job) -> None:
             os.dup2(log.fileno(), stream.fileno())
         os.chdir(job.folder)
         try:
-            outcome = _execute(job)
+            outcome = execute(job)
         except Exception as error:  # noqa: BLE001 whatever it was, the other runs go on
             traceback.print_exc()
             outcome = failed(job.name, error)
         write_outcome(job.out, outcome)
 
 
-def _execute(job: Job) -> Outcome:
+def execute(job: Job) -> Outcome:
+    """Do a run in this process; return how it ended where nothing went wrong."""
     import torch
 
     from tskd.engine import open_runtime
@@ -148,6 +149,7 @@ def _execute(job: Job) -> Outcome:
         "title": method.title,
         "dataset": run.data_name,
         "images": run.source_digest,
+        "read_beside": run.read_beside,
         "scores": evaluation.metrics,
         "seconds": round(sum(cost["seconds"] for cost in costs), 2),
         "peak_memory_mb": max(cost["peak_memory_mb"] for cost in costs),

@@ -52,6 +52,8 @@ class RunPlan:
     """Its artifacts that are there."""
     images: str
     """Digest of the images and masks it would be trained and tested on, as they lie in their folder now."""
+    read_beside: Mapping[str, str] = field(default_factory=dict)
+    """What else it would read, by the settings that say where it lies -> its digest now, as far as it is known."""
     complete: bool = True
     """False: something can be named only when a missing part is there."""
 
@@ -163,7 +165,7 @@ class _Planner:
             for name, (stage, config) in store.missing.items()
         )
         found = tuple(name for name in store.used if name not in store.missing)
-        return RunPlan(grid_run, missing, found, run.source_digest, complete)
+        return RunPlan(grid_run, missing, found, run.source_digest, run.read_beside, complete)
 
 
 def _looked_up(owner: object) -> dict[str, Any]:

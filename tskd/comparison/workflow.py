@@ -21,7 +21,7 @@ from tskd.comparison.drive import Queue, drive
 from tskd.comparison.estimate import Estimator
 from tskd.comparison.executors import Executor, local_executor, ray_executor
 from tskd.comparison.grid import Grid, GridRun
-from tskd.comparison.job import RECHECK, RUNS, Job, build_job, read_outcome
+from tskd.comparison.job import RECHECK, RUNS, Job, Outcome, build_job, read_outcome
 from tskd.comparison.plan import RunPlan, all_missing, plan_runs
 from tskd.comparison.statistics import Scored, Statistics, as_rows, columns_of, columns_of_changes, compare_groups
 from tskd.comparison.tables import table_columns, table_rows, write_table
@@ -102,14 +102,15 @@ def plan_comparison(grid: Grid, out: Path, *, download: bool, recheck: bool = Fa
 
 
 def _refuse_changed_data(grid: Grid, plans: list[RunPlan], out: Path) -> None:
-    """Raise UserError where finished runs were trained on other images or masks than those that wait would be."""
+    """Raise UserError where finished runs learned from other images, masks or weights than those that wait would."""
     now = {images_of(plan.run): plan.images for plan in plans}
+    for plan in plans:
+        now |= plan.read_beside
     waiting = {plan.run.name for plan in plans}
-    done = [run for run in grid.runs if run.name not in waiting and images_of(run) in now]
-    trained = [(_trained_on(out, run), now[images_of(run)]) for run in done]
-    if changed := sum(before not in (None, images) for before, images in trained):
+    read = [_read_by(out, run) for run in grid.runs if run.name not in waiting]
+    if changed := sum(any(now.get(what, digest) != digest for what, digest in one.items()) for one in read):
         raise UserError(
-            f"{out}: {changed} of the finished runs were trained on other images or masks than there are now. "
+            f"{out}: {changed} of the finished runs learned from other images, masks or weights than there are now. "
             "Give --recheck, which makes anew what no longer fits, or another --out."
         )
 
@@ -123,11 +124,18 @@ def images_of(run: GridRun) -> str:
     return canonical_json([data, federated.model_dump(include={"sites", "transfer"})])
 
 
-def _trained_on(out: Path, run: GridRun) -> str | None:
-    """Return the digest of the images that a finished run was trained on; None where that is gone."""
+def _read_by(out: Path, run: GridRun) -> dict[str, str]:
+    """Return what a finished run has read -> its digest then, by the settings that say where it lies, as far as known:
+    runs of earlier versions tell of their images alone."""
     outcome = read_outcome(out, run.name)
     if outcome is None:
-        return None
+        return {}
+    images = _trained_on(out, outcome)
+    return {**({} if images is None else {images_of(run): images}), **outcome.row.get("read_beside", {})}
+
+
+def _trained_on(out: Path, outcome: Outcome) -> str | None:
+    """Return the digest of the images that a finished run was trained on; None where that is gone."""
     if known := outcome.row.get("images"):
         return str(known)
     model = Artifact(out / ARTIFACTS / outcome.artifacts["model"])  # of an earlier version

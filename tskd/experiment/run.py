@@ -7,12 +7,12 @@ Here is what methods share: data, transfer set, the student's network, its fine-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store
+from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store, canonical_json
 from tskd.data.prepared import Prepared, digest_of_source
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime
@@ -28,6 +28,7 @@ from tskd.experiment.budget import (
 from tskd.experiment.initialisations import Initialisations
 from tskd.experiment.teachers import Teachers
 from tskd.models.description import NetworkDescription
+from tskd.models.registry import weights_digest
 from tskd.recipe.schema import Recipe
 from tskd.stages import (
     ablation,
@@ -43,6 +44,7 @@ from tskd.stages import (
 )
 from tskd.stages.readings import Readings
 from tskd.stages.students import describe_student
+from tskd.stages.teacher import TeacherSource
 from tskd.stages.workbench import Workbench
 
 
@@ -80,6 +82,28 @@ class Run:
     def source_digest(self) -> str:
         """Digest of the images and masks that it trains and tests on, as they lie in their folder."""
         return digest_of_source(self.prepared_artifact)
+
+    @property
+    def read_beside(self) -> dict[str, str]:
+        """What it was asked to read beside these so far, by the settings that say where it lies: digests of the images
+        of a target, and of weight files."""
+        recipe = self.recipe
+        found = {f"weights {weights}": weights_digest(weights) for weights in self._weights}
+        sources: Sequence[TeacherSource] = vars(self.teachers).get("sources", ())
+        found |= {f"teacher {kind.name} {kind.weights}": one.digest for kind, one in zip(recipe.teacher.kinds, sources)}
+        if (target := vars(self).get("target")) is not None:
+            assert recipe.transfer.target is not None
+            where = canonical_json([recipe.transfer.target.model_dump(), recipe.data.split_seed])
+            found[f"target {where}"] = digest_of_source(target)
+        return found
+
+    @property
+    def _weights(self) -> Iterator[str]:
+        """The files that what is trained starts from, the teacher aside."""
+        described: NetworkDescription | None = vars(self).get("student_description")
+        by_method = {"imagenet": self.recipe.student.weights, "unet_imagenet": self.recipe.unet_imagenet.weights}
+        given = (by_method.get(self.recipe.method), described and described.weights)
+        return (weights for weights in given if weights)
 
     @property
     def data_name(self) -> str:

@@ -68,9 +68,13 @@ def build_model(description: NetworkDescription) -> nn.Module:
 
 def description_digest(description: NetworkDescription) -> str:
     """Return what a description stands for as one text; a weight file counts by its content, not by its place."""
-    weights = description.weights
-    content = file_sha256(weight_file(Path(weights).expanduser())) if weights and weights != OFFLINE else weights
+    content = weights_digest(description.weights) if description.weights else description.weights
     return replace(description, weights=content).as_text()
+
+
+def weights_digest(weights: str) -> str:
+    """Return what tells the content of a weight file, wherever it lies; ``offline`` has one content alone."""
+    return weights if weights == OFFLINE else file_sha256(weight_file(Path(weights).expanduser()))
 
 
 def load_backbone(model: nn.Module, backbone: str, weights: str) -> None:
