@@ -139,3 +139,11 @@ def test_a_part_of_a_batch_has_two_images_to_mix(cut: str) -> None:
     check_networks(recipe("distill.batch_size=4", cut))
     with pytest.raises(UserError, match=r"distill\.batch_size=4: distill\.mix=1 .* Choose 8 or more"):
         check_networks(recipe("distill.mix=1", "distill.batch_size=4", cut))
+
+
+@pytest.mark.parametrize("section", ["diffusion", "distill", "mae", "moco_v3"])
+def test_patience_is_refused_where_nothing_is_validated(section: str) -> None:
+    """It changed the artifact's name and nothing else."""
+    check_networks(recipe(f"{section}.validate_every=7", "finetune.patience=3", "control.patience=3"))
+    with pytest.raises(UserError, match=rf"^{section}\.patience: nothing is validated"):
+        check_networks(recipe(f"{section}.patience=3"))

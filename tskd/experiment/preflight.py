@@ -23,11 +23,15 @@ from tskd.stages.students import describe_student
 from tskd.stages.teacher import describe_teacher
 from tskd.stages.unets import describe_unet_imagenet
 
+UNVALIDATED = ("diffusion", "distill", "mae", "moco_v3")
+"""Sections of trainings that learn without labels, and are not selected on any."""
+
 
 def check_networks(recipe: Recipe) -> None:
     """Raise UserError where the student's network or its weight file does not fit, ``mae`` cannot train it, the
     teacher's weight file is not what the settings say, a timm teacher cannot take its image size or be adapted, a part
-    of a batch has nothing to mix, or the diffusion model that is asked for cannot draw images of its size."""
+    of a batch has nothing to mix, patience has nothing to wait for, or the diffusion model that is asked for cannot
+    draw images of its size."""
     student = recipe.student
     weights = student.weights if asks_for_weights(recipe) else None
     if weights is not None and weights != OFFLINE:
@@ -39,6 +43,7 @@ def check_networks(recipe: Recipe) -> None:
     _check_unets(recipe)
     _check_halves(recipe)
     _check_mix(recipe)
+    _check_patience(recipe)
     if recipe.transfer.synthetic:
         require_image_size(recipe.diffusion, recipe.data.image_size)
 
@@ -66,6 +71,19 @@ def _check_mix(recipe: Recipe) -> None:
             f"distill.batch_size={lessons.batch_size}: distill.mix={lessons.mix:g} mixes the images of each part of a "
             f"batch ({parts}, accumulate times processes), and one image alone has none to mix with. Choose "
             f"{2 * parts} or more, fewer parts, or distill.mix=0."
+        )
+
+
+def _check_patience(recipe: Recipe) -> None:
+    """Raise UserError where a training is told to stop early that has no validation to tell when.
+
+    Here, not where a recipe is read: those of finished runs are read as well, and it did no harm there.
+    """
+    given = [name for name in UNVALIDATED if getattr(recipe, name).patience is not None]
+    if given:
+        raise UserError(
+            f"{', '.join(f'{name}.patience' for name in given)}: nothing is validated in this training, so it would "
+            "never stop early. Leave patience out (null), and give fewer steps if it takes too long."
         )
 
 

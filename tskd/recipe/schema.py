@@ -302,8 +302,10 @@ class TrainConfig(Section):
     """Decay of the moving average of the weights (and batch norm's statistics) that is validated and kept; 0: the last
     weights."""
     validate_every: Positive = 50
+    """Steps between validations. ``diffusion``, ``distill``, ``mae`` and ``moco_v3`` have none: there it says no more
+    than that the log is written at these steps too."""
     patience: Positive | None = None
-    """Validations without a better score after which training stops; None: never."""
+    """Validations without a better score after which training stops; None: never. Refused where there are none."""
 
     @model_validator(mode="after")
     def _equal_parts(self) -> Self:
