@@ -250,7 +250,7 @@ class _Work:
             "labels": [pixels_digest(labelled.images), pixels_digest(labelled.masks)] if labelled else None,
             "classes": list(self.classes),
             "student": hashlib.sha256(canonical_json(shapes).encode()).hexdigest(),
-            "teacher": weights_digest(self.teacher.network),
+            "teacher": network_digest(self.teacher.network),
             "background": [self.teacher.subtract, self.student.subtract],
             "features": [self.teacher.part, self.student.part],
         }
@@ -331,7 +331,7 @@ def _whole(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
 
 
-def weights_digest(network: nn.Module) -> str:
+def network_digest(network: nn.Module) -> str:
     """Return the sha256 of a network's tensors, names included."""
     found = hashlib.sha256()
     for name, tensor in network.state_dict().items():
