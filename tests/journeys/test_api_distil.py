@@ -12,7 +12,7 @@ import torch
 from monai.networks.nets import BasicUNet
 from torch import nn
 
-from tskd.api.distillation import distill, weights_digest
+from tskd.api.distillation import distill, network_digest
 from tskd.data.phantoms import draw_phantom
 from tskd.errors import Paused, UserError
 
@@ -71,7 +71,7 @@ def test_a_stopped_call_goes_on_and_ends_with_the_same_weights(images: np.ndarra
     torch.manual_seed(99)  # another start must not matter: the state says where it was
     again = smp.Unet("mobilenet_v2", encoder_depth=3, decoder_channels=(16, 8, 8), encoder_weights=None, classes=1)
     resumed = distill(teacher, again, images, labels=labels, out=tmp_path, **settings)
-    assert weights_digest(resumed.student) == weights_digest(whole.student)
+    assert network_digest(resumed.student) == network_digest(whole.student)
     with pytest.raises(UserError, match="holds another distillation"):
         distill(teacher, student(), images, labels=labels, out=tmp_path, **{**settings, "steps": 9})
 
