@@ -131,20 +131,14 @@ def distill(
         size = material.image_size
         network = _loaded(teacher)
         stack.enter_context(_left_as_it_was(network))
-        answering = AsSegmenter(
-            network,
-            image_size=size,
-            classes=count,
-            background=teacher_background,
-            features=teacher_features,
-            name="teacher",
-        )
-        stack.callback(answering.stop_listening)
-        learner = AsSegmenter(
-            student, image_size=size, classes=count or answering.classes, background=student_background,
+        answering = _heard(
+            stack, network, image_size=size, classes=count, background=teacher_background,
+            features=teacher_features, name="teacher",
+        )  # fmt: skip
+        learner = _heard(
+            stack, student, image_size=size, classes=count or answering.classes, background=student_background,
             features=student_features, name="student",
         )  # fmt: skip
-        stack.callback(learner.stop_listening)
         _require_fit(answering, learner, material)
         _require_validation(then, material)
         _require_blocks(then, learner)
@@ -283,6 +277,13 @@ def _require_blocks(finetune: FinetuneConfig, student: AsSegmenter) -> None:
             "finetune.layer_decay: the student has no part `encoder` with blocks or stages named as in timm, so that "
             "nothing would be slowed. Leave it out."
         )
+
+
+def _heard(stack: ExitStack, network: nn.Module, **options: Any) -> AsSegmenter:
+    """Return a network as a segmenter that tells its features until the end of ``stack``."""
+    segmenter = AsSegmenter(network, **options)
+    stack.callback(segmenter.stop_listening)
+    return segmenter
 
 
 def _loaded(teacher: nn.Module | str | Path) -> nn.Module:
