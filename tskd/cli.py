@@ -141,7 +141,7 @@ def stage(
         str,
         typer.Argument(
             help="prepare, teacher, diffusion, samples, transfer, quality, cache, distill, pretrain, finetune, "
-            "control, unet, unet_imagenet, evaluate or export"
+            "control, unet, unet_imagenet, evaluate, doubt or export"
         ),
     ],
     recipe: RecipeFile = None,

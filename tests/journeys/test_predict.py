@@ -56,6 +56,7 @@ from tskd.stages.export import check_parity, export_again, parity_cases
 from tskd.stages.int8 import judge_int8
 from tskd.stages.workbench import Workbench
 
+DOCS = Path(__file__).parents[2] / "docs"
 SIZE, CLASSES = 32, ("cyst", "duct")
 SECRET = "patient-Jane-Doe"
 SCORES = {
@@ -181,6 +182,38 @@ def test_card_tells_scores_of_baselines_and_the_verdict_on_int8(bundle: Bundle) 
     assert "Slice by slice this model has Dice 0.750" in told
     shipped = bundle.description["export"]["int8"]["shipped"]
     assert (bundle.folder / "model.int8.onnx").exists() == shipped
+
+
+def python_of(page: str) -> str:
+    """Return the last Python example of a page, as a reader copies it."""
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
+
+
+def test_the_examples_of_card_and_pages_run(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red where the graph answers more than an example takes, or an example names what is not there."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle.folder, "model")
+    Path("out").mkdir()
+    shutil.copytree(bundle.folder, "out/model")
+    for name in ("image.png", "labelled/images/a.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(40, 50)).save(name)
+    Path("labelled/masks").mkdir()
+    ours = ask(bundle.session(1), pixels(40, 50))
+    Image.fromarray(np.uint8(255) * (ours.classes == 1)).save("labelled/masks/a.png")
+
+    card: dict[str, Any] = {}
+    exec(python_of(bundle.folder.joinpath("MODEL_CARD.md").read_text()).replace("model.onnx", "model/model.onnx"), card)
+    assert (card["classes"] == ours.classes).all()
+    assert (card["probabilities"] == ours.probabilities).all()
+
+    page: dict[str, Any] = {}
+    exec(python_of(re.split("## What an export", (DOCS / "reference/bundle.md").read_text())[0]), page)
+    assert (page["classes"] == ours.classes).all()
+
+    scored: dict[str, Any] = {}
+    exec(python_of((DOCS / "how-to/deploy-offline.md").read_text()), scored)
+    assert scored["dice"] == [1.0]
 
 
 def test_the_card_tells_no_score_where_there_was_nothing_to_find(bundle: Bundle) -> None:

@@ -250,7 +250,8 @@ def _running(description: BundleDescription) -> str:
         "import numpy, onnxruntime\nfrom PIL import Image\n\n"
         'session = onnxruntime.InferenceSession("model.onnx")\n'
         'image = numpy.asarray(Image.open("image.png").convert("RGB"))          # (H, W, 3) uint8, any size\n'
-        'classes, probabilities = session.run(None, {"image": image})           # (H, W), (K + 1, H, W)\n'
+        "# (H, W) and (K + 1, H, W); the other outputs, by name: session.get_outputs()\n"
+        'classes, probabilities = session.run(["classes", "probabilities"], {"image": image})\n'
         "```\n\n"
         "`sha256sum --check SHA256SUMS` proves that the files are those that were exported."
     )
