@@ -52,6 +52,7 @@ INTERRUPTED = 130
 _GOES_ON = "what is finished is kept, the same command goes on"
 _AFTER_STOP = {
     "predict": "what is finished is kept, predict begins anew with --overwrite",
+    "score": "nothing is kept",
     "serve": "nothing is kept but saved corrections",
 }
 Executor = Literal["local", "ray"]
@@ -371,7 +372,7 @@ def check(
     overrides = [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]
     with counting("check") as count, _told_as_json(json_, _no_report):
         config = _load(None, None, overrides).data
-        _refuse_idle(overrides)
+        _refuse_idle(overrides, "check")
         from tskd.data.check import inspect
         from tskd.data.layouts import LayoutOptions
 
@@ -500,6 +501,51 @@ def predict(
     else:
         _tell(outcome.summary(out))
     outcome.require_complete()
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="Bundle (OUT/model of a run), or the run's output folder.")],
+    data: Annotated[Path, typer.Argument(help="Data folder with images and masks, as for training.")],
+    out: Annotated[Path, typer.Option(help="Folder for scores, predictions and overlays.")],
+    layout: Annotated[
+        str | None, typer.Option(help="Short for --set data.layout=LAYOUT; auto goes by the folder names.")
+    ] = None,
+    set_: Set = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace scores that are there already.")] = False,
+    json_: Json = False,
+) -> None:
+    """Score a model on labelled scans of your own before you use it there. On the CPU, offline, without PyTorch.
+
+    Example: tskd score out/first/model our_scans --out scores
+    """
+    overrides = [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]
+    with _told_as_json(json_, lambda problem: {"error": problem}):
+        config = _load(None, None, overrides).data
+        _refuse_idle(overrides, "score", "window", "axis")  # which the model states
+        from tskd.data.layouts import LayoutOptions
+        from tskd.deploy.bundle import open_bundle
+        from tskd.stages.own_scans import render, score_scans
+
+        bundle = open_bundle(model)
+        options = LayoutOptions.of(config.model_dump())
+        found, failures = score_scans(
+            bundle, data, out, layout=config.layout, options=options, where=config.where, overwrite=overwrite
+        )
+    if json_:
+        print(json.dumps({**found, "failures": failures}))
+    else:
+        from tskd.console import screen
+
+        render(found, bundle, screen())
+        say(f"every case: {out / 'cases.csv'}; pictures of the worst, median and best: {out / 'overlays'}")
+    if failures:
+        files = (
+            "1 file could not be read and is"
+            if len(failures) == 1
+            else f"{len(failures)} files could not be read and are"
+        )
+        raise UserError(f"{files} not in the scores (named above): `tskd check` says what is wrong with each.")
 
 
 @app.command()
@@ -663,13 +709,13 @@ def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, downlo
     return open_run(recipe, out, minutes=minutes, download=download)
 
 
-def _refuse_idle(overrides: list[str]) -> None:
-    """Raise UserError for a setting that says nothing about how images are read."""
+def _refuse_idle(overrides: list[str], command: str, *others: str) -> None:
+    """Raise UserError for a setting that says nothing about how images are read, or is one of ``others``."""
     from tskd.recipe.schema import SourceConfig
 
-    known = [f"data.{name}" for name in SourceConfig.model_fields if name not in ("root", "phantom")]
+    known = [f"data.{name}" for name in SourceConfig.model_fields if name not in ("root", "phantom", *others)]
     if idle := [key for one in overrides if (key := one.partition("=")[0].strip()) not in known]:
-        raise UserError(f"check does not use {', '.join(idle)}. It takes {', '.join(known)}.")
+        raise UserError(f"{command} does not use {', '.join(idle)}. It takes {', '.join(known)}.")
 
 
 def main(arguments: list[str] | None = None) -> Any:

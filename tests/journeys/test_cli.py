@@ -25,7 +25,7 @@ HEAVY = ("torch", "numpy", "timm", "transformers", "monai", "matplotlib", "pydan
 
 
 def test_help_names_every_command_with_an_example(tskd: Command) -> None:
-    names = ("demo", "check", "run", "stage", "compare", "report", "export", "predict", "doctor")
+    names = ("demo", "check", "run", "stage", "compare", "report", "export", "predict", "score", "doctor")
     overview = tskd("--help")
     assert overview.returncode == 0
     for name in names:

@@ -104,6 +104,14 @@ def test_masks_are_right_without_them(folder: Path, tmp_path: Path) -> None:
     assert np.array_equal(mask > 0, np.asarray(Image.open(folder / "data" / "masks" / "scan2.png")) > 0)
 
 
+def test_scans_are_scored_without_them(folder: Path, tmp_path: Path) -> None:
+    """Red where scores, their interval or the overlays need what only training has."""
+    done = tskd(folder, "score", "model", "data", "--out", str(tmp_path / "scores"), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["dice"], found["dice_ci95"], found["n_cases"]) == (1.0, [1.0, 1.0], 6)
+
+
 def test_a_server_answers_without_them(folder: Path) -> None:
     """Red where the page's examples are drawn by what only training has."""
     code = f"""

@@ -43,6 +43,19 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+def test_the_bundle_scores_as_the_run_said(tskd: Command, out: Path, tmp_path: Path) -> None:
+    """`tskd score` on the run's own test images; red where images are read, or scores are made, in another way."""
+    (data,) = (out / "artifacts").glob("phantoms-*/data")
+    where = "data.where={split: [test]}"
+    answer = tskd("score", out, data, "--set", where, "--out", tmp_path / "scores", "--json")
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    told = json.loads((out / "run.json").read_text())["metrics"]["student"]
+    assert (found["n_cases"], found["n_images"]) == (told["n_cases"], told["n_images"])
+    assert found["dice"] == pytest.approx(told["dice"], abs=2e-3)
+
+
+@pytest.mark.slow
 def test_a_run_leaves_its_report_and_the_command_writes_it_again(tskd: Command, out: Path) -> None:
     page = out / "report.html"
     first = page.read_bytes()

@@ -39,6 +39,12 @@ def test_percentiles_are_read_at_the_t_quantile() -> None:
     assert expanded_level(10_000) == pytest.approx(0.95, abs=1e-4)
 
 
+@pytest.mark.parametrize("n", [2, 3, 6, 10, 49, 50, 51, 152, 5000])
+def test_the_expanded_level_is_that_of_scipy(n: int) -> None:
+    t = stats.t.ppf(0.975, n - 1)
+    assert expanded_level(n) == pytest.approx(1 - 2 * stats.norm.cdf(-np.sqrt(n / (n - 1)) * t), abs=1e-7)
+
+
 def test_chunks_of_resamples_add_up() -> None:
     values = np.random.default_rng(0).normal(size=500_000)
     means = resampled_means(values, rng=np.random.default_rng(1), resamples=19)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import errno
 import gzip
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from PIL import Image
 
 from tskd.data import nifti
+from tskd.data.png import packed
 from tskd.deploy.inputs import Item
 from tskd.errors import UserError
 from tskd.machine.disk import Draft, draft
@@ -25,7 +24,7 @@ def label_file(item: Item, planes: Sequence[np.ndarray], axis: int) -> bytes:
     Raises UserError where slices differ in size.
     """
     if item.kind == "image":
-        return png(planes[0])
+        return packed(planes[0])
     if len({plane.shape for plane in planes}) > 1:
         raise UserError(f"{item.source}: the slices differ in size. Give them as single files.")
     if item.kind == "nifti":
@@ -51,13 +50,6 @@ def _labels(voxels: np.ndarray, affine: np.ndarray | None) -> nibabel.Nifti1Imag
     volume = nibabel.Nifti1Image(voxels, affine, dtype=np.uint8)
     volume.header.set_xyzt_units("mm")
     return volume
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """Return a PNG file of (H, W) or (H, W, 3) uint8."""
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
 
 
 def write_file(path: Path, content: bytes) -> None:

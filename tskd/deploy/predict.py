@@ -21,12 +21,13 @@ from tskd.console import Advance, progress, warn
 from tskd.data.grey_levels import LevelUse, level_use
 from tskd.data.images import IntensityWindow, image_size, read_image
 from tskd.data.labels import count_bytes
+from tskd.data.png import packed
 from tskd.data.reading import MAX_PIXELS
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.dicom_out import Kind, SegmentationFiles, model_of
 from tskd.deploy.doubt import remark
 from tskd.deploy.inputs import Frame, Item, dicom_name, find_items, image_item
-from tskd.deploy.label_files import draft_all, label_file, placeable, png
+from tskd.deploy.label_files import draft_all, label_file, placeable
 from tskd.deploy.looking import Look, Room, look_ahead
 from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.outcome import Outcome, Prediction
@@ -272,9 +273,9 @@ class _Work:
             yield extra(item, place, "probabilities.npz"), stored.getvalue()
         if self.options.overlays:
             drawn = draw_overlay(image, None, answer.classes, classes=self.classes, enlarge=enlargement(image))
-            yield extra(item, place, "overlay.png"), png(drawn)
+            yield extra(item, place, "overlay.png"), packed(drawn)
         if place is None:
-            yield item.output, png(answer.classes)
+            yield item.output, packed(answer.classes)
 
     def finish(
         self, item: Item, looks: Iterable[Look[_Place, _Seen]], outcome: Outcome, advance: Callable[[int], None]
@@ -360,7 +361,7 @@ class _Work:
                 replace(draft, path=self.out / extra(single, None, "".join(draft.path.suffixes[-2:])[1:]))
                 for draft in one.drafts
             ]
-            labels = draft_all([(self.out / single.output, png(one.plane))])
+            labels = draft_all([(self.out / single.output, packed(one.plane))])
             prediction = replace(one.prediction, slice=None, output=single.output)
             self._write(single, [replace(one, prediction=prediction, drafts=[*renamed, *labels])], outcome)
 

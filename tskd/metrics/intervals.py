@@ -43,10 +43,20 @@ def expanded_level(n: int, *, level: float = 0.95) -> float:
     teachers should know about the bootstrap, The American Statistician 69(4), 2015, section 5.3). On skewed Dice-like
     values it covered better than the plain percentile and the BCa interval at 5 to 40 cases.
     """
-    from scipy import stats  # of the training part: a score alone has no interval
+    return math.erf(math.sqrt(n / (n - 1)) * _t_quantile(level, n - 1) / math.sqrt(2))
 
-    t = stats.t.ppf(0.5 + level / 2, n - 1)
-    return float(1 - 2 * stats.norm.cdf(-math.sqrt(n / (n - 1)) * t))
+
+def _t_quantile(level: float, freedom: int) -> float:
+    """Return t between whose -t and t Student's distribution has the share ``level``, to seven digits.
+
+    With t = sqrt(freedom) tan(angle) its density over the angle is cos(angle) ** (freedom - 1). scipy has it too, and
+    is 115 MB that the light part, which scores a clinic's own scans, would install for this alone.
+    """
+    farthest = math.pi / 2 if freedom < 50 else min(math.pi / 2, 12 / math.sqrt(freedom))
+    angle = np.linspace(0, farthest, 20_001)
+    density = np.cos(angle) ** (freedom - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(float(np.interp(level * below[-1], below, angle)))
 
 
 def percentile_interval(replicates: np.ndarray, *, n: int, level: float = 0.95) -> tuple[float, float]:

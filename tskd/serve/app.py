@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import io
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +17,6 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from PIL import Image
 from pydantic import BaseModel, Field
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
@@ -29,6 +27,7 @@ from starlette.requests import ClientDisconnect
 from tskd import __version__
 from tskd.data.intensity import IntensityWindow
 from tskd.data.memory_files import MemoryFolder
+from tskd.data.png import packed, without_idle_colours
 from tskd.deploy.bundle import CARD, Bundle
 from tskd.deploy.card import card_html
 from tskd.errors import UserError
@@ -246,11 +245,7 @@ class Service:
 
 def png(pixels: np.ndarray) -> bytes:
     """Return (H, W) or (H, W, 3) uint8 as PNG, packed quickly; what is grey throughout is sent as grey."""
-    if pixels.ndim == 3 and bool((pixels == pixels[..., :1]).all()):
-        pixels = np.ascontiguousarray(pixels[..., 0])
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG", compress_level=1)
-    return content.getvalue()
+    return packed(without_idle_colours(pixels), quickly=True)
 
 
 class _InMemory(MultiPartParser):

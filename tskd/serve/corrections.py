@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 from filelock import FileLock
-from PIL import Image
 
 from tskd.data.files import find_files, id_of
 from tskd.data.layouts.dataset_yaml import DATASET_YAML, read_dataset_yaml
+from tskd.data.png import packed, without_idle_colours
 from tskd.deploy.label_files import draft_all
 from tskd.errors import UserError, refused_by_system, require_folder
 from tskd.serve.limits import Refused
@@ -92,12 +92,12 @@ class Corrections:
 
     def _image(self, name: str, image: np.ndarray) -> list[File]:
         path = self.root / "images" / f"{name}.png"
-        return [] if path.exists() else [(path, _png(image))]
+        return [] if path.exists() else [(path, packed(without_idle_colours(image)))]
 
     def _masks(self, name: str, mask: np.ndarray) -> Iterator[File]:
         """Yield a mask, after a copy of the one that it replaces; nothing where it is there already."""
         values = mask * np.uint8(255) if len(self.classes) == 1 else mask
-        path, content = self.root / "masks" / f"{name}.png", _png(values)
+        path, content = self.root / "masks" / f"{name}.png", packed(values)
         if path.exists():
             if (before := path.read_bytes()) == content:
                 return
@@ -181,10 +181,3 @@ def _split_text(path: Path) -> str:
 
 def _literal(name: str) -> str:
     return "".join(f"[{mark}]" if mark in "*?[" else mark for mark in name)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    grey = pixels.ndim == 3 and bool((pixels == pixels[..., :1]).all())
-    content = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels[..., 0]) if grey else pixels).save(content, "PNG")
-    return content.getvalue()

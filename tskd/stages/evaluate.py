@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,15 @@ from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.classes import hard_prediction
 from tskd.machine.disk import write_json
-from tskd.metrics.segmentation import NOTHING_TO_FIND, ScoreRow, agreement
+from tskd.metrics.segmentation import agreement
 from tskd.models.registry import load_model
-from tskd.overlays import overlay_panel
 from tskd.recipe.schema import NAMING, EvaluateConfig
 from tskd.stages.evaluation_files import (
     CASES,
-    OVERLAYS,
     PREDICTIONS,
     SUMMARY,
-    pick_overlays,
+    draw_overlays,
+    empty_truths,
     prediction_path,
     read_prediction,
     write_cases,
@@ -73,7 +72,7 @@ def evaluate(
             advance(done)
     write_cases(tally.scores, folder / CASES)
     scores = summarise_levels(tally.scores)
-    remarks = (*tally.scoring.remarks, *adapted, *_empty_truths(scores, prepared.classes))
+    remarks = (*tally.scoring.remarks, *adapted, *empty_truths(scores, prepared.classes))
     named = {"model": title, "dataset": prepared.dataset["name"]}
     summary = {**named, **scores, **({"remark": "; ".join(remarks)} if remarks else {})}
     write_json(folder / SUMMARY, summary)
@@ -117,16 +116,6 @@ def _set_statistics(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
     norm.get_buffer("running_var").copy_(variance)
 
 
-def _empty_truths(scores: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, ...]:
-    """Return what a reader should know where masks hold nothing: no class at all, or some classes never."""
-    if scores["dice"] is None:
-        return (NOTHING_TO_FIND,)
-    absent = [name for label, name in enumerate(classes, 1) if scores["classes"][str(label)]["dice"] is None]
-    if not absent:
-        return ()
-    return (f"{NOTHING_TO_FIND} of {', '.join(absent)}: no part of the means",)
-
-
 def predict_image(model: nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
     """Return the class map (H, W) uint8 of one image (H, W, 3) uint8 at its own size."""
     with torch.inference_mode():
@@ -143,19 +132,3 @@ def mean_agreement(first: Path, second: Path, prepared: Prepared) -> float:
 
     groups = Scoring.of(prepared).groups()
     return float(np.mean([agreement(stacked(first, rows), stacked(second, rows), classes) for rows in groups]))
-
-
-def draw_overlays(prepared: Prepared, folder: Path, scores: Sequence[ScoreRow], *, count: int, title: str) -> None:
-    """Write a picture of each picked image: truth as line, prediction as area."""
-    (folder / OVERLAYS).mkdir(exist_ok=True)
-    row_of = {record.id: row for row, record in enumerate(prepared.records)}
-    for number, (rank, name, dice) in enumerate(pick_overlays(scores, count)):
-        row = row_of[name]
-        panel = overlay_panel(
-            prepared.native_image(row),
-            prepared.native_mask(row),
-            {title: read_prediction(folder, row)},
-            title=f"{rank}, Dice {dice:.3f}",
-            class_names=prepared.classes,
-        )
-        panel.save(folder / OVERLAYS / f"{number:02d}_{rank}.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 from tskd.cells import harmless, original
-from tskd.metrics.segmentation import ScoreRow, headline
+from tskd.metrics.segmentation import NOTHING_TO_FIND, ScoreRow, headline
+from tskd.overlays import overlay_panel
+from tskd.stages.scoring import Scorable
 
 CASES, PREDICTIONS, SUMMARY, OVERLAYS = "cases.csv", "predictions", "summary.json", "overlays"
 _BYTES = "surrogateescape"
@@ -80,3 +82,29 @@ def pick_overlays(scores: Sequence[ScoreRow], count: int) -> list[tuple[str, str
         for name in members:
             picked.setdefault(name, (rank, name, float(np.mean(dice[name]))))
     return list(picked.values())
+
+
+def empty_truths(scores: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, ...]:
+    """Return what a reader should know where masks hold nothing: no class at all, or some classes never."""
+    if scores["dice"] is None:
+        return (NOTHING_TO_FIND,)
+    absent = [name for label, name in enumerate(classes, 1) if scores["classes"][str(label)]["dice"] is None]
+    if not absent:
+        return ()
+    return (f"{NOTHING_TO_FIND} of {', '.join(absent)}: no part of the means",)
+
+
+def draw_overlays(prepared: Scorable, folder: Path, scores: Sequence[ScoreRow], *, count: int, title: str) -> None:
+    """Write a picture of each picked image: truth as line, prediction as area."""
+    (folder / OVERLAYS).mkdir(exist_ok=True)
+    row_of = {record.id: row for row, record in enumerate(prepared.records)}
+    for number, (rank, name, dice) in enumerate(pick_overlays(scores, count)):
+        row = row_of[name]
+        panel = overlay_panel(
+            prepared.native_image(row),
+            prepared.native_mask(row),
+            {title: read_prediction(folder, row)},
+            title=f"{rank}, Dice {dice:.3f}",
+            class_names=prepared.classes,
+        )
+        panel.save(folder / OVERLAYS / f"{number:02d}_{rank}.png")

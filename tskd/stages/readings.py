@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -12,13 +11,13 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
-from PIL import Image
 
 from tskd.console import progress, say, warn
 from tskd.data.duplicates import ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
 from tskd.data.grey_levels import LevelUse, describe_losses, record_use
 from tskd.data.layouts import Dataset
 from tskd.data.layouts.pairs import Oddity, notes_on, oddities, unclear_turn
+from tskd.data.png import packed
 from tskd.data.prepared import squeeze_image, squeeze_mask
 from tskd.errors import UserError
 from tskd.machine.disk import naming
@@ -101,7 +100,7 @@ class Reading:
             return self._files[index]
         record = self.dataset.records[index]
         image, mask = self._held.take(index) or (self.dataset.read_image(record), self.dataset.read_mask(record))
-        files = _png(image), _png(mask)
+        files = packed(image, quickly=True), packed(mask, quickly=True)
         with self._lock:
             if (size := sum(map(len, files))) <= self._room:
                 self._room -= size
@@ -184,12 +183,6 @@ def _scratch(folder: Path, shape: tuple[int, ...]) -> np.memmap:
         if hasattr(os, "posix_fallocate"):  # a full disk is said now: it would end the process at a later write
             os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
         return np.memmap(file, np.uint8, "w+", shape=shape)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 def _notes_on(records: Sequence[Record], seen: Sequence[_Seen]) -> tuple[str, ...]:

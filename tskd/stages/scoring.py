@@ -5,21 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import Part, PreparedRecord
 from tskd.data.volumes import Stack, find_stacks
 from tskd.metrics.segmentation import Level, ScoreRow, Spacing, Unit, headline, score_case, shared_unit, summarise
 from tskd.types import UNLABELLED
+
+
+class Scorable(Protocol):
+    """What scoring takes of a data set: a prepared one, or labelled images that a shipped model has answered."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the foreground classes."""
+        ...
+
+    @property
+    def records(self) -> tuple[PreparedRecord, ...]:
+        """What is known of each row."""
+        ...
+
+    def rows(self, *parts: Part) -> np.ndarray:
+        """Return the rows of the parts."""
+        ...
+
+    def native_image(self, row: int) -> np.ndarray:
+        """Return a test image at its own size, (H, W, 3) uint8."""
+        ...
+
+    def native_mask(self, row: int) -> np.ndarray:
+        """Return a test mask at its own size, (H, W) uint8 class index."""
+        ...
 
 
 @dataclass(frozen=True)
 class Scoring:
     """How the test images of a data set are scored: which of them make a volume, and in which unit."""
 
-    prepared: Prepared
+    prepared: Scorable
     stacks: tuple[Stack, ...]
     """Empty: every image is scored by itself alone."""
     units: Mapping[Level, Unit]
@@ -29,7 +55,7 @@ class Scoring:
     """False: overlaps alone, where nobody reads HD95 and ASSD."""
 
     @classmethod
-    def of(cls, prepared: Prepared, *, distances: bool = True) -> Self:
+    def of(cls, prepared: Scorable, *, distances: bool = True) -> Self:
         """Look at the test part of a data set."""
         rows = prepared.rows("test")
         stacks, remarks = find_stacks(prepared.records, rows)
