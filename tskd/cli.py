@@ -512,6 +512,9 @@ def score(
         str | None, typer.Option(help="Short for --set data.layout=LAYOUT; auto goes by the folder names.")
     ] = None,
     set_: Set = None,
+    tile: Annotated[
+        int | None, typer.Option(min=16, help="Answer larger images in tiles of so many px, as `predict --tile` does.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace scores that are there already.")] = False,
     json_: Json = False,
 ) -> None:
@@ -525,21 +528,20 @@ def score(
         _refuse_idle(overrides, "score", "window", "axis")  # which the model states
         from tskd.data.layouts import LayoutOptions
         from tskd.deploy.bundle import open_bundle
-        from tskd.stages.own_scans import render, score_scans
+        from tskd.stages.own_scans import ScoreOptions, render, score_scans
 
         bundle = open_bundle(model)
-        options = LayoutOptions.of(config.model_dump())
-        found, failures = score_scans(
-            bundle, data, out, layout=config.layout, options=options, where=config.where, overwrite=overwrite
-        )
+        reading = LayoutOptions.of(config.model_dump())
+        options = ScoreOptions(config.layout, reading, config.where or {}, tile, overwrite=overwrite)
+        found = score_scans(bundle, data, out, options)
     if json_:
-        print(json.dumps({**found, "failures": failures}))
+        print(json.dumps(found))
     else:
         from tskd.console import screen
 
         render(found, bundle, screen())
         say(f"every case: {out / 'cases.csv'}; pictures of the worst, median and best: {out / 'overlays'}")
-    if failures:
+    if failures := found["failures"]:
         files = (
             "1 file could not be read and is"
             if len(failures) == 1

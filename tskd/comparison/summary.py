@@ -98,7 +98,7 @@ def print_comparison(comparison: Comparison) -> None:
 def _scores(comparison: Comparison) -> Table:
     grid = comparison.grid
     axes = [axis for axis in grid.axes if axis not in (*grid.replicates, METHOD)]
-    table = Table(title=f"{grid.name}: means over seeds and label draws")
+    table = Table(title=Text(f"{grid.name}: means over seeds and label draws"))
     for column in (*axes, METHOD, "runs", _dice(comparison), "lowest", "highest", "HD95", "missed", "MB", "ms"):
         table.add_column(column, justify="left" if column in (*axes, METHOD) else "right")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)

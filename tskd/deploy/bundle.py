@@ -155,6 +155,11 @@ class Bundle:
         """The canonical axis along which the network saw volumes sliced; 2 (foot-head) in bundles that do not say."""
         return self._described.input.axis
 
+    def refuse_inside(self, out: Path) -> None:
+        """Raise UserError where results would come to lie in the bundle, which would then be another one."""
+        if out.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(f"{out} lies in the bundle, which has to stay as it is. Choose another --out.")
+
     def session(self, threads: int | None = None) -> InferenceSession:
         """Open the network in onnxruntime on the CPU; ``threads`` None: as many as onnxruntime chooses."""
         return open_session(self.folder / self.network, threads, classes=len(self.classes))

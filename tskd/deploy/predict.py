@@ -84,8 +84,7 @@ def predict_paths(
     outcome = outcome or Outcome(())
     outcome.classes = bundle.classes
     require_folder(out)
-    if out.resolve().is_relative_to(bundle.folder.resolve()):
-        raise UserError(f"{out} lies in the bundle, which has to stay as it is. Choose another --out.")
+    bundle.refuse_inside(out)
     found = find_items(inputs, results=out, axis=bundle.axis)
     items, alike = apart(found.items, options)
     failures = [*found.failures, *alike]

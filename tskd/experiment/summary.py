@@ -36,7 +36,7 @@ def print_summary(run: RunFolder) -> None:
     console = screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)
     out, summary = run.path, run.summary
     tested = f"tested on {scored(run.metrics[STUDENT])}"
-    table = Table(title=f"{summary.dataset}, {summary.labels} labels, {tested}, seed {summary.seed}")
+    table = Table(title=Text(f"{summary.dataset}, {summary.labels} labels, {tested}, seed {summary.seed}"))
     titles = ("model", dice_of(run.level), INTERVAL, f"HD95 {run.unit}", "cases", MISSED, FALSE_POSITIVE)
     columns, rows = without_idle(titles, ([*_cells(run, name)] for name in run.models))
     for column in columns:

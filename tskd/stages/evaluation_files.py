@@ -107,4 +107,4 @@ def draw_overlays(prepared: Scorable, folder: Path, scores: Sequence[ScoreRow], 
             title=f"{rank}, Dice {dice:.3f}",
             class_names=prepared.classes,
         )
-        panel.save(folder / OVERLAYS / f"{number:02d}_{rank}.png")
+        panel.save(folder / OVERLAYS / f"{number:02d}_{rank}.png", compress_level=1)

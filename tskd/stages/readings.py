@@ -84,7 +84,7 @@ class Reading:
             dataset.records, {record.id: one.grey for record, one in zip(dataset.records, seen, strict=True)}
         ):
             warn(" ".join(loss))
-        self.notes = _notes_on(dataset.records, seen)
+        self.notes = tell_oddities(dataset.records, [one.oddities for one in seen])
         self.shapes = [one.shape for one in seen]
         fingerprints = {record.id: one.fingerprint for record, one in zip(dataset.records, seen, strict=True)}
         self.pairs = find_pairs(fingerprints, groups={record.id: record.case for record in dataset.records})
@@ -185,10 +185,10 @@ def _scratch(folder: Path, shape: tuple[int, ...]) -> np.memmap:
         return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
-def _notes_on(records: Sequence[Record], seen: Sequence[_Seen]) -> tuple[str, ...]:
-    """Return what was done about odd pairs; what could not be told is warned of, file by file."""
-    notes = notes_on(oddity for one in seen for oddity in one.oddities)
-    unclear = [r.mask for r, one in zip(records, seen, strict=True) if r.mask and "perhaps turned" in one.oddities]
+def tell_oddities(records: Sequence[Record], found: Sequence[Sequence[Oddity]]) -> tuple[str, ...]:
+    """Say and return what was done about odd pairs; what could not be told is warned of, file by file."""
+    notes = notes_on(oddity for one in found for oddity in one)
+    unclear = [r.mask for r, one in zip(records, found, strict=True) if r.mask and "perhaps turned" in one]
     for fault in map(unclear_turn, unclear[:SHOWN]):
         warn(f"{fault.path}: {fault.message}")
     if len(unclear) > SHOWN:
