@@ -102,6 +102,11 @@ def warn(message: str) -> None:
     say(f"warning: {message}")
 
 
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """Return ``1 case``, ``2 cases``."""
+    return f"{count} {singular if count == 1 else plural or singular + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return seconds as a person would say them: ``42 s``, ``3 min 05 s``, ``2 h 10 min``."""
     whole = round(seconds)

@@ -65,7 +65,7 @@ def test_every_labelled_image_is_scored(model: Path, tskd: Command, tmp_path: Pa
     assert min(dice) < low < found["dice"] < high <= 1
     assert [float(line["dice"]) for line in lines(out)] == pytest.approx(dice)
     assert found == json.loads((out / "summary.json").read_text())
-    assert "1 images have no mask and are not scored" in found["remark"]
+    assert "1 image without a mask not scored" in found["remark"]
     mask = np.asarray(Image.open(out / "predictions/000003.png"))
     assert np.array_equal(mask, scan(3)[0][..., 0] == 200)
     ranks = [path.stem.split("_")[1] for path in sorted((out / "overlays").iterdir())]

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from tskd.artifacts import Artifact
+from tskd.console import counted
 from tskd.data.prepared import Prepared, digest_of_test
 from tskd.metrics.segmentation import ScoreRow, headline
 from tskd.overlays import Colour, class_colour, draw_overlay, enlargement, truth_colour
 from tskd.report.blocks import Key, Picture, Pictures
-from tskd.report.text import counted, number
+from tskd.report.text import number
 from tskd.stages.evaluation_files import pick_overlays, read_prediction, read_scores
 
 SIDE = 360

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from tskd.console import counted
 from tskd.metrics.intervals import interval_text
 
 INTERVAL = "95\u00a0% interval"
@@ -55,11 +56,6 @@ def teraflops(gigaflops: float | None) -> str:
 def p_value(value: float) -> str:
     """Return a p value as journals print it."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def counted(count: int, singular: str, plural: str = "") -> str:
-    """Return ``1 case``, ``2 cases``."""
-    return f"{count} {singular if count == 1 else plural or singular + 's'}"
 
 
 def missed(scores: Mapping[str, Any], digits: int = 0) -> str:

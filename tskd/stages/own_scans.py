@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tskd.console import Advance, progress, warn
+from tskd.console import Advance, counted, progress, warn
 from tskd.data.duplicates import ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
 from tskd.data.grey_levels import LevelUse, describe_losses, record_use
 from tskd.data.layouts import LAYOUTS, Dataset, LayoutOptions, survey
@@ -237,7 +237,7 @@ def _answer_all(
             return error
 
     with ThreadPoolExecutor(cores()) as pool, progress("score", len(sources)) as advance:
-        found = list(_counted(pool.map(answer, sources), advance))
+        found = list(_telling(pool.map(answer, sources), advance))
     failures = tuple(dict.fromkeys(str(one) for one in found if isinstance(one, UserError)))  # once a volume
     for failure in failures[:SHOWN]:
         warn(failure)
@@ -250,7 +250,7 @@ def _answer_all(
 def _remarks(dataset: Dataset, read: Sequence[_Read]) -> Iterator[str]:
     """Yield, and say, what a reader of the scores should know of the images."""
     if unlabelled := sum(record.mask is None for record in dataset.records):
-        yield f"{unlabelled} images have no mask and are not scored"
+        yield f"{counted(unlabelled, 'image')} without a mask not scored"
     if loss := describe_losses([one.record for one in read], {one.record.id: one.grey for one in read}):
         warn(loss[0])
         yield loss[0].rstrip(".")
@@ -267,7 +267,7 @@ def _answered(dataset: Dataset, read: Sequence[_Read]) -> Answered:
     return Answered(dataset, settled, prepared, tuple(one.files for one in read))
 
 
-def _counted(found: Iterator[T], advance: Advance) -> Iterator[T]:
+def _telling(found: Iterator[T], advance: Advance) -> Iterator[T]:
     for done, one in enumerate(found, start=1):
         advance(done)
         yield one
@@ -309,7 +309,11 @@ def render(summary: Mapping[str, Any], bundle: Bundle, console: Console) -> None
     unit = "mm" if "hd95_mm" in summary else "px"
     level = summary["level"]
     columns = ("class", "3-D Dice" if level == "volume" else "Dice", "95 %", f"HD95 {unit}", "missed", "false positive")
-    table = Table(title=Text(f"{summary[f'n_{level}s']} {level}s of {summary['n_cases']} cases, {summary['dataset']}"))
+    table = Table(
+        title=Text(
+            f"{counted(summary[f'n_{level}s'], level)} of {counted(summary['n_cases'], 'case')}, {summary['dataset']}"
+        )
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "class" else "right")
     named = {name: summary["classes"][str(label)] for label, name in enumerate(bundle.classes, start=1)}

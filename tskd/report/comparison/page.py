@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tskd.console import duration
+from tskd.console import counted, duration
 from tskd.deploy.card import INTENDED_USE, LIMITS
 from tskd.recipe.schema import PHANTOMS
 from tskd.report.blocks import Block, Chart, Charts, Code, Facts, Page, Pictures, Points, Section, Table, section
@@ -31,7 +31,6 @@ from tskd.report.text import (
     MISSED,
     NOTHING,
     capital,
-    counted,
     dice_of,
     false_positives,
     interval,

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from tskd.console import counted
 from tskd.metrics.comparison import DICE, PairTest, difference_interval, pair_test
 from tskd.report.blocks import Block, Chart, Charts, Points, Section, Table, section
 from tskd.report.charts import Axis, Estimate, Series, forest_chart, line_chart, line_key, log_places
@@ -15,7 +16,7 @@ from tskd.report.comparison.files import METHOD, PRIVACY
 from tskd.report.comparison.folder import Cell, ComparisonFolder, Line
 from tskd.report.sites import Rounds, absent, dice_at_sites, guarantee, labelled_images, round_axis
 from tskd.report.styles import Look
-from tskd.report.text import INTERVAL, NOTHING, capital, counted, dice_of, interval, number, signed
+from tskd.report.text import INTERVAL, NOTHING, capital, dice_of, interval, number, signed
 
 ALONE, POOLED = "alone", "pooled"
 """Strategies in which sites do not work together: what the others are held against."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tskd.console import counted
 from tskd.report.comparison.files import DATASET, METHOD, TESTS
 from tskd.report.comparison.folder import Cell, ComparisonFolder, Line, axis_title
-from tskd.report.text import INTERVAL, capital, counted, interval, number, signed
+from tskd.report.text import INTERVAL, capital, interval, number, signed
 
 OURS, TEACHER = "task_kd", "teacher"
 CLEAR = f"0 outside the {INTERVAL}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from tskd.console import duration
+from tskd.console import counted, duration
 from tskd.report.blocks import Block, Chart, Charts, Facts, Page, Section, Table, section
 from tskd.report.charts import Axis, Estimate, Series, forest_chart, line_chart, line_key, log_places
 from tskd.report.run.folder import RunFolder
@@ -37,7 +37,6 @@ from tskd.report.text import (
     MISSED,
     NOTHING,
     capital,
-    counted,
     dice_of,
     false_positives,
     interval,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from tskd.console import counted
 from tskd.data.prepared import Part, Prepared
 from tskd.deploy.card import INTENDED_USE, LIMITS
 from tskd.metrics.segmentation import ScoreRow, case_means
@@ -26,7 +27,6 @@ from tskd.report.text import (
     P_NOTE,
     P_VALUE,
     capital,
-    counted,
     dice_of,
     false_positives,
     interval,

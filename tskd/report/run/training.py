@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from tskd.artifacts import Artifact, read_log
+from tskd.console import counted
 from tskd.report.blocks import Block, Chart, Charts, Facts, Section, Table, section
 from tskd.report.charts import Axis, Estimate, Series, line_chart, line_key, log_places, scatter_chart
 from tskd.report.run.folder import BEFORE_FINETUNE, STUDENT, RunFolder
 from tskd.report.styles import Look
-from tskd.report.text import capital, counted, number, thousands
+from tskd.report.text import capital, number, thousands
 
 STAGES = {
     "phantoms": "phantoms",

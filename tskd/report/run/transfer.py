@@ -12,13 +12,14 @@ import numpy as np
 from PIL import Image
 
 from tskd.artifacts import Artifact, find_damage
+from tskd.console import counted
 from tskd.data.prepared import Prepared, spaced
 from tskd.data.transfer_set import GATE, ORIGINS, QUALITY, SAMPLE_SHEET, images_path, read_samples
 from tskd.metrics.intervals import interval_text
 from tskd.report.blocks import Block, Facts, Picture, Pictures, Points, Section, Table, section
 from tskd.report.pictures import Album
 from tskd.report.run.folder import RunFolder
-from tskd.report.text import NOTHING, counted, number
+from tskd.report.text import NOTHING, number
 
 SHOWN = 6
 """Images of each kind."""

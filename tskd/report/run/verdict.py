@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tskd.console import counted
 from tskd.metrics.comparison import PairTest
 from tskd.metrics.intervals import interval_text
 from tskd.metrics.segmentation import NOTHING_TO_FIND
 from tskd.report.run.folder import BEFORE_FINETUNE, STUDENT, RunFolder
-from tskd.report.text import INTERVAL, counted, dice_of, interval, number, signed
+from tskd.report.text import INTERVAL, dice_of, interval, number, signed
 
 NO_BASELINES = frozenset({STUDENT, BEFORE_FINETUNE, "teacher", "baseline_teacher", "rival_teacher"})
 """Models that the student is not measured against: itself, and large models."""
