@@ -22,8 +22,9 @@ scan moved or annotated), 0 in HC18 (373), 1 in DSB2018 (664, true), 2 in ACDC (
 FINE_DISTANCE = 58
 """Bits of 256 that two fine hashes of near duplicates may differ in.
 
-Photographs that are all framed alike, such as a fundus in its round field, share their eight slowest waves: of 43 pairs of
-different cases among 600 drawn fundi, none of which is true, this leaves 5, and each of BUSI's 208, which differ in at most 58.
+Photographs that are all framed alike, such as a fundus in its round field, share their eight slowest waves: of 43
+pairs of different cases among 600 drawn fundi, none of which is true, this leaves 5, and each of BUSI's 208, which
+differ in at most 58.
 """
 
 _FLAT_DEVIATION = 1.0  # grey levels; below it a picture is one tone, and its hash is rounding noise that matches others
