@@ -34,7 +34,7 @@ CASES = {
         f"timm-{name}-{decoder}": description("timm", backbone=backbone, decoder=decoder)
         for name, backbone in BACKBONES.items()
         for decoder in DECODERS
-        if (name, decoder) != ("vit", "unet")  # it gives one scale: refused
+        if name != "vit" or decoder not in ("unet", "unet_fine")  # it gives one scale: refused
     },
     "dynunet": description("dynunet", channels=[8, 16, 32]),
     "ensemble": description(
@@ -198,7 +198,9 @@ def test_supervised_levels_answer_while_it_trains_and_not_in_use() -> None:
 
 
 def test_a_decoder_that_joins_scales_refuses_an_encoder_of_one() -> None:
-    with pytest.raises(UserError, match=r"decoder unet joins features of several sizes.* Choose the decoder detail"):
+    with pytest.raises(
+        UserError, match=r"decoder of a U-Net joins features of several sizes.* Choose the decoder detail"
+    ):
         build_model(description("timm", backbone="vit_tiny_patch16_224", decoder="unet"))
 
 

@@ -56,7 +56,7 @@ def batch() -> Batch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backbone", "decoder"), STUDENTS)
+@pytest.mark.parametrize(("backbone", "decoder"), [*STUDENTS, ("mobilenetv3_small_050", "unet_fine")])
 def test_a_student_learns_and_its_exported_file_answers_as_it_does(backbone: str, decoder: str, tmp_path: Path) -> None:
     model = build(backbone, decoder).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

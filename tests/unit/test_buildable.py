@@ -117,7 +117,7 @@ def test_the_u_net_from_imagenet_needs_weights_that_fit_and_an_encoder_of_severa
     check_networks(recipe(who, *fits))
     with pytest.raises(UserError, match=r"does not fit resnet10t: \d+ missing"):
         check_networks(recipe(who, fits[0], f"unet_imagenet.weights={weights}"))
-    with pytest.raises(UserError, match=r"decoder unet joins features of several sizes.* or another backbone"):
+    with pytest.raises(UserError, match=r"decoder of a U-Net joins features of several sizes.* or another backbone"):
         check_networks(recipe(who, f"unet_imagenet.backbone={SMALL_VIT}", f"unet_imagenet.weights={weights}"))
     check_networks(recipe(fits[0], f"unet_imagenet.weights={weights}"))
 

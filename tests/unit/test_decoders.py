@@ -24,10 +24,12 @@ def one_scale(image: int = 32) -> list[Tensor]:
     return [torch.randn(2, dim, image // 16, image // 16) for dim in DIMS]
 
 
-@pytest.mark.parametrize(("name", "side"), [("plain", 16), ("detail", 32), ("pyramid", 16), ("unet", 64)])
+@pytest.mark.parametrize(
+    ("name", "side"), [("plain", 16), ("detail", 32), ("pyramid", 16), ("unet", 64), ("unet_fine", 64)]
+)
 def test_the_size_of_the_logits(name: str, side: int) -> None:
-    """plain: 4 times the deepest grid; detail: half the image; pyramid: the finest features; unet: the image."""
-    scaled = name in ("pyramid", "unet")
+    """plain: 4 times the deepest grid; detail: half the image; pyramid: the finest features; U-Nets: the image."""
+    scaled = name in ("pyramid", "unet", "unet_fine")
     features = pyramid(64) if scaled else one_scale(64)
     decoder = build_decoder(name, DIMS, strides=PYRAMID if scaled else ONE_SCALE, classes=5)
     logits = decoder(torch.rand(2, 3, 64, 64), features)
@@ -56,9 +58,9 @@ def test_detail_doubles_every_grid_up_to_half_the_image(patch: int) -> None:
 def test_every_decoder_takes_every_kind_of_encoder_but_unet_one_scale(
     name: str, features: list[Tensor], strides: tuple[int, ...]
 ) -> None:
-    if (name, strides) == ("unet", ONE_SCALE):
+    if name in ("unet", "unet_fine") and strides == ONE_SCALE:
         with pytest.raises(
-            UserError, match=r"decoder unet joins features of several sizes.* Choose the decoder detail"
+            UserError, match=r"decoder of a U-Net joins features of several sizes.* Choose the decoder detail"
         ):
             build_decoder(name, DIMS, strides=strides, classes=2)
         return
@@ -123,7 +125,7 @@ def test_details_skip_sees_7_pixels_a_side_and_no_more() -> None:
 
 @pytest.mark.parametrize("level", range(3))
 def test_detail_pyramid_and_unet_use_every_level(level: int) -> None:
-    for name in ("detail", "pyramid", "unet"):
+    for name in ("detail", "pyramid", "unet", "unet_fine"):
         features = [plane.requires_grad_() for plane in pyramid()]
         build_decoder(name, DIMS, strides=PYRAMID, classes=1)(
             torch.rand(2, 3, 32, 32), features
@@ -151,6 +153,41 @@ def test_unet_goes_up_by_the_skips_and_from_the_finest_doubles_to_the_image(
     assert found == sides
 
 
+@pytest.mark.parametrize("strides", [(2, 4, 8), (4, 8, 16), (6, 12)])
+def test_unet_fine_is_unet_where_its_skip_is_switched_off(strides: tuple[int, ...]) -> None:
+    """With the plain U-Net's weights, whatever the last block makes of the planes beside them."""
+    size = 40
+    features = [torch.randn(2, 4, -(-size // stride), -(-size // stride)) for stride in strides]
+    plain, fine = (
+        build_decoder(name, [4] * len(strides), strides=strides, classes=1).eval() for name in ("unet", "unet_fine")
+    )
+    ours = fine.state_dict()
+    for name, weight in plain.state_dict().items():
+        ours[name][:, : weight.shape[1]].copy_(weight) if weight.ndim > 1 else ours[name].copy_(weight)
+    images = torch.rand(2, 3, size, size)
+    wanted = plain(images, features)
+    assert torch.allclose(fine(images, features, skip=False), wanted, atol=1e-6)
+    assert not torch.allclose(fine(images, features), wanted, atol=1e-2)
+
+
+def test_unet_fine_sees_a_line_one_pixel_wide() -> None:
+    """Two convolutions at full size before the join and two behind it, and one of the head: 11 x 11 pixels."""
+    torch.manual_seed(0)
+    decoder = build_decoder("unet_fine", DIMS, strides=PYRAMID, classes=1).eval()
+    images = torch.rand(1, 3, 64, 64, requires_grad=True)
+    decoder(images, [0 * plane[:1] for plane in pyramid(64)])[0, 0, 32, 32].backward()
+    assert images.grad is not None
+    seen = images.grad[0].abs().sum(dim=0).nonzero()
+    assert (seen.min(dim=0).values.tolist(), seen.max(dim=0).values.tolist()) == ([27, 27], [37, 37])
+
+
+def test_unet_fine_is_refused_where_the_finest_features_are_full_size() -> None:
+    with pytest.raises(UserError, match=r"as large as the image\. Choose unet"):
+        build_decoder("unet_fine", DIMS, strides=(1, 2, 4), classes=1)
+
+
 def test_an_unknown_name_is_refused_with_the_choices() -> None:
-    with pytest.raises(UserError, match=r"decoder 'u-net' is not known. Choose one of: detail, plain, pyramid, unet"):
+    with pytest.raises(
+        UserError, match=r"decoder 'u-net' is not known. Choose one of: detail, plain, pyramid, unet, unet_fine"
+    ):
         build_decoder("u-net", DIMS, strides=ONE_SCALE, classes=1)

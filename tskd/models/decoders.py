@@ -137,18 +137,21 @@ class UNetDecoder(nn.Module):
     """
 
     skips = False
+    beside = 0
+    """Channels that join the last block, at the image's size."""
 
     def __init__(self, feature_dims: Sequence[int], *, strides: Sequence[int], classes: int) -> None:
         """Raises UserError where all features have one size: there is nothing to join on the way up."""
         super().__init__()
         if len(set(strides)) == 1:
             raise UserError(
-                "decoder unet joins features of several sizes, and this encoder, as a plain transformer, gives one. "
-                "Choose the decoder detail, or another backbone."
+                "the decoder of a U-Net joins features of several sizes, and this encoder, as a plain transformer, "
+                "gives one. Choose the decoder detail, or another backbone."
             )
         halvings = math.ceil(math.log2(strides[0]))
         self.scales = tuple(max(strides[0] / 2**halving, 1) for halving in range(1, halvings + 1))
-        joined = (*feature_dims[-2::-1], *[0] * halvings)
+        joined = [*feature_dims[-2::-1], *[0] * halvings]
+        joined[-1] += self.beside
         wanted = [min(_UNET_LEAST * math.ceil(scale), _UNET_MOST) for scale in (*strides[-2::-1], *self.scales)]
         widths = (feature_dims[-1], *wanted)
         self.blocks = nn.ModuleList(
@@ -163,13 +166,40 @@ class UNetDecoder(nn.Module):
 
     def forward(self, images: Tensor, features: Sequence[Tensor]) -> Tensor:
         """(B, 3, S, S) and features to (B, K, S, S)."""
+        return self._expand(features, [], images.shape[-2:])
+
+    def _expand(self, features: Sequence[Tensor], beside: list[Tensor], size: Sequence[int]) -> Tensor:
+        """Return the logits at the image's size; ``beside``: what joins the features there."""
         planes, skips = features[-1], features[-2::-1]
         for block, skip in zip(self.blocks, skips):
             planes = block(torch.cat([enlarge(planes, skip.shape[-2:], nearest=True), skip], dim=1))
         for block, scale in zip(self.blocks[len(skips) :], self.scales):
-            size = [math.ceil(side / scale) for side in images.shape[-2:]]
-            planes = block(enlarge(planes, size, nearest=True))
+            planes = enlarge(planes, [math.ceil(side / scale) for side in size], nearest=True)
+            planes = block(torch.cat([planes, *beside], dim=1) if scale == 1 and beside else planes)
         return self.head(planes)
+
+
+class FineUNetDecoder(UNetDecoder):
+    """That U-Net with a skip at the image's own size: two convolutions of the image join the last block.
+
+    Encoders begin with a stride of 2, so that to a plain U-Net a vessel of a pixel comes through features of half its
+    size; nnU-Net's first level is at full size.
+    """
+
+    skips = True
+    beside = _UNET_LEAST
+
+    def __init__(self, feature_dims: Sequence[int], *, strides: Sequence[int], classes: int) -> None:
+        """Raises UserError where all features have one size, or the finest have the image's own."""
+        super().__init__(feature_dims, strides=strides, classes=classes)
+        if not self.scales:
+            raise UserError("decoder unet_fine: the encoder's features are as large as the image. Choose unet.")
+        self.stem = nn.Sequential(*_conv_norm_relu(3, self.beside), *_conv_norm_relu(self.beside, self.beside))
+
+    def forward(self, images: Tensor, features: Sequence[Tensor], *, skip: bool = True) -> Tensor:
+        """(B, 3, S, S) and features to (B, K, S, S); without ``skip`` with zeros in its place."""
+        beside = self.stem(images)
+        return self._expand(features, [beside if skip else torch.zeros_like(beside)], images.shape[-2:])
 
 
 def _conv_norm_relu(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
@@ -181,6 +211,7 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
     "detail": DetailDecoder,
     "pyramid": PyramidDecoder,
     "unet": UNetDecoder,
+    "unet_fine": FineUNetDecoder,
 }
 
 

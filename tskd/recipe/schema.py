@@ -317,6 +317,14 @@ class TrainConfig(Section):
         return self
 
 
+def _require_one_size(config: TeacherConfig | FinetuneConfig) -> None:
+    """Raise ValueError where images that are to be mixed would be cropped."""
+    if config.unlabelled is not None and config.augment.crop:
+        raise ValueError(
+            "unlabelled: augment.crop must be 0, since labelled and unlabelled images are mixed at one size"
+        )
+
+
 class TeacherConfig(TrainConfig):
     """The large model that is adapted to the task on the labels."""
 
@@ -338,7 +346,7 @@ class TeacherConfig(TrainConfig):
     gradient_checkpointing: bool = False
     """Blocks of the encoder are computed again in the backward pass instead of kept: far less memory, 40 %
     more time, the same result. For SAM and networks without batch norm."""
-    decoder: Literal["auto", "pyramid", "detail", "unet"] = "auto"
+    decoder: Literal["auto", "pyramid", "detail", "unet", "unet_fine"] = "auto"
     """As ``student.decoder``, for teachers that are not SAM; auto: ``pyramid`` for encoders of several scales, else
     ``detail``."""
     adaptation: Literal["auto", "lora", "probe", "full"] = "lora"
@@ -377,10 +385,7 @@ class TeacherConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _halves_that_mix(self) -> Self:
-        if self.unlabelled is not None and self.augment.crop:
-            raise ValueError(
-                "unlabelled: augment.crop must be 0, since labelled and unlabelled images are mixed at one size"
-            )
+        _require_one_size(self)
         return self
 
     @property
@@ -546,8 +551,9 @@ class StudentConfig(Section):
     """Side in pixels of a plain vision transformer's patches; None: the largest that cuts the image into 196 tokens or
     more (16 at 224 px, 8 at 128)."""
     decoder: str = "detail"
-    """``plain`` (as in the paper), ``detail`` (keeps structures of a few pixels), ``pyramid`` or ``unet`` (both for
-    encoders of several scales: convolutions and hybrids; ``unet`` joins every scale up to the image's size)."""
+    """``plain`` (as in the paper), ``detail`` (keeps structures of a few pixels), and for encoders of several scales,
+    convolutions and hybrids, ``pyramid``, ``unet`` (joins every scale up to the image's size) or ``unet_fine`` (with a
+    skip at that size too, for structures of a pixel or two)."""
     weights: str | None = None
     """Start of the method ``imagenet``: local file with ImageNet (or other) weights of the backbone; or ``offline``,
     the installed weights of the backbone ``tf_efficientnet_lite0``."""
@@ -560,6 +566,10 @@ class StudentConfig(Section):
 class FinetuneConfig(TrainConfig):
     """The student learns from the labels."""
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"unlabelled"})
+    unlabelled: Mix | None = None
+    """Half of each batch has no labels, as ``teacher.unlabelled``: the student learns its own moving average's answers
+    on the images of the transfer set there; None: it learns from labels alone."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Factor of the learning rate from one block to the one before it; used where the student starts trained."""
     augment: AugmentConfig = AugmentConfig()
@@ -569,6 +579,11 @@ class FinetuneConfig(TrainConfig):
     """Learning rate where the student starts from random weights."""
     keep_start: bool = False
     """A pre-trained initialisation is kept as it is where no later weights score better on the validation part."""
+
+    @model_validator(mode="after")
+    def _halves_that_mix(self) -> Self:
+        _require_one_size(self)
+        return self
 
 
 class ControlConfig(TrainConfig):
@@ -629,10 +644,13 @@ class UnetConfig(StrongUnetConfig):
 
 
 class UnetImagenetConfig(StrongUnetConfig):
-    """The decoder ``unet`` over a timm encoder with ImageNet weights, all layers trained (method ``unet_imagenet``)."""
+    """A U-Net over a timm encoder with ImageNet weights, all layers trained (method ``unet_imagenet``)."""
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"decoder"})
     backbone: str = "tf_efficientnet_lite0"
     """Any timm backbone that gives features of several sizes."""
+    decoder: Literal["unet", "unet_fine"] = "unet"
+    """As ``student.decoder``."""
     weights: str = OFFLINE
     """Local file with the backbone's weights; or ``offline``, the installed ones of ``tf_efficientnet_lite0``."""
     pixels: Pixels = "auto"

@@ -247,10 +247,10 @@ def _timm_source(config: TeacherConfig, backbone: str, download: bool) -> BaseMo
 def _decoder(config: TeacherConfig, backbone: str) -> str:
     """Return the decoder of a teacher that is not SAM; UserError where it does not fit the backbone."""
     one_scale = has_one_scale(backbone)
-    if config.decoder == "unet" and one_scale:
+    if config.decoder in ("unet", "unet_fine") and one_scale:
         raise UserError(
-            f"teacher.decoder=unet joins features of several sizes, and {backbone} gives one: leave teacher.decoder "
-            "out."
+            f"teacher.decoder={config.decoder} joins features of several sizes, and {backbone} gives one: leave "
+            "teacher.decoder out."
         )
     return config.decoder if config.decoder != "auto" else "detail" if one_scale else "pyramid"
 

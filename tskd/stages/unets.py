@@ -21,7 +21,7 @@ from tskd.stages.workbench import Workbench
 
 VERSION = 1
 Stage = Literal["unet", "unet_imagenet"]
-RESOLVED = frozenset({"compute", "channels", "deep_supervision", "backbone", "weights", "pixels"})
+RESOLVED = frozenset({"compute", "channels", "deep_supervision", "backbone", "decoder", "weights", "pixels"})
 """Settings that lead to a number of steps, a network and its weights: those are in the fingerprint."""
 
 
@@ -64,5 +64,7 @@ def describe_unet_imagenet(
     config: UnetImagenetConfig, *, classes: Sequence[str], image_size: int
 ) -> NetworkDescription:
     """Return what the registry builds the U-Net over ImageNet weights from."""
-    network = StudentConfig(backbone=config.backbone, decoder="unet", weights=config.weights, pixels=config.pixels)
+    network = StudentConfig(
+        backbone=config.backbone, decoder=config.decoder, weights=config.weights, pixels=config.pixels
+    )
     return describe_student(network, weights=config.weights, classes=classes, image_size=image_size)
