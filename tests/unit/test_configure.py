@@ -62,6 +62,15 @@ def test_images_are_as_large_as_their_structures_and_the_machine_ask_for(
     assert chosen(replace(FACTS, thickness=thickness, gpu=gpu))["data.image_size"] == side
 
 
+@pytest.mark.parametrize(("thickness", "gpu", "decoder"), [
+    (0.07, False, "unet"), (0.0156, False, "unet_fine"), (0.0156, True, "unet"), (None, False, "unet"),
+])  # fmt: skip
+def test_thin_structures_get_a_decoder_that_sees_them(thickness: float | None, gpu: bool, decoder: str) -> None:
+    """Held against another decoder, the student would win or lose by that."""
+    found = chosen(replace(FACTS, thickness=thickness, gpu=gpu))
+    assert {found[f"{part}.decoder"] for part in ("teacher", "student", "unet_imagenet")} == {decoder}
+
+
 def test_few_labels_all_train_and_many_choose_weights() -> None:
     assert chosen(FACTS)["data.val_share"] == 0
     assert "data.val_share" not in chosen(replace(FACTS, labelled=400))

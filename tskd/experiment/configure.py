@@ -40,6 +40,8 @@ LOOKED_AT = 48
 SIZES_ON_CPU, SIZES_ON_GPU = (128, 160, 192), (256, 320, 384, 512)
 THINNEST = 3.0
 """Pixels that a structure should be thick where the networks see it."""
+FINE = 3.5
+"""Pixels below which a structure wants a skip at full size: vessels 2 px thick gained by it, nuclei of 4 px did not."""
 FEW_LABELS = 100
 """Below, a fifth of the labels chooses weights by chance: all of them train."""
 MEMBERS = 3
@@ -51,7 +53,7 @@ BATCH = 16
 STATED_TOGETHER = {
     ("teacher.name", "teacher.weights"): ("teacher.decoder", "teacher.adaptation", "teacher.encoder_lr", "teacher.lr"),
     ("student.backbone", "student.weights"): ("student.decoder", "student.initialisation"),
-    ("method", "baselines", "control.enabled"): ("unet_imagenet.compute",),
+    ("method", "baselines", "control.enabled"): ("unet_imagenet.compute", "unet_imagenet.decoder"),
 }
 """Whoever states one of the first chooses the rest too: our settings are for our networks and baselines."""
 
@@ -185,9 +187,7 @@ def _thicknesses(mask: np.ndarray) -> Iterator[float]:
 
 def of_the_data(facts: Facts) -> Iterator[Choice]:
     """Yield the choices that follow from the data set."""
-    sizes = SIZES_ON_GPU if facts.gpu else SIZES_ON_CPU
-    wanted = 0 if facts.thickness is None else THINNEST / facts.thickness
-    size = next((one for one in sizes if one >= wanted), sizes[-1])
+    sizes, wanted, size = _sides(facts)
     where = "a GPU" if facts.gpu else "a processor"
     if facts.thickness is None:
         seen = "no structure was seen in the labelled images that were looked at"
@@ -203,8 +203,23 @@ def of_the_data(facts: Facts) -> Iterator[Choice]:
         )
 
 
+def _sides(facts: Facts) -> tuple[tuple[int, ...], float, int]:
+    """Return the sides that the machine allows, the one that the structures ask for, and the one to take."""
+    sizes = SIZES_ON_GPU if facts.gpu else SIZES_ON_CPU
+    wanted = 0 if facts.thickness is None else THINNEST / facts.thickness
+    return sizes, wanted, next((one for one in sizes if one >= wanted), sizes[-1])
+
+
+def _decoder(facts: Facts) -> tuple[str, str]:
+    """Return the decoder of teacher, student and baseline, and why."""
+    if facts.thickness is not None and (thick := facts.thickness * _sides(facts)[2]) < FINE:
+        return "unet_fine", f"a skip at full size for structures {thick:.1f} px thick"
+    return "unet", "its features of all sizes are joined, as in a U-Net"
+
+
 def of_the_networks(facts: Facts) -> Iterator[Choice]:
     """Yield the choices of teacher, student, baseline and precision."""
+    decoder, why = _decoder(facts)
     if facts.sam is not None and facts.gpu:
         yield Choice("teacher.name", "sam", f"SAM's weights are on this machine ({facts.sam.name}), and it has a GPU")
     elif facts.offline:
@@ -213,7 +228,7 @@ def of_the_networks(facts: Facts) -> Iterator[Choice]:
             OFFLINE,
             "EfficientNet-Lite0 with ImageNet weights is installed; SAM wants its file and a GPU",
         )
-        yield Choice("teacher.decoder", "unet", "its features of all sizes are joined, as in a U-Net")
+        yield Choice("teacher.decoder", decoder, why)
         yield Choice("teacher.adaptation", "auto", "all weights of a convolutional teacher train")
         yield Choice("teacher.encoder_lr", 0.3, "its encoder starts trained")
         yield Choice("teacher.lr", 1e-3, "as for a U-Net")
@@ -223,11 +238,12 @@ def of_the_networks(facts: Facts) -> Iterator[Choice]:
             "tf_efficientnet_lite0",
             "5.2 million weights with the decoder, and ImageNet's are installed",
         )
-        yield Choice("student.decoder", "unet", "for an encoder of several scales")
+        yield Choice("student.decoder", decoder, why)
         yield Choice("student.weights", OFFLINE, "a trained start is worth more than labels that are not there")
         yield Choice("student.initialisation", "weights", "for every method but scratch")
         yield Choice("baselines", ["unet_imagenet"], "the U-Net that anyone would train from these weights and labels")
         yield Choice("unet_imagenet.compute", "equal", "as much as the student has")
+        yield Choice("unet_imagenet.decoder", decoder, "as the student's")
         yield Choice("control.enabled", False, "a U-Net from random weights would be the weaker of the two")
     if facts.labelled_cases >= 2 * MEMBERS:
         yield Choice(
