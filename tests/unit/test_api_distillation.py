@@ -120,7 +120,6 @@ class Blocks(Small):
     [
         ({"cache": "on", "views": 2, "rounds": 3}, "cache, views, rounds: for runs alone"),
         (labelled(finetune={"scratch_lr": 0.1}), "finetune.scratch_lr: for runs alone"),
-        (labelled(finetune={"unlabelled": "cut_mix"}), "finetune.unlabelled: for runs alone"),
         (labelled(finetune={"layer_decay": 0.5}), "no part `encoder` with blocks"),
         (labelled(finetune={"keep_start": True}), "finetune.keep_start: weights are chosen by"),
     ],

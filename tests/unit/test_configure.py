@@ -16,7 +16,7 @@ from tskd.experiment import configure
 from tskd.experiment.configure import Facts, of_the_data, of_the_networks, of_the_time
 from tskd.models.description import NetworkDescription
 from tskd.models.weights import efficientnet_lite0_path
-from tskd.recipe.files import Change
+from tskd.recipe.files import Change, set_key
 from tskd.recipe.schema import EngineConfig
 
 FACTS = Facts(
@@ -25,8 +25,17 @@ FACTS = Facts(
 )  # fmt: skip
 
 
-def chosen(facts: Facts) -> dict[str, Any]:
-    return {choice.key: choice.value for choice in (*of_the_data(facts), *of_the_networks(facts))}
+def chosen(facts: Facts, *changes: Change) -> dict[str, Any]:
+    """What is chosen beside the changes, one after the other, as `choose` does."""
+    values: dict[str, Any] = {}
+    for change in changes:
+        set_key(values, *change)
+    found = {}
+    for choices in (of_the_data(facts), of_the_networks(facts, values)):
+        for key, value, _ in configure.left_to_choose(choices, changes):
+            set_key(values, key, value)
+            found[key] = value
+    return found
 
 
 @pytest.fixture
@@ -62,13 +71,27 @@ def test_images_are_as_large_as_their_structures_and_the_machine_ask_for(
     assert chosen(replace(FACTS, thickness=thickness, gpu=gpu))["data.image_size"] == side
 
 
-@pytest.mark.parametrize(("thickness", "gpu", "decoder"), [
-    (0.07, False, "unet"), (0.0156, False, "unet_fine"), (0.0156, True, "unet"), (None, False, "unet"),
+@pytest.mark.parametrize(("thickness", "side", "decoder"), [
+    (0.07, None, "unet"), (0.0156, None, "unet_fine"), (None, None, "unet"), (0.0156, 512, "unet"),
+    (0.03, 64, "unet_fine"), (3.4 / 256, 256, "unet_fine"), (3.6 / 256, 256, "unet"),
 ])  # fmt: skip
-def test_thin_structures_get_a_decoder_that_sees_them(thickness: float | None, gpu: bool, decoder: str) -> None:
-    """Held against another decoder, the student would win or lose by that."""
-    found = chosen(replace(FACTS, thickness=thickness, gpu=gpu))
+def test_thin_structures_get_a_decoder_that_sees_them(thickness: float | None, side: int | None, decoder: str) -> None:
+    """As thick as they are where the networks see them, whoever chose that size."""
+    stated = [] if side is None else [Change("data.image_size", side)]
+    found = chosen(replace(FACTS, thickness=thickness), *stated)
     assert {found[f"{part}.decoder"] for part in ("teacher", "student", "unet_imagenet")} == {decoder}
+
+
+@pytest.mark.parametrize(("own", "decoder"), [
+    (Change("student.decoder", "unet"), "unet"), (Change("baselines", ["unet_imagenet"]), "unet_fine"),
+    (Change("control.enabled", True), "unet_fine"), (Change("student.backbone", "resnet18"), "unet_fine"),
+], ids=str)  # fmt: skip
+def test_the_baseline_has_the_students_decoder(own: Change, decoder: str) -> None:
+    """Held against another, the student would win or lose by that; one that is no U-Net's cannot be the baseline's."""
+    found = chosen(replace(FACTS, thickness=0.01), own)
+    assert found["unet_imagenet.decoder"] == decoder
+    if own.key != "student.backbone":
+        assert found.get("student.decoder", own.value) == decoder
 
 
 def test_few_labels_all_train_and_many_choose_weights() -> None:
@@ -112,7 +135,7 @@ def test_a_folder_is_looked_at_and_what_is_set_is_not_chosen(
 ])  # fmt: skip
 def test_whoever_names_a_network_chooses_all_of_it(own: Change, kept: str, gone: str) -> None:
     """A SAM of the user's got the decoder and the rates of our CNN."""
-    chosen_for = {choice.key for choice in configure.left_to_choose(of_the_networks(FACTS), [own])}
+    chosen_for = {choice.key for choice in configure.left_to_choose(of_the_networks(FACTS, {}), [own])}
     assert kept in chosen_for
     assert chosen_for.isdisjoint({f"{gone}.{name}" for name in ("name", "backbone", "decoder", "lr", "initialisation")})
 
@@ -121,7 +144,7 @@ def test_whoever_names_a_network_chooses_all_of_it(own: Change, kept: str, gone:
 def test_whoever_says_what_is_compared_chooses_all_of_it(own: Change) -> None:
     """Without a baseline of its own the student is held against a U-Net from ImageNet, and never against nothing."""
     assert chosen(FACTS)["baselines"] == ["unet_imagenet"]
-    left = {choice.key for choice in configure.left_to_choose(of_the_networks(FACTS), [own])}
+    left = {choice.key for choice in configure.left_to_choose(of_the_networks(FACTS, {}), [own])}
     assert left.isdisjoint({"baselines", "control.enabled", "unet_imagenet.compute"})
 
 

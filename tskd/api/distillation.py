@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 IDENTITY, WEIGHTS = "distillation.json", "student.safetensors"
 _BATCH = 16
 _IDLE = {"cache", "views", "rounds"}
-_IDLE_FINETUNING = {"scratch_lr", "unlabelled"}
-"""Settings of ``distill`` and of ``finetune`` for runs alone."""
+"""Settings of ``distill`` for runs alone."""
 
 
 @dataclass(frozen=True)
@@ -254,12 +253,12 @@ class _Work:
 def _refuse_idle(settings: Mapping[str, Any], finetune: Mapping[str, Any]) -> None:
     """Raise UserError for settings of a run that change nothing here."""
     idle = [name for name in settings if name in _IDLE] + [
-        f"finetune.{name}" for name in finetune if name in _IDLE_FINETUNING
+        f"finetune.{name}" for name in finetune if name == "scratch_lr"
     ]
     if idle:
         raise UserError(
-            f"{', '.join(idle)}: for runs alone. Here the teacher is asked in every step, in one round, and then the "
-            "student that it has taught learns from labels alone. Leave them out."
+            f"{', '.join(idle)}: for runs alone. Here the teacher is asked in every step, in one round, and the labels "
+            "are learned by the student that it has taught. Leave them out."
         )
 
 

@@ -53,7 +53,7 @@ BATCH = 16
 STATED_TOGETHER = {
     ("teacher.name", "teacher.weights"): ("teacher.decoder", "teacher.adaptation", "teacher.encoder_lr", "teacher.lr"),
     ("student.backbone", "student.weights"): ("student.decoder", "student.initialisation"),
-    ("method", "baselines", "control.enabled"): ("unet_imagenet.compute", "unet_imagenet.decoder"),
+    ("method", "baselines", "control.enabled"): ("unet_imagenet.compute",),
 }
 """Whoever states one of the first chooses the rest too: our settings are for our networks and baselines."""
 
@@ -108,7 +108,7 @@ def choose(changes: Sequence[Change], *, minutes: float) -> dict[str, Any]:
     values: dict[str, Any] = {}
     given = _with(values, changes, "the settings")
     facts = look(open_data(given.data, Path(given.data.root).expanduser()), given.data)
-    for choices in (of_the_data(facts), of_the_networks(facts), of_the_time(values, minutes)):
+    for choices in (of_the_data(facts), of_the_networks(facts, values), of_the_time(values, minutes)):
         for key, value, reason in left_to_choose(choices, changes):
             say(f"configure: {key}={_written(value)}: {reason}")
             set_key(values, key, value)
@@ -187,7 +187,9 @@ def _thicknesses(mask: np.ndarray) -> Iterator[float]:
 
 def of_the_data(facts: Facts) -> Iterator[Choice]:
     """Yield the choices that follow from the data set."""
-    sizes, wanted, size = _sides(facts)
+    sizes = SIZES_ON_GPU if facts.gpu else SIZES_ON_CPU
+    wanted = 0 if facts.thickness is None else THINNEST / facts.thickness
+    size = next((one for one in sizes if one >= wanted), sizes[-1])
     where = "a GPU" if facts.gpu else "a processor"
     if facts.thickness is None:
         seen = "no structure was seen in the labelled images that were looked at"
@@ -203,23 +205,16 @@ def of_the_data(facts: Facts) -> Iterator[Choice]:
         )
 
 
-def _sides(facts: Facts) -> tuple[tuple[int, ...], float, int]:
-    """Return the sides that the machine allows, the one that the structures ask for, and the one to take."""
-    sizes = SIZES_ON_GPU if facts.gpu else SIZES_ON_CPU
-    wanted = 0 if facts.thickness is None else THINNEST / facts.thickness
-    return sizes, wanted, next((one for one in sizes if one >= wanted), sizes[-1])
-
-
-def _decoder(facts: Facts) -> tuple[str, str]:
-    """Return the decoder of teacher, student and baseline, and why."""
-    if facts.thickness is not None and (thick := facts.thickness * _sides(facts)[2]) < FINE:
+def _decoder(facts: Facts, side: int) -> tuple[str, str]:
+    """Return the decoder of networks that see images of that side, and why."""
+    if facts.thickness is not None and (thick := facts.thickness * side) < FINE:
         return "unet_fine", f"a skip at full size for structures {thick:.1f} px thick"
     return "unet", "its features of all sizes are joined, as in a U-Net"
 
 
-def of_the_networks(facts: Facts) -> Iterator[Choice]:
-    """Yield the choices of teacher, student, baseline and precision."""
-    decoder, why = _decoder(facts)
+def of_the_networks(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
+    """Yield the choices of teacher, student, baseline and precision; ``values``: all that is settled so far."""
+    decoder, why = _decoder(facts, build_recipe(values, "the choices").data.image_size)
     if facts.sam is not None and facts.gpu:
         yield Choice("teacher.name", "sam", f"SAM's weights are on this machine ({facts.sam.name}), and it has a GPU")
     elif facts.offline:
@@ -243,7 +238,9 @@ def of_the_networks(facts: Facts) -> Iterator[Choice]:
         yield Choice("student.initialisation", "weights", "for every method but scratch")
         yield Choice("baselines", ["unet_imagenet"], "the U-Net that anyone would train from these weights and labels")
         yield Choice("unet_imagenet.compute", "equal", "as much as the student has")
-        yield Choice("unet_imagenet.decoder", decoder, "as the student's")
+        if (of_student := build_recipe(values, "the choices").student.decoder) in ("unet", "unet_fine"):
+            decoder, why = of_student, "as the student's, so that nothing else is compared"
+        yield Choice("unet_imagenet.decoder", decoder, why)
         yield Choice("control.enabled", False, "a U-Net from random weights would be the weaker of the two")
     if facts.labelled_cases >= 2 * MEMBERS:
         yield Choice(

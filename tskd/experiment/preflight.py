@@ -51,8 +51,6 @@ def check_networks(recipe: Recipe) -> None:
 def _check_halves(recipe: Recipe) -> None:
     """Raise UserError where a part of a batch, half of which has no labels, would have nothing to mix."""
     taught: list[tuple[str, TrainConfig]] = [("teacher", kind) for kind in recipe.teacher.kinds if kind.unlabelled]
-    if recipe.finetune.unlabelled:
-        taught.append(("finetune", recipe.finetune))
     if {"consistency", "copy_paste"}.intersection((recipe.method, *recipe.baselines)):
         taught.append(("self_training", recipe.self_training))
     for section, config in taught:

@@ -213,8 +213,7 @@ class Run:
         if within is not None:
             config = lasting(config, within, self.budget.flops_per_image)
         description = self.student_description.bare()  # the initialisation holds them all
-        transfer = None if config.unlabelled is None else self.transfer
-        return finetune.build(self.bench, config, description, self.prepared_artifact, start, self.target, transfer)
+        return finetune.build(self.bench, config, description, self.prepared_artifact, start, self.target)
 
     # --- scores ---
 

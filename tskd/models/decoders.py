@@ -145,8 +145,8 @@ class UNetDecoder(nn.Module):
         super().__init__()
         if len(set(strides)) == 1:
             raise UserError(
-                "the decoder of a U-Net joins features of several sizes, and this encoder, as a plain transformer, "
-                "gives one. Choose the decoder detail, or another backbone."
+                "the decoder of a U-Net joins features of several sizes, and this backbone, as a plain transformer or "
+                "none, has no such. Choose the decoder detail, or another backbone."
             )
         halvings = math.ceil(math.log2(strides[0]))
         self.scales = tuple(max(strides[0] / 2**halving, 1) for halving in range(1, halvings + 1))

@@ -317,14 +317,6 @@ class TrainConfig(Section):
         return self
 
 
-def _require_one_size(config: TeacherConfig | FinetuneConfig) -> None:
-    """Raise ValueError where images that are to be mixed would be cropped."""
-    if config.unlabelled is not None and config.augment.crop:
-        raise ValueError(
-            "unlabelled: augment.crop must be 0, since labelled and unlabelled images are mixed at one size"
-        )
-
-
 class TeacherConfig(TrainConfig):
     """The large model that is adapted to the task on the labels."""
 
@@ -385,7 +377,10 @@ class TeacherConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _halves_that_mix(self) -> Self:
-        _require_one_size(self)
+        if self.unlabelled is not None and self.augment.crop:
+            raise ValueError(
+                "unlabelled: augment.crop must be 0, since labelled and unlabelled images are mixed at one size"
+            )
         return self
 
     @property
@@ -566,10 +561,6 @@ class StudentConfig(Section):
 class FinetuneConfig(TrainConfig):
     """The student learns from the labels."""
 
-    later_keys: ClassVar[frozenset[str]] = frozenset({"unlabelled"})
-    unlabelled: Mix | None = None
-    """Half of each batch has no labels, as ``teacher.unlabelled``: the student learns its own moving average's answers
-    on the images of the transfer set there; None: it learns from labels alone."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Factor of the learning rate from one block to the one before it; used where the student starts trained."""
     augment: AugmentConfig = AugmentConfig()
@@ -579,11 +570,6 @@ class FinetuneConfig(TrainConfig):
     """Learning rate where the student starts from random weights."""
     keep_start: bool = False
     """A pre-trained initialisation is kept as it is where no later weights score better on the validation part."""
-
-    @model_validator(mode="after")
-    def _halves_that_mix(self) -> Self:
-        _require_one_size(self)
-        return self
 
 
 class ControlConfig(TrainConfig):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,12 @@ from safetensors.torch import load_model
 
 from tskd.artifacts import Artifact
 from tskd.data.prepared import Prepared
-from tskd.data.transfer_set import TransferSet
-from tskd.engine import Runtime, Training, fit
+from tskd.engine import Runtime
 from tskd.models.description import NetworkDescription
-from tskd.models.flops import gflops, training_flops
-from tskd.models.registry import STUDENT_FILE, build_model, description_digest, save_model
-from tskd.recipe.schema import FinetuneConfig, SelfTrainingConfig
+from tskd.models.registry import STUDENT_FILE, build_model, description_digest
+from tskd.recipe.schema import FinetuneConfig
 from tskd.seeding import derive
-from tskd.stages.label_training import (
-    label_step,
-    labelled_batches,
-    selection,
-    styled_after,
-    training_labels,
-    training_metrics,
-    validation,
-)
-from tskd.stages.own_answers import answer_flops, self_taught
+from tskd.stages.label_training import selection, styled_after, train_on_labels, training_labels
 from tskd.stages.workbench import Workbench
 
 VERSION = 5
@@ -40,19 +28,17 @@ def build(
     data: Artifact,
     start: Artifact | None,
     target: Artifact | None = None,
-    transfer: Artifact | None = None,
 ) -> Artifact:
     """Return that student fine-tuned from a pre-trained initialisation, or (None) trained from random weights.
 
-    ``target``: prepared images of another site, whose amplitudes ``config.augment.amplitude`` takes. ``transfer``: the
-    images that it learns from without labels, where ``config.unlabelled`` says so.
+    ``target``: prepared images of another site, whose amplitudes ``config.augment.amplitude`` takes.
     """
     started = {} if start is None else {"start": start.digest}
     return bench.train(
         "finetune",
         lambda folder: finetune(
             config, description, start.path if start else None, Prepared(data.path), folder,
-            seed=bench.seed, runtime=bench.runtime, target=target, transfer=transfer,
+            seed=bench.seed, runtime=bench.runtime, target=target,
         ),
         config,
         inputs={
@@ -61,7 +47,6 @@ def build(
             **started,
             **selection(data),
             **styled_after(config.augment, target),
-            **({} if transfer is None else {"transfer": transfer.digest}),
         },
         version=VERSION,
     )  # fmt: skip
@@ -77,42 +62,19 @@ def finetune(
     seed: int,
     runtime: Runtime,
     target: Artifact | None = None,
-    transfer: Artifact | None = None,
 ) -> dict[str, Any]:
-    """Train a student on the labels, from the weights in the folder ``start`` or (None) from random ones; save it.
+    """Train a student on the labels, from the weights in the folder ``start`` or (None) from random ones.
 
-    A pre-trained initialisation is changed carefully: lower learning rate, lower still in early blocks. Where
-    ``config.unlabelled`` says so, half of each batch comes from the images of ``transfer``, without labels.
+    A pre-trained initialisation is changed carefully: lower learning rate, lower still in early blocks.
     """
     torch.manual_seed(derive(seed, "student"))
     model = build_model(description)
     if start is not None:
         load_model(model, start / STUDENT_FILE)
-    labelled, validate = training_labels(prepared, target), validation(prepared)
-    flops, answered = training_flops(model, prepared.image_size), 0
-    if config.unlabelled is None:
-        batches = labelled_batches(
-            labelled, prepared.classes, config, config.augment, derive(seed, "finetune", "batches")
-        )
-        training = Training(
-            label="finetune", module=model, step=label_step, batches=batches, settings=config, seed=seed,
-            validate=validate,
-        )  # fmt: skip
-    else:
-        assert transfer is not None, "whoever asks for such a student gives the images"
-        answered = answer_flops(model, config, prepared.image_size)
-        training = self_taught(
-            model, config.unlabelled, labelled, TransferSet(transfer.path, prepared), config, SelfTrainingConfig(),
-            label="finetune", augment=config.augment, seed=seed, validate=validate,
-        )  # fmt: skip
-    if start is None:
-        training = replace(training, lr=config.scratch_lr)
-    else:
-        training = replace(training, layer_decay=config.layer_decay, validate_start=config.keep_start)
-    result = fit(training, folder, runtime)
-    if runtime.fabric.is_global_zero:
-        save_model(folder, model, description, file=STUDENT_FILE)
-    gflops_of_answers = {"teacher_gflops": gflops(result.steps * answered)} if answered else {}
-    return training_metrics(
-        result, student_gflops=gflops(result.steps * config.batch_size * flops), **gflops_of_answers
-    )
+    return train_on_labels(
+        config, description, model, training_labels(prepared, target), prepared, folder,
+        seed=seed, runtime=runtime, label="finetune", augment=config.augment,
+        lr=config.scratch_lr if start is None else config.lr,
+        layer_decay=1.0 if start is None else config.layer_decay,
+        validate_start=config.keep_start and start is not None,
+    )  # fmt: skip

@@ -72,7 +72,7 @@ def transfer_section(run: RunFolder, album: Album) -> Section | None:
         return None
     view = view_transfer(found[0], run.prepared, run.stages.values())
     images = counted(sum(view.counts.values()), "image")
-    lead = f"{images} without labels, on which the student learned from its teacher."
+    lead = f"{images} without labels, from which the student learned."
     shares = view.artifact.metrics["shares"]
     rows = tuple((name, str(count), f"{100 * shares[name]:.0f} %") for name, count in view.counts.items())
     blocks = [Table(("origin", "images", "share"), rows), *synthetic_blocks(view, album)]
