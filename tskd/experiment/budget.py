@@ -24,9 +24,10 @@ BUDGET_RULE = (
     "the floating-point operations of the student's distillation and fine-tuning together, pre-training included, as "
     "counted by torch (2 a multiply-add; student_gflops), and scratch_total the teacher's as well; unet and "
     "unet_imagenet take steps of their own until they converge, unless their compute is equal; what only gives "
-    "targets is told apart (teacher_gflops): a teacher's adaptation and answers, and the momentum encoder of MoCo v3. "
-    "Making a transfer set, a diffusion model included, is data, not training: it is in no count of operations, and "
-    "in the seconds of the arms that use it."
+    "targets is told apart (teacher_gflops): a teacher's adaptation and answers, the momentum encoder of MoCo v3, and "
+    "the student's moving average that consistency and copy_paste learn from. Making a transfer set, a diffusion "
+    "model included, is data, not training: it is in no count of operations, and in the seconds of the arms that use "
+    "it."
 )
 
 

@@ -734,8 +734,12 @@ class FederatedConfig(Section):
 
 
 class EngineConfig(Section):
-    """Where and how it is computed; nothing here but ``precision`` (and ``tf32``, which rounds as coarsely as float16)
-    changes a result beyond the rounding of float32."""
+    """Where and how it is computed.
+
+    Nothing here but ``precision`` (and ``tf32``, which rounds as coarsely as float16) changes a result beyond the
+    rounding of float32, and several devices where images are mixed or normed together (``distill.mix``,
+    ``teacher.unlabelled``, ``consistency``, ``copy_paste``, batch norm): each does so with its part of the batch.
+    """
 
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: Positive = 1
