@@ -44,14 +44,19 @@ FINE = 3.5
 """Pixels below which a structure wants a skip at full size: vessels 2 px thick gained by it, nuclei of 4 px did not."""
 FEW_LABELS = 100
 """Below, a fifth of the labels chooses weights by chance: all of them train."""
-MEMBERS = 3
 SHARES = {"teacher": 0.35, "distill": 0.25, "finetune": 0.06}
 """Of the time; the U-Net that the student is held against trains as long as the student, and the rest is for reading,
 the teacher's answers, scores and the export."""
 FEWEST, MOST = {"teacher": 100, "distill": 150, "finetune": 50}, {"teacher": 1500, "distill": 8000, "finetune": 1000}
 BATCH = 16
 STATED_TOGETHER = {
-    ("teacher.name", "teacher.weights"): ("teacher.decoder", "teacher.adaptation", "teacher.encoder_lr", "teacher.lr"),
+    ("teacher.name", "teacher.weights"): (
+        "teacher.decoder",
+        "teacher.adaptation",
+        "teacher.encoder_lr",
+        "teacher.lr",
+        "teacher.mirror",
+    ),
     ("student.backbone", "student.weights"): ("student.decoder", "student.initialisation"),
     ("method", "baselines", "control.enabled"): ("unet_imagenet.compute",),
 }
@@ -72,7 +77,6 @@ class Facts:
 
     labelled: int
     """Images with labels that may train, by the budget and without the test's."""
-    labelled_cases: int
     unlabelled: int
     side: int
     """Median of the longer sides of the images, in px."""
@@ -157,11 +161,9 @@ def look(dataset: Dataset, data: DataConfig) -> Facts:
             thick += [width / max(mask.shape) for width in _thicknesses(mask)]
     gpu = open_runtime(EngineConfig()).fabric.device.type != "cpu"
     held_out = 0.0 if any(record.split == "test" for record in dataset.records) else data.test_share
-    cases = round((1 - held_out) * len({record.case for record in labelled}))
     images = round((1 - held_out) * len(labelled))
     return Facts(
         labelled=min(images, data.labels or images),
-        labelled_cases=min(cases, data.label_cases or data.labels or cases),
         unlabelled=sum(record.mask is None for record in dataset.records),
         side=int(np.median(sides)) if sides else 0,
         thickness=float(np.quantile(thick, 0.25)) if thick else None,
@@ -227,6 +229,7 @@ def of_the_networks(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]
         yield Choice("teacher.adaptation", "auto", "all weights of a convolutional teacher train")
         yield Choice("teacher.encoder_lr", 0.3, "its encoder starts trained")
         yield Choice("teacher.lr", 1e-3, "as for a U-Net")
+        yield Choice("teacher.mirror", True, "one teacher: three taught no better and share the time")
     if facts.offline:
         yield Choice(
             "student.backbone",
@@ -242,10 +245,6 @@ def of_the_networks(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]
             decoder, why = of_student, "as the student's, so that nothing else is compared"
         yield Choice("unet_imagenet.decoder", decoder, why)
         yield Choice("control.enabled", False, "a U-Net from random weights would be the weaker of the two")
-    if facts.labelled_cases >= 2 * MEMBERS:
-        yield Choice(
-            "teacher.members", MEMBERS, f"{facts.labelled_cases} labelled cases: each member is scored on a third"
-        )
     if facts.bf16:
         yield Choice("engine.precision", "bf16-mixed", "this machine multiplies bf16 in units of its own")
 
