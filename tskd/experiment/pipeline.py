@@ -195,7 +195,8 @@ def member_scores(run: Run, models: Mapping[str, tuple[str, Artifact]]) -> list[
     titles = (f"teacher, member {number}" for number in count(1))
     scores = [run.evaluation(member, title).metrics["dice"] for member, title in zip(run.teachers.members, titles)]
     if None not in scores:
-        say(f"teacher: {len(scores)} members, Dice {min(scores):.3f} to {max(scores):.3f} each by itself")
+        each = f"{min(scores):.3f} to {max(scores):.3f} each by itself"
+        say(f"teacher: Dice {each if len(scores) > 1 else f'{scores[0]:.3f} without mirrored images'}")
     return scores
 
 
