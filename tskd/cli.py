@@ -463,7 +463,7 @@ def predict(
     tile: Annotated[
         int | None,
         typer.Option(
-            min=16, help="Answer larger images in overlapping tiles of so many px: of models trained on such crops."
+            min=16, help="Answer larger images in overlapping tiles of so many px, whatever the model was trained on."
         ),
     ] = None,
     dicomweb: Annotated[str | None, typer.Option(help="URL of a DICOMweb server to fetch a study from.")] = None,

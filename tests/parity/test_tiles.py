@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from tskd.deploy.network_file import CLASSES, CONFIDENCE, INPUT, PROBABILITIES, ask, open_session
-from tskd.deploy.tiles import ask_in_tiles
+from tskd.deploy.tiles import ask_by_size, ask_in_tiles
 
 
 class Convolutions(nn.Module):
@@ -58,8 +59,11 @@ def test_answers_equal_monai(
     image = image_of(*size)
     planes = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        expected = sliding_window_inference(planes, 32, 1, module.probabilities, overlap=overlap, mode="gaussian")[0]
-    found = ask_in_tiles(session, image, 32, overlap=overlap)
+        logits = sliding_window_inference(
+            planes, 32, 1, lambda part: module.probabilities(part).log(), overlap=overlap, mode="gaussian"
+        )
+        expected = logits.softmax(dim=1)[0]
+    found = ask_in_tiles(partial(ask, session), image, 32, overlap=overlap)
     np.testing.assert_allclose(found.probabilities, expected.numpy(), atol=1e-5)
     assert found.classes.shape == size
     assert np.mean(found.classes != expected.argmax(dim=0).numpy()) < 1e-3
@@ -76,7 +80,7 @@ def test_an_image_that_fits_into_a_tile_is_answered_whole(
     """Red where a small image is filled up to a tile, which the network was not asked for."""
     _, session = network
     image = image_of(30, 32)
-    whole, tiled = ask(session, image), ask_in_tiles(session, image, 32)
+    whole, tiled = ask(session, image), ask_by_size(session, image, 32)
     np.testing.assert_array_equal(tiled.probabilities, whole.probabilities)
     assert tiled.confidence == whole.confidence
 
@@ -87,10 +91,10 @@ def test_the_network_is_asked_for_one_tile_at_a_time(
     """Its memory is that of a tile; red where tiles go in as one batch or the whole image is asked too."""
     asked: list[tuple[int, ...]] = []
 
-    def note(session: onnxruntime.InferenceSession, image: np.ndarray) -> object:
+    def note(session: onnxruntime.InferenceSession, image: np.ndarray, options: None) -> object:
         asked.append(image.shape)
-        return ask(session, image)
+        return ask(session, image, options)
 
     monkeypatch.setattr("tskd.deploy.tiles.ask", note)
-    ask_in_tiles(network[1], image_of(100, 60), 32)
+    ask_by_size(network[1], image_of(100, 60), 32)
     assert asked == [(32, 32, 3)] * (6 * 3)

@@ -176,7 +176,7 @@ def test_a_page_that_may_be_shown_has_no_value_of_a_column() -> None:
 def test_new_keys_are_in_no_name_at_their_defaults() -> None:
     """Else every artifact made before them would be made again."""
     named = Recipe().model_dump(context=NAMING)
-    assert not {"where"} & named["data"].keys()
+    assert not {"where", "tile"} & named["data"].keys()
     assert not {"scanners"} & named["data"]["phantom"].keys()
     assert not {"target", "from_target"} & named["transfer"].keys()
     assert not {"norm_statistics"} & named["evaluate"].keys()

@@ -13,7 +13,7 @@ from tskd.api.pixels import as_pixels
 from tskd.api.show import Table, image_html
 from tskd.deploy.bundle import CARD, Bundle, open_bundle
 from tskd.deploy.doubt import remark
-from tskd.deploy.network_file import ask
+from tskd.deploy.tiles import ask_by_size
 from tskd.overlays import draw_overlay, enlargement
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Model:
             pixels = read_image(Path(image), intensity=self.bundle.window)
         else:
             pixels = as_pixels(image)
-        answer = ask(self._session, pixels)
+        answer = ask_by_size(self._session, pixels, self.bundle.tile)
         return Prediction(
             answer.classes, answer.probabilities, self.classes, pixels, answer.confidence, answer.unfamiliarity,
             remark(answer, look_below=self.bundle.look_below),

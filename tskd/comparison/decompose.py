@@ -18,7 +18,7 @@ from tskd.console import progress, warn
 from tskd.data.prepared import Prepared
 from tskd.metrics.bias_variance import Decomposition, ErrorDecomposer, mean_decomposition
 from tskd.models.registry import load_model
-from tskd.stages.network_answers import network_answer
+from tskd.stages.network_answers import answer_by_size
 
 VERSION = 1
 
@@ -78,7 +78,7 @@ def decompose(models: Sequence[Path], prepared: Prepared, *, device: torch.devic
             decomposer = ErrorDecomposer(prepared.native_mask(row), classes=len(prepared.classes))
             image = prepared.native_image(row)
             for network in networks:
-                decomposer.add(network_answer(network, image).probabilities)
+                decomposer.add(answer_by_size(network, image, prepared.tile).probabilities)
             images.append(decomposer.result())
             advance(done)
     return mean_decomposition(images)

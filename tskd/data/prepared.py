@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tskd.artifacts import Artifact, canonical_json
+from tskd.data.tiles import Corner
 from tskd.machine.disk import naming
 from tskd.types import Record
 
@@ -43,6 +44,15 @@ class PreparedRecord:
     """The volume whose slice it is; None: a single image."""
     place: int | None = None
     """Its place in the volume."""
+    tile_of: str | None = None
+    """The id of the image of which it is a tile; None: it is seen as a whole."""
+    corner: Corner | None = None
+    """Of the tile: (top, left) as :func:`tskd.data.tiles.cut_tile` counts."""
+
+    @property
+    def image(self) -> str:
+        """The id of the image, of which there may be several tiles."""
+        return self.tile_of or self.id
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,15 @@ class Prepared:
     @property
     def image_size(self) -> int:
         return int(self.images.shape[1])
+
+    @property
+    def tile(self) -> int | None:
+        """Side in px of the tiles that larger images were cut into, and are answered in; None: all are seen whole."""
+        return self.dataset.get("tile")
+
+    def count(self, *parts: Part) -> int:
+        """Return the number of images of the parts; the tiles of one are one."""
+        return len({record.image for record in self.records if record.part in parts})
 
     def rows(self, *parts: Part) -> np.ndarray:
         """Return the row numbers of the parts, in order."""
@@ -175,8 +194,14 @@ def open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 def write_prepared_records(folder: Path, records: Iterable[PreparedRecord]) -> None:
     """Write the list of a prepared data set's images, in the order of the rows."""
-    lines = (json.dumps(asdict(record)) + "\n" for record in records)
+    lines = (json.dumps(_fields(record)) + "\n" for record in records)
     (folder / RECORDS).write_text("".join(lines), encoding="utf-8")
+
+
+def _fields(record: PreparedRecord) -> dict[str, Any]:
+    """Return what is written of a record; of a whole image nothing of tiles."""
+    values = asdict(record)
+    return values if record.tile_of else {name: values[name] for name in values if name not in ("tile_of", "corner")}
 
 
 def squeeze_image(image: np.ndarray, side: int) -> np.ndarray:
@@ -196,12 +221,19 @@ def native_path(folder: Path, row: int, kind: Literal["image", "mask"]) -> Path:
     return folder / NATIVE / f"{row:06d}_{kind}.png"
 
 
-def prepared_record(record: Record, part: Part, shape: tuple[int, ...]) -> PreparedRecord:
-    """Return what is kept of a record, whose image has the shape (H, W, ...)."""
-    return PreparedRecord(record.id, record.case, part, shape[0], shape[1], record.spacing, record.volume, record.place)
+def prepared_record(record: Record, part: Part, shape: tuple[int, ...], corner: Corner | None = None) -> PreparedRecord:
+    """Return what is kept of a record, whose image has the shape (H, W, ...), or of its tile at that corner.
+
+    A tile is an image of its own, in no volume.
+    """
+    common = (record.case, part, shape[0], shape[1], record.spacing)
+    if corner is None:
+        return PreparedRecord(record.id, *common, record.volume, record.place)
+    top, left = corner
+    return PreparedRecord(f"{record.id}@{top},{left}", *common, tile_of=record.id, corner=corner)
 
 
 def _parse_record(line: str) -> PreparedRecord:
     values = json.loads(line)
-    spacing = values.pop("spacing")
-    return PreparedRecord(**values, spacing=tuple(spacing) if spacing else None)
+    pairs = {name: tuple(values.pop(name)) for name in ("spacing", "corner") if values.get(name)}
+    return PreparedRecord(**{"spacing": None, **values, **pairs})

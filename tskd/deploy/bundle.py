@@ -65,6 +65,7 @@ class _Described(BaseModel):
     input: _Input
     doubt: _Doubt | None = None
     dataset: str = ""
+    tile: Annotated[int, Field(ge=16, le=65_536)] | None = None
     codes: dict[str, Any] = {}
 
     @field_validator("codes")
@@ -126,6 +127,11 @@ class Bundle:
     def dataset(self) -> str:
         """The name of the data set that it was trained on; empty in bundles that do not say."""
         return self._described.dataset
+
+    @property
+    def tile(self) -> int | None:
+        """The side in px of the tiles of larger images that it was trained on; None: it saw each image as a whole."""
+        return self._described.tile
 
     @property
     def digest(self) -> str:

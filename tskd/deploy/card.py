@@ -214,10 +214,11 @@ def _network(description: BundleDescription) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in description.versions.items())
     window = description.input.window
     rules = description.input.intensities or ["intensities: 8-bit values as they are"]
+    tiles = f"; larger images in tiles of {description.tile} px" if description.tile else ""
     stated = f"{window[0]:g} becomes black, {window[1]:g} white" if window else "; ".join(rules)
     return (
         f"## Network\n\n- {settings}, {description.export['parameters']:,} parameters; sees images at "
-        f"{description.image_size} px, answers at their own size\n"
+        f"{description.image_size} px, answers at their own size{tiles}\n"
         f"- input: RGB, grey repeated; {stated}\n"
         f"- made with {versions}"
     )
@@ -241,10 +242,13 @@ def _export(description: BundleDescription) -> str:
 
 
 def _running(description: BundleDescription) -> str:
+    graph = "all processing is in the graph"
+    if description.tile:
+        graph += f", but for tiles: it sees what it is given as a whole, so cut images beyond {description.tile} px"
     return (
         "## Running it\n\n"
         "```\ntskd predict MODEL_FOLDER IMAGES --out PREDICTIONS\n```\n\n"
-        "or with onnxruntime alone, all processing is in the graph:\n\n"
+        f"or with onnxruntime alone, {graph}:\n\n"
         "```python\n"
         'import os\n\nos.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: else it may report on its use\n'
         "import numpy, onnxruntime\nfrom PIL import Image\n\n"

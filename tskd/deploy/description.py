@@ -48,6 +48,8 @@ class BundleDescription:
     """The rule of doubt, and what it was worth on the test images."""
     codes: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     """Class -> ``category`` and ``type``, each (code, scheme, meaning), where the data set states them."""
+    tile: int | None = None
+    """Side in px of the tiles of larger images that it was trained on, and answers them in."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``model.json`` holds, in its order.
@@ -57,6 +59,8 @@ class BundleDescription:
         values = asdict(self)
         if not self.codes:  # bundles of data sets without codes stay as they were
             del values["codes"]
+        if self.tile is None:
+            del values["tile"]
         network = {name: values.pop(name) for name in ("kind", "classes", "image_size", "arguments")}
         outputs = {
             "classes": {"shape": ["height", "width"], "dtype": "uint8"},

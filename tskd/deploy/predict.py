@@ -29,10 +29,10 @@ from tskd.deploy.doubt import remark
 from tskd.deploy.inputs import Frame, Item, dicom_name, find_items, image_item
 from tskd.deploy.label_files import draft_all, label_file, placeable
 from tskd.deploy.looking import Look, Room, look_ahead
-from tskd.deploy.network_file import Answer, ask
+from tskd.deploy.network_file import Answer
 from tskd.deploy.outcome import Outcome, Prediction
 from tskd.deploy.result_names import apart, extra, left_by_others, refuse_replacing, results, segmentation_name
-from tskd.deploy.tiles import ask_in_tiles
+from tskd.deploy.tiles import ask_by_size
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
 from tskd.machine.disk import Draft
 from tskd.machine.memory import cores
@@ -59,7 +59,7 @@ class PredictOptions:
     dicom_seg: Kind | None = "binary"
     """Of DICOM also ``<name>.seg.dcm``, a DICOM Segmentation of this kind; None: not."""
     tile: int | None = None
-    """Side in px of the overlapping tiles in which larger images are answered; None: each image as a whole."""
+    """Side in px of the overlapping tiles in which larger images are answered; None: as the model was trained."""
 
 
 @until_terminated()
@@ -102,7 +102,8 @@ def predict_paths(
     session, classes = bundle.session(threads // at_once), len(bundle.classes)
     with ThreadPoolExecutor(at_once, thread_name_prefix="tskd-network") as network:
         work = _Work(
-            session, network, bundle.window, bundle.axis, classes, bundle.look_below, out, options, segmentations,
+            session, network, bundle.window, bundle.axis, classes, options.tile or bundle.tile, bundle.look_below, out,
+            options, segmentations,
             inputs=found.paths, taken={path for item in items for path in results(item, options)},
         )  # fmt: skip
         _predict_and_list(items, work, at_once * _WORKERS, outcome)
@@ -224,6 +225,8 @@ class _Work:
     axis: int
     """Along which NIfTI volumes are sliced."""
     classes: int
+    tile: int | None
+    """Side of the tiles in which larger images are answered."""
     look_below: float
     """Confidence below which an answer is to be looked at."""
     out: Path
@@ -261,8 +264,7 @@ class _Work:
     def _ask(self, image: np.ndarray) -> Answer:
         """Return the network's answer, for the whole image or by tiles."""
         self.room.require_open()  # those that wait for a thread need not be asked any more
-        tile = self.options.tile
-        return ask(self.session, image) if tile is None else ask_in_tiles(self.session, image, tile)
+        return ask_by_size(self.session, image, self.tile)
 
     def _own(self, item: Item, place: int | None, image: np.ndarray, answer: Answer) -> Iterator[tuple[Path, bytes]]:
         """Yield the files of one frame: the labels, of an image, come last."""

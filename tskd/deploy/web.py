@@ -51,9 +51,15 @@ def write_web(bundle: Bundle, folder: Path, *, runtime: Path | None = None) -> P
     """Write the static folder of a bundle's network and return it; an older one there is replaced when it is whole.
 
     ``runtime`` is an unpacked onnxruntime-web, None: the one beside the package. Raises UserError where that is not
-    there, where the network is not one of ours, and where ``folder`` holds anything that this did not write.
+    there, where the network is not one of ours or answers in tiles, and where ``folder`` holds anything that this did
+    not write.
     """
     require_folder(folder)
+    if bundle.tile is not None:
+        raise UserError(
+            f"{bundle.folder}: its model answers large images in tiles of {bundle.tile} px, which the page in a "
+            "browser does not do. `tskd predict` and `tskd serve` do."
+        )
     place = folder.resolve()
     _require_ours(place, bundle)
     runtime, version = _find_runtime(runtime)

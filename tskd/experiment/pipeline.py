@@ -157,7 +157,7 @@ def _execute(run: Run) -> RunFolder:
     found = RunFile(
         dataset=run.prepared.dataset["name"],
         tested_on=run.tested.dataset["name"],
-        labels=len(run.prepared.rows("train", "val")),
+        labels=run.prepared.count("train", "val"),
         seed=run.recipe.seed,
         method=run.recipe.method,
         teacher=models["teacher"][1].metrics["teacher"] if "teacher" in models else None,
@@ -203,11 +203,13 @@ def member_scores(run: Run, models: Mapping[str, tuple[str, Artifact]]) -> list[
 def _say_what_for(run: Run) -> None:
     """Say which images are used for what, and which models will be made."""
     prepared, tested = run.prepared, run.tested
-    train, val, unlabelled = (len(prepared.rows(part)) for part in ("train", "val", "unlabelled"))
+    train, val, unlabelled = (prepared.count(part) for part in ("train", "val", "unlabelled"))
     chosen = f"and {val} to choose weights by" if val else "(weights are not chosen: the last averaged ones are kept)"
+    tiles = f", larger images in tiles of {prepared.tile} px" if prepared.tile else ""
+    tests = f"{len(tested.rows('test'))} test images in {len(tested.cases('test'))} cases"
     say(
         f"run: {train} labelled images to train on {chosen}, {unlabelled} without labels, "
-        f"{len(tested.rows('test'))} test images in {len(tested.cases('test'))} cases, at {prepared.image_size} px"
+        f"{tests}, at {prepared.image_size} px{tiles}"
     )
     beside = ", ".join(METHODS[name].title for name in _baselines(run.recipe))
     say(f"run: {METHODS[run.recipe.method].title}{f', and beside it {beside}' if beside else ''}; each trains in turn")

@@ -106,6 +106,9 @@ def check_federated(recipe: Recipe, *, apart: bool = False) -> None:
             "are the strategies alone and pooled."
         )
     several = recipe.teacher.members > 1 or recipe.teacher.beside or recipe.teacher.mirror
+    settings = (recipe.data, recipe.transfer_data, *map(recipe.site_data, federated.sites))
+    if any(data.tile is not None for data in settings):
+        raise UserError("data.tile: sites of a federation learn from whole images. Leave it out.")
     if any(kind.unlabelled for kind in recipe.teacher.kinds):
         raise UserError("teacher.unlabelled: the teachers of a federation learn from labels alone. Leave it out.")
     if federated.strategy in _TRAVELLING and several:

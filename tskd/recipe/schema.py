@@ -265,12 +265,16 @@ class SourceConfig(Section):
 class DataConfig(SourceConfig):
     """Where the images are, how they are read and which labels may be used."""
 
+    later_keys: ClassVar[frozenset[str]] = SourceConfig.later_keys | {"tile"}
     labels: Positive | None = None
     """Label budget in images, the validation part included; None: all labelled training images."""
     label_cases: Positive | None = None
     """Label budget in cases, instead of ``labels``."""
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
     """Side of the square that the networks see; predictions are answered at the image's own size."""
+    tile: Annotated[int, Field(ge=16, le=65_536)] | None = None
+    """Side in px of the square tiles that larger images are cut into, each squeezed to ``image_size``; the model
+    answers them tile by tile. For structures that are lost where a whole image is squeezed. None: whole images."""
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Part of the labelled budget kept for validation. 0: every label trains, in every arm, and nothing is selected:
     each training runs its steps and keeps the averaged weights of the last one."""

@@ -22,7 +22,8 @@ from tskd.deploy.bundle import Bundle
 from tskd.deploy.doubt import MEANING, of_volume, remark
 from tskd.deploy.inputs import Frame, Item
 from tskd.deploy.label_files import label_file
-from tskd.deploy.network_file import Answer, ask
+from tskd.deploy.network_file import Answer
+from tskd.deploy.tiles import ask_by_size
 from tskd.errors import UserError
 from tskd.serve.limits import Limits, Refused, without_paths
 from tskd.serve.uploads import find_item
@@ -106,7 +107,7 @@ class Segmenter:
 
     def ask(self, image: np.ndarray, options: RunOptions | None = None) -> Answer:
         """Return the network's answer for one image (H, W, 3) uint8."""
-        return ask(self.session, image, options)
+        return ask_by_size(self.session, image, self.bundle.tile, options)
 
     def read(self, frame: Frame) -> np.ndarray:
         """Return a frame as the network sees it, (H, W, 3) uint8."""

@@ -5,7 +5,7 @@ A network of millions of weights may answer from a shallow skip alone: its score
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from tskd.artifacts import Artifact
 from tskd.console import progress
 from tskd.data.prepared import Prepared
+from tskd.deploy.tiles import blend_tiles, likeliest
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
-from tskd.losses.classes import hard_prediction
+from tskd.losses.classes import with_background
 from tskd.metrics.segmentation import mean_dice
 from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.stages.scoring import Scoring, Tally
 from tskd.stages.workbench import Workbench
 
-VERSION = 3
+VERSION = 4
 Features = Sequence[Tensor]
 Ablated = Callable[[Any, Tensor, Features, Features], Tensor]
 """(network, image (1, 3, H, W), its features, those of another case's image) to logits (1, K, H, W)."""
@@ -60,36 +61,48 @@ def ablate(model: nn.Module, prepared: Prepared, *, device: torch.device) -> dic
     kinds = [name for name in ABLATIONS if not absent.get(name)]
     rows = prepared.rows("test")
     tallies = {name: Tally(Scoring.of(prepared, distances=False)) for name in kinds}
+    ablated = _Ablated(model, kinds, prepared, device)
     explained = memory_explained("what the student uses", device, inference_remedies("data.image_size"))
     with explained, progress("what the student uses", len(rows)) as advance:
-        for done, (row, image, own, other) in enumerate(_encoded(model, prepared, rows, device), start=1):
-            for name in kinds:
-                with torch.inference_mode():
-                    prediction = hard_prediction(ABLATIONS[name](model, image, own, other))[0].cpu().numpy()
-                tallies[name].add(int(row), prediction)
+        for done, row in enumerate(rows, start=1):
+            ablated.at(int(row))
+            image, tile = prepared.native_image(row), prepared.tile
+            planes = ablated.planes(image) if tile is None else blend_tiles(ablated.planes, image, tile)
+            for name, of_kind in zip(kinds, np.split(planes, len(kinds)), strict=True):
+                tallies[name].add(int(row), likeliest(of_kind))
             advance(done)
     dice = {name: mean_dice(tally.headline) for name, tally in tallies.items()}
     return {name: dice.get(name) for name in ABLATIONS}
 
 
-def _encoded(
-    model: TimmSegmenter, prepared: Prepared, rows: np.ndarray, device: torch.device
-) -> Iterator[tuple[int, Tensor, Features, Features]]:
-    """Yield each row with its image, its features and those of the last image before it that is of another case.
+class _Ablated:
+    """A network under all ablations at once; it knows the image of another case that is to be taken."""
 
-    The first case gets the features of the last row's image.
-    """
+    def __init__(self, model: TimmSegmenter, kinds: Sequence[str], prepared: Prepared, device: torch.device) -> None:
+        self.model, self.kinds, self.prepared, self.device = model, kinds, prepared, device
+        self._last = int(prepared.rows("test")[-1])
+        self._case, self._other = self._case_of(self._last), self._features_of(self._last)
 
-    def look(row: int) -> tuple[Tensor, Features]:
-        image = to_images(prepared.native_image(row)[None]).to(device)
+    def at(self, row: int) -> None:
+        """Go to the next test image: of those before it the last one of another case lends its features.
+
+        The first case gets those of the last image of all.
+        """
+        if self._case_of(row) != self._case:
+            self._case, self._other = self._case_of(row), self._features_of(self._last)
+        self._last = row
+
+    def planes(self, image: np.ndarray) -> np.ndarray:
+        """Return the logits (kinds x (K + 1), H, W) for an image or a tile of it, (H, W, 3) uint8, background first."""
+        shown = to_images(image[None]).to(self.device)
         with torch.inference_mode():
-            return image, model.encode(image)
+            own = self.model.encode(shown)
+            logits = [ABLATIONS[kind](self.model, shown, own, self._other) for kind in self.kinds]
+            return torch.cat([with_background(one)[0] for one in logits]).float().cpu().numpy()
 
-    _, last = look(rows[-1])
-    case, other = prepared.records[rows[-1]].case, last
-    for row in rows:
-        image, own = look(row)
-        if prepared.records[row].case != case:
-            case, other = prepared.records[row].case, last
-        yield row, image, own, other
-        last = own
+    def _case_of(self, row: int) -> str:
+        return self.prepared.records[row].case
+
+    def _features_of(self, row: int) -> Features:
+        with torch.inference_mode():
+            return self.model.encode(to_images(self.prepared.images[row][None]).to(self.device))

@@ -34,7 +34,7 @@ from tskd.machine.disk import write_json
 from tskd.metrics.doubt import Calibration, order_by_confidence
 from tskd.metrics.segmentation import agreement
 from tskd.models.registry import load_model
-from tskd.stages.network_answers import network_answer
+from tskd.stages.network_answers import answer_by_size
 from tskd.stages.workbench import Workbench
 from tskd.types import UNLABELLED
 
@@ -270,7 +270,8 @@ def _test(
     before, after = Calibration.empty(), Calibration.empty()
     with progress("doubt: test images", len(rows)) as advance:
         for done, row in enumerate(rows, start=1):
-            answer, mask = network_answer(model, tested.native_image(row), doubts), tested.native_mask(row)
+            answer = answer_by_size(model, tested.native_image(row), tested.tile, doubts)
+            mask = tested.native_mask(row)
             _count(before, _tempered(answer.probabilities, doubts.temperature), mask)
             _count(after, answer.probabilities, mask)
             lines.append(_line(tested, int(row), answer, mask, rule))

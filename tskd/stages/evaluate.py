@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tskd.artifacts import Artifact
 from tskd.console import progress
 from tskd.data.prepared import Prepared
+from tskd.data.tiles import fits
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.classes import hard_prediction
@@ -31,6 +32,7 @@ from tskd.stages.evaluation_files import (
     read_prediction,
     write_cases,
 )
+from tskd.stages.network_answers import answer_by_size
 from tskd.stages.scoring import Scoring, Tally, summarise_levels
 from tskd.stages.workbench import Workbench
 
@@ -66,7 +68,7 @@ def evaluate(
     explained = memory_explained(f"evaluate {title}", device, inference_remedies("data.image_size (or the teacher's)"))
     with explained, progress(f"evaluate {title}", len(rows)) as advance:
         for done, row in enumerate(rows, start=1):
-            prediction = predict_image(model, prepared.native_image(row), device)
+            prediction = predict_image(model, prepared.native_image(row), device, prepared.tile)
             Image.fromarray(prediction).save(prediction_path(folder, row))
             tally.add(row, prediction)
             advance(done)
@@ -116,8 +118,10 @@ def _set_statistics(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
     norm.get_buffer("running_var").copy_(variance)
 
 
-def predict_image(model: nn.Module, image: np.ndarray, device: torch.device) -> np.ndarray:
-    """Return the class map (H, W) uint8 of one image (H, W, 3) uint8 at its own size."""
+def predict_image(model: nn.Module, image: np.ndarray, device: torch.device, tile: int | None = None) -> np.ndarray:
+    """Return the class map (H, W) uint8 of one image (H, W, 3) uint8 at its own size, of a larger one by tiles."""
+    if tile is not None and not fits(image.shape, tile):
+        return answer_by_size(model, image, tile).classes
     with torch.inference_mode():
         logits = model(to_images(image[None]).to(device)).logits
         return hard_prediction(logits)[0].cpu().numpy()

@@ -186,13 +186,14 @@ def export(
         input=InputRule(dataset["window"], axis, rules),
         dataset=dataset["name"],
         training_data_sha256=data_digest,
-        images={part: len(prepared.rows(part)) for part in PARTS},
+        images={part: prepared.count(part) for part in PARTS},
         cases={part: len(prepared.cases(part)) for part in PARTS},
         scores={name: _score_fields(values) for name, values in scores.items()},
         versions={"python": versions["python"], **versions["libraries"]},
         export=metrics,
         doubt=doubt.metrics,
         codes=dataset.get("codes", {}),
+        tile=prepared.tile,
     )
     save_tensors(folder, segmenter.state_dict(), description.as_dict(), file=WEIGHTS)
     write_atomic(folder / CARD, model_card(description).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from tskd.deploy.network_file import Answer
 from tskd.deploy.onnx_export import Doubts, confidence, pooled
+from tskd.deploy.tiles import ask_in_tiles
 from tskd.engine.batches import to_images
 from tskd.losses.classes import class_probabilities
 
@@ -30,6 +32,12 @@ def network_answer(segmenter: nn.Module, image: np.ndarray, doubts: Doubts | Non
     return Answer(
         classes.to(torch.uint8).numpy(), probabilities.numpy(), float(confidence(classes, probabilities)), strange
     )
+
+
+def answer_by_size(segmenter: nn.Module, image: np.ndarray, tile: int | None, doubts: Doubts | None = None) -> Answer:
+    """Return what the network says about one image (H, W, 3) uint8: of a larger one by tiles, where it saw tiles."""
+    answer = partial(network_answer, segmenter, doubts=doubts)
+    return answer(image) if tile is None else ask_in_tiles(answer, image, tile)
 
 
 def median_ms(networks: Sequence[Callable[[np.ndarray], Answer]], image: np.ndarray) -> list[float]:

@@ -26,8 +26,7 @@ from tskd.data.reading import MAX_PIXELS
 from tskd.data.sites import take
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.looking import Room
-from tskd.deploy.network_file import ask
-from tskd.deploy.tiles import ask_in_tiles
+from tskd.deploy.tiles import ask_by_size
 from tskd.errors import UserError, require_folder, until_terminated
 from tskd.machine.disk import naming, write_json
 from tskd.machine.memory import cores
@@ -121,7 +120,7 @@ def score_scans(bundle: Bundle, root: Path, out: Path, options: ScoreOptions | N
     dataset = _open(bundle, root, options)
     _refuse_among(dataset, out)
     with _settled_in(out) as folder:
-        answered, remarks, failures = _answer_all(bundle, dataset, options.tile)
+        answered, remarks, failures = _answer_all(bundle, dataset, options.tile or bundle.tile)
         return _write(answered, bundle, folder, remarks, failures, options.overlays)
 
 
@@ -230,7 +229,7 @@ def _answer_all(
         try:
             image, mask = dataset.read_image(record), dataset.read_mask(record)
             with room.of(mask.size):
-                found = ask(session, image) if tile is None else ask_in_tiles(session, image, tile)
+                found = ask_by_size(session, image, tile)
             files, grey = (packed(mask), packed(found.classes)), record_use(dataset, record, image)
             return _Read(record, mask.shape, fingerprint_image(image), grey, tuple(oddities(record)), files)
         except UserError as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tskd.artifacts import Artifact, Builder
-from tskd.console import warn
+from tskd.console import progress, warn
 from tskd.data.duplicates import DuplicatePair
 from tskd.data.known_digests import KnownDigests
 from tskd.data.label_sense import doubts
@@ -20,20 +21,27 @@ from tskd.data.prepared import (
     MASKS,
     NATIVE,
     PARTS,
+    Part,
     native_path,
     open_array,
     prepared_record,
+    spaced,
+    squeeze_image,
+    squeeze_mask,
     write_prepared_records,
 )
 from tskd.data.splits import Split, make_split, save_split
+from tskd.data.tiles import Corner, cut_tile, fits, middle_corner, tile_corners
 from tskd.errors import UserError
 from tskd.machine.disk import write_json
-from tskd.recipe.schema import PHANTOMS, DataConfig, SourceConfig
+from tskd.recipe.schema import NAMING, PHANTOMS, DataConfig, SourceConfig
 from tskd.stages.readings import SHOWN, Reading, Readings
 from tskd.stages.source_data import HASHES, data_root, dataset_digest, open_data
-from tskd.types import Record
+from tskd.types import UNLABELLED
 
 VERSION = 5
+MOST_TILES = 16
+"""Of one image without labels."""
 
 
 def build(store: Builder, data: DataConfig, readings: Readings | None = None) -> Artifact:
@@ -51,7 +59,7 @@ def build(store: Builder, data: DataConfig, readings: Readings | None = None) ->
     return store.build(
         "prepare",
         make,
-        config=data.model_dump(exclude={"root", "phantom", "layout", "where"}),
+        config=data.model_dump(exclude={"root", "phantom", "layout", "where"}, context=NAMING),
         inputs={"data": digest},
         seed=data.split_seed,
         version=VERSION,
@@ -88,7 +96,7 @@ def build_target(store: Builder, data: DataConfig, other: SourceConfig, readings
     return store.build(
         "prepare",
         make,
-        config={"image_size": config.image_size, "labelled": False},
+        config={"image_size": config.image_size, "labelled": False} | _tile_stated(config),
         inputs={"data": digest},
         seed=config.split_seed,
         version=VERSION,
@@ -127,12 +135,18 @@ def write_prepared(config: DataConfig, reading: Reading, split: Split, folder: P
     """Write what was read, part by part."""
     records = reading.records
     save_split(split, folder / "split.json")
-    order = _row_order(records, split)
-    _write_rows(reading, [index for index, _ in order], folder, labelled=len(split.train) + len(split.val))
+    rows = list(_rows(reading, split, config.tile))
+    _write_rows(reading, rows, config.tile, folder)
     write_prepared_records(
-        folder, [prepared_record(records[index], part, reading.shapes[index]) for index, part in order]
+        folder,
+        [
+            prepared_record(
+                records[row.record], row.part, reading.shapes[row.record], None if row.part == "test" else row.corner
+            )
+            for row in rows
+        ],
     )
-    _keep_native(reading, [(row, index) for row, (index, part) in enumerate(order) if part == "test"], folder)
+    _keep_native(reading, [(place, row.record) for place, row in enumerate(rows) if row.part == "test"], folder)
     write_json(folder / DATASET, _describe(reading.dataset, config, reading.notes))
     return {"cases": len({record.case for record in records}), **{part: len(getattr(split, part)) for part in PARTS}}
 
@@ -163,21 +177,66 @@ def _refuse_senseless(
         warn(str(doubt))
 
 
-def _write_rows(reading: Reading, order: Sequence[int], folder: Path, *, labelled: int) -> None:
-    side = reading.side
-    images = open_array(folder / IMAGES, (len(order), side, side, 3))
+class _Row(NamedTuple):
+    """What a row of the arrays holds."""
+
+    record: int
+    """Its place in the data set."""
+    part: Part
+    corner: Corner | None
+    """Of its tile; None: the whole image."""
+
+
+def _rows(reading: Reading, split: Split, tile: int | None) -> Iterator[_Row]:
+    """Yield the rows in their order: images, and tiles of the larger ones where there is a side for tiles.
+
+    Of images with labels all tiles are there, overlapping by half; of each without labels so many, evenly spaced; of
+    test images, which are scored as a whole, the one in the middle.
+    """
+    index_of = {record.id: index for index, record in enumerate(reading.records)}
+    for part in PARTS:
+        for index in (index_of[name] for name in getattr(split, part)):
+            shape = reading.shapes[index]
+            if tile is None or fits(shape, tile):
+                yield _Row(index, part, None)
+                continue
+            corners = list(tile_corners(shape, tile))
+            if part == "test":
+                corners = [middle_corner(shape, tile)]
+            elif part == "unlabelled":
+                corners = [corners[place] for place in spaced(range(len(corners)), MOST_TILES)]
+            yield from (_Row(index, part, corner) for corner in corners)
+
+
+def _write_rows(reading: Reading, rows: Sequence[_Row], tile: int | None, folder: Path) -> None:
+    side, labelled = reading.side, sum(row.part in ("train", "val") for row in rows)
+    images = open_array(folder / IMAGES, (len(rows), side, side, 3))
     masks = open_array(folder / MASKS, (labelled, side, side))
-    for row, index in enumerate(order):
-        images[row] = reading.images[index]
-        if row < labelled:
-            masks[row] = reading.masks[index]
+    cut: dict[int, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        if row.corner is not None:
+            cut[row.record].append(place)
+            continue
+        images[place] = reading.images[row.record]
+        if place < labelled:
+            masks[place] = reading.masks[row.record]
+
+    def write_tiles(index: int) -> None:
+        image, mask = reading.native(index)
+        for place in cut[index]:
+            corner = rows[place].corner
+            assert tile is not None
+            assert corner is not None
+            images[place] = squeeze_image(cut_tile(image, corner, tile), side)
+            if place < labelled and mask is not None:
+                masks[place] = squeeze_mask(cut_tile(mask, corner, tile, UNLABELLED), side)
+
+    if cut:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, progress("prepare: tiles", len(cut)) as advance:
+            for done, _ in enumerate(pool.map(write_tiles, cut), start=1):
+                advance(done)
     images.flush()
     masks.flush()
-
-
-def _row_order(records: Sequence[Record], split: Split) -> list[tuple[int, Any]]:
-    index_of = {record.id: index for index, record in enumerate(records)}
-    return [(index_of[name], part) for part in PARTS for name in getattr(split, part)]
 
 
 def _keep_native(reading: Reading, rows: Sequence[tuple[int, int]], folder: Path) -> None:
@@ -194,6 +253,10 @@ def _keep_native(reading: Reading, rows: Sequence[tuple[int, int]], folder: Path
     reading.forget_decoded()
 
 
+def _tile_stated(config: DataConfig) -> dict[str, int]:
+    return {} if config.tile is None else {"tile": config.tile}
+
+
 def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dict[str, Any]:
     codes = {name: code._asdict() for name, code in dataset.codes.items()}
     return {
@@ -201,6 +264,7 @@ def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dic
         "layout": dataset.layout,
         "classes": list(dataset.classes),
         "image_size": config.image_size,
+        **_tile_stated(config),
         "window": dataset.options.window,
         "notes": [*dataset.notes, *notes],
         **({"codes": codes} if codes else {}),

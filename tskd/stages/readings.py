@@ -94,6 +94,13 @@ class Reading:
         self.indices = {r.id: one.indices for r, one in zip(self.records, seen, strict=True) if one.indices is not None}
         """Class indices in each labelled record's mask, background (0) included."""
 
+    def native(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return a record's image and, where it has one, mask at their own size."""
+        record = self.dataset.records[index]
+        if known := self._held.look(index):
+            return known
+        return self.dataset.read_image(record), None if record.mask is None else self.dataset.read_mask(record)
+
     def native_files(self, index: int) -> tuple[bytes, bytes]:
         """Return a labelled record's image and mask at their own size, as the bytes of PNG files."""
         if index in self._files:
@@ -167,6 +174,10 @@ class _Held:
             self._room -= image.nbytes + mask.nbytes
             if self._room >= 0:
                 self._images[index] = image, mask
+
+    def look(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return what was kept."""
+        return self._images.get(index)
 
     def take(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Return what was kept, and keep it no longer."""

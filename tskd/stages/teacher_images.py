@@ -6,10 +6,13 @@ A teacher that was shown the student's images would see each shrunk and enlarged
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tskd.artifacts import Artifact, Builder
 from tskd.console import progress, say
@@ -19,14 +22,17 @@ from tskd.data.prepared import (
     IMAGES,
     MASKS,
     Prepared,
+    PreparedRecord,
     open_array,
     squeeze_image,
     squeeze_mask,
     write_prepared_records,
 )
+from tskd.data.tiles import cut_tile
 from tskd.machine.disk import require_room, write_json
 from tskd.recipe.schema import DataConfig
 from tskd.stages.source_data import data_root, open_data
+from tskd.types import UNLABELLED
 
 VERSION = 1
 
@@ -60,20 +66,30 @@ def write_teacher_images(dataset: Dataset, prepared: Prepared, size: int, folder
     )
     say(f"teacher: its own {len(records)} images at {size} px, {needed / 1e6:.0f} MB on disk")
     source = {record.id: record for record in dataset.records}
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, record in enumerate(records):
+        rows_of[record.image].append(row)
     images = open_array(folder / IMAGES, (len(records), size, size, 3))
     masks = open_array(folder / MASKS, (labelled, size, size))
 
-    def put(row: int) -> None:
-        record = source[records[row].id]
-        images[row] = squeeze_image(dataset.read_image(record), size)
-        if row < labelled:
-            masks[row] = squeeze_mask(dataset.read_mask(record), size)
+    def put(rows: Sequence[int]) -> None:
+        record = source[records[rows[0]].image]
+        image, mask = dataset.read_image(record), dataset.read_mask(record) if rows[0] < labelled else None
+        for row in rows:
+            images[row] = squeeze_image(_shown(image, records[row], prepared.tile), size)
+            if mask is not None:
+                masks[row] = squeeze_mask(_shown(mask, records[row], prepared.tile, UNLABELLED), size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("teacher: reading", len(records)) as advance:
-        for done, _ in enumerate(pool.map(put, range(len(records))), start=1):
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("teacher: reading", len(rows_of)) as advance:
+        for done, _ in enumerate(pool.map(put, rows_of.values()), start=1):
             advance(done)
     images.flush()
     masks.flush()
     write_prepared_records(folder, records)
     write_json(folder / DATASET, {**prepared.dataset, "image_size": size})
     return {"images": len(records), "image_size": size, "megabytes": round(needed / 1e6, 1)}
+
+
+def _shown(pixels: np.ndarray, record: PreparedRecord, tile: int | None, value: int = 0) -> np.ndarray:
+    """Return the part of an image or mask (H, W, ...) that a record shows."""
+    return pixels if tile is None or record.corner is None else cut_tile(pixels, record.corner, tile, value)

@@ -119,7 +119,7 @@ def data_section(run: RunFolder) -> Section | None:
         ("trained on without labels", run.prepared, "unlabelled"),
         ("scored, never trained on", run.tested, "test"),
     )
-    rows = tuple((use, str(len(data.rows(part))), str(len(data.cases(part)))) for use, data, part in uses)
+    rows = tuple((use, str(data.count(part)), str(len(data.cases(part)))) for use, data, part in uses)
     size, names = run.prepared.image_size, {data.dataset["name"]: None for _, data, _ in uses}
     facts = (
         ("Data set", ", tested on ".join(names)),

@@ -1,0 +1,119 @@
+"""Large images as tiles: what is cut, from where, and what stays whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tskd.artifacts import Store
+from tskd.data.prepared import Prepared, squeeze_image, squeeze_mask
+from tskd.data.tiles import cut_tile, tile_corners
+from tskd.recipe.schema import DataConfig
+from tskd.stages import teacher_images
+from tskd.stages.prepare import MOST_TILES, build
+from tskd.types import UNLABELLED
+
+TILE, SIDE = 48, 32
+SIZES = {"a": (60, 100), "b": (40, 90), "c": (30, 48), "d": (96, 96), "e": (480, 300), "f": (64, 80), "g": (70, 60)}
+"""Name -> rows and columns: a short side, one that fits into a tile, one with very many tiles."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of noise; e has no mask, f and g are the test."""
+    root, rng = tmp_path_factory.mktemp("tiles") / "data", np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+    for name, size in SIZES.items():
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(root / f"images/{name}.png")
+        mask = np.zeros(size, np.uint8)
+        mask[4 : size[0] - 9, 7:30] = 1
+        if name != "e":
+            Image.fromarray(mask).save(root / f"masks/{name}.png")
+    split = [f"{name},{'test' if name in 'fg' else 'train'}" for name in SIZES]
+    (root / "split.csv").write_text("id,split\n" + "\n".join(split))
+    return root
+
+
+def settings(root: Path, **more: object) -> DataConfig:
+    return DataConfig(root=str(root), image_size=SIDE, val_share=0, **more)
+
+
+@pytest.fixture(scope="module")
+def tiled(root: Path) -> Prepared:
+    return Prepared(build(Store(root.parent / "store"), settings(root, tile=TILE)).path)
+
+
+def native(root: Path, name: str, kind: str = "images") -> np.ndarray:
+    return np.asarray(Image.open(root / f"{kind}/{name}.png"))
+
+
+def test_every_tile_of_a_labelled_image_trains_and_some_of_one_without_labels(tiled: Prepared) -> None:
+    counted = Counter(record.image for record in tiled.records)
+    for name in "abd":
+        assert counted[name] == len(list(tile_corners(SIZES[name], TILE)))
+    assert (counted["c"], counted["f"], counted["g"], counted["e"]) == (1, 1, 1, MOST_TILES)
+    assert [tiled.count(part) for part in ("train", "unlabelled", "test")] == [4, 1, 2]
+    assert len({record.id for record in tiled.records}) == len(tiled.records)
+    assert {record.case for record in tiled.records} == set(SIZES)
+    rows = [int(name.partition("@")[2].partition(",")[0]) for name in tiled.names(tiled.rows("unlabelled"))]
+    assert (min(rows), max(rows)) == (0, 480 - TILE), "evenly spaced from the first to the last"
+
+
+def test_a_row_shows_what_the_image_shows_there(tiled: Prepared, root: Path) -> None:
+    for row, record in enumerate(tiled.records):
+        if record.part == "test":
+            continue
+        image = native(root, record.image)
+        shown = image if record.corner is None else cut_tile(image, record.corner, TILE)
+        assert np.array_equal(tiled.images[row], squeeze_image(shown, SIDE))
+        if record.part == "train":
+            mask = native(root, record.image, "masks")
+            shown = mask if record.corner is None else cut_tile(mask, record.corner, TILE, UNLABELLED)
+            assert np.array_equal(tiled.masks[row], squeeze_mask(shown, SIDE))
+    filled = tiled.masks[tiled.row_of("b@0,0")]
+    assert filled[0].tolist() == [UNLABELLED] * SIDE, "beyond the image nothing is known"
+    assert UNLABELLED not in tiled.masks[tiled.row_of("a@0,0")]
+
+
+def test_test_images_are_whole_at_their_own_size_and_shown_by_their_middle(tiled: Prepared, root: Path) -> None:
+    for row in tiled.rows("test"):
+        record = tiled.records[row]
+        assert (record.id, record.corner) == (record.image, None)
+        assert np.array_equal(tiled.native_image(row), native(root, record.id))
+        assert np.array_equal(tiled.native_mask(row), native(root, record.id, "masks"))
+    middle = cut_tile(native(root, "f"), (8, 16), TILE)
+    assert np.array_equal(tiled.images[tiled.row_of("f")], squeeze_image(middle, SIDE))
+
+
+def test_tiles_are_of_no_volume_and_keep_their_spacing(tiled: Prepared) -> None:
+    assert {record.volume for record in tiled.records} == {None}
+    assert all((record.height, record.width) == SIZES[record.image] for record in tiled.records)
+
+
+def test_without_tiles_records_and_names_are_what_they_were(root: Path, tiled: Prepared) -> None:
+    artifact = build(Store(root.parent / "store"), settings(root))
+    whole = Prepared(artifact.path)
+    assert len(whole.records) == len(SIZES)
+    assert whole.tile is None
+    assert tiled.tile == TILE
+    assert "tile" not in artifact.manifest["config"]
+    text = (artifact.path / "records.jsonl").read_text() + (artifact.path / "dataset.json").read_text()
+    assert "corner" not in text
+    assert "tile" not in text
+
+
+def test_a_teacher_of_another_size_sees_the_same_tiles(root: Path, tiled: Prepared) -> None:
+    store, data = Store(root.parent / "store"), settings(root, tile=TILE)
+    found = Prepared(teacher_images.build(store, data, build(store, data), 64).path)
+    for row, record in enumerate(found.records):
+        assert record == tiled.records[row]
+        image = native(root, record.image)
+        shown = image if record.corner is None else cut_tile(image, record.corner, TILE)
+        assert np.array_equal(found.images[row], squeeze_image(shown, 64))
+    shown = cut_tile(native(root, "b", "masks"), (0, 24), TILE, UNLABELLED)
+    assert np.array_equal(found.masks[tiled.row_of("b@0,24")], squeeze_mask(shown, 64))
