@@ -31,7 +31,7 @@ def chosen(facts: Facts, *changes: Change) -> dict[str, Any]:
     for change in changes:
         set_key(values, *change)
     found = {}
-    for choices in (of_the_data(facts), of_the_networks(facts, values)):
+    for choices in (of_the_data(facts, values), of_the_networks(facts, values)):
         for key, value, _ in configure.left_to_choose(choices, changes):
             set_key(values, key, value)
             found[key] = value
@@ -68,7 +68,35 @@ def quick_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_images_are_as_large_as_their_structures_and_the_machine_ask_for(
     thickness: float | None, gpu: bool, side: int
 ) -> None:
-    assert chosen(replace(FACTS, thickness=thickness, gpu=gpu))["data.image_size"] == side
+    """Of images that are hardly larger than what the networks see: there is nothing to cut."""
+    found = chosen(replace(FACTS, thickness=thickness, gpu=gpu, side=300 if gpu else 150))
+    assert found["data.image_size"] == side
+    assert "data.tile" not in found
+
+
+@pytest.mark.parametrize(("thickness", "side", "gpu", "stated", "tile"), [
+    (0.0156, 512, False, None, 128),  # vessels of 8 px: tiles at the image's own sharpness
+    (0.0156, 2048, False, None, 496),  # of 32 px: tiles of 4 times what the networks see
+    (0.001, 512, False, None, 128),  # thinner than a pixel: no tile is enlarged
+    (0.0156, 150, False, None, None), (0.07, 2048, False, None, None), (None, 512, False, None, None),
+    (0.0156, 512, False, 64, 64), (0.0156, 512, False, 256, None),
+    (0.008, 512, True, None, 256), (0.0156, 512, True, None, None),
+])  # fmt: skip
+def test_thin_structures_of_large_images_are_seen_in_tiles(
+    thickness: float | None, side: int, gpu: bool, stated: int | None, tile: int | None
+) -> None:
+    """8 px thick where the networks see them, or as thick as they are."""
+    changes = [] if stated is None else [Change("data.image_size", stated)]
+    found = chosen(replace(FACTS, thickness=thickness, side=side, gpu=gpu), *changes)
+    assert found.get("data.tile") == tile
+    if tile is not None:
+        assert found.get("data.image_size", stated) == stated or found["data.image_size"] == (256 if gpu else 128)
+
+
+def test_decoders_go_by_what_tiles_show() -> None:
+    """Vessels of 2 px squeezed whole are 8 px thick in tiles, and need no skip at full size."""
+    assert chosen(replace(FACTS, thickness=0.0156))["student.decoder"] == "unet"
+    assert chosen(replace(FACTS, thickness=0.002))["student.decoder"] == "unet_fine"
 
 
 @pytest.mark.parametrize(("thickness", "side", "decoder"), [
@@ -77,7 +105,7 @@ def test_images_are_as_large_as_their_structures_and_the_machine_ask_for(
 ])  # fmt: skip
 def test_thin_structures_get_a_decoder_that_sees_them(thickness: float | None, side: int | None, decoder: str) -> None:
     """As thick as they are where the networks see them, whoever chose that size."""
-    stated = [] if side is None else [Change("data.image_size", side)]
+    stated = [Change("data.tile", None), *([] if side is None else [Change("data.image_size", side)])]
     found = chosen(replace(FACTS, thickness=thickness), *stated)
     assert {found[f"{part}.decoder"] for part in ("teacher", "student", "unet_imagenet")} == {decoder}
 
@@ -88,7 +116,7 @@ def test_thin_structures_get_a_decoder_that_sees_them(thickness: float | None, s
 ], ids=str)  # fmt: skip
 def test_the_baseline_has_the_students_decoder(own: Change, decoder: str) -> None:
     """Held against another, the student would win or lose by that; one that is no U-Net's cannot be the baseline's."""
-    found = chosen(replace(FACTS, thickness=0.01), own)
+    found = chosen(replace(FACTS, thickness=0.01, side=150), own)
     assert found["unet_imagenet.decoder"] == decoder
     if own.key != "student.backbone":
         assert found.get("student.decoder", own.value) == decoder
