@@ -122,4 +122,4 @@ def test_other_networks_have_no_such_parts(prepared: Prepared) -> None:
 def _image(prepared: Prepared, row: int) -> Any:
     from tskd.engine.batches import to_images
 
-    return to_images(prepared.images[row][None])
+    return to_images(prepared.native_image(row)[None])

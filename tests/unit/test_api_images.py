@@ -106,3 +106,9 @@ def test_white_masks_are_not_taken_for_unlabelled_ones() -> None:
 def test_what_cannot_be_learned_from_is_refused(images: Any, labels: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         read(images, labels, **options)
+
+
+def test_tiles_are_for_models_that_know_them(tmp_path: Path) -> None:
+    """A network alone would be shown whole images by whoever trained it on tiles."""
+    with pytest.raises(UserError, match=r"tile is for `tskd run`"):
+        gather(tmp_path, None, image_size=None, out=tmp_path / "out", data={"tile": 64})

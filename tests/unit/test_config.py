@@ -276,3 +276,8 @@ def test_keys_that_came_later_are_in_no_name_at_their_default() -> None:
     used = AugmentConfig(foreground=0.33, appearance=AppearanceConfig()).model_dump(context=NAMING)
     assert used == {**before, "foreground": 0.33, "appearance": AppearanceConfig().model_dump()}
     assert AugmentConfig().model_dump().keys() == AugmentConfig.model_fields.keys(), "a recipe states all of them"
+
+
+def test_tiles_are_not_scored_by_the_statistics_of_whole_images() -> None:
+    with pytest.raises(UserError, match=r"norm_statistics=test looks at whole images"):
+        load_recipe(None, ["data.tile=64", "evaluate.norm_statistics=test"])

@@ -145,7 +145,9 @@ def test_wide_features_keep_their_largest_directions(monkeypatch: pytest.MonkeyP
 
 def test_the_graph_measures_as_the_arrays_do() -> None:
     features = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float64)
-    spread, alarms = doubt.spread_of(doubt.Seen(np.arange(40), tuple(map(str, range(40))), np.ones(40), features))
+    spread, alarms = doubt.spread_of(
+        doubt.Seen(np.arange(40), tuple(map(str, range(40))), np.ones(40), features, np.arange(40))
+    )
     assert spread is not None
     expected = doubt.distance(features, *doubt.gaussian(features)) / float(spread.limit)
     found = Familiar(**asdict(spread))(torch.from_numpy(features).float())
@@ -262,3 +264,12 @@ def test_the_files_confidence_is_held_against_its_own_mask() -> None:
     theirs = Answer(np.array([[1, 0, 0]], np.uint8), probabilities, 0.9)
     assert doubt_difference(ours, theirs) < 1e-6
     assert doubt_difference(ours, theirs._replace(confidence=0.8)) == pytest.approx(0.1)
+
+
+def test_of_a_cut_image_the_tiles_are_taken_together() -> None:
+    """An answer averages its tiles; limits of single ones would never be reached."""
+    image_of = np.array([0, 0, 1, 1])
+    found = doubt.of_images(np.array([0.9, 0.5, 0.6, 0.8]), np.array([30, 10, 0, 0]), image_of)
+    assert found.tolist() == pytest.approx([0.8, 0.7]), "by the pixels found; over all where none was"
+    seen = doubt.Seen(np.array([0, 2]), ("a", "b"), found, None, image_of)
+    assert seen.means(np.array([1.0, 3.0, 5.0, 6.0])).tolist() == [2.0, 5.5]

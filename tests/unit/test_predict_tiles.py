@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.serving import write_bundle
 from tskd.cli import main
-from tskd.deploy import tiles
+from tskd.deploy import predict
 from tskd.deploy.network_file import ask
 
 
@@ -22,7 +22,7 @@ def test_predict_asks_by_tiles_where_it_is_told_to(tmp_path: Path, monkeypatch: 
     Image.fromarray(values).save(images / "large.png")
     Image.fromarray(values[:20, :30]).save(images / "small.png")
     asked: list[tuple[int, ...]] = []
-    monkeypatch.setattr(tiles, "ask", lambda session, image, _: asked.append(image.shape[:2]) or ask(session, image))
+    monkeypatch.setattr(predict, "ask", lambda session, image: asked.append(image.shape[:2]) or ask(session, image))
     with pytest.raises(SystemExit) as end:
         main(["predict", str(bundle), str(images), "--out", str(tmp_path / "masks"), "--tile", "32"])
     assert not end.value.code

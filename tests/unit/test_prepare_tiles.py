@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tskd.data.prepared import Prepared, squeeze_image, squeeze_mask
 from tskd.data.tiles import cut_tile, tile_corners
 from tskd.recipe.schema import DataConfig
 from tskd.stages import teacher_images
+from tskd.stages.leaks import seen_images
 from tskd.stages.prepare import MOST_TILES, build
 from tskd.types import UNLABELLED
 
@@ -62,6 +64,35 @@ def test_every_tile_of_a_labelled_image_trains_and_some_of_one_without_labels(ti
     assert {record.case for record in tiled.records} == set(SIZES)
     rows = [int(name.partition("@")[2].partition(",")[0]) for name in tiled.names(tiled.rows("unlabelled"))]
     assert (min(rows), max(rows)) == (0, 480 - TILE), "evenly spaced from the first to the last"
+
+
+def test_for_validation_tiles_do_not_overlap(root: Path) -> None:
+    data = DataConfig(root=str(root), image_size=SIDE, val_share=0.5, tile=TILE)
+    prepared = Prepared(build(Store(root.parent / "store"), data).path)
+    counted = Counter(record.image for record in prepared.records if record.part == "val")
+    assert counted
+    assert all(count == len(list(tile_corners(SIZES[name], TILE, overlap=0))) for name, count in counted.items())
+
+
+def test_copies_across_data_sets_are_found_whole(root: Path, tiled: Prepared) -> None:
+    """The middle of a test image is none of the tiles that train."""
+    other = root.parent / "other"
+    for kind in ("images", "masks"):
+        (other / kind).mkdir(parents=True)
+        for mine, theirs in (("a", "x"), ("f", "y")):
+            shutil.copy(root / kind / f"{mine}.png", other / kind / f"{theirs}.png")
+    (other / "split.csv").write_text("id,split\nx,test\ny,train\n")
+    tested = build(Store(root.parent / "store"), settings(other, tile=TILE, allow_duplicates=True))
+    assert seen_images(tiled, Prepared(tested.path)) == 1
+    assert seen_images(Prepared(tested.path), tiled) == 1, "y is f, which is tested there"
+
+
+def test_where_nothing_is_cut_nothing_says_tiles(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared = Prepared(build(Store(root.parent / "store"), settings(root, tile=512)).path)
+    assert prepared.tile is None
+    assert "no image is larger than data.tile=512" in capsys.readouterr().err
+    build(Store(root.parent / "store"), settings(root, tile=16))
+    assert "tiles of 16 px are enlarged to 32 px" in capsys.readouterr().err
 
 
 def test_a_row_shows_what_the_image_shows_there(tiled: Prepared, root: Path) -> None:

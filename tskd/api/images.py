@@ -111,6 +111,8 @@ def several(images: Any) -> Any:
 def _of_folder(root: Path, labels: Any, image_size: int | None, out: Path, data: dict[str, Any]) -> Material:
     sized = {} if image_size is None else {"image_size": image_size}
     config = build_section(DataConfig, {"root": str(root), **sized, **data}, "data")
+    if config.tile is not None:
+        raise UserError("data: tile is for `tskd run` and `tskd.run`, whose models know their tiles; networks do not.")
     prepared = Prepared(prepare.build(Store(out / ARTIFACTS), config).path)
     rows = prepared.rows("unlabelled", "train")
     labelled = training_labels(prepared) if labels is True else _labelled(labels, prepared.image_size)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,8 @@ class PreparedRecord:
     """The id of the image of which it is a tile; None: it is seen as a whole."""
     corner: Corner | None = None
     """Of the tile: (top, left) as :func:`tskd.data.tiles.cut_tile` counts."""
+    content: str | None = None
+    """:func:`content_of` the whole image, where the row holds a tile of it."""
 
     @property
     def image(self) -> str:
@@ -200,8 +202,17 @@ def write_prepared_records(folder: Path, records: Iterable[PreparedRecord]) -> N
 
 def _fields(record: PreparedRecord) -> dict[str, Any]:
     """Return what is written of a record; of a whole image nothing of tiles."""
-    values = asdict(record)
-    return values if record.tile_of else {name: values[name] for name in values if name not in ("tile_of", "corner")}
+    of_tiles = ("tile_of", "corner", "content")
+    return {name: value for name, value in asdict(record).items() if value is not None or name not in of_tiles}
+
+
+ONE_TONE = "one tone"
+"""What stands for the content of an image without any."""
+
+
+def content_of(image: np.ndarray) -> str:
+    """Return a digest of the pixels of an image that was squeezed to a square."""
+    return hashlib.sha256(image.tobytes()).hexdigest() if image.min() < image.max() else ONE_TONE
 
 
 def squeeze_image(image: np.ndarray, side: int) -> np.ndarray:
@@ -221,16 +232,15 @@ def native_path(folder: Path, row: int, kind: Literal["image", "mask"]) -> Path:
     return folder / NATIVE / f"{row:06d}_{kind}.png"
 
 
-def prepared_record(record: Record, part: Part, shape: tuple[int, ...], corner: Corner | None = None) -> PreparedRecord:
-    """Return what is kept of a record, whose image has the shape (H, W, ...), or of its tile at that corner.
+def prepared_record(record: Record, part: Part, shape: tuple[int, ...]) -> PreparedRecord:
+    """Return what is kept of a record, whose image has the shape (H, W, ...)."""
+    return PreparedRecord(record.id, record.case, part, shape[0], shape[1], record.spacing, record.volume, record.place)
 
-    A tile is an image of its own, in no volume.
-    """
-    common = (record.case, part, shape[0], shape[1], record.spacing)
-    if corner is None:
-        return PreparedRecord(record.id, *common, record.volume, record.place)
-    top, left = corner
-    return PreparedRecord(f"{record.id}@{top},{left}", *common, tile_of=record.id, corner=corner)
+
+def as_tile(record: PreparedRecord, corner: Corner) -> PreparedRecord:
+    """Return what is kept of a tile of a record's image: it is an image of its own, in no volume."""
+    name = f"{record.id}@{corner[0]},{corner[1]}"
+    return replace(record, id=name, volume=None, place=None, tile_of=record.id, corner=corner)
 
 
 def _parse_record(line: str) -> PreparedRecord:

@@ -229,11 +229,12 @@ def _export(description: BundleDescription) -> str:
     parity, latency = export["parity"], export["latency"]
     times = ", ".join(f"{ms:g} ms with {n} thread(s)" for n, ms in latency["ms_by_threads"].items())
     height, width = latency["image"]
+    shown = "tile" if description.tile else "image"
     lines = [
         f"- `model.onnx` against the network on {parity['images']} images: Dice differs by "
         f"{parity['dice_difference_worst']:.1e} at most ({parity['dice_difference_mean']:.1e} on average), a "
         f"probability by {parity['probability_difference_worst']:.1e} at most",
-        f"- one {width}x{height} image on the exporting machine's processor: {times} (median)",
+        f"- one {width}x{height} {shown} on the exporting machine's processor: {times} (median)",
     ]
     if "int8" in export:
         verdict = "shipped as `model.int8.onnx`" if export["int8"]["shipped"] else "not shipped"

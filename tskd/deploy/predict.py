@@ -29,10 +29,10 @@ from tskd.deploy.doubt import remark
 from tskd.deploy.inputs import Frame, Item, dicom_name, find_items, image_item
 from tskd.deploy.label_files import draft_all, label_file, placeable
 from tskd.deploy.looking import Look, Room, look_ahead
-from tskd.deploy.network_file import Answer
+from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.outcome import Outcome, Prediction
 from tskd.deploy.result_names import apart, extra, left_by_others, refuse_replacing, results, segmentation_name
-from tskd.deploy.tiles import ask_by_size
+from tskd.deploy.tiles import ask_in_tiles
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
 from tskd.machine.disk import Draft
 from tskd.machine.memory import cores
@@ -263,8 +263,11 @@ class _Work:
 
     def _ask(self, image: np.ndarray) -> Answer:
         """Return the network's answer, for the whole image or by tiles."""
+        return self._look(image) if self.tile is None else ask_in_tiles(self._look, image, self.tile)
+
+    def _look(self, image: np.ndarray) -> Answer:
         self.room.require_open()  # those that wait for a thread need not be asked any more
-        return ask_by_size(self.session, image, self.tile)
+        return ask(self.session, image)
 
     def _own(self, item: Item, place: int | None, image: np.ndarray, answer: Answer) -> Iterator[tuple[Path, bytes]]:
         """Yield the files of one frame: the labels, of an image, come last."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,6 +196,7 @@ def _thicknesses(mask: np.ndarray) -> Iterator[float]:
 def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
     """Yield the choices that follow from the data set; ``values``: all that is settled so far."""
     sizes = SIZES_ON_GPU if facts.gpu else SIZES_ON_CPU
+    facts = _as_cut(facts, build_recipe(values, "the choices").data)
     wanted = 0 if facts.thickness is None else THINNEST / facts.thickness
     lost = wanted > sizes[0] and _tile(facts, sizes[0]) is not None  # in the smallest size, which tiles mend
     size = sizes[0] if lost else next((one for one in sizes if one >= wanted), sizes[-1])
@@ -231,10 +232,17 @@ def _tile(facts: Facts, side: int) -> int | None:
     return tile if tile <= facts.side * WORTH_TILES else None
 
 
+def _as_cut(facts: Facts, data: DataConfig) -> Facts:
+    """Return the facts of what the networks are shown: of tiles, where images are cut."""
+    if data.tile is None or facts.thickness is None or facts.side <= data.tile:
+        return facts
+    return replace(facts, side=data.tile, thickness=facts.thickness * facts.side / data.tile)
+
+
 def _decoder(facts: Facts, data: DataConfig) -> tuple[str, str]:
     """Return the decoder of networks that see images or tiles of them under those settings, and why."""
-    shown = data.image_size if data.tile is None else data.image_size * max(facts.side / data.tile, 1)
-    if facts.thickness is not None and (thick := facts.thickness * shown) < FINE:
+    facts = _as_cut(facts, data)
+    if facts.thickness is not None and (thick := facts.thickness * data.image_size) < FINE:
         return "unet_fine", f"a skip at full size for structures {thick:.1f} px thick"
     return "unet", "its features of all sizes are joined, as in a U-Net"
 

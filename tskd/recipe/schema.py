@@ -794,6 +794,12 @@ class Recipe(Section):
     """Several sites that train together without showing their images; None: all data are here."""
 
     @model_validator(mode="after")
+    def _tiles_that_can_be_scored(self) -> Self:
+        if self.data.tile is not None and self.evaluate.norm_statistics == "test":
+            raise ValueError("evaluate.norm_statistics=test looks at whole images: leave it or data.tile out")
+        return self
+
+    @model_validator(mode="after")
     def _sites_that_can_be_read(self) -> Self:
         if self.federated is not None:
             for name in self.federated.sites:

@@ -5,7 +5,7 @@ A network of millions of weights may answer from a shallow skip alone: its score
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from tskd.artifacts import Artifact
 from tskd.console import progress
 from tskd.data.prepared import Prepared
+from tskd.data.tiles import fits
 from tskd.deploy.tiles import blend_tiles, likeliest
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
-from tskd.losses.classes import with_background
+from tskd.losses.classes import hard_prediction, with_background
 from tskd.metrics.segmentation import mean_dice
 from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import TimmSegmenter
 from tskd.stages.scoring import Scoring, Tally
 from tskd.stages.workbench import Workbench
 
-VERSION = 4
+VERSION = 3
 Features = Sequence[Tensor]
 Ablated = Callable[[Any, Tensor, Features, Features], Tensor]
 """(network, image (1, 3, H, W), its features, those of another case's image) to logits (1, K, H, W)."""
@@ -67,9 +68,8 @@ def ablate(model: nn.Module, prepared: Prepared, *, device: torch.device) -> dic
         for done, row in enumerate(rows, start=1):
             ablated.at(int(row))
             image, tile = prepared.native_image(row), prepared.tile
-            planes = ablated.planes(image) if tile is None else blend_tiles(ablated.planes, image, tile)
-            for name, of_kind in zip(kinds, np.split(planes, len(kinds)), strict=True):
-                tallies[name].add(int(row), likeliest(of_kind))
+            for name, prediction in zip(kinds, ablated.predictions(image, tile), strict=True):
+                tallies[name].add(int(row), prediction)
             advance(done)
     dice = {name: mean_dice(tally.headline) for name, tally in tallies.items()}
     return {name: dice.get(name) for name in ABLATIONS}
@@ -92,17 +92,35 @@ class _Ablated:
             self._case, self._other = self._case_of(row), self._features_of(self._last)
         self._last = row
 
-    def planes(self, image: np.ndarray) -> np.ndarray:
-        """Return the logits (kinds x (K + 1), H, W) for an image or a tile of it, (H, W, 3) uint8, background first."""
+    def predictions(self, image: np.ndarray, tile: int | None) -> Iterator[np.ndarray]:
+        """Yield the class map (H, W) uint8 of each kind for an image (H, W, 3) uint8, of a larger one by tiles."""
+        if tile is None or fits(image.shape, tile):
+            for logits in self._logits(image):
+                yield hard_prediction(logits)[0].cpu().numpy()
+            return
+        planes = blend_tiles(self._planes, image, tile)
+        yield from map(likeliest, np.split(planes, len(self.kinds)))
+
+    def _logits(self, image: np.ndarray) -> Iterator[Tensor]:
         shown = to_images(image[None]).to(self.device)
         with torch.inference_mode():
             own = self.model.encode(shown)
-            logits = [ABLATIONS[kind](self.model, shown, own, self._other) for kind in self.kinds]
-            return torch.cat([with_background(one)[0] for one in logits]).float().cpu().numpy()
+        for kind in self.kinds:
+            with torch.inference_mode():
+                logits = ABLATIONS[kind](self.model, shown, own, self._other)
+            yield logits
+
+    def _planes(self, tile: np.ndarray) -> np.ndarray:
+        """Return the logits (kinds x (K + 1), H, W) for a tile, background first, of all kinds."""
+        with torch.inference_mode():
+            return torch.cat([with_background(logits)[0] for logits in self._logits(tile)]).float().cpu().numpy()
 
     def _case_of(self, row: int) -> str:
         return self.prepared.records[row].case
 
     def _features_of(self, row: int) -> Features:
+        """Return the features of a test image, where images are cut those of the tile in its middle."""
+        cut = self.prepared.tile is not None
+        image = self.prepared.images[row] if cut else self.prepared.native_image(row)
         with torch.inference_mode():
-            return self.model.encode(to_images(self.prepared.images[row][None]).to(self.device))
+            return self.model.encode(to_images(image[None]).to(self.device))

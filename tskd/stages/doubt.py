@@ -48,6 +48,7 @@ LEAST_FAMILIAR = 8
 LEAST_VARIANCE = 1e-4
 """Of the mean over all directions: a direction in which so few images do not differ is no proof that none does."""
 MOST_IMAGES = 1000
+"""Or tiles, where images are cut."""
 MOST_DIRECTIONS = 128
 """Of the pooled features; all others share one weight, so that a bundle does not grow with their square."""
 LOOK_SHARE = 0.2
@@ -89,9 +90,7 @@ def measure(
     explained = memory_explained("doubt", device, inference_remedies("data.image_size"))
     with explained:
         temperature, calibrated_on = fit_temperature(model, prepared, device)
-        seen = _look(
-            model, prepared, spaced(prepared.rows("train", "val", "unlabelled"), MOST_IMAGES), temperature, device
-        )
+        seen = _look(model, prepared, _some(prepared, "train", "val", "unlabelled"), temperature, device)
         spread, alarms = spread_of(seen)
         rule = _rule(prepared, seen, spread, alarms, temperature, calibrated_on)
         doubts = Doubts(temperature, None if spread is None else Familiar(**asdict(spread)))
@@ -107,8 +106,9 @@ def measure(
 
 def fit_temperature(model: nn.Module, prepared: Prepared, device: torch.device) -> tuple[float, int]:
     """Return the temperature of least cross-entropy on the validation masks, and how many there were; 1 for too few."""
-    rows = prepared.rows("val")
-    if len(rows) < LEAST_VALIDATION:
+    rows = _some(prepared, "val")
+    images = len({prepared.records[row].image for row in rows})
+    if images < LEAST_VALIDATION:
         return 1.0, 0
     logits, masks = _labelled_pixels(model, prepared, rows, device)
 
@@ -116,7 +116,7 @@ def fit_temperature(model: nn.Module, prepared: Prepared, device: torch.device) 
         return float(nn.functional.cross_entropy(logits / math.exp(log_temperature), masks))
 
     low, high = map(math.log, _TEMPERATURES)
-    return round(math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x), 4), len(rows)
+    return round(math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x), 4), images
 
 
 def _labelled_pixels(
@@ -137,15 +137,34 @@ def _labelled_pixels(
 # the images of the training side
 
 
+def _some(prepared: Prepared, *parts: Part) -> np.ndarray:
+    """Return the rows of images of the parts, all tiles of each: evenly spaced, some ``MOST_IMAGES`` rows at most."""
+    rows_of: dict[str, list[int]] = {}
+    for row in prepared.rows(*parts).tolist():
+        rows_of.setdefault(prepared.records[row].image, []).append(row)
+    images, count = list(rows_of), sum(map(len, rows_of.values()))
+    most = max(MOST_IMAGES * len(images) // max(count, 1), min(LEAST_FAMILIAR, len(images)))
+    chosen = spaced(range(len(images)), min(most, MOST_IMAGES)).tolist() if images else []
+    return np.array([row for place in chosen for row in rows_of[images[place]]], dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Seen:
     """Images of the training side: where they come from, what the network makes of them."""
 
     rows: np.ndarray
+    """(N,) the first of each image."""
     cases: tuple[str, ...]
     confidence: np.ndarray
+    """(N,)"""
     features: np.ndarray | None
-    """(N, F); None: the network offers none."""
+    """(T, F) of each image or, where it is cut, of each of its tiles; None: the network offers none."""
+    image_of: np.ndarray
+    """(T,) the place of the image that they are of."""
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Return the mean of (T,) values of each image's tiles, as its answer has it, (N,)."""
+        return np.bincount(self.image_of, values) / np.bincount(self.image_of)
 
 
 @dataclass(frozen=True)
@@ -160,18 +179,37 @@ class Spread:
 
 
 def _look(model: nn.Module, prepared: Prepared, rows: np.ndarray, temperature: float, device: torch.device) -> Seen:
-    sure, features = [], []
+    sure, found, features = [], [], []
     with progress("doubt: images of the training side", len(rows)) as advance:
         for batch in _batches(rows):
             with torch.inference_mode():
                 answer = model(to_images(np.asarray(prepared.images[batch])).to(device))
             probabilities = class_probabilities(answer.logits.float() / temperature)
             sure += [float(confidence(one.argmax(dim=0), one)) for one in probabilities]
+            found += [int((one.argmax(dim=0) > 0).sum()) for one in probabilities]
             if _offers_features(model):
                 features.append(pooled(answer.features).float().cpu().numpy())
             advance(len(sure))
-    cases = tuple(prepared.records[row].case for row in rows)
-    return Seen(rows, cases, np.asarray(sure), np.concatenate(features).astype(np.float64) if features else None)
+    names = [prepared.records[row].image for row in rows]
+    _, first, image_of = np.unique(names, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # of the images as they come, not by name
+    image_of = np.argsort(order)[image_of]
+    first = first[order]
+    return Seen(
+        rows[first],
+        tuple(prepared.records[row].case for row in rows[first]),
+        of_images(np.asarray(sure), np.asarray(found), image_of),
+        np.concatenate(features).astype(np.float64) if features else None,
+        image_of,
+    )
+
+
+def of_images(confidence: np.ndarray, found: np.ndarray, image_of: np.ndarray) -> np.ndarray:
+    """Return the confidence of whole images from that of their tiles and the pixels found in each: the mean over the
+    mask, or over all where nothing was found."""
+    empty = np.bincount(image_of, found) == 0
+    weights = np.where(empty[image_of], 1, found)
+    return np.bincount(image_of, weights * confidence) / np.bincount(image_of, weights)
 
 
 def _offers_features(model: nn.Module) -> bool:
@@ -181,11 +219,13 @@ def _offers_features(model: nn.Module) -> bool:
 def spread_of(seen: Seen) -> tuple[Spread | None, float | None]:
     """Return the spread of the features, its limit set by left-out cases, and how many of those lie beyond it."""
     features = seen.features
-    if features is None or len(features) < LEAST_FAMILIAR:
+    if features is None or len(seen.rows) < LEAST_FAMILIAR:
         return None, None
-    distances = np.concatenate([
-        distance(features[~chosen], *gaussian(features[chosen])) for chosen in halves(seen.cases)
-    ])  # fmt: skip
+    left_out = np.zeros((2, len(features)))
+    for number, images in enumerate(halves(seen.cases)):
+        chosen = images[seen.image_of]
+        left_out[number, ~chosen] = distance(features[~chosen], *gaussian(features[chosen]))
+    distances = seen.means(left_out.sum(axis=0))
     limit = float(np.quantile(distances, 1 - FALSE_ALARMS))
     centre, directions, weights, rest = (torch.as_tensor(part, dtype=torch.float32) for part in gaussian(features))
     spread = Spread(centre, directions.contiguous(), weights, rest, torch.tensor(limit))

@@ -27,6 +27,7 @@ from tskd.artifacts import (
     whole,
 )
 from tskd.data.prepared import PARTS, Prepared, spaced
+from tskd.data.tiles import cut_tile, fits, middle_corner
 from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, require_ours, write_sums
 from tskd.deploy.card import model_card
 from tskd.deploy.description import BundleDescription, InputRule
@@ -164,16 +165,19 @@ def export(
     doubts = read_doubts(doubt.path)
     write_onnx(Deployed(segmenter, doubts), folder / ONNX)
     cases = parity_cases(prepared, config.parity_cases)
+    timed = cases[0].image
+    if prepared.tile is not None and not fits(timed.shape, prepared.tile):
+        timed = cut_tile(timed, middle_corner(timed.shape, prepared.tile), prepared.tile)
     metrics: dict[str, Any] = {
         "parity": check_parity(
             segmenter, open_session(folder / ONNX), cases, max_dice_drop=config.max_dice_drop, doubts=doubts
         ),
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
-        "latency": _latency(folder / ONNX, cases[0].image),
+        "latency": _latency(folder / ONNX, timed),
     }
     (folder / ONNX_INT8).unlink(missing_ok=True)  # of an interrupted attempt
     if config.int8:
-        metrics["int8"] = asdict(ship_int8(folder / ONNX, folder / ONNX_INT8, prepared, cases[0].image))
+        metrics["int8"] = asdict(ship_int8(folder / ONNX, folder / ONNX_INT8, prepared, timed))
     network, _ = read_description(student)
     dataset, versions = prepared.dataset, environment()
     rules = [note for note in dataset["notes"] if note.startswith("intensities:")]

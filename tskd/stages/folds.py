@@ -7,6 +7,7 @@ import numpy as np
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
 from tskd.seeding import numpy_generator
+from tskd.types import UNLABELLED
 
 
 def held_out_rows(prepared: Prepared, fold: int, folds: int, *, seed: int) -> np.ndarray:
@@ -31,4 +32,8 @@ def held_out_rows(prepared: Prepared, fold: int, folds: int, *, seed: int) -> np
 def _shuffled(prepared: Prepared, rows_of: dict[str, list[int]], seed: int) -> list[str]:
     generator = numpy_generator(seed, "folds")
     shuffled = [sorted(rows_of)[place] for place in generator.permutation(len(rows_of))]
-    return sorted(shuffled, key=lambda case: not prepared.masks[rows_of[case]].any())  # a stable sort keeps the order
+    return sorted(shuffled, key=lambda case: not _shows(prepared.masks[rows_of[case]]))  # a stable sort keeps the order
+
+
+def _shows(masks: np.ndarray) -> bool:
+    return bool(((masks > 0) & (masks != UNLABELLED)).any())

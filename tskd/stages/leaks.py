@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 import numpy as np
 
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import ONE_TONE, Prepared, content_of
 from tskd.errors import UserError
 
 
@@ -38,9 +37,10 @@ def seen_images(prepared: Prepared, tested: Prepared) -> int:
     return len(_contents(tested, tested.rows("test")) & seen)
 
 
-def _contents(prepared: Prepared, rows: np.ndarray) -> set[bytes]:
-    images = (prepared.images[row] for row in rows)
-    return {hashlib.sha256(image.tobytes()).digest() for image in images if image.min() < image.max()}
+def _contents(prepared: Prepared, rows: np.ndarray) -> set[str]:
+    """Return the digests of the rows' images, of tiles those of the whole images that they were cut from."""
+    known = (prepared.records[row].content or content_of(prepared.images[row]) for row in rows)
+    return {digest for digest in known if digest != ONE_TONE}
 
 
 def refuse_other_classes(prepared: Prepared, tested: Prepared) -> None:

@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from tskd.data.prepared import (
     NATIVE,
     PARTS,
     Part,
+    PreparedRecord,
+    as_tile,
+    content_of,
     native_path,
     open_array,
     prepared_record,
@@ -31,9 +35,9 @@ from tskd.data.prepared import (
     write_prepared_records,
 )
 from tskd.data.splits import Split, make_split, save_split
-from tskd.data.tiles import Corner, cut_tile, fits, middle_corner, tile_corners
+from tskd.data.tiles import Corner, cut_tile, fill_up, fits, middle_corner, tile_corners
 from tskd.errors import UserError
-from tskd.machine.disk import write_json
+from tskd.machine.disk import require_room, write_json
 from tskd.recipe.schema import NAMING, PHANTOMS, DataConfig, SourceConfig
 from tskd.stages.readings import SHOWN, Reading, Readings
 from tskd.stages.source_data import HASHES, data_root, dataset_digest, open_data
@@ -96,7 +100,7 @@ def build_target(store: Builder, data: DataConfig, other: SourceConfig, readings
     return store.build(
         "prepare",
         make,
-        config={"image_size": config.image_size, "labelled": False} | _tile_stated(config),
+        config={"image_size": config.image_size, "labelled": False, **({"tile": config.tile} if config.tile else {})},
         inputs={"data": digest},
         seed=config.split_seed,
         version=VERSION,
@@ -136,18 +140,12 @@ def write_prepared(config: DataConfig, reading: Reading, split: Split, folder: P
     records = reading.records
     save_split(split, folder / "split.json")
     rows = list(_rows(reading, split, config.tile))
+    _require_room_for_tiles(config, rows, folder)
     _write_rows(reading, rows, config.tile, folder)
-    write_prepared_records(
-        folder,
-        [
-            prepared_record(
-                records[row.record], row.part, reading.shapes[row.record], None if row.part == "test" else row.corner
-            )
-            for row in rows
-        ],
-    )
+    write_prepared_records(folder, (_record_of(row, reading) for row in rows))
     _keep_native(reading, [(place, row.record) for place, row in enumerate(rows) if row.part == "test"], folder)
-    write_json(folder / DATASET, _describe(reading.dataset, config, reading.notes))
+    tile = config.tile if any(row.corner for row in rows) else None
+    write_json(folder / DATASET, _describe(reading.dataset, config, reading.notes, tile))
     return {"cases": len({record.case for record in records}), **{part: len(getattr(split, part)) for part in PARTS}}
 
 
@@ -177,6 +175,21 @@ def _refuse_senseless(
         warn(str(doubt))
 
 
+def _require_room_for_tiles(config: DataConfig, rows: Sequence[_Row], folder: Path) -> None:
+    """Raise RunFailed where the disk has too little room for tiles; warn where there are none, or enlarged ones."""
+    if config.tile is None:
+        return
+    needed = len(rows) * 4 * config.image_size**2
+    require_room(folder, needed, what=f"{len(rows)} tiles", remedy=f"raise data.tile ({config.tile} px)")
+    if not any(row.corner for row in rows):
+        warn(
+            f"no image is larger than data.tile={config.tile}: all are seen as a whole, and so will be those that the "
+            "model answers"
+        )
+    elif config.tile < config.image_size:
+        warn(f"tiles of {config.tile} px are enlarged to {config.image_size} px, which makes nothing sharper")
+
+
 class _Row(NamedTuple):
     """What a row of the arrays holds."""
 
@@ -190,8 +203,8 @@ class _Row(NamedTuple):
 def _rows(reading: Reading, split: Split, tile: int | None) -> Iterator[_Row]:
     """Yield the rows in their order: images, and tiles of the larger ones where there is a side for tiles.
 
-    Of images with labels all tiles are there, overlapping by half; of each without labels so many, evenly spaced; of
-    test images, which are scored as a whole, the one in the middle.
+    Of images with labels all tiles are there, those that train overlapping by half; of each without labels so many,
+    evenly spaced; of test images, which are scored as a whole, the one in the middle.
     """
     index_of = {record.id: index for index, record in enumerate(reading.records)}
     for part in PARTS:
@@ -203,9 +216,20 @@ def _rows(reading: Reading, split: Split, tile: int | None) -> Iterator[_Row]:
             corners = list(tile_corners(shape, tile))
             if part == "test":
                 corners = [middle_corner(shape, tile)]
+            elif part == "val":
+                corners = list(tile_corners(shape, tile, overlap=0))
             elif part == "unlabelled":
                 corners = [corners[place] for place in spaced(range(len(corners)), MOST_TILES)]
             yield from (_Row(index, part, corner) for corner in corners)
+
+
+def _record_of(row: _Row, reading: Reading) -> PreparedRecord:
+    """Return what is kept of a row; a test image is one although its row shows a tile of it."""
+    record = prepared_record(reading.records[row.record], row.part, reading.shapes[row.record])
+    if row.corner is None:
+        return record
+    known = replace(record, content=content_of(reading.images[row.record]))
+    return known if row.part == "test" else as_tile(known, row.corner)
 
 
 def _write_rows(reading: Reading, rows: Sequence[_Row], tile: int | None, folder: Path) -> None:
@@ -223,13 +247,14 @@ def _write_rows(reading: Reading, rows: Sequence[_Row], tile: int | None, folder
 
     def write_tiles(index: int) -> None:
         image, mask = reading.native(index)
+        assert tile is not None
+        image, mask = fill_up(image, tile)[0], None if mask is None else fill_up(mask, tile, UNLABELLED)[0]
         for place in cut[index]:
             corner = rows[place].corner
-            assert tile is not None
             assert corner is not None
             images[place] = squeeze_image(cut_tile(image, corner, tile), side)
             if place < labelled and mask is not None:
-                masks[place] = squeeze_mask(cut_tile(mask, corner, tile, UNLABELLED), side)
+                masks[place] = squeeze_mask(cut_tile(mask, corner, tile), side)
 
     if cut:
         with ThreadPoolExecutor(os.cpu_count()) as pool, progress("prepare: tiles", len(cut)) as advance:
@@ -253,18 +278,14 @@ def _keep_native(reading: Reading, rows: Sequence[tuple[int, int]], folder: Path
     reading.forget_decoded()
 
 
-def _tile_stated(config: DataConfig) -> dict[str, int]:
-    return {} if config.tile is None else {"tile": config.tile}
-
-
-def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dict[str, Any]:
+def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str], tile: int | None) -> dict[str, Any]:
     codes = {name: code._asdict() for name, code in dataset.codes.items()}
     return {
         "name": dataset.name,
         "layout": dataset.layout,
         "classes": list(dataset.classes),
         "image_size": config.image_size,
-        **_tile_stated(config),
+        **({} if tile is None else {"tile": tile}),
         "window": dataset.options.window,
         "notes": [*dataset.notes, *notes],
         **({"codes": codes} if codes else {}),

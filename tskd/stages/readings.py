@@ -30,7 +30,7 @@ SHOWN = 10
 
 
 class Readings:
-    """Data sets that were read in this process, each once for all that is made of its images.
+    """Data sets that were read in this process, each once for all that is made of its images (tiles are cut anew).
 
     Pixels lie on the disk; they and what is held in memory are given back with the object.
     """

@@ -28,7 +28,7 @@ from tskd.data.prepared import (
     squeeze_mask,
     write_prepared_records,
 )
-from tskd.data.tiles import cut_tile
+from tskd.data.tiles import cut_tile, fill_up
 from tskd.machine.disk import require_room, write_json
 from tskd.recipe.schema import DataConfig
 from tskd.stages.source_data import data_root, open_data
@@ -75,10 +75,13 @@ def write_teacher_images(dataset: Dataset, prepared: Prepared, size: int, folder
     def put(rows: Sequence[int]) -> None:
         record = source[records[rows[0]].image]
         image, mask = dataset.read_image(record), dataset.read_mask(record) if rows[0] < labelled else None
+        if prepared.tile is not None and records[rows[0]].corner is not None:
+            image, _ = fill_up(image, prepared.tile)
+            mask = None if mask is None else fill_up(mask, prepared.tile, UNLABELLED)[0]
         for row in rows:
             images[row] = squeeze_image(_shown(image, records[row], prepared.tile), size)
             if mask is not None:
-                masks[row] = squeeze_mask(_shown(mask, records[row], prepared.tile, UNLABELLED), size)
+                masks[row] = squeeze_mask(_shown(mask, records[row], prepared.tile), size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress("teacher: reading", len(rows_of)) as advance:
         for done, _ in enumerate(pool.map(put, rows_of.values()), start=1):
@@ -90,6 +93,6 @@ def write_teacher_images(dataset: Dataset, prepared: Prepared, size: int, folder
     return {"images": len(records), "image_size": size, "megabytes": round(needed / 1e6, 1)}
 
 
-def _shown(pixels: np.ndarray, record: PreparedRecord, tile: int | None, value: int = 0) -> np.ndarray:
-    """Return the part of an image or mask (H, W, ...) that a record shows."""
-    return pixels if tile is None or record.corner is None else cut_tile(pixels, record.corner, tile, value)
+def _shown(pixels: np.ndarray, record: PreparedRecord, tile: int | None) -> np.ndarray:
+    """Return the part of an image or mask (H, W, ...), filled up to a tile, that a record shows."""
+    return pixels if tile is None or record.corner is None else cut_tile(pixels, record.corner, tile)
