@@ -71,7 +71,7 @@ def transfer_section(run: RunFolder, album: Album) -> Section | None:
     if not found:
         return None
     view = view_transfer(found[0], run.prepared, run.stages.values())
-    images = counted(sum(view.counts.values()), "image")
+    images = counted(sum(view.counts.values()), "image" if view.prepared.tile is None else "tile")
     lead = f"{images} without labels, from which the student learned."
     shares = view.artifact.metrics["shares"]
     rows = tuple((name, str(count), f"{100 * shares[name]:.0f} %") for name, count in view.counts.items())
