@@ -165,9 +165,7 @@ def export(
     doubts = read_doubts(doubt.path)
     write_onnx(Deployed(segmenter, doubts), folder / ONNX)
     cases = parity_cases(prepared, config.parity_cases)
-    timed = cases[0].image
-    if prepared.tile is not None and not fits(timed.shape, prepared.tile):
-        timed = cut_tile(timed, middle_corner(timed.shape, prepared.tile), prepared.tile)
+    timed = _one_look(cases[0].image, prepared.tile)
     metrics: dict[str, Any] = {
         "parity": check_parity(
             segmenter, open_session(folder / ONNX), cases, max_dice_drop=config.max_dice_drop, doubts=doubts
@@ -254,6 +252,13 @@ def check_parity(
         "probability_difference_worst": max(probability.values()),
         "doubt_difference_worst": max(doubt.values()),
     }
+
+
+def _one_look(image: np.ndarray, tile: int | None) -> np.ndarray:
+    """Return what the network is shown at once of an image (H, W, 3): of one that is cut the tile in its middle."""
+    if tile is None or fits(image.shape, tile):
+        return image
+    return cut_tile(image, middle_corner(image.shape, tile), tile)
 
 
 def _latency(network: Path, image: np.ndarray) -> dict[str, Any]:
