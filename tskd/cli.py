@@ -463,7 +463,8 @@ def predict(
     tile: Annotated[
         int | None,
         typer.Option(
-            min=16, help="Answer larger images in overlapping tiles of so many px, whatever the model was trained on."
+            min=0,
+            help="Answer larger images in overlapping tiles of so many px, 0: as a whole; default: as it was trained.",
         ),
     ] = None,
     dicomweb: Annotated[str | None, typer.Option(help="URL of a DICOMweb server to fetch a study from.")] = None,
@@ -513,7 +514,8 @@ def score(
     ] = None,
     set_: Set = None,
     tile: Annotated[
-        int | None, typer.Option(min=16, help="Answer larger images in tiles of so many px, as `predict --tile` does.")
+        int | None,
+        typer.Option(min=0, help="Answer larger images in tiles of so many px, as `predict --tile` does."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace scores that are there already.")] = False,
     json_: Json = False,

@@ -29,9 +29,9 @@ _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 
 class Advance(Protocol):
-    """Report that ``done`` of the total is finished, with a short note such as the loss."""
+    """Report that ``done`` of the total is finished, a part of one too, with a short note such as the loss."""
 
-    def __call__(self, done: int, note: str = "") -> None: ...
+    def __call__(self, done: float, note: str = "") -> None: ...
 
 
 broken_names: set[str] = set()
@@ -152,14 +152,14 @@ class _PlainProgress:
         self.label, self.total, self.start = label, total, start
         self.began = self.last = time.monotonic()
 
-    def __call__(self, done: int, note: str = "") -> None:
+    def __call__(self, done: float, note: str = "") -> None:
         now = time.monotonic()
         finished = done >= self.total and now - self.began > 2
         if now - self.last < PLAIN_INTERVAL and not finished:
             return
         self.last = now
-        left = (now - self.began) / max(done - self.start, 1) * (self.total - done)
-        say(f"{self.label}: {done}/{self.total}, {duration(left)} left{', ' + note if note else ''}")
+        left = (now - self.began) / (done - self.start or 1) * (self.total - done)
+        say(f"{self.label}: {int(done)}/{self.total}, {duration(left)} left{', ' + note if note else ''}")
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def _rich_progress(label: str, total: int, start: int) -> Iterator[Advance]:
     with Progress(*columns, console=screen(stderr=True), transient=False) as bar:
         task = bar.add_task(label, total=total, completed=start, note="")
 
-        def advance(done: int, note: str = "") -> None:
+        def advance(done: float, note: str = "") -> None:
             bar.update(task, completed=done, note=note)
 
         yield advance

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+LEAST_TILE = 16
+"""Side in pixels below which a tile of an image shows nothing."""
 UNLABELLED = 255
 """Mask value of a pixel without a label: no loss and no score looks at it."""
 

@@ -20,9 +20,15 @@ from tskd.recipe.files import Change, set_key
 from tskd.recipe.schema import EngineConfig
 
 FACTS = Facts(
-    labelled=40, unlabelled=100, side=512, thickness=0.07, gpu=False, bf16=False, sam=None,
+    labelled=40, unlabelled=100, side=512, thickness=0.07, pixels=36.0, gpu=False, bf16=False, sam=None,
     offline=True,
 )  # fmt: skip
+
+
+def facts(**changes: Any) -> Facts:
+    """Of images of one size, unless ``pixels`` is among the changes."""
+    found = replace(FACTS, **changes)
+    return found if "pixels" in changes else replace(found, pixels=found.thickness and found.thickness * found.side)
 
 
 def chosen(facts: Facts, *changes: Change) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def test_images_are_as_large_as_their_structures_and_the_machine_ask_for(
     thickness: float | None, gpu: bool, side: int
 ) -> None:
     """Of images that are hardly larger than what the networks see: there is nothing to cut."""
-    found = chosen(replace(FACTS, thickness=thickness, gpu=gpu, side=300 if gpu else 150))
+    found = chosen(facts(thickness=thickness, gpu=gpu, side=300 if gpu else 150))
     assert found["data.image_size"] == side
     assert "data.tile" not in found
 
@@ -87,7 +93,7 @@ def test_thin_structures_of_large_images_are_seen_in_tiles(
 ) -> None:
     """8 px thick where the networks see them, or as thick as they are."""
     changes = [] if stated is None else [Change("data.image_size", stated)]
-    found = chosen(replace(FACTS, thickness=thickness, side=side, gpu=gpu), *changes)
+    found = chosen(facts(thickness=thickness, side=side, gpu=gpu), *changes)
     assert found.get("data.tile") == tile
     if tile is not None:
         assert found.get("data.image_size", stated) == stated or found["data.image_size"] == (256 if gpu else 128)
@@ -95,8 +101,8 @@ def test_thin_structures_of_large_images_are_seen_in_tiles(
 
 def test_decoders_go_by_what_tiles_show() -> None:
     """Vessels of 2 px squeezed whole are 8 px thick in tiles, and need no skip at full size."""
-    assert chosen(replace(FACTS, thickness=0.0156))["student.decoder"] == "unet"
-    assert chosen(replace(FACTS, thickness=0.002))["student.decoder"] == "unet_fine"
+    assert chosen(facts(thickness=0.0156))["student.decoder"] == "unet"
+    assert chosen(facts(thickness=0.002))["student.decoder"] == "unet_fine"
 
 
 @pytest.mark.parametrize(("thickness", "side", "decoder"), [
@@ -106,7 +112,7 @@ def test_decoders_go_by_what_tiles_show() -> None:
 def test_thin_structures_get_a_decoder_that_sees_them(thickness: float | None, side: int | None, decoder: str) -> None:
     """As thick as they are where the networks see them, whoever chose that size."""
     stated = [Change("data.tile", None), *([] if side is None else [Change("data.image_size", side)])]
-    found = chosen(replace(FACTS, thickness=thickness), *stated)
+    found = chosen(facts(thickness=thickness), *stated)
     assert {found[f"{part}.decoder"] for part in ("teacher", "student", "unet_imagenet")} == {decoder}
 
 
@@ -116,7 +122,7 @@ def test_thin_structures_get_a_decoder_that_sees_them(thickness: float | None, s
 ], ids=str)  # fmt: skip
 def test_the_baseline_has_the_students_decoder(own: Change, decoder: str) -> None:
     """Held against another, the student would win or lose by that; one that is no U-Net's cannot be the baseline's."""
-    found = chosen(replace(FACTS, thickness=0.01, side=150), own)
+    found = chosen(facts(thickness=0.01, side=150), own)
     assert found["unet_imagenet.decoder"] == decoder
     if own.key != "student.backbone":
         assert found.get("student.decoder", own.value) == decoder
@@ -124,14 +130,14 @@ def test_the_baseline_has_the_students_decoder(own: Change, decoder: str) -> Non
 
 def test_few_labels_all_train_and_many_choose_weights() -> None:
     assert chosen(FACTS)["data.val_share"] == 0
-    assert "data.val_share" not in chosen(replace(FACTS, labelled=400))
+    assert "data.val_share" not in chosen(facts(labelled=400))
 
 
 def test_what_is_not_there_is_not_chosen(tmp_path: Path) -> None:
     """SAM without a GPU, or weights that are not installed, would end the run."""
-    bare = chosen(replace(FACTS, offline=False, sam=tmp_path / "sam.pth"))
+    bare = chosen(facts(offline=False, sam=tmp_path / "sam.pth"))
     assert {key.partition(".")[0] for key in bare} == {"data"}
-    assert chosen(replace(FACTS, gpu=True, sam=tmp_path / "sam.pth"))["teacher.name"] == "sam"
+    assert chosen(facts(gpu=True, sam=tmp_path / "sam.pth"))["teacher.name"] == "sam"
     assert "teacher.members" not in chosen(FACTS)
 
 
@@ -206,3 +212,9 @@ def test_a_folder_without_masks_is_refused(folder: Path, tmp_path: Path, quick_s
 def test_a_step_is_timed() -> None:
     network = NetworkDescription("dynunet", {"channels": [8, 16, 32]}, ("any",), 32)
     assert 0 < configure.step_seconds(network, 2, EngineConfig(accelerator="cpu")) < 60
+
+
+def test_tiles_go_by_pixels_where_sizes_vary() -> None:
+    """Structures of 30 px in images of 300 and of 1600 px: a tenth of the small ones, and no tenth of the median."""
+    found = chosen(facts(thickness=0.019, pixels=30.0, side=950))
+    assert found["data.tile"] == 480

@@ -12,11 +12,12 @@ from PIL import Image
 
 from tskd.artifacts import Store
 from tskd.data.prepared import Prepared, squeeze_image, squeeze_mask
-from tskd.data.tiles import cut_tile, tile_corners
-from tskd.recipe.schema import DataConfig
+from tskd.data.tiles import MOST_TILES, cut_tile, tile_corners
+from tskd.recipe.schema import DataConfig, TransferConfig
 from tskd.stages import teacher_images
 from tskd.stages.leaks import seen_images
-from tskd.stages.prepare import MOST_TILES, build
+from tskd.stages.prepare import build
+from tskd.stages.transfer import real_records
 from tskd.types import UNLABELLED
 
 TILE, SIDE = 48, 32
@@ -74,6 +75,33 @@ def test_for_validation_tiles_do_not_overlap(root: Path) -> None:
     assert all(count == len(list(tile_corners(SIZES[name], TILE, overlap=0))) for name, count in counted.items())
 
 
+@pytest.mark.parametrize("val_share", [0, 0.5])
+def test_tiles_without_a_label_are_left_out(root: Path, val_share: float) -> None:
+    """An image of which a region is annotated alone: nothing is learned from the rest, and it has no score."""
+    other, rng = root.parent / f"region{val_share}", np.random.default_rng(1)
+    for kind in ("images", "masks"):
+        (other / kind).mkdir(parents=True)
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 256, (96, 96, 3), np.uint8)).save(other / f"images/{number}.png")
+        mask = np.full((96, 96), UNLABELLED, np.uint8)
+        mask[:20, :20], mask[4:9, 4:9] = 0, 1
+        Image.fromarray(mask).save(other / f"masks/{number}.png")
+    (other / "dataset.yaml").write_text("classes: [cell]\nlabels: {0: 0, 1: 1, 255: 255}\n")
+    data = DataConfig(root=str(other), image_size=SIDE, val_share=val_share, tile=TILE)
+    prepared = Prepared(build(Store(root.parent / "store"), data).path)
+    assert {prepared.records[row].corner for row in prepared.rows("train", "val")} == {(0, 0)}
+    assert all((mask != UNLABELLED).any() for mask in prepared.masks)
+
+
+def test_images_without_labels_are_not_outnumbered_by_tiles_of_labelled_ones(root: Path, tmp_path: Path) -> None:
+    data = DataConfig(root=str(root), image_size=SIDE, val_share=0, tile=24)
+    tiled = Prepared(build(Store(root.parent / "store"), data).path)
+    assert max(Counter(tiled.records[row].image for row in tiled.rows("train")).values()) > MOST_TILES
+    drawn = Counter(tiled.records[one.row].image for one in real_records(TransferConfig(), tiled, seed=0))
+    assert max(drawn.values()) == MOST_TILES
+    assert set(drawn) == set("abcde")
+
+
 def test_copies_across_data_sets_are_found_whole(root: Path, tiled: Prepared) -> None:
     """The middle of a test image is none of the tiles that train."""
     other = root.parent / "other"
@@ -87,9 +115,10 @@ def test_copies_across_data_sets_are_found_whole(root: Path, tiled: Prepared) ->
     assert seen_images(Prepared(tested.path), tiled) == 1, "y is f, which is tested there"
 
 
-def test_where_nothing_is_cut_nothing_says_tiles(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nothing_is_cut_larger_images_still_will_be(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepared = Prepared(build(Store(root.parent / "store"), settings(root, tile=512)).path)
-    assert prepared.tile is None
+    assert {record.corner for record in prepared.records} == {None}
+    assert prepared.tile == 512, "another data set that is tested on may hold larger ones, and the model too meets some"
     assert "no image is larger than data.tile=512" in capsys.readouterr().err
     build(Store(root.parent / "store"), settings(root, tile=16))
     assert "tiles of 16 px are enlarged to 32 px" in capsys.readouterr().err
@@ -121,8 +150,7 @@ def test_test_images_are_whole_at_their_own_size_and_shown_by_their_middle(tiled
     assert np.array_equal(tiled.images[tiled.row_of("f")], squeeze_image(middle, SIDE))
 
 
-def test_tiles_are_of_no_volume_and_keep_their_spacing(tiled: Prepared) -> None:
-    assert {record.volume for record in tiled.records} == {None}
+def test_tiles_know_the_size_of_their_image(tiled: Prepared) -> None:
     assert all((record.height, record.width) == SIZES[record.image] for record in tiled.records)
 
 

@@ -60,3 +60,8 @@ def test_without_an_interval_its_fields_are_empty_and_units_are_those_that_occur
 def test_the_header_is_there_without_rows(tmp_path: Path) -> None:
     write_table(tmp_path / "tests.csv", [], ["a", "b"])
     assert (tmp_path / "tests.csv").read_text() == "a,b\n"
+
+
+def test_an_answer_in_tiles_takes_as_long_as_its_looks() -> None:
+    _, (row,) = build(done(looks=9.0))
+    assert row["latency_ms"] == 9 * 3.5

@@ -11,6 +11,7 @@ import numpy as np
 
 from tskd.api.pixels import as_pixels
 from tskd.artifacts import ARTIFACTS, Store
+from tskd.data.labels import has_foreground
 from tskd.data.prepared import Prepared, squeeze_image, squeeze_mask
 from tskd.engine.batches import CELL, ImageArray
 from tskd.errors import UserError
@@ -130,7 +131,7 @@ def _labelled(labels: Any, size: int) -> Labelled | None:
         )
     images, masks = several(labels[0]), labels[1]
     drawn = np.stack([squeeze_mask(_as_mask(masks[number]), size) for number in range(len(masks))])
-    if (drawn == UNLABELLED).any() and not ((drawn > 0) & (drawn != UNLABELLED)).any():
+    if (drawn == UNLABELLED).any() and not has_foreground(drawn):
         raise UserError(
             "labels: the masks hold 0 and 255 alone, and 255 means unlabelled: there is nothing to learn from. Where "
             "white is the class, give mask > 0."

@@ -86,11 +86,12 @@ class Model:
     def _session(self) -> Any:
         return self.bundle.session()
 
-    def predict(self, image: Any) -> Prediction:
+    def predict(self, image: Any, *, tile: int | None = None) -> Prediction:
         """Segment one image: a path (PNG, JPEG, TIFF, single DICOM, ...), a PIL image, an array or a tensor.
 
-        Arrays are (H, W) or (H, W, 3) uint8, or floats in [0, 1]. Volumes and folders: `tskd predict`. Raises UserError
-        for what cannot be read.
+        Arrays are (H, W) or (H, W, 3) uint8, or floats in [0, 1]. ``tile``: larger images are answered in overlapping
+        tiles of so many px, 0: as a whole; None: as it was trained. Volumes and folders: `tskd predict`. Raises
+        UserError for what cannot be read, and for tiles below 16 px.
         """
         if isinstance(image, str | Path):
             from tskd.data.images import read_image
@@ -98,7 +99,7 @@ class Model:
             pixels = read_image(Path(image), intensity=self.bundle.window)
         else:
             pixels = as_pixels(image)
-        answer = ask_by_size(self._session, pixels, self.bundle.tile)
+        answer = ask_by_size(self._session, pixels, self.bundle.tile_for(tile))
         return Prediction(
             answer.classes, answer.probabilities, self.classes, pixels, answer.confidence, answer.unfamiliarity,
             remark(answer, look_below=self.bundle.look_below),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tskd.api.show import Table
+from tskd.data.labels import has_foreground
 from tskd.errors import UserError
 from tskd.metrics.segmentation import score_case
 from tskd.types import UNLABELLED
@@ -79,7 +80,7 @@ def _refuse_255(found: np.ndarray) -> None:
 
 def _refuse_white(truth: np.ndarray) -> None:
     """Raise UserError where 255 seems to mean white: as unlabelled it would leave nothing to score."""
-    if UNLABELLED in truth and not np.any((truth > 0) & (truth != UNLABELLED)):
+    if UNLABELLED in truth and not has_foreground(truth):
         raise UserError(
             "score: the mask holds 0 and 255 alone, and 255 means unlabelled. Where white is the class, give mask > 0."
         )

@@ -14,6 +14,7 @@ from tskd.comparison.grid import DATASET, METHOD, Grid, GridRun
 from tskd.comparison.job import Outcome
 from tskd.machine.disk import write_atomic
 from tskd.report.comparison.files import ABLATION_COLUMNS, FEDERATED_COLUMNS
+from tskd.stages.evaluation_files import LOOKS
 from tskd.stages.network_costs import Network
 
 _DISTANCES = ("hd95_px", "hd95_mm", "assd_px", "assd_mm")
@@ -49,6 +50,8 @@ def _row(run: GridRun, outcome: Outcome, networks: Mapping[str, Network]) -> dic
     scores = found["scores"]
     low, high = scores["dice_ci95"] or (None, None)
     network = networks.get(outcome.artifacts["model"])
+    if network is not None:
+        network = network.in_looks(scores.get(LOOKS, 1))
     return {
         **scores,
         **identity,

@@ -20,6 +20,11 @@ ROUNDING = 1e-3
 _SHOWN = 8
 
 
+def has_foreground(masks: np.ndarray) -> bool:
+    """Return whether a pixel of masks of class indices is of a class other than background."""
+    return bool(((masks > 0) & (masks != UNLABELLED)).any())
+
+
 def colour_key(text: str) -> int:
     """Return the label-map key of ``#rrggbb``. Raises ``ValueError`` for other text."""
     if len(text) != 7 or not text.startswith("#"):

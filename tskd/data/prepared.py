@@ -96,7 +96,7 @@ class Prepared:
 
     @property
     def tile(self) -> int | None:
-        """Side in px of the tiles that larger images were cut into, and are answered in; None: all are seen whole."""
+        """Side in px of the tiles that larger images are cut into, and answered in; None: all are seen whole."""
         return self.dataset.get("tile")
 
     def count(self, *parts: Part) -> int:
@@ -238,9 +238,8 @@ def prepared_record(record: Record, part: Part, shape: tuple[int, ...]) -> Prepa
 
 
 def as_tile(record: PreparedRecord, corner: Corner) -> PreparedRecord:
-    """Return what is kept of a tile of a record's image: it is an image of its own, in no volume."""
-    name = f"{record.id}@{corner[0]},{corner[1]}"
-    return replace(record, id=name, volume=None, place=None, tile_of=record.id, corner=corner)
+    """Return what is kept of a tile of a record's image."""
+    return replace(record, id=f"{record.id}@{corner[0]},{corner[1]}", tile_of=record.id, corner=corner)
 
 
 def _parse_record(line: str) -> PreparedRecord:

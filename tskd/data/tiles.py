@@ -9,6 +9,8 @@ import numpy as np
 
 OVERLAP = 0.5
 """Share of a tile's side that the next one covers again."""
+MOST_TILES = 16
+"""Of one image without labels, and of one with labels where it is learned from without them."""
 Corner = tuple[int, int]
 """(top, left) of a tile in an image whose shorter sides were filled up to the tile's."""
 
@@ -31,6 +33,11 @@ def tile_corners(size: tuple[int, ...], side: int, overlap: float = OVERLAP) -> 
     for row in rows:
         for column in columns:
             yield row, column
+
+
+def count_looks(size: tuple[int, ...], side: int | None) -> int:
+    """Return how often a network looks at an image of (rows, columns) that is answered in tiles; None: as a whole."""
+    return 1 if side is None or fits(size, side) else sum(1 for _ in tile_corners(size, side))
 
 
 def middle_corner(size: tuple[int, ...], side: int) -> Corner:

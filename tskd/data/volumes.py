@@ -64,6 +64,18 @@ def find_stacks(
     return stacks, (f"{gaps} slices inside of volumes have no mask and are not scored",) if gaps else ()
 
 
+def scored_together(records: Sequence[PreparedRecord], rows: Sequence[int] | np.ndarray) -> list[tuple[str, list[int]]]:
+    """Return which rows have one score together, and of what scores are averaged first: (case, rows of a volume) for a
+    set of volumes, else (image, its row or the rows of its tiles)."""
+    shown: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        shown[records[row].image].append(int(row))
+    stacks, _ = find_stacks(records, [of_image[0] for of_image in shown.values()])
+    if not stacks:
+        return list(shown.items())
+    return [(stack.case, [row for first in stack.rows for row in shown[records[first].image]]) for stack in stacks]
+
+
 def _same_size(records: Sequence[PreparedRecord]) -> bool:
     return len({(record.height, record.width) for record in records}) == 1
 

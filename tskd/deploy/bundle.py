@@ -19,7 +19,7 @@ from tskd.data.intensity import IntensityWindow
 from tskd.deploy.network_file import open_session
 from tskd.errors import UserError
 from tskd.machine.disk import file_sha256, replaced_folder, write_atomic
-from tskd.types import UNLABELLED
+from tskd.types import LEAST_TILE, UNLABELLED
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -65,7 +65,7 @@ class _Described(BaseModel):
     input: _Input
     doubt: _Doubt | None = None
     dataset: str = ""
-    tile: Annotated[int, Field(ge=16, le=65_536)] | None = None
+    tile: Annotated[int, Field(ge=LEAST_TILE, le=65_536)] | None = None
     codes: dict[str, Any] = {}
 
     @field_validator("codes")
@@ -132,6 +132,15 @@ class Bundle:
     def tile(self) -> int | None:
         """The side in px of the tiles of larger images that it was trained on; None: it saw each image as a whole."""
         return self._described.tile
+
+    def tile_for(self, asked: int | None) -> int | None:
+        """Return the side of the tiles to answer larger images in where one is asked for; 0: as a whole.
+
+        Raises UserError for tiles that no network sees anything in.
+        """
+        if asked is not None and 0 != asked < LEAST_TILE:
+            raise UserError(f"tiles of {asked} px: give {LEAST_TILE} px or more, or 0 to answer images as a whole.")
+        return self.tile if asked is None else asked or None
 
     @property
     def digest(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from tskd.data.images import IntensityWindow, image_size, read_image
 from tskd.data.labels import count_bytes
 from tskd.data.png import packed
 from tskd.data.reading import MAX_PIXELS
+from tskd.data.tiles import count_looks, fits
 from tskd.deploy.bundle import Bundle
 from tskd.deploy.dicom_out import Kind, SegmentationFiles, model_of
 from tskd.deploy.doubt import remark
@@ -59,7 +61,7 @@ class PredictOptions:
     dicom_seg: Kind | None = "binary"
     """Of DICOM also ``<name>.seg.dcm``, a DICOM Segmentation of this kind; None: not."""
     tile: int | None = None
-    """Side in px of the overlapping tiles in which larger images are answered; None: as the model was trained."""
+    """Side in px of the overlapping tiles in which larger images are answered; None: as it was trained, 0: whole."""
 
 
 @until_terminated()
@@ -102,8 +104,8 @@ def predict_paths(
     session, classes = bundle.session(threads // at_once), len(bundle.classes)
     with ThreadPoolExecutor(at_once, thread_name_prefix="tskd-network") as network:
         work = _Work(
-            session, network, bundle.window, bundle.axis, classes, options.tile or bundle.tile, bundle.look_below, out,
-            options, segmentations,
+            session, network, bundle.window, bundle.axis, classes, bundle.tile_for(options.tile), bundle.look_below,
+            out, options, segmentations,
             inputs=found.paths, taken={path for item in items for path in results(item, options)},
         )  # fmt: skip
         _predict_and_list(items, work, at_once * _WORKERS, outcome)
@@ -144,25 +146,26 @@ class _Place(NamedTuple):
 
 
 def _predict_all(items: Sequence[Item], work: _Work, workers: int, outcome: Outcome) -> None:
-    done, total, given_up = 0, sum(len(item.frames) for item in items), set[int]()
+    done, total, given_up, far = 0, sum(len(item.frames) for item in items), set[int](), _Far()
     places = (_Place(order, number) for order, item in enumerate(items) for number in range(len(item.frames)))
     looks = look_ahead(
         (place for place in places if place.order not in given_up),  # asked as late as each is begun
-        lambda place: work.see(items[place.order], place.number),
+        lambda place: work.see(items[place.order], place.number, far),
         workers,
     )
     with progress("predict", total) as advance, closing(looks), closing(work.room):
+        far.advance = advance
         for order, own in groupby(looks, key=lambda look: look.frame.order):
             item = items[order]
             try:
                 with _one_of_many(item):
-                    work.finish(item, own, outcome, partial(_advance, advance, done))
+                    work.finish(item, own, outcome, partial(far.at_frame, done))
             except UserError as error:
                 outcome.fail(item.source, f"{error}{work.of_before(item)}")
                 given_up.add(order)
             outcome.not_done.pop(0)
             done += len(item.frames)
-            advance(done)
+            far.at_frame(0, done)
 
 
 @contextmanager
@@ -182,8 +185,43 @@ def _one_of_many(item: Item) -> Iterator[None]:
         ) from error
 
 
-def _advance(advance: Advance, before: int, frames: int) -> None:
-    advance(before + frames)
+class _Far:
+    """How far all is, tiles of large images that are being answered included."""
+
+    def __init__(self) -> None:
+        self.advance: Advance | None = None
+        """None: nothing is shown yet."""
+        self._frames, self._shown, self._parts = 0, 0.0, dict[int, float]()
+        self._lock = threading.Lock()
+
+    def at_frame(self, before: int, frames: int) -> None:
+        """Say that so many frames are done."""
+        with self._lock:
+            self._frames = before + frames
+            self._show()
+
+    @contextmanager
+    def tiles(self, count: int) -> Iterator[Callable[[], None]]:
+        """Yield what says that one of the tiles of an image is answered; threads may each have an image."""
+        own, answered = threading.get_ident(), 0
+
+        def answer() -> None:
+            nonlocal answered
+            answered += 1
+            with self._lock:
+                self._parts[own] = answered / count
+                self._show(f"tile {answered} of {count}")
+
+        try:
+            yield answer
+        finally:
+            with self._lock:
+                self._parts.pop(own, None)
+
+    def _show(self, note: str = "") -> None:
+        self._shown = max(self._shown, self._frames + sum(self._parts.values()))
+        if self.advance is not None:
+            self.advance(self._shown, note)
 
 
 class _Unreadable(UserError):
@@ -239,7 +277,7 @@ class _Work:
     room: Room = field(default_factory=lambda: Room(MAX_PIXELS))
     """For what one image may have at most: a pixel takes some 35 bytes while it is answered."""
 
-    def see(self, item: Item, number: int) -> _Seen:
+    def see(self, item: Item, number: int, far: _Far) -> _Seen:
         """Return what is made of one frame, its own files as drafts; several threads may do so at once.
 
         Raises UserError where it cannot be read or answered, OSError where the disk takes no more.
@@ -247,7 +285,7 @@ class _Work:
         frame, place = item.frames[number], None if item.kind == "image" else number
         with self.room.of(_pixels(frame)):
             image = self._read(frame)
-            answer = self.network.submit(self._ask, image).result()
+            answer = self.network.submit(self._ask, image, far).result()
             self.room.require_open()
             grey = level_use(image, frame.path, index=frame.index, axis=self.axis, window=self.window)
             prediction = self._found(item, frame, place, answer)
@@ -261,9 +299,18 @@ class _Work:
         except UserError as error:
             raise _Unreadable(str(error)) from error
 
-    def _ask(self, image: np.ndarray) -> Answer:
+    def _ask(self, image: np.ndarray, far: _Far) -> Answer:
         """Return the network's answer, for the whole image or by tiles."""
-        return self._look(image) if self.tile is None else ask_in_tiles(self._look, image, self.tile)
+        if self.tile is None or fits(image.shape, self.tile):
+            return self._look(image)
+        with far.tiles(count_looks(image.shape, self.tile)) as answered:
+
+            def look(part: np.ndarray) -> Answer:
+                found = self._look(part)
+                answered()
+                return found
+
+            return ask_in_tiles(look, image, self.tile)
 
     def _look(self, image: np.ndarray) -> Answer:
         self.room.require_open()  # those that wait for a thread need not be asked any more
@@ -292,13 +339,13 @@ class _Work:
         with ExitStack() as undo:
             for look in looks:
                 number = look.frame.number
-                advance(number + 1)
                 try:
                     seen[number] = look.taken().handed_over(undo)
                 except _Unreadable as error:
                     if item.kind != "series":
                         raise
                     outcome.fail(item.frames[number].path, str(error))
+                advance(number + 1)
             if len(seen) == len(item.frames):
                 self._write(item, list(seen.values()), outcome)
             else:

@@ -39,6 +39,8 @@ CONFIGURED = "recipe.yaml"
 LOOKED_AT = 48
 """Labelled images whose structures are measured."""
 SIZES_ON_CPU, SIZES_ON_GPU = (128, 160, 192), (256, 320, 384, 512)
+THINNER = 0.25
+"""The quantile that stands for the thinner structures."""
 THINNEST = 3.0
 """Pixels that a structure should be thick where the networks see it."""
 TILED = 8.0
@@ -88,6 +90,8 @@ class Facts:
     """Median of the longer sides of the images, in px."""
     thickness: float | None
     """How thick the thinner structures are, as a share of the image's longer side; None: no foreground was seen."""
+    pixels: float | None
+    """How thick they are in px of the image, which is no such share of the median side where sizes vary."""
     gpu: bool
     bf16: bool
     sam: Path | None
@@ -155,7 +159,7 @@ def look(dataset: Dataset, data: DataConfig) -> Facts:
             f"{dataset.root}: no image has a mask, so nothing can be learned. `tskd check` says what is there."
         )
     seen = [labelled[place] for place in spaced(np.arange(len(labelled)), LOOKED_AT)]
-    sides, thick = [], []
+    sides, thick, shares = [], [], []
     with progress("configure: looking at structures", len(seen)) as advance:
         for done, record in enumerate(seen, start=1):
             advance(done)
@@ -164,7 +168,9 @@ def look(dataset: Dataset, data: DataConfig) -> Facts:
             except UserError:
                 continue  # the run refuses it, by name and with all others
             sides.append(max(mask.shape))
-            thick += [width / max(mask.shape) for width in _thicknesses(mask)]
+            widths = list(_thicknesses(mask))
+            thick += widths
+            shares += [width / max(mask.shape) for width in widths]
     gpu = open_runtime(EngineConfig()).fabric.device.type != "cpu"
     held_out = 0.0 if any(record.split == "test" for record in dataset.records) else data.test_share
     images = round((1 - held_out) * len(labelled))
@@ -172,7 +178,8 @@ def look(dataset: Dataset, data: DataConfig) -> Facts:
         labelled=min(images, data.labels or images),
         unlabelled=sum(record.mask is None for record in dataset.records),
         side=int(np.median(sides)) if sides else 0,
-        thickness=float(np.quantile(thick, 0.25)) if thick else None,
+        thickness=float(np.quantile(shares, THINNER)) if shares else None,
+        pixels=float(np.quantile(thick, THINNER)) if thick else None,
         gpu=gpu,
         bf16=_has_bf16(gpu),
         sam=find_sam(None),
@@ -212,8 +219,8 @@ def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
     )
     side = build_recipe(values, "the choices").data.image_size
     if wanted > side and (tile := _tile(facts, side)) is not None:
-        assert facts.thickness is not None
-        thick = facts.thickness * facts.side * side / tile
+        assert facts.pixels is not None
+        thick = facts.pixels * side / tile
         yield Choice(
             "data.tile", tile, f"in tiles of so many px they are {thick:.1f} px thick where the networks see them"
         )
@@ -226,17 +233,17 @@ def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
 def _tile(facts: Facts, side: int) -> int | None:
     """Return the tile in which structures are ``TILED`` px thick, squeezed to ``side``, or as near as the images allow:
     a tile is not enlarged. None where whole images show nearly as much."""
-    if facts.thickness is None:
+    if facts.pixels is None:
         return None
-    tile = max(int(facts.thickness * facts.side * side / TILED) // CELL * CELL, side)
+    tile = max(int(facts.pixels * side / TILED) // CELL * CELL, side)
     return tile if tile <= facts.side * WORTH_TILES else None
 
 
 def _as_cut(facts: Facts, data: DataConfig) -> Facts:
     """Return the facts of what the networks are shown: of tiles, where images are cut."""
-    if data.tile is None or facts.thickness is None or facts.side <= data.tile:
+    if data.tile is None or facts.pixels is None or facts.side <= data.tile:
         return facts
-    return replace(facts, side=data.tile, thickness=facts.thickness * facts.side / data.tile)
+    return replace(facts, side=data.tile, thickness=facts.pixels / data.tile)
 
 
 def _decoder(facts: Facts, data: DataConfig) -> tuple[str, str]:

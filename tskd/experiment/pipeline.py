@@ -23,6 +23,7 @@ from tskd.report.run.folder import RunFolder
 from tskd.run_file import RunFile, alone_in, write_run
 from tskd.stages import doubt, evaluate, export, quality
 from tskd.stages.compute import compute_of
+from tskd.stages.evaluation_files import LOOKS
 from tskd.stages.network_costs import measure_networks
 from tskd.stages.transfer import count_wanted
 
@@ -147,7 +148,8 @@ def _execute(run: Run) -> RunFolder:
     bundle = exported(run)
     measured = measure_networks(run.bench, [one for _, one in models.values()], image_size=run.recipe.data.image_size)
     ablation = run.ablation(models["student"][1])
-    networks = {name: asdict(measured[one.path.name]) for name, (_, one) in models.items()}
+    looks = {name: artifact.metrics.get(LOOKS, 1) for name, artifact in scores.items()}
+    networks = {name: asdict(measured[one.path.name].in_looks(looks[name])) for name, (_, one) in models.items()}
     metrics = {name: artifact.metrics | compute(run, models[name][1]) for name, artifact in scores.items()}
     if members := member_scores(run, models):
         metrics["teacher"]["members"] = members

@@ -23,6 +23,7 @@ from pydantic import (
 from tskd.errors import UserError
 from tskd.recipe.explanations import describe_mistake
 from tskd.recipe.files import Change, as_change, current_settings, read_settings, set_key
+from tskd.types import LEAST_TILE
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -272,7 +273,7 @@ class DataConfig(SourceConfig):
     """Label budget in cases, instead of ``labels``."""
     image_size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)] = 128
     """Side of the square that the networks see; predictions are answered at the image's own size."""
-    tile: Annotated[int, Field(ge=16, le=65_536)] | None = None
+    tile: Annotated[int, Field(ge=LEAST_TILE, le=65_536)] | None = None
     """Side in px of the square tiles that larger images are cut into, each squeezed to ``image_size``; the model
     answers them tile by tile. For structures that are lost where a whole image is squeezed. None: whole images."""
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.2

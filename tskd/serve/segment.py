@@ -213,7 +213,11 @@ class _Clock:
 
     def check(self) -> None:
         if self.is_over:
-            raise Refused(504, f"The work took longer than {self.seconds:g} s and was ended; send fewer slices.")
+            raise Refused(
+                504,
+                f"The work took longer than {self.seconds:g} s and was ended; send fewer slices, smaller images (large "
+                "ones may be answered in many tiles), or let the server have more time (--max-seconds).",
+            )
 
 
 @contextmanager

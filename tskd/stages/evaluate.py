@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tskd.artifacts import Artifact
 from tskd.console import progress
 from tskd.data.prepared import Prepared
-from tskd.data.tiles import fits
+from tskd.data.tiles import count_looks, fits
 from tskd.engine.batches import to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.classes import hard_prediction
@@ -24,6 +24,7 @@ from tskd.models.registry import load_model
 from tskd.recipe.schema import NAMING, EvaluateConfig
 from tskd.stages.evaluation_files import (
     CASES,
+    LOOKS,
     PREDICTIONS,
     SUMMARY,
     draw_overlays,
@@ -76,7 +77,13 @@ def evaluate(
     scores = summarise_levels(tally.scores)
     remarks = (*tally.scoring.remarks, *adapted, *empty_truths(scores, prepared.classes))
     named = {"model": title, "dataset": prepared.dataset["name"]}
-    summary = {**named, **scores, **({"remark": "; ".join(remarks)} if remarks else {})}
+    looks = [count_looks((prepared.records[row].height, prepared.records[row].width), prepared.tile) for row in rows]
+    summary = {
+        **named,
+        **scores,
+        **({} if prepared.tile is None else {LOOKS: float(np.mean(looks))}),
+        **({"remark": "; ".join(remarks)} if remarks else {}),
+    }
     write_json(folder / SUMMARY, summary)
     images = [score for score in tally.scores if score.level == "image"]
     draw_overlays(prepared, folder, images, count=config.overlays, title=title)

@@ -18,6 +18,8 @@ from tskd.overlays import overlay_panel
 from tskd.stages.scoring import Scorable
 
 CASES, PREDICTIONS, SUMMARY, OVERLAYS = "cases.csv", "predictions", "summary.json", "overlays"
+LOOKS = "looks"
+"""In the summary: how often a network looked at a test image on average, where larger ones are answered in tiles."""
 _BYTES = "surrogateescape"
 """Of an id that comes from a file name which is not UTF-8: its bytes are written and read back as they are."""
 

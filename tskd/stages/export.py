@@ -26,8 +26,9 @@ from tskd.artifacts import (
     find_by_digest,
     whole,
 )
+from tskd.data.labels import has_foreground
 from tskd.data.prepared import PARTS, Prepared, spaced
-from tskd.data.tiles import cut_tile, fits, middle_corner
+from tskd.data.tiles import Corner, cut_tile, fits, tile_corners
 from tskd.deploy.bundle import CARD, FOLDER, ONNX, ONNX_INT8, WEIGHTS, publish, require_ours, write_sums
 from tskd.deploy.card import model_card
 from tskd.deploy.description import BundleDescription, InputRule
@@ -44,6 +45,7 @@ from tskd.run_file import REMEDY, RunFile, folder_of_run, read_run
 from tskd.stages.doubt import read_doubts
 from tskd.stages.int8 import ship_int8
 from tskd.stages.network_answers import median_ms, network_answer
+from tskd.types import UNLABELLED
 
 VERSION = 5
 MAX_PROBABILITY_DIFFERENCE = 1e-3
@@ -165,7 +167,7 @@ def export(
     doubts = read_doubts(doubt.path)
     write_onnx(Deployed(segmenter, doubts), folder / ONNX)
     cases = parity_cases(prepared, config.parity_cases)
-    timed = _one_look(cases[0].image, prepared.tile)
+    timed = max((case.image for case in cases), key=lambda image: image.size)
     metrics: dict[str, Any] = {
         "parity": check_parity(
             segmenter, open_session(folder / ONNX), cases, max_dice_drop=config.max_dice_drop, doubts=doubts
@@ -204,20 +206,22 @@ def export(
 
 
 def parity_cases(prepared: Prepared, count: int) -> list[ParityCase]:
-    """Return up to ``count`` labelled images evenly spaced over the test part, at their own size (else: validation)."""
+    """Return up to ``count`` labelled images evenly spaced over the test part, at their own size (else: validation).
+
+    Of an image that is answered in tiles it is one of them: that is what the network sees.
+    """
     rows = prepared.rows("test")
     native = len(rows) > 0
     rows = rows if native else prepared.rows("val")
     if not len(rows):
         raise UserError("An export is checked on labelled images, and there are neither test nor validation images.")
-    return [
-        ParityCase(
-            prepared.records[row].id,
-            prepared.native_image(row) if native else np.asarray(prepared.images[row]),
-            prepared.native_mask(row) if native else np.asarray(prepared.masks[row]),
-        )
-        for row in spaced(rows, count)
-    ]
+    if not native:
+        return [
+            ParityCase(prepared.records[row].id, np.asarray(prepared.images[row]), np.asarray(prepared.masks[row]))
+            for row in spaced(rows, count)
+        ]
+    shown = ((row, prepared.native_image(row), prepared.native_mask(row)) for row in spaced(rows, count))
+    return [ParityCase(prepared.records[row].id, *_one_look(image, mask, prepared.tile)) for row, image, mask in shown]
 
 
 def check_parity(
@@ -254,11 +258,18 @@ def check_parity(
     }
 
 
-def _one_look(image: np.ndarray, tile: int | None) -> np.ndarray:
-    """Return what the network is shown at once of an image (H, W, 3): of one that is cut the tile in its middle."""
+def _one_look(image: np.ndarray, mask: np.ndarray, tile: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the network is shown at once of an image (H, W, 3) and its mask: of larger ones a tile with a
+    structure, else with a label, the first such."""
     if tile is None or fits(image.shape, tile):
-        return image
-    return cut_tile(image, middle_corner(image.shape, tile), tile)
+        return image, mask
+
+    def shows(corner: Corner) -> tuple[bool, bool]:
+        part = cut_tile(mask, corner, tile, UNLABELLED)
+        return has_foreground(part), bool((part != UNLABELLED).any())
+
+    best = max(tile_corners(image.shape, tile), key=shows)
+    return cut_tile(image, best, tile), cut_tile(mask, best, tile, UNLABELLED)
 
 
 def _latency(network: Path, image: np.ndarray) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from tskd.data.labels import has_foreground
 from tskd.data.prepared import Prepared
 from tskd.errors import UserError
 from tskd.seeding import numpy_generator
-from tskd.types import UNLABELLED
 
 
 def held_out_rows(prepared: Prepared, fold: int, folds: int, *, seed: int) -> np.ndarray:
@@ -32,8 +32,5 @@ def held_out_rows(prepared: Prepared, fold: int, folds: int, *, seed: int) -> np
 def _shuffled(prepared: Prepared, rows_of: dict[str, list[int]], seed: int) -> list[str]:
     generator = numpy_generator(seed, "folds")
     shuffled = [sorted(rows_of)[place] for place in generator.permutation(len(rows_of))]
-    return sorted(shuffled, key=lambda case: not _shows(prepared.masks[rows_of[case]]))  # a stable sort keeps the order
-
-
-def _shows(masks: np.ndarray) -> bool:
-    return bool(((masks > 0) & (masks != UNLABELLED)).any())
+    # a stable sort keeps the order
+    return sorted(shuffled, key=lambda case: not has_foreground(prepared.masks[rows_of[case]]))

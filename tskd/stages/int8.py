@@ -20,6 +20,7 @@ from onnxruntime.quantization import (
 )
 
 from tskd.console import say, warn
+from tskd.data.labels import has_foreground
 from tskd.data.prepared import Prepared, spaced
 from tskd.deploy.network_file import CLASSES, INPUT, PROBABILITIES, ask, open_session
 from tskd.deploy.onnx_export import silenced
@@ -136,7 +137,11 @@ def _compare(network: Path, made: Path, way: str, prepared: Prepared, image: np.
 
 
 def _dice(session: Any, prepared: Prepared) -> list[float]:
-    rows = spaced(np.concatenate([prepared.rows("val"), prepared.rows("train")]), JUDGED_ON)
+    """Of labelled images evenly spaced; of tiles, most of which show nothing, those with a structure alone."""
+    rows = np.concatenate([prepared.rows("val"), prepared.rows("train")])
+    if prepared.tile is not None:
+        rows = np.array([row for row in rows if has_foreground(prepared.masks[row])], rows.dtype)
+    rows = spaced(rows, JUDGED_ON)
     images = ((np.asarray(prepared.images[row]), np.asarray(prepared.masks[row])) for row in rows)
     return [agreement(ask(session, image).classes, mask, len(prepared.classes)) for image, mask in images]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tskd.artifacts import Artifact
 from tskd.data.prepared import OF_TARGET, Prepared
-from tskd.data.volumes import find_stacks
+from tskd.data.volumes import find_stacks, scored_together
 from tskd.engine import FitResult, ImageBatches, Runtime, Training, fit
 from tskd.engine.batches import ImageArray, allowed_flips, to_images
 from tskd.engine.fit import Validate
@@ -28,7 +28,7 @@ from tskd.models.registry import STUDENT_FILE, save_model
 from tskd.models.timm_segmenter import resize_logits
 from tskd.recipe.schema import AugmentConfig, TrainConfig
 from tskd.seeding import derive
-from tskd.types import UNLABELLED, Batch, StepFn
+from tskd.types import Batch, StepFn
 
 VALIDATION_BATCH = 16
 
@@ -108,10 +108,14 @@ def validation(prepared: Prepared) -> Validate | None:
 
 def score_on(prepared: Prepared, rows: np.ndarray) -> Validate:
     """Return the score on labelled rows, at the network's size: mean Dice over images and classes or, for a set of
-    volumes, over cases and in each over its volumes and classes, as they are scored."""
+    volumes, over cases and in each over its volumes and classes, as they are scored.
+
+    Tiles of an image are scored as one, the pixels where two overlap in both: most show no structure, and each by
+    itself would be right where nothing is found.
+    """
     parts = [rows[start : start + VALIDATION_BATCH] for start in range(0, len(rows), VALIDATION_BATCH)]
     classes = len(prepared.classes)
-    stacks, _ = find_stacks(prepared.records, rows)
+    wholes = scored_together(prepared.records, rows)
 
     def predict(module: nn.Module) -> dict[int, np.ndarray]:
         device = next(module.parameters()).device
@@ -124,25 +128,24 @@ def score_on(prepared: Prepared, rows: np.ndarray) -> Validate:
 
     def score(module: nn.Module) -> Mapping[str, float]:
         found = predict(module)
-        if not stacks:
-            return {
-                "score": float(np.mean([agreement(one, prepared.masks[row], classes) for row, one in found.items()]))
-            }
         dice: dict[str, list[float]] = defaultdict(list)
-        for stack in stacks:
-            prediction = stack.assemble((found[row] for row in stack.rows), missing=0)
-            mask = stack.assemble((prepared.masks[row] for row in stack.rows), missing=UNLABELLED)
-            dice[stack.case].append(agreement(prediction, mask, classes))
-        return {"score": float(np.mean([np.mean(of_case) for of_case in dice.values()]))}
+        for whole, own in wholes:
+            answers = np.stack([found[row] for row in own])
+            dice[whole].append(agreement(answers, prepared.masks[own], classes))
+        return {"score": float(np.mean([np.mean(of_whole) for of_whole in dice.values()]))}
 
     return score
 
 
 def selection(data: Artifact) -> dict[str, str]:
     """Return what a training that is selected on validation depends on beside its settings and data: volumes are
-    validated whole. Sets of single images have no such input, so their trainings keep their names."""
+    validated whole, and tiles as images. Sets of single images have no such input, so their trainings keep their names.
+    """
     prepared = Prepared(data.path)
-    stacks, _ = find_stacks(prepared.records, prepared.rows("val"))
+    rows = prepared.rows("val")
+    if any(prepared.records[row].tile_of is not None for row in rows):
+        return {"selected_by": "tiles together"}
+    stacks, _ = find_stacks(prepared.records, rows)
     return {"selected_by": "volume"} if stacks else {}
 
 

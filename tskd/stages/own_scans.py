@@ -98,7 +98,7 @@ class ScoreOptions:
     where: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Values of columns of ``split.csv``; images with others are left out."""
     tile: int | None = None
-    """As in prediction: side in px of the tiles in which larger images are answered."""
+    """As in prediction: side in px of the tiles in which larger images are answered; None: as trained, 0: whole."""
     overlays: int = 12
     overwrite: bool = False
 
@@ -120,7 +120,7 @@ def score_scans(bundle: Bundle, root: Path, out: Path, options: ScoreOptions | N
     dataset = _open(bundle, root, options)
     _refuse_among(dataset, out)
     with _settled_in(out) as folder:
-        answered, remarks, failures = _answer_all(bundle, dataset, options.tile or bundle.tile)
+        answered, remarks, failures = _answer_all(bundle, dataset, bundle.tile_for(options.tile))
         return _write(answered, bundle, folder, remarks, failures, options.overlays)
 
 

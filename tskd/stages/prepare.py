@@ -35,7 +35,7 @@ from tskd.data.prepared import (
     write_prepared_records,
 )
 from tskd.data.splits import Split, make_split, save_split
-from tskd.data.tiles import Corner, cut_tile, fill_up, fits, middle_corner, tile_corners
+from tskd.data.tiles import MOST_TILES, Corner, cut_tile, fill_up, fits, middle_corner, tile_corners
 from tskd.errors import UserError
 from tskd.machine.disk import require_room, write_json
 from tskd.recipe.schema import NAMING, PHANTOMS, DataConfig, SourceConfig
@@ -44,8 +44,6 @@ from tskd.stages.source_data import HASHES, data_root, dataset_digest, open_data
 from tskd.types import UNLABELLED
 
 VERSION = 5
-MOST_TILES = 16
-"""Of one image without labels."""
 
 
 def build(store: Builder, data: DataConfig, readings: Readings | None = None) -> Artifact:
@@ -144,8 +142,7 @@ def write_prepared(config: DataConfig, reading: Reading, split: Split, folder: P
     _write_rows(reading, rows, config.tile, folder)
     write_prepared_records(folder, (_record_of(row, reading) for row in rows))
     _keep_native(reading, [(place, row.record) for place, row in enumerate(rows) if row.part == "test"], folder)
-    tile = config.tile if any(row.corner for row in rows) else None
-    write_json(folder / DATASET, _describe(reading.dataset, config, reading.notes, tile))
+    write_json(folder / DATASET, _describe(reading.dataset, config, reading.notes))
     return {"cases": len({record.case for record in records}), **{part: len(getattr(split, part)) for part in PARTS}}
 
 
@@ -183,8 +180,8 @@ def _require_room_for_tiles(config: DataConfig, rows: Sequence[_Row], folder: Pa
     require_room(folder, needed, what=f"{len(rows)} tiles", remedy=f"raise data.tile ({config.tile} px)")
     if not any(row.corner for row in rows):
         warn(
-            f"no image is larger than data.tile={config.tile}: all are seen as a whole, and so will be those that the "
-            "model answers"
+            f"no image is larger than data.tile={config.tile}: all are seen as a whole, and only larger ones that the "
+            "model answers later will be cut"
         )
     elif config.tile < config.image_size:
         warn(f"tiles of {config.tile} px are enlarged to {config.image_size} px, which makes nothing sharper")
@@ -203,8 +200,8 @@ class _Row(NamedTuple):
 def _rows(reading: Reading, split: Split, tile: int | None) -> Iterator[_Row]:
     """Yield the rows in their order: images, and tiles of the larger ones where there is a side for tiles.
 
-    Of images with labels all tiles are there, those that train overlapping by half; of each without labels so many,
-    evenly spaced; of test images, which are scored as a whole, the one in the middle.
+    Of images with labels all tiles with a labelled pixel are there, those that train overlapping by half; of each
+    without labels so many, evenly spaced; of test images, which are scored as a whole, the one in the middle.
     """
     index_of = {record.id: index for index, record in enumerate(reading.records)}
     for part in PARTS:
@@ -220,7 +217,19 @@ def _rows(reading: Reading, split: Split, tile: int | None) -> Iterator[_Row]:
                 corners = list(tile_corners(shape, tile, overlap=0))
             elif part == "unlabelled":
                 corners = [corners[place] for place in spaced(range(len(corners)), MOST_TILES)]
+            if part in ("train", "val"):
+                corners = _with_labels(reading, index, corners, tile)
             yield from (_Row(index, part, corner) for corner in corners)
+
+
+def _with_labels(reading: Reading, index: int, corners: list[Corner], tile: int) -> list[Corner]:
+    """Return the tiles in which a pixel is labelled: nothing is learned from others, and they have no score."""
+    if not (reading.masks[index] == UNLABELLED).any():
+        return corners
+    _, mask = reading.native(index)
+    assert mask is not None
+    mask, _ = fill_up(mask, tile, UNLABELLED)
+    return [corner for corner in corners if (cut_tile(mask, corner, tile) != UNLABELLED).any()]
 
 
 def _record_of(row: _Row, reading: Reading) -> PreparedRecord:
@@ -278,14 +287,14 @@ def _keep_native(reading: Reading, rows: Sequence[tuple[int, int]], folder: Path
     reading.forget_decoded()
 
 
-def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str], tile: int | None) -> dict[str, Any]:
+def _describe(dataset: Dataset, config: DataConfig, notes: Sequence[str]) -> dict[str, Any]:
     codes = {name: code._asdict() for name, code in dataset.codes.items()}
     return {
         "name": dataset.name,
         "layout": dataset.layout,
         "classes": list(dataset.classes),
         "image_size": config.image_size,
-        **({} if tile is None else {"tile": tile}),
+        **({} if config.tile is None else {"tile": config.tile}),
         "window": dataset.options.window,
         "notes": [*dataset.notes, *notes],
         **({"codes": codes} if codes else {}),

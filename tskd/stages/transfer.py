@@ -7,7 +7,7 @@ enter, nor what the teacher is selected on.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import numpy as np
 
 from tskd.artifacts import Artifact
 from tskd.data.augment import GeometryRange, apply_photometry, draw_geometry, draw_photometry, move_images
-from tskd.data.prepared import OF_TARGET, Part, Prepared
+from tskd.data.prepared import OF_TARGET, Part, Prepared, spaced
+from tskd.data.tiles import MOST_TILES
 from tskd.data.transfer_set import (
     ORIGINS,
     Origin,
@@ -106,11 +107,23 @@ def real_records(config: TransferConfig, prepared: Prepared, *, seed: int) -> li
     Where fewer are wanted than there are they are drawn, unlabelled ones first: a list of files is often sorted by
     diagnosis or patient. Of one seed a smaller number is a part of a larger one.
     """
-    parts = [prepared.rows(part) for part in REAL_PARTS]
+    parts = _real_rows(prepared)
     drawn = np.concatenate([numpy_generator(seed, "real images", len(rows)).permutation(rows) for rows in parts])
     chosen = set(drawn[: count_real(config, prepared)].tolist())
     rows = [row for row in np.concatenate(parts).tolist() if row in chosen]
     return [TransferRecord(prepared.records[row].id, "real", row) for row in rows]
+
+
+def _real_rows(prepared: Prepared) -> list[np.ndarray]:
+    """Return the rows of each of ``REAL_PARTS``; beside images without labels no labelled one gives more tiles than
+    they do at most, or a few labelled images would be most of what there is."""
+    parts = [prepared.rows(part) for part in REAL_PARTS]
+    if not len(parts[0]):
+        return parts
+    tiles: dict[str, list[int]] = defaultdict(list)
+    for row in parts[1].tolist():
+        tiles[prepared.records[row].image].append(row)
+    return [parts[0], np.array([row for rows in tiles.values() for row in spaced(rows, MOST_TILES)], np.int64)]
 
 
 def _store_target(folder: Path, config: TransferConfig, target: Prepared, *, seed: int) -> list[TransferRecord]:
@@ -136,7 +149,7 @@ def count_target(config: TransferConfig, target: Prepared | None) -> int:
 
 def count_real(config: TransferConfig, prepared: Prepared) -> int:
     """Return how many real images are wanted. Raises UserError where there are fewer."""
-    return _wanted("transfer.real", config.real, len(prepared.rows(*REAL_PARTS)), "the training data has {}")
+    return _wanted("transfer.real", config.real, sum(map(len, _real_rows(prepared))), "the training data has {}")
 
 
 def _wanted(key: str, asked: int | None, there: int, owner: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -38,6 +38,7 @@ from tskd.report.text import (
     signed,
     without_idle,
 )
+from tskd.stages.evaluation_files import LOOKS
 
 _VOLUME_ERROR = "volume_error_ml"
 OTHERS_SHOWN = 3
@@ -125,9 +126,20 @@ def data_section(run: RunFolder) -> Section | None:
         ("Data set", ", tested on ".join(names)),
         ("Classes", ", ".join(run.prepared.classes)),
         ("The student sees", f"{size} × {size} pixels"),
+        *_cut(run),
     )
     lead = "No test or validation case is in another row; of a training case a part may have labels and the rest not."
     return section("data", "Data", lead, [Table(("use", "images", "cases"), rows), Facts(facts)])
+
+
+def _cut(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """Yield what is said of tiles, where images are cut into some."""
+    tile, looks = run.prepared.tile, run.metrics[STUDENT].get(LOOKS)
+    if tile is None:
+        return
+    yield "Larger images", f"are cut into tiles of {tile} × {tile} pixels for training, and answered in such tiles"
+    if looks is not None:
+        yield "Looks at a test image", f"{looks:.0f} on average, since tiles overlap by half"
 
 
 def limits_section() -> Section | None:
