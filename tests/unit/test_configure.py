@@ -218,3 +218,18 @@ def test_tiles_go_by_pixels_where_sizes_vary() -> None:
     """Structures of 30 px in images of 300 and of 1600 px: a tenth of the small ones, and no tenth of the median."""
     found = chosen(facts(thickness=0.019, pixels=30.0, side=950))
     assert found["data.tile"] == 480
+
+
+@pytest.mark.parametrize(("offline", "baseline"), [(True, "unet_imagenet"), (False, "control")])
+def test_of_tiles_a_third_is_drawn_for_a_structure_in_every_arm(offline: bool, baseline: str) -> None:
+    """Held against another draw, the student would win by that."""
+    parts = ("teacher", "finetune", "unet_imagenet", "control")
+    found = chosen(facts(thickness=0.0156, offline=offline))
+    assert found["data.tile"] == 128
+    assert {part for part in parts if found.get(f"{part}.augment.foreground") == 0.33} == {
+        "teacher",
+        "finetune",
+        baseline,
+    }
+    whole = chosen(facts(thickness=0.07, offline=offline))
+    assert not [key for key in whole if key.endswith("foreground")]

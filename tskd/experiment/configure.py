@@ -50,6 +50,8 @@ FINE = 3.5
 """Pixels below which a structure wants a skip at full size: vessels 2 px thick gained by it, nuclei of 4 px did not."""
 WORTH_TILES = 0.75
 """Largest tile that is taken, as a share of the image's side."""
+SHOWING = 0.33
+"""Share of tiles drawn because they show a structure, as in nnU-Net: ulcers in a third of the tiles gained by it."""
 FEW_LABELS = 100
 """Below, a fifth of the labels chooses weights by chance: all of them train."""
 SHARES = {"teacher": 0.35, "distill": 0.25, "finetune": 0.06}
@@ -285,6 +287,10 @@ def of_the_networks(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]
             decoder, why = of_student, "as the student's, so that nothing else is compared"
         yield Choice("unet_imagenet.decoder", decoder, why)
         yield Choice("control.enabled", False, "a U-Net from random weights would be the weaker of the two")
+    if build_recipe(values, "the choices").data.tile is not None:
+        why = "that share of the tiles is drawn because they show a structure: many show none"
+        for part in ("teacher", "finetune", "unet_imagenet" if facts.offline else "control"):
+            yield Choice(f"{part}.augment.foreground", SHOWING, why)
     if facts.bf16:
         yield Choice("engine.precision", "bf16-mixed", "this machine multiplies bf16 in units of its own")
 
