@@ -151,13 +151,15 @@ class _PlainProgress:
     def __init__(self, label: str, total: int, start: int) -> None:
         self.label, self.total, self.start = label, total, start
         self.began = self.last = time.monotonic()
+        self.ended = False
+        """All is done, and that was said."""
 
     def __call__(self, done: float, note: str = "") -> None:
         now = time.monotonic()
-        finished = done >= self.total and now - self.began > 2
+        finished = done >= self.total and now - self.began > 2 and not self.ended
         if now - self.last < PLAIN_INTERVAL and not finished:
             return
-        self.last = now
+        self.last, self.ended = now, done >= self.total
         left = (now - self.began) / (done - self.start or 1) * (self.total - done)
         say(f"{self.label}: {int(done)}/{self.total}, {duration(left)} left{', ' + note if note else ''}")
 

@@ -47,6 +47,9 @@ def test_images_are_counted_not_tiles(out: Path) -> None:
     assert model["tile"] == 48
     assert model["images"]["train"] + model["images"]["val"] == 8
     assert "larger images in tiles of 48 px" in (out / "model" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "cut into tiles of 48 × 48 pixels for training" in report
+    assert "9 on average, since they overlap by half" in report
     (prepared,) = (Prepared(path) for path in (out / "artifacts").glob("prepare-*"))
     assert len(prepared.rows("train")) == 9 * prepared.count("train")
 

@@ -233,3 +233,18 @@ def test_of_tiles_a_third_is_drawn_for_a_structure_in_every_arm(offline: bool, b
     }
     whole = chosen(facts(thickness=0.07, offline=offline))
     assert not [key for key in whole if key.endswith("foreground")]
+
+
+@pytest.mark.parametrize(("tile", "side"), [(None, 192), (512, 192), (64, 128)])
+def test_a_stated_tile_is_what_the_size_of_images_goes_by(tile: int | None, side: int) -> None:
+    """No other is going to mend what the smallest size would lose."""
+    found = chosen(facts(thickness=8 / 2048, side=2048), Change("data.tile", tile))
+    assert found["data.image_size"] == side
+    assert "data.tile" not in found
+
+
+def test_what_is_said_of_stated_tiles_is_true_of_them() -> None:
+    values = {"data": {"tile": 64}}
+    *_, why = next(of_the_data(facts(thickness=300 / 2048, side=2048), values))
+    assert "100.0% of a side" in why
+    assert "images have 2048, tiles 64" in why

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from tskd.artifacts import Store
-from tskd.data.prepared import Prepared, squeeze_image, squeeze_mask
+from tskd.data.prepared import IMAGES, OF_TARGET, Part, Prepared, squeeze_image, squeeze_mask
 from tskd.data.tiles import MOST_TILES, cut_tile, tile_corners
 from tskd.recipe.schema import DataConfig, TransferConfig
 from tskd.stages import teacher_images
 from tskd.stages.leaks import seen_images
 from tskd.stages.prepare import build
-from tskd.stages.transfer import real_records
+from tskd.stages.transfer import augmented_images, count_target, real_records
 from tskd.types import UNLABELLED
 
 TILE, SIDE = 48, 32
@@ -84,7 +84,7 @@ def test_tiles_without_a_label_are_left_out(root: Path, val_share: float) -> Non
     for number in range(6):
         Image.fromarray(rng.integers(0, 256, (96, 96, 3), np.uint8)).save(other / f"images/{number}.png")
         mask = np.full((96, 96), UNLABELLED, np.uint8)
-        mask[:20, :20], mask[4:9, 4:9] = 0, 1
+        mask[:20, :20], mask[4:9, 4:9], mask[94, 94] = 0, 1, 0  # the last is lost in the tile's own squeezing
         Image.fromarray(mask).save(other / f"masks/{number}.png")
     (other / "dataset.yaml").write_text("classes: [cell]\nlabels: {0: 0, 1: 1, 255: 255}\n")
     data = DataConfig(root=str(other), image_size=SIDE, val_share=val_share, tile=TILE)
@@ -93,10 +93,14 @@ def test_tiles_without_a_label_are_left_out(root: Path, val_share: float) -> Non
     assert all((mask != UNLABELLED).any() for mask in prepared.masks)
 
 
+def tiles_of(prepared: Prepared, *parts: Part) -> Counter[str]:
+    return Counter(prepared.records[row].image for row in prepared.rows(*parts))
+
+
 def test_images_without_labels_are_not_outnumbered_by_tiles_of_labelled_ones(root: Path, tmp_path: Path) -> None:
     data = DataConfig(root=str(root), image_size=SIDE, val_share=0, tile=24)
     tiled = Prepared(build(Store(root.parent / "store"), data).path)
-    assert max(Counter(tiled.records[row].image for row in tiled.rows("train")).values()) > MOST_TILES
+    assert max(tiles_of(tiled, "train").values()) > MOST_TILES
     drawn = Counter(tiled.records[one.row].image for one in real_records(TransferConfig(), tiled, seed=0))
     assert max(drawn.values()) == MOST_TILES
     assert set(drawn) == set("abcde")
@@ -176,3 +180,23 @@ def test_a_teacher_of_another_size_sees_the_same_tiles(root: Path, tiled: Prepar
         assert np.array_equal(found.images[row], squeeze_image(shown, 64))
     shown = cut_tile(native(root, "b", "masks"), (0, 24), TILE, UNLABELLED)
     assert np.array_equal(found.masks[tiled.row_of("b@0,24")], squeeze_mask(shown, 64))
+
+
+def test_a_target_is_learned_from_without_labels_so_its_labelled_images_give_no_more_tiles(root: Path) -> None:
+    data = DataConfig(root=str(root), image_size=SIDE, val_share=0, tile=24)
+    target = Prepared(build(Store(root.parent / "store"), data).path)
+    wanted = {image: min(count, MOST_TILES) for image, count in tiles_of(target, *OF_TARGET).items()}
+    assert count_target(TransferConfig(), target) == sum(wanted.values()) < len(target.rows(*OF_TARGET))
+
+
+def test_augmented_tiles_are_of_all_images(tiled: Prepared, tmp_path: Path) -> None:
+    """Red where all tiles of the first image come first: few augmented images would show one source."""
+    folder = tmp_path / "marked"
+    shutil.copytree(tiled.folder, folder)
+    labelled = tiled.rows("train")
+    brightness = {name: 60 * place for place, name in enumerate(tiles_of(tiled, "train"), start=1)}
+    images = np.array(tiled.images)
+    images[labelled] = np.array([brightness[tiled.records[row].image] for row in labelled])[:, None, None, None]
+    np.save(folder / IMAGES, images)
+    drawn = [image.mean() for image in augmented_images(range(4), Prepared(folder), flip="none", seed=0)]
+    assert np.corrcoef(drawn, [*brightness.values()])[0, 1] > 0.8

@@ -205,9 +205,11 @@ def _thicknesses(mask: np.ndarray) -> Iterator[float]:
 def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
     """Yield the choices that follow from the data set; ``values``: all that is settled so far."""
     sizes = SIZES_ON_GPU if facts.gpu else SIZES_ON_CPU
+    whole_side = facts.side
     facts = _as_cut(facts, build_recipe(values, "the choices").data)
     wanted = 0 if facts.thickness is None else THINNEST / facts.thickness
-    lost = wanted > sizes[0] and _tile(facts, sizes[0]) is not None  # in the smallest size, which tiles mend
+    free = "tile" not in values.get("data", {})
+    lost = free and wanted > sizes[0] and _tile(facts, sizes[0]) is not None  # in the smallest size, which tiles mend
     size = sizes[0] if lost else next((one for one in sizes if one >= wanted), sizes[-1])
     where = "a GPU" if facts.gpu else "a processor"
     if facts.thickness is None:
@@ -216,9 +218,9 @@ def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
         whole = ", seen whole" if lost else " then"
         seen = f"the thinner structures are {facts.thickness:.1%} of a side, {facts.thickness * size:.1f} px{whole}"
     small = "; less than wished for: larger images would show them better" if wanted > size and not lost else ""
-    yield Choice(
-        "data.image_size", size, f"{seen}{small} ({sizes[0]} to {sizes[-1]} px on {where}; images have {facts.side})"
-    )
+    cut = "" if facts.side == whole_side else f", tiles {facts.side}"
+    have = f"images have {whole_side}{cut}"
+    yield Choice("data.image_size", size, f"{seen}{small} ({sizes[0]} to {sizes[-1]} px on {where}; {have})")
     side = build_recipe(values, "the choices").data.image_size
     if wanted > side and (tile := _tile(facts, side)) is not None:
         assert facts.pixels is not None
@@ -245,7 +247,7 @@ def _as_cut(facts: Facts, data: DataConfig) -> Facts:
     """Return the facts of what the networks are shown: of tiles, where images are cut."""
     if data.tile is None or facts.pixels is None or facts.side <= data.tile:
         return facts
-    return replace(facts, side=data.tile, thickness=facts.pixels / data.tile)
+    return replace(facts, side=data.tile, thickness=min(facts.pixels / data.tile, 1.0))
 
 
 def _decoder(facts: Facts, data: DataConfig) -> tuple[str, str]:

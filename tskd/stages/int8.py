@@ -148,7 +148,7 @@ def _dice(session: Any, prepared: Prepared) -> list[float]:
 
 def judge_int8(way: str, dice_drop: float, float_ms: float, int8_ms: float, *, megabytes: float) -> Int8Verdict:
     """Return the verdict: an int8 network must lose at most ``MAX_DICE_DROP`` Dice and be faster."""
-    figures = f"{way}: Dice {-dice_drop:+.4f}, {int8_ms:.1f} ms against {float_ms:.1f} ms an image, {megabytes:.1f} MB"
+    figures = f"{way}: Dice {-dice_drop:+.4f}, {int8_ms:.1f} ms against {float_ms:.1f} ms a look, {megabytes:.1f} MB"
     reason, shipped = figures, False
     if dice_drop > MAX_DICE_DROP:
         reason = f"it loses more Dice than {MAX_DICE_DROP}: {figures}"

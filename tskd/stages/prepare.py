@@ -44,6 +44,8 @@ from tskd.stages.source_data import HASHES, data_root, dataset_digest, open_data
 from tskd.types import UNLABELLED
 
 VERSION = 5
+_OF_TILES = {"tiles": 2}
+"""In the names of data sets that are cut alone: how tiles are chosen and scored."""
 
 
 def build(store: Builder, data: DataConfig, readings: Readings | None = None) -> Artifact:
@@ -61,7 +63,10 @@ def build(store: Builder, data: DataConfig, readings: Readings | None = None) ->
     return store.build(
         "prepare",
         make,
-        config=data.model_dump(exclude={"root", "phantom", "layout", "where"}, context=NAMING),
+        config={
+            **data.model_dump(exclude={"root", "phantom", "layout", "where"}, context=NAMING),
+            **({} if data.tile is None else _OF_TILES),
+        },
         inputs={"data": digest},
         seed=data.split_seed,
         version=VERSION,
@@ -98,7 +103,11 @@ def build_target(store: Builder, data: DataConfig, other: SourceConfig, readings
     return store.build(
         "prepare",
         make,
-        config={"image_size": config.image_size, "labelled": False, **({"tile": config.tile} if config.tile else {})},
+        config={
+            "image_size": config.image_size,
+            "labelled": False,
+            **({} if config.tile is None else {"tile": config.tile, **_OF_TILES}),
+        },
         inputs={"data": digest},
         seed=config.split_seed,
         version=VERSION,
@@ -223,13 +232,14 @@ def _rows(reading: Reading, split: Split, tile: int | None) -> Iterator[_Row]:
 
 
 def _with_labels(reading: Reading, index: int, corners: list[Corner], tile: int) -> list[Corner]:
-    """Return the tiles in which a pixel is labelled: nothing is learned from others, and they have no score."""
+    """Return the tiles that show a labelled pixel where the networks see them: nothing is learned from others."""
     if not (reading.masks[index] == UNLABELLED).any():
         return corners
     _, mask = reading.native(index)
     assert mask is not None
     mask, _ = fill_up(mask, tile, UNLABELLED)
-    return [corner for corner in corners if (cut_tile(mask, corner, tile) != UNLABELLED).any()]
+    shown = ((corner, squeeze_mask(cut_tile(mask, corner, tile), reading.side)) for corner in corners)
+    return [corner for corner, part in shown if (part != UNLABELLED).any()]
 
 
 def _record_of(row: _Row, reading: Reading) -> PreparedRecord:

@@ -117,13 +117,26 @@ def real_records(config: TransferConfig, prepared: Prepared, *, seed: int) -> li
 def _real_rows(prepared: Prepared) -> list[np.ndarray]:
     """Return the rows of each of ``REAL_PARTS``; beside images without labels no labelled one gives more tiles than
     they do at most, or a few labelled images would be most of what there is."""
-    parts = [prepared.rows(part) for part in REAL_PARTS]
-    if not len(parts[0]):
-        return parts
+    unlabelled, train = (prepared.rows(part) for part in REAL_PARTS)
+    return [unlabelled, _some_tiles(prepared, train) if len(unlabelled) else train]
+
+
+def _target_rows(target: Prepared) -> np.ndarray:
+    """Return the rows of a target's images, which are learned from without labels, whether they have some or not."""
+    return _some_tiles(target, target.rows(*OF_TARGET))
+
+
+def _some_tiles(prepared: Prepared, rows: np.ndarray) -> np.ndarray:
+    """Return the rows, of each image no more tiles than one without labels has."""
+    chosen = [row for tiles in _by_image(prepared, rows) for row in spaced(tiles, MOST_TILES)]
+    return np.array(chosen, np.int64)
+
+
+def _by_image(prepared: Prepared, rows: np.ndarray) -> list[list[int]]:
     tiles: dict[str, list[int]] = defaultdict(list)
-    for row in parts[1].tolist():
+    for row in rows.tolist():
         tiles[prepared.records[row].image].append(row)
-    return [parts[0], np.array([row for rows in tiles.values() for row in spaced(rows, MOST_TILES)], np.int64)]
+    return list(tiles.values())
 
 
 def _store_target(folder: Path, config: TransferConfig, target: Prepared, *, seed: int) -> list[TransferRecord]:
@@ -131,7 +144,7 @@ def _store_target(folder: Path, config: TransferConfig, target: Prepared, *, see
 
     They are stored as ``target`` holds them, which may be larger than what the student sees.
     """
-    rows = target.rows(*OF_TARGET)
+    rows = _target_rows(target)
     drawn = numpy_generator(seed, "target images", len(rows)).permutation(rows)
     chosen = sorted(drawn[: count_target(config, target)].tolist())
     images = (target.images[row] for row in chosen)
@@ -143,7 +156,7 @@ def count_target(config: TransferConfig, target: Prepared | None) -> int:
     """Return how many images of the target's site are wanted. Raises UserError where there are fewer."""
     if target is None:
         return 0
-    there, owner = len(target.rows(*OF_TARGET)), "transfer.target has {} besides its test images"
+    there, owner = len(_target_rows(target)), "transfer.target has {} besides its test images"
     return _wanted("transfer.from_target", config.from_target, there, owner)
 
 
@@ -171,11 +184,12 @@ def augmented_images(numbers: Sequence[int], prepared: Prepared, *, flip: Flip, 
 
     Image k is a function of (seed, k) alone.
     """
-    rows = prepared.rows("train")
+    images = _by_image(prepared, prepared.rows("train"))
     limits = GeometryRange(*allowed_flips(flip, prepared.classes), ROTATION, SCALE, SHIFT)
     for number in numbers:
         generator = torch_generator(seed, "augmented", number)
-        image = to_images(prepared.images[[rows[number % len(rows)]]])
+        turn, place = divmod(number, len(images))
+        image = to_images(prepared.images[[images[place][turn % len(images[place])]]])
         moved = move_images(image, draw_geometry(1, limits, generator))
         yield to_uint8(apply_photometry(moved, draw_photometry(moved.shape, PHOTOMETRY, generator)))[0]
 

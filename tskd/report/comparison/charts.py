@@ -33,7 +33,8 @@ from tskd.report.run.training import SIZES
 from tskd.report.styles import look_of, ordered
 from tskd.report.text import INTERVAL, capital, number, teraflops, thousands
 
-IMAGE_SIZE = "data.image_size"
+SHOWN = ("data.image_size", "data.tile")
+"""Axes on which the time of an image depends."""
 _COSTS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "seconds": ("training, s", partial(number, digits=0)),
     "peak_memory_mb": ("memory, MB", partial(number, digits=0)),
@@ -74,12 +75,12 @@ def bias_section(comparison: ComparisonFolder) -> Section | None:
 
 
 def resources_section(comparison: ComparisonFolder) -> Section | None:
-    """What all that is compared costs, and Dice against size and speed, for each data set (and image size)."""
+    """What all that is compared costs, and Dice against size and speed, for each data set and size of what is seen."""
     groups: dict[str, dict[str, list[Cell]]] = {}
-    sized = IMAGE_SIZE in comparison.axes and comparison.compared != IMAGE_SIZE
+    shown = [axis for axis in SHOWN if axis in comparison.axes and comparison.compared != axis]
     for cell in (cell for cells in comparison.groups.values() for cell in cells):
         line = cell.first
-        sizes = [value_title(IMAGE_SIZE, line[IMAGE_SIZE])] if sized else []
+        sizes = [value_title(axis, line[axis]) for axis in shown]
         place = groups.setdefault(", ".join([line[DATASET], *sizes]), {})
         place.setdefault(cell.look.title, []).append(cell)
     charts = tuple(chart for title, group in groups.items() for chart in _size_charts(title, group))

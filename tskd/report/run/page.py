@@ -135,11 +135,10 @@ def data_section(run: RunFolder) -> Section | None:
 def _cut(run: RunFolder) -> Iterator[tuple[str, str]]:
     """Yield what is said of tiles, where images are cut into some."""
     tile, looks = run.prepared.tile, run.metrics[STUDENT].get(LOOKS)
-    if tile is None:
+    if tile is None or (looks or 1) == 1:
         return
     yield "Larger images", f"are cut into tiles of {tile} × {tile} pixels for training, and answered in such tiles"
-    if looks is not None:
-        yield "Looks at a test image", f"{looks:.0f} on average, since tiles overlap by half"
+    yield "Tiles of a test image", f"{looks:.4g} on average, since they overlap by half"
 
 
 def limits_section() -> Section | None:

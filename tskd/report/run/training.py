@@ -73,7 +73,8 @@ def resources_section(run: RunFolder) -> Section | None:
     scored = run.metrics[STUDENT]["dice"] is not None
     blocks: list[Block | None] = [_cost_charts(run, measured)] if measured and scored else []
     blocks += [_cost_table(run, measured) if measured else None, _export_facts(run)]
-    lead = "Time: median of one image at the size the networks see, in PyTorch on one thread of the training machine."
+    image = "one image" if run.prepared.tile is None else "one tile, times the tiles of a test image,"
+    lead = f"Time: median of {image} at the size the networks see, in PyTorch on one thread of the training machine."
     return section("resources", "Size and speed", lead, blocks)
 
 
@@ -136,7 +137,7 @@ def _export_facts(run: RunFolder) -> Facts:
     by_threads = latency["ms_by_threads"].items()
     times = ", ".join(f"{ms:g} ms with {counted(int(threads), 'thread')}" for threads, ms in by_threads)
     facts = [
-        ("One image", f"{width} × {height} pixels: {times}"),
+        ("One image" if run.prepared.tile is None else "One tile", f"{width} × {height} pixels: {times}"),
         ("Parameters", thousands(run.summary.export["parameters"])),
         ("Against the network", f"over {parity['images']} images Dice differs by {worst or 0:.2g} at most"),
     ]

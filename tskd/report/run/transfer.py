@@ -71,11 +71,11 @@ def transfer_section(run: RunFolder, album: Album) -> Section | None:
     if not found:
         return None
     view = view_transfer(found[0], run.prepared, run.stages.values())
-    images = counted(sum(view.counts.values()), "image" if view.prepared.tile is None else "tile")
-    lead = f"{images} without labels, from which the student learned."
+    what = "image" if view.prepared.tile is None else "tile"
+    lead = f"{counted(sum(view.counts.values()), what)} without labels, from which the student learned."
     shares = view.artifact.metrics["shares"]
     rows = tuple((name, str(count), f"{100 * shares[name]:.0f} %") for name, count in view.counts.items())
-    blocks = [Table(("origin", "images", "share"), rows), *synthetic_blocks(view, album)]
+    blocks = [Table(("origin", f"{what}s", "share"), rows), *synthetic_blocks(view, album)]
     return section("transfer", "Transfer set", lead, blocks)
 
 
