@@ -66,6 +66,15 @@ def test_a_short_job_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
 
 
+def test_the_end_is_said_once(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """A last tile reaches the total before its frame does."""
+    with console.progress("predict", 2) as advance:
+        for done in (0.5, 1.5, 2.0, 2, 2):
+            clock.now += 1
+            advance(done)
+    assert [line for line in capsys.readouterr().err.splitlines() if "2/2" in line] == ["predict: 2/2, 0 s left"]
+
+
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 from tskd.artifacts import Store
+from tskd.data.labels import has_foreground
 from tskd.data.prepared import IMAGES, OF_TARGET, Part, Prepared, squeeze_image, squeeze_mask
 from tskd.data.tiles import MOST_TILES, cut_tile, tile_corners
+from tskd.deploy.network_file import Answer
 from tskd.recipe.schema import DataConfig, TransferConfig
-from tskd.stages import teacher_images
+from tskd.stages import int8, teacher_images
+from tskd.stages.export import parity_cases
 from tskd.stages.leaks import seen_images
 from tskd.stages.prepare import build
 from tskd.stages.transfer import augmented_images, count_target, real_records
@@ -200,3 +203,21 @@ def test_augmented_tiles_are_of_all_images(tiled: Prepared, tmp_path: Path) -> N
     np.save(folder / IMAGES, images)
     drawn = [image.mean() for image in augmented_images(range(4), Prepared(folder), flip="none", seed=0)]
     assert np.corrcoef(drawn, [*brightness.values()])[0, 1] > 0.8
+
+
+def test_the_exported_file_is_checked_on_tiles_with_a_structure(tiled: Prepared, root: Path) -> None:
+    """What the network sees at once, and not an empty corner."""
+    for case in parity_cases(tiled, 2):
+        image, mask = native(root, case.id), native(root, case.id, "masks")
+        corner = next(at for at in tile_corners(image.shape, TILE) if cut_tile(mask, at, TILE).any())
+        assert np.array_equal(case.image, cut_tile(image, corner, TILE))
+        assert np.array_equal(case.mask, cut_tile(mask, corner, TILE))
+
+
+def test_int8_is_judged_on_tiles_with_a_structure(tiled: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tiles without one both networks are right, whatever int8 has lost."""
+    empty = Answer(np.zeros((SIDE, SIDE), np.uint8), np.zeros((2, SIDE, SIDE), np.float32), None, None)
+    monkeypatch.setattr(int8, "ask", lambda session, image: empty)
+    shown = sum(has_foreground(mask) for mask in tiled.masks)
+    assert 0 < shown < len(tiled.masks)
+    assert int8.training_dice(None, tiled) == [0.0] * min(shown, int8.JUDGED_ON)

@@ -157,6 +157,14 @@ class SomeImages:
         return np.stack([squeeze_image(image, self.side) for image in self.images[self.rows[indices]]])
 
 
+def rows_by_image(records: Sequence[PreparedRecord], rows: Iterable[int]) -> dict[str, list[int]]:
+    """Return the rows of each image, of which there may be several tiles, in the order of the first."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        found.setdefault(records[row].image, []).append(int(row))
+    return found
+
+
 def spaced(rows: Sequence[int] | np.ndarray, most: int) -> np.ndarray:
     """Return at most so many of the rows, evenly spaced from the first to the last."""
     places = np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)

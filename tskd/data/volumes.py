@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tskd.data.prepared import PreparedRecord
+from tskd.data.prepared import PreparedRecord, rows_by_image
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ def find_stacks(
 def scored_together(records: Sequence[PreparedRecord], rows: Sequence[int] | np.ndarray) -> list[tuple[str, list[int]]]:
     """Return which rows have one score together, and of what scores are averaged first: (case, rows of a volume) for a
     set of volumes, else (image, its row or the rows of its tiles)."""
-    shown: dict[str, list[int]] = defaultdict(list)
-    for row in rows:
-        shown[records[row].image].append(int(row))
+    shown = rows_by_image(records, rows)
     stacks, _ = find_stacks(records, [of_image[0] for of_image in shown.values()])
     if not stacks:
         return list(shown.items())

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from tskd.console import Advance
+
 
 class Discardable(Protocol):
     """A result that leaves something behind unless it is used."""
@@ -44,6 +46,45 @@ class Look(Generic[Frame, Result]):
 def _discard(future: Future[Any]) -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().discard()
+
+
+class FrameProgress:
+    """How far all is, tiles of large images that are being answered included."""
+
+    def __init__(self) -> None:
+        self.advance: Advance | None = None
+        """None: nothing is shown yet."""
+        self._frames, self._shown, self._parts = 0, 0.0, dict[int, float]()
+        self._lock = threading.Lock()
+
+    def at_frame(self, before: int, frames: int) -> None:
+        """Say that so many frames are done."""
+        with self._lock:
+            self._frames = before + frames
+            self._show()
+
+    @contextmanager
+    def tiles(self, count: int) -> Iterator[Callable[[], None]]:
+        """Yield what says that one of the tiles of an image is answered; threads may each have an image."""
+        own, answered = threading.get_ident(), 0
+
+        def answer() -> None:
+            nonlocal answered
+            answered += 1
+            with self._lock:
+                self._parts[own] = answered / count
+                self._show(f"tile {answered} of {count}")
+
+        try:
+            yield answer
+        finally:
+            with self._lock:
+                self._parts.pop(own, None)
+
+    def _show(self, note: str = "") -> None:
+        self._shown = max(self._shown, self._frames + sum(self._parts.values()))
+        if self.advance is not None:
+            self.advance(self._shown, note)
 
 
 class Closed(Exception):

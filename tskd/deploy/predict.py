@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tskd.console import Advance, progress, warn
+from tskd.console import progress, warn
 from tskd.data.grey_levels import LevelUse, level_use
 from tskd.data.images import IntensityWindow, image_size, read_image
 from tskd.data.labels import count_bytes
@@ -30,7 +29,7 @@ from tskd.deploy.dicom_out import Kind, SegmentationFiles, model_of
 from tskd.deploy.doubt import remark
 from tskd.deploy.inputs import Frame, Item, dicom_name, find_items, image_item
 from tskd.deploy.label_files import draft_all, label_file, placeable
-from tskd.deploy.looking import Look, Room, look_ahead
+from tskd.deploy.looking import FrameProgress, Look, Room, look_ahead
 from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.outcome import Outcome, Prediction
 from tskd.deploy.result_names import apart, extra, left_by_others, refuse_replacing, results, segmentation_name
@@ -146,7 +145,7 @@ class _Place(NamedTuple):
 
 
 def _predict_all(items: Sequence[Item], work: _Work, workers: int, outcome: Outcome) -> None:
-    done, total, given_up, far = 0, sum(len(item.frames) for item in items), set[int](), _Far()
+    done, total, given_up, far = 0, sum(len(item.frames) for item in items), set[int](), FrameProgress()
     places = (_Place(order, number) for order, item in enumerate(items) for number in range(len(item.frames)))
     looks = look_ahead(
         (place for place in places if place.order not in given_up),  # asked as late as each is begun
@@ -183,45 +182,6 @@ def _one_of_many(item: Item) -> Iterator[None]:
             f"{item.source}: could not be predicted ({name_of(error)}). The others are done; "
             "`tskd check` on its folder says whether the file can be read."
         ) from error
-
-
-class _Far:
-    """How far all is, tiles of large images that are being answered included."""
-
-    def __init__(self) -> None:
-        self.advance: Advance | None = None
-        """None: nothing is shown yet."""
-        self._frames, self._shown, self._parts = 0, 0.0, dict[int, float]()
-        self._lock = threading.Lock()
-
-    def at_frame(self, before: int, frames: int) -> None:
-        """Say that so many frames are done."""
-        with self._lock:
-            self._frames = before + frames
-            self._show()
-
-    @contextmanager
-    def tiles(self, count: int) -> Iterator[Callable[[], None]]:
-        """Yield what says that one of the tiles of an image is answered; threads may each have an image."""
-        own, answered = threading.get_ident(), 0
-
-        def answer() -> None:
-            nonlocal answered
-            answered += 1
-            with self._lock:
-                self._parts[own] = answered / count
-                self._show(f"tile {answered} of {count}")
-
-        try:
-            yield answer
-        finally:
-            with self._lock:
-                self._parts.pop(own, None)
-
-    def _show(self, note: str = "") -> None:
-        self._shown = max(self._shown, self._frames + sum(self._parts.values()))
-        if self.advance is not None:
-            self.advance(self._shown, note)
 
 
 class _Unreadable(UserError):
@@ -277,7 +237,7 @@ class _Work:
     room: Room = field(default_factory=lambda: Room(MAX_PIXELS))
     """For what one image may have at most: a pixel takes some 35 bytes while it is answered."""
 
-    def see(self, item: Item, number: int, far: _Far) -> _Seen:
+    def see(self, item: Item, number: int, far: FrameProgress) -> _Seen:
         """Return what is made of one frame, its own files as drafts; several threads may do so at once.
 
         Raises UserError where it cannot be read or answered, OSError where the disk takes no more.
@@ -299,7 +259,7 @@ class _Work:
         except UserError as error:
             raise _Unreadable(str(error)) from error
 
-    def _ask(self, image: np.ndarray, far: _Far) -> Answer:
+    def _ask(self, image: np.ndarray, far: FrameProgress) -> Answer:
         """Return the network's answer, for the whole image or by tiles."""
         if self.tile is None or fits(image.shape, self.tile):
             return self._look(image)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tskd.artifacts import Artifact
 from tskd.console import progress
-from tskd.data.prepared import Part, Prepared, spaced
+from tskd.data.prepared import Part, Prepared, rows_by_image, spaced
 from tskd.deploy.doubt import TABLE, DoubtRule, remark
 from tskd.deploy.network_file import Answer
 from tskd.deploy.onnx_export import Doubts, Familiar, confidence, pooled
@@ -139,9 +139,7 @@ def _labelled_pixels(
 
 def _some(prepared: Prepared, *parts: Part) -> np.ndarray:
     """Return the rows of images of the parts, all tiles of each: evenly spaced, some ``MOST_IMAGES`` rows at most."""
-    rows_of: dict[str, list[int]] = {}
-    for row in prepared.rows(*parts).tolist():
-        rows_of.setdefault(prepared.records[row].image, []).append(row)
+    rows_of = rows_by_image(prepared.records, prepared.rows(*parts))
     images, count = list(rows_of), sum(map(len, rows_of.values()))
     most = max(MOST_IMAGES * len(images) // max(count, 1), min(LEAST_FAMILIAR, len(images)))
     chosen = spaced(range(len(images)), min(most, MOST_IMAGES)).tolist() if images else []

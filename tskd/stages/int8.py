@@ -131,13 +131,14 @@ def ship_int8(network: Path, path: Path, prepared: Prepared, image: np.ndarray) 
 
 def _compare(network: Path, made: Path, way: str, prepared: Prepared, image: np.ndarray) -> Int8Verdict:
     floats, int8 = open_session(network), open_session(made)
-    drop = float(np.mean([a - b for a, b in zip(_dice(floats, prepared), _dice(int8, prepared))]))
+    drop = float(np.mean([a - b for a, b in zip(training_dice(floats, prepared), training_dice(int8, prepared))]))
     float_ms, int8_ms = median_ms([partial(ask, floats), partial(ask, int8)], image)
     return judge_int8(way, drop, float_ms, int8_ms, megabytes=made.stat().st_size / 1e6)
 
 
-def _dice(session: Any, prepared: Prepared) -> list[float]:
-    """Of labelled images evenly spaced; of tiles, most of which show nothing, those with a structure alone."""
+def training_dice(session: Any, prepared: Prepared) -> list[float]:
+    """Return the Dice of a network on evenly spaced labelled images of the training side; where there are tiles, most
+    of which show nothing, on those with a structure alone."""
     rows = np.concatenate([prepared.rows("val"), prepared.rows("train")])
     if prepared.tile is not None:
         rows = np.array([row for row in rows if has_foreground(prepared.masks[row])], rows.dtype)

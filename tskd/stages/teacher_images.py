@@ -6,7 +6,6 @@ A teacher that was shown the student's images would see each shrunk and enlarged
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from tskd.data.prepared import (
     Prepared,
     PreparedRecord,
     open_array,
+    rows_by_image,
     squeeze_image,
     squeeze_mask,
     write_prepared_records,
@@ -66,9 +66,7 @@ def write_teacher_images(dataset: Dataset, prepared: Prepared, size: int, folder
     )
     say(f"teacher: its own {len(records)} images at {size} px, {needed / 1e6:.0f} MB on disk")
     source = {record.id: record for record in dataset.records}
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, record in enumerate(records):
-        rows_of[record.image].append(row)
+    rows_of = rows_by_image(records, range(len(records)))
     images = open_array(folder / IMAGES, (len(records), size, size, 3))
     masks = open_array(folder / MASKS, (labelled, size, size))
 

@@ -7,7 +7,7 @@ enter, nor what the teacher is selected on.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from tskd.artifacts import Artifact
 from tskd.data.augment import GeometryRange, apply_photometry, draw_geometry, draw_photometry, move_images
-from tskd.data.prepared import OF_TARGET, Part, Prepared, spaced
+from tskd.data.prepared import OF_TARGET, Part, Prepared, rows_by_image, spaced
 from tskd.data.tiles import MOST_TILES
 from tskd.data.transfer_set import (
     ORIGINS,
@@ -128,15 +128,8 @@ def _target_rows(target: Prepared) -> np.ndarray:
 
 def _some_tiles(prepared: Prepared, rows: np.ndarray) -> np.ndarray:
     """Return the rows, of each image no more tiles than one without labels has."""
-    chosen = [row for tiles in _by_image(prepared, rows) for row in spaced(tiles, MOST_TILES)]
+    chosen = [row for tiles in rows_by_image(prepared.records, rows).values() for row in spaced(tiles, MOST_TILES)]
     return np.array(chosen, np.int64)
-
-
-def _by_image(prepared: Prepared, rows: np.ndarray) -> list[list[int]]:
-    tiles: dict[str, list[int]] = defaultdict(list)
-    for row in rows.tolist():
-        tiles[prepared.records[row].image].append(row)
-    return list(tiles.values())
 
 
 def _store_target(folder: Path, config: TransferConfig, target: Prepared, *, seed: int) -> list[TransferRecord]:
@@ -184,7 +177,7 @@ def augmented_images(numbers: Sequence[int], prepared: Prepared, *, flip: Flip, 
 
     Image k is a function of (seed, k) alone.
     """
-    images = _by_image(prepared, prepared.rows("train"))
+    images = list(rows_by_image(prepared.records, prepared.rows("train")).values())
     limits = GeometryRange(*allowed_flips(flip, prepared.classes), ROTATION, SCALE, SHIFT)
     for number in numbers:
         generator = torch_generator(seed, "augmented", number)
