@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -23,7 +22,14 @@ from filelock import FileLock
 from tskd.console import warn
 from tskd.errors import UserError
 from tskd.machine.disk import file_sha256, naming, write_json
-from tskd.machine.memory import give_back_freed_memory, gpu_in_use, peak_gpu_memory_mb, peak_memory_mb, reset_peaks
+from tskd.machine.memory import (
+    cores,
+    give_back_freed_memory,
+    gpu_in_use,
+    peak_gpu_memory_mb,
+    peak_memory_mb,
+    reset_peaks,
+)
 
 ARTIFACTS, RUN_FILE = "artifacts", "run.json"
 """In an output folder: the artifacts, and what a finished run found."""
@@ -343,19 +349,40 @@ def environment() -> dict[str, Any]:
     }
 
 
+_measuring: list[dict[str, float]] = []
+"""What open blocks of :func:`measured` have used so far, the innermost last."""
+
+
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Measure the block: ``seconds`` and the peaks of this process's memory are filled in at its end."""
-    usage: dict[str, float] = {}
-    give_back_freed_memory()  # what another stage held is not this one's
-    reset_peaks()
+    """Measure the block: ``seconds`` and the peaks of this process's memory are filled in at its end.
+
+    Its peaks are its own: a block within, an artifact that is made on the way, has them for itself.
+    """
+    if _measuring:
+        _note_peaks(_measuring[-1])
+    usage: dict[str, float] = {"peak_memory_mb": 0.0, "peak_gpu_memory_mb": 0.0}
+    _measuring.append(usage)
+    _forget_peaks()
     began = time.monotonic()
     try:
         yield usage
     finally:
         usage["seconds"] = round(time.monotonic() - began, 2)
-        usage["peak_memory_mb"] = peak_memory_mb()
-        usage["peak_gpu_memory_mb"] = peak_gpu_memory_mb()
+        _note_peaks(usage)
+        _measuring.pop()
+        if _measuring:
+            _forget_peaks()
+
+
+def _forget_peaks() -> None:
+    give_back_freed_memory()  # what another stage held is not this one's
+    reset_peaks()
+
+
+def _note_peaks(usage: dict[str, float]) -> None:
+    usage["peak_memory_mb"] = max(usage["peak_memory_mb"], peak_memory_mb())
+    usage["peak_gpu_memory_mb"] = max(usage["peak_gpu_memory_mb"], peak_gpu_memory_mb())
 
 
 def _make(path: Path, make: Make, identity: dict[str, Any], making: _Making) -> None:
@@ -417,7 +444,7 @@ def _device() -> str:
         torch = sys.modules["torch"]
         return f"{gpu.get_device_name()}{'' if torch.get_float32_matmul_precision() == 'highest' else ', TF32'}"
     threads = f"{sys.modules['torch'].get_num_threads()} threads of " if "torch" in sys.modules else ""
-    return f"CPU, {threads}{os.cpu_count()} cores"
+    return f"CPU, {threads}{cores()} cores"
 
 
 def _version(name: str) -> str | None:

@@ -745,7 +745,7 @@ def main(arguments: list[str] | None = None) -> Any:
         _stop(f"{pause}; the state is saved, the same command goes on from here", code=0)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's answer to Ctrl-C
-            _stop(f"stopped; {_AFTER_STOP.get(''.join(sys.argv[1:2]), _GOES_ON)}", code=INTERRUPTED)
+            _stop(f"stopped; {_AFTER_STOP.get(''.join(given[:1]), _GOES_ON)}", code=INTERRUPTED)
         raise
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -17,6 +16,7 @@ from packaging.requirements import Requirement
 
 from tskd.errors import UserError
 from tskd.extras import EXTRAS, install
+from tskd.machine.memory import cores
 
 Status = Literal["ok", "note", "broken"]
 _LEAST_MEMORY_GB, _LEAST_DISK_GB = 4.0, 5.0
@@ -135,11 +135,11 @@ def _machine() -> Iterator[Check]:
 
 def _processor() -> Check:
     if not _can_train():
-        return Check("processor", "ok", f"{os.cpu_count()} cores")
+        return Check("processor", "ok", f"{cores()} cores")
     import torch
 
     bf16 = has_fast_bf16(getattr(torch.cpu, "get_capabilities", dict)())
-    found = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads{', bf16 units' if bf16 else ''}"
+    found = f"{cores()} cores, torch uses {torch.get_num_threads()} threads{', bf16 units' if bf16 else ''}"
     return Check("processor", "ok", found, BF16_HINT if bf16 and not torch.cuda.is_available() else "")
 
 

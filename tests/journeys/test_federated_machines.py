@@ -194,8 +194,7 @@ def test_a_federation_of_processes_ends_as_in_a_simulation_although_server_and_s
 @pytest.mark.parametrize(
     ("strategy", "privacy", "sent"),
     [
-        ("fedprox", {"secure_aggregation": True, "clip": 1.0}, {"teacher", "student"}),
-        ("fedbn", {}, {"teacher", "student"}),
+        ("fedbn", {"secure_aggregation": True, "clip": 1.0}, {"teacher", "student"}),
         ("feddistill", {}, {"student"}),
     ],
 )

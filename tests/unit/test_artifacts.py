@@ -439,6 +439,25 @@ def test_peak_memory_is_that_of_the_block() -> None:
     assert small["peak_memory_mb"] <= peak_memory_mb() + 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_peak_memory_of_a_block_is_not_that_of_a_block_within() -> None:
+    def hold(megabytes: int) -> None:
+        block = bytearray(megabytes * 2**20)
+        block[:: 2**12] = b"x" * len(block[:: 2**12])
+
+    with measured() as nothing:
+        pass
+    with measured() as outer, measured() as inner:
+        hold(200)
+    with measured() as early:
+        hold(200)
+        with measured() as late:
+            pass
+    base = nothing["peak_memory_mb"]
+    larger = [block["peak_memory_mb"] - base > 100 for block in (inner, outer, early, late)]
+    assert larger == [True, False, True, False]
+
+
 def test_peak_memory_of_a_gpu_is_that_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no GPU here: the counters are those that torch would keep."""
     held = {"now": 300 * 2**20, "peak": 900 * 2**20}

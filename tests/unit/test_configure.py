@@ -209,6 +209,19 @@ def test_a_folder_without_masks_is_refused(folder: Path, tmp_path: Path, quick_s
     assert not (tmp_path / "out").exists()
 
 
+def test_chosen_and_timed_on_the_device_that_will_train(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine with a GPU that is told to use its processor."""
+    timed: list[EngineConfig] = []
+    monkeypatch.setattr(configure, "step_seconds", lambda *settings: timed.append(settings[-1]) or 0.6)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    changes = [Change("data.root", str(folder)), Change("engine.accelerator", "cpu"), Change("engine.threads", 1)]
+    recipe = configure.configure(changes, tmp_path / "out", minutes=30)
+    assert recipe.data.image_size in configure.SIZES_ON_CPU
+    assert [(engine.accelerator, engine.threads) for engine in timed] == [("cpu", 1)]
+
+
 def test_a_step_is_timed() -> None:
     network = NetworkDescription("dynunet", {"channels": [8, 16, 32]}, ("any",), 32)
     assert 0 < configure.step_seconds(network, 2, EngineConfig(accelerator="cpu")) < 60

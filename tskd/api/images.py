@@ -40,19 +40,6 @@ class Squares:
         return np.stack([squeeze_image(as_pixels(self.items[int(index)]), self.shape[1]) for index in indices])
 
 
-class Rows:
-    """Some rows of an array of images; an :class:`ImageArray` that copies nothing."""
-
-    def __init__(self, images: np.ndarray, rows: np.ndarray) -> None:
-        self.images, self.rows, self.shape = images, rows, (len(rows), *images.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, indices: Any) -> np.ndarray:
-        return self.images[self.rows[indices]]
-
-
 @dataclass(frozen=True)
 class Material:
     """What is learned from."""
@@ -115,9 +102,9 @@ def _of_folder(root: Path, labels: Any, image_size: int | None, out: Path, data:
     if config.tile is not None:
         raise UserError("data: tile is for `tskd run` and `tskd.run`, whose models know their tiles; networks do not.")
     prepared = Prepared(prepare.build(Store(out / ARTIFACTS), config).path)
-    rows = prepared.rows("unlabelled", "train")
+    images = prepared.unlabelled_images(prepared.image_size, "unlabelled", "train")
     labelled = training_labels(prepared) if labels is True else _labelled(labels, prepared.image_size)
-    return Material(Rows(prepared.images, rows), prepared.names(rows), labelled, prepared.classes, prepared)
+    return Material(images, prepared.names(images.rows), labelled, prepared.classes, prepared)
 
 
 def _labelled(labels: Any, size: int) -> Labelled | None:

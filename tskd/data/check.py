@@ -29,6 +29,7 @@ from tskd.data.nifti import is_nifti
 from tskd.data.reading import reading
 from tskd.data.splits import make_split
 from tskd.errors import UserError, not_allowed
+from tskd.machine.memory import cores
 from tskd.types import UNLABELLED, Record
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def inspect(
     """
     root = Path(root)
     dataset, faults = survey(root, layout, options)
-    findings = dict(_examine_all(dataset, workers or min(os.cpu_count() or 1, 8), progress))
+    findings = dict(_examine_all(dataset, workers or min(cores(), 8), progress))
     fingerprints = {id_: one.fingerprint for id_, one in findings.items() if one.fingerprint is not None}
     pixels = {id_: one.class_pixels for id_, one in findings.items() if one.class_pixels is not None}
     presence = {id_: _indices_present(counts) - {0} for id_, counts in pixels.items()}

@@ -99,3 +99,13 @@ def write_images(path: Path, images: Iterable[np.ndarray], *, count: int, size: 
 def read_samples(folders: Sequence[Path]) -> np.ndarray:
     """Return the images of ``samples`` artifacts, (N, S, S, 3) uint8."""
     return np.concatenate([np.load(folder / SAMPLES, mmap_mode="r", allow_pickle=False) for folder in folders])
+
+
+def read_sample(folders: Sequence[Path], number: int) -> np.ndarray:
+    """Return one of these images, (S, S, 3) uint8, without reading the others; IndexError where there are fewer."""
+    for folder in folders:
+        block = np.load(folder / SAMPLES, mmap_mode="r", allow_pickle=False)
+        if number < len(block):
+            return np.array(block[number])
+        number -= len(block)
+    raise IndexError(number)

@@ -24,6 +24,7 @@ from tskd.doctor import has_fast_bf16
 from tskd.engine import open_runtime
 from tskd.engine.batches import CELL
 from tskd.engine.bf16 import slow_operators_avoided
+from tskd.engine.runtime import device_kind
 from tskd.errors import UserError
 from tskd.losses.segmentation import label_loss
 from tskd.machine.disk import write_atomic
@@ -123,7 +124,7 @@ def choose(changes: Sequence[Change], *, minutes: float) -> dict[str, Any]:
     """Return settings as a tree, the user's included, each choice said with its reason; what is set is not chosen."""
     values: dict[str, Any] = {}
     given = _with(values, changes, "the settings")
-    facts = look(open_data(given.data, Path(given.data.root).expanduser()), given.data)
+    facts = look(open_data(given.data, Path(given.data.root).expanduser()), given.data, given.engine)
     for choices in (of_the_data(facts, values), of_the_networks(facts, values), of_the_time(values, minutes)):
         for key, value, reason in left_to_choose(choices, changes):
             say(f"configure: {key}={_written(value)}: {reason}")
@@ -153,8 +154,8 @@ def _with(values: dict[str, Any], changes: Sequence[Change], source: str) -> Rec
     return build_recipe(values, source)
 
 
-def look(dataset: Dataset, data: DataConfig) -> Facts:
-    """Return what a data set under its settings and this machine offer; UserError where no image has a label."""
+def look(dataset: Dataset, data: DataConfig, engine: EngineConfig) -> Facts:
+    """Return what a data set and this machine offer under their settings; UserError where no image has a label."""
     labelled = [record for record in dataset.records if record.mask is not None and record.split != "test"]
     if not labelled:
         raise UserError(
@@ -173,7 +174,7 @@ def look(dataset: Dataset, data: DataConfig) -> Facts:
             widths = list(_thicknesses(mask))
             thick += widths
             shares += [width / max(mask.shape) for width in widths]
-    gpu = open_runtime(EngineConfig()).fabric.device.type != "cpu"
+    gpu = device_kind(engine.accelerator) != "cpu"
     held_out = 0.0 if any(record.split == "test" for record in dataset.records) else data.test_share
     images = round((1 - held_out) * len(labelled))
     return Facts(
@@ -301,7 +302,8 @@ def of_the_time(values: Mapping[str, Any], minutes: float) -> Iterator[Choice]:
     """Yield the numbers of steps that fit the time, by what a step of the student takes here."""
     recipe = build_recipe(values, "the choices")
     described = describe_student(recipe.student, weights=None, classes=["any"], image_size=recipe.data.image_size)
-    step = step_seconds(described, BATCH, EngineConfig(precision=recipe.engine.precision))
+    engine = recipe.engine.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto", "compile": False})
+    step = step_seconds(described, BATCH, engine)
     members = recipe.teacher.members
     for section, share in SHARES.items():
         steps = share * minutes * 60 / step / (members if section == "teacher" else 1)

@@ -20,7 +20,7 @@ from tskd.models.weights import find_sam, find_weights
 from tskd.recipe.schema import OFFLINE, RANDOM, EngineConfig, Recipe, TeacherConfig, TrainConfig
 from tskd.stages.diffusion import require_image_size
 from tskd.stages.students import describe_student
-from tskd.stages.teacher import describe_teacher
+from tskd.stages.teacher import adaptation_of, describe_teacher
 from tskd.stages.unets import describe_unet_imagenet
 
 UNVALIDATED = ("diffusion", "distill", "mae", "moco_v3")
@@ -99,7 +99,8 @@ def _check_teacher(teacher: TeacherConfig, image_size: int) -> None:
         backbone = describe_teacher(teacher, download=False).arguments.get("backbone", "")
     if backbone:
         size = teacher.image_size or image_size
-        _try_to_adapt(backbone, size, teacher.adaptation, teacher.rank, checkpointing=teacher.gradient_checkpointing)
+        adaptation, checkpointing = adaptation_of(teacher, backbone), teacher.gradient_checkpointing
+        _try_to_adapt(backbone, size, adaptation, teacher.rank, checkpointing=checkpointing)
     if there or teacher.name.startswith("timm/"):  # its size comes first: it is told without the file
         describe_teacher(teacher, download=False)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from uuid import uuid4
 
 from flwr.app import Context, Message, RecordDict
@@ -21,7 +21,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from tskd.federated.client_app import OpenSite
 
 Backend = Literal["here", "ray"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
 PARTITION = "partition-id"
 """Key of a node's settings by which Flower's simulation numbers nodes."""
 Heard = Callable[[str, bytes], None]

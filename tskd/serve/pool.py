@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tskd.console import warn
 from tskd.deploy.inputs import Frame, Item, find_items
@@ -76,7 +76,7 @@ class Pool:
 
     def mark_labelled(self, candidate: Candidate) -> None:
         """Take an image that was corrected off the list."""
-        self._change(lambda one: one.number == candidate.number, is_labelled=True)
+        self._change(candidate.number, is_labelled=True)
 
     def _candidate(self, number: int, item: Item, place: int) -> Candidate:
         name = item.name.as_posix() + (f", slice {place}" if len(item.frames) > 1 else "")
@@ -100,8 +100,8 @@ class Pool:
         image = self.segmenter.read(candidate.frame)
         doubt = 1 - self.segmenter.ask(image).confidence
         labelled = self.corrections.has(image, candidate.source)
-        self._change(lambda one: one.number == candidate.number, doubt=doubt, is_labelled=labelled)
+        self._change(candidate.number, doubt=doubt, is_labelled=labelled)
 
-    def _change(self, which: Callable[[Candidate], bool], **values: object) -> None:
+    def _change(self, number: int, **values: Any) -> None:
         with self.lock:
-            self.candidates = [replace(one, **values) if which(one) else one for one in self.candidates]  # type: ignore[arg-type]
+            self.candidates[number] = replace(self.candidates[number], **values)

@@ -49,6 +49,8 @@ LEAST_VARIANCE = 1e-4
 """Of the mean over all directions: a direction in which so few images do not differ is no proof that none does."""
 MOST_IMAGES = 1000
 """Or tiles, where images are cut."""
+MOST_PIXELS = 2**24
+"""That a temperature, one number, is fitted on: their logits lie in memory together."""
 MOST_DIRECTIONS = 128
 """Of the pooled features; all others share one weight, so that a bundle does not grow with their square."""
 LOOK_SHARE = 0.2
@@ -122,15 +124,17 @@ def fit_temperature(model: nn.Module, prepared: Prepared, device: torch.device) 
 def _labelled_pixels(
     model: nn.Module, prepared: Prepared, rows: np.ndarray, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return logits (N, K + 1) and classes (N,) of the labelled pixels."""
+    """Return logits (N, K + 1) and classes (N,) of the labelled pixels, of many images of evenly spaced ones."""
     logits, classes = [], []
+    step = -(-len(rows) * prepared.image_size**2 // MOST_PIXELS)
     for batch in _batches(rows):
         images = to_images(np.asarray(prepared.images[batch])).to(device)
         with torch.inference_mode():
             answer = with_background(model(images).logits).permute(0, 2, 3, 1).float().cpu()
         masks = torch.from_numpy(np.asarray(prepared.masks[batch])).long()
-        logits.append(answer[masks != UNLABELLED])
-        classes.append(masks[masks != UNLABELLED])
+        labelled = masks != UNLABELLED
+        logits.append(answer[labelled][::step])
+        classes.append(masks[labelled][::step])
     return torch.cat(logits), torch.cat(classes)
 
 

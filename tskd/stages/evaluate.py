@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,9 @@ def evaluate(
     rows, tally = prepared.rows("test"), Tally(Scoring.of(prepared))
     (folder / PREDICTIONS).mkdir(exist_ok=True)
     model.to(device).eval()
-    adapted = adapt_norms(model, prepared, device) if config.norm_statistics == "test" else ()
     explained = memory_explained(f"evaluate {title}", device, inference_remedies("data.image_size (or the teacher's)"))
     with explained, progress(f"evaluate {title}", len(rows)) as advance:
+        adapted = adapt_norms(model, prepared, device) if config.norm_statistics == "test" else ()
         for done, row in enumerate(rows, start=1):
             prediction = predict_image(model, prepared.native_image(row), device, prepared.tile)
             Image.fromarray(prediction).save(prediction_path(folder, row))
@@ -109,14 +110,13 @@ def adapt_norms(model: nn.Module, prepared: Prepared, device: torch.device) -> t
         found[norm].append((mean, variance))
         _set_statistics(norm, mean, variance)
 
-    hooks = [norm.register_forward_pre_hook(take) for norm in norms]
-    with torch.inference_mode():
+    with ExitStack() as hooks, torch.inference_mode():
+        for norm in norms:
+            hooks.callback(norm.register_forward_pre_hook(take).remove)
         for part in np.array_split(rows, -(-len(rows) // ADAPTED_AT_ONCE)):
             model(to_images(prepared.images[part]).to(device))
         for norm, batches in found.items():
             _set_statistics(norm, *(torch.stack(values).mean(0) for values in zip(*batches)))
-    for hook in hooks:
-        hook.remove()
     return (f"statistics of {len(norms)} batch norms are those of the {len(rows)} test images",)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,7 @@ from tskd.data.splits import Split, make_split, save_split
 from tskd.data.tiles import MOST_TILES, Corner, cut_tile, fill_up, fits, middle_corner, tile_corners
 from tskd.errors import UserError
 from tskd.machine.disk import require_room, write_json
+from tskd.machine.memory import cores
 from tskd.recipe.schema import NAMING, PHANTOMS, DataConfig, SourceConfig
 from tskd.stages.readings import SHOWN, Reading, Readings
 from tskd.stages.source_data import HASHES, data_root, dataset_digest, open_data
@@ -276,7 +276,7 @@ def _write_rows(reading: Reading, rows: Sequence[_Row], tile: int | None, folder
                 masks[place] = squeeze_mask(cut_tile(mask, corner, tile), side)
 
     if cut:
-        with ThreadPoolExecutor(os.cpu_count()) as pool, progress("prepare: tiles", len(cut)) as advance:
+        with ThreadPoolExecutor(cores()) as pool, progress("prepare: tiles", len(cut)) as advance:
             for done, _ in enumerate(pool.map(write_tiles, cut), start=1):
                 advance(done)
     images.flush()
@@ -292,7 +292,7 @@ def _keep_native(reading: Reading, rows: Sequence[tuple[int, int]], folder: Path
         native_path(folder, row, "image").write_bytes(image)
         native_path(folder, row, "mask").write_bytes(mask)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(keep, rows))
     reading.forget_decoded()
 

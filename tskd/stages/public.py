@@ -22,6 +22,7 @@ from tskd.data.prepared import (
     write_prepared_records,
 )
 from tskd.machine.disk import write_json
+from tskd.machine.memory import cores
 from tskd.recipe.schema import DataConfig
 from tskd.stages.source_data import HASHES, data_root, dataset_digest, open_data
 
@@ -52,7 +53,7 @@ def write_public(dataset: Dataset, side: int, folder: Path) -> dict[str, Any]:
         images[row] = squeeze_image(image, side)
         return image.shape
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         shapes = list(pool.map(put, range(len(records))))
     images.flush()
     np.save(folder / MASKS, np.zeros((0, side, side), np.uint8))

@@ -86,7 +86,7 @@ def write_quality(
 ) -> dict[str, Any]:
     """Write ``quality.json``: what the gate found in a transfer set's folder, likeness to the data, diversity.
 
-    ``samples`` is (N, S, S, 3) uint8 and may be memory-mapped.
+    ``samples`` is (N, S, S, 3) uint8.
     """
     training = len(prepared.rows("train", "unlabelled"))
     quality = {

@@ -21,6 +21,7 @@ from tskd.data.png import packed
 from tskd.data.prepared import squeeze_image, squeeze_mask
 from tskd.errors import UserError
 from tskd.machine.disk import naming
+from tskd.machine.memory import cores
 from tskd.types import UNLABELLED, Record
 
 HELD_BYTES = 256_000_000
@@ -130,7 +131,7 @@ class Reading:
         seen: list[_Seen] = []
         problems: list[str] = []
         count = len(self.dataset.records)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, progress("prepare: reading", count) as advance:
+        with ThreadPoolExecutor(cores()) as pool, progress("prepare: reading", count) as advance:
             for done, answer in enumerate(pool.map(read, range(count)), start=1):
                 seen.append(answer) if isinstance(answer, _Seen) else problems.append(answer)
                 advance(done)
@@ -156,7 +157,7 @@ class Reading:
 
 
 class _Held:
-    """Decoded images that may turn out to be test images, up to ``HELD_BYTES`` of them: no file is decoded twice."""
+    """Decoded images that may turn out to be test images, up to ``HELD_BYTES`` of them: so much is decoded once."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         stated = any(one.split == "test" and one.mask is not None for one in records)
@@ -171,8 +172,8 @@ class _Held:
         if not self._wanted[index]:
             return
         with self._lock:
-            self._room -= image.nbytes + mask.nbytes
-            if self._room >= 0:
+            if (size := image.nbytes + mask.nbytes) <= self._room:
+                self._room -= size
                 self._images[index] = image, mask
 
     def look(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -15,6 +15,7 @@ from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
 from tskd.data.phantoms import write_phantoms
 from tskd.data.sites import take
 from tskd.errors import UserError
+from tskd.machine.memory import cores
 from tskd.recipe.schema import NAMING, PHANTOMS, DataConfig
 
 PHANTOM_DATA = "data"
@@ -70,7 +71,7 @@ def dataset_digest(dataset: Dataset, known: KnownDigests) -> str:
     Only files that are not ``known`` are read.
     """
     paths = sorted({path for record in dataset.records for path in (record.image, record.mask) if path is not None})
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         contents = dict(zip(paths, pool.map(partial(_content_sha256, known), paths)))
     known.keep()
     described = [

@@ -152,16 +152,19 @@ def choose_teacher(
     """
     base = describe_teacher(config, download=download)
     size = config.image_size or (SAM_IMAGE_SIZE if base.kind == "sam" else image_size)
-    adaptation = Adaptation(_adaptation(config, base), config.rank, config.alpha)
+    adaptation = Adaptation(adaptation_of(config, base.arguments.get("backbone")), config.rank, config.alpha)
     description = NetworkDescription(base.kind, base.arguments, classes, size, base.weights, adaptation)
     return TeacherSource(base.title, description, base.digest or file_sha256(cast(Path, base.file)))
 
 
-def _adaptation(config: TeacherConfig, base: BaseModel) -> AdaptationName:
-    """Return how a teacher is adapted; ``auto``: convolutions gain from training them all, attention from adapters."""
+def adaptation_of(config: TeacherConfig, backbone: str | None) -> AdaptationName:
+    """Return how a teacher over a backbone of timm, or SAM (None), is adapted.
+
+    ``auto``: convolutions gain from training them all, attention from adapters.
+    """
     if config.adaptation != "auto":
         return config.adaptation
-    return "lora" if base.kind == "sam" or is_transformer(base.arguments["backbone"]) else "full"
+    return "lora" if backbone is None or is_transformer(backbone) else "full"
 
 
 def describe_teacher(config: TeacherConfig, *, download: bool) -> BaseModel:

@@ -5,7 +5,6 @@ A teacher that was shown the student's images would see each shrunk and enlarged
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +29,7 @@ from tskd.data.prepared import (
 )
 from tskd.data.tiles import cut_tile, fill_up
 from tskd.machine.disk import require_room, write_json
+from tskd.machine.memory import cores
 from tskd.recipe.schema import DataConfig
 from tskd.stages.source_data import data_root, open_data
 from tskd.types import UNLABELLED
@@ -81,7 +81,7 @@ def write_teacher_images(dataset: Dataset, prepared: Prepared, size: int, folder
             if mask is not None:
                 masks[row] = squeeze_mask(_shown(mask, records[row], prepared.tile), size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("teacher: reading", len(rows_of)) as advance:
+    with ThreadPoolExecutor(cores()) as pool, progress("teacher: reading", len(rows_of)) as advance:
         for done, _ in enumerate(pool.map(put, rows_of.values()), start=1):
             advance(done)
     images.flush()

@@ -23,7 +23,8 @@ def labels_and_pseudo_labels(prepared: Prepared, transfer: TransferSet, masks: P
     true, pseudo = training_labels(prepared), pseudo_labels(transfer, masks)
     rows = prepared.rows("train").tolist()
     known = [TransferRecord(name, "real", row) for name, row in zip(true.names, rows, strict=True)]
-    others = [k for k, record in enumerate(transfer.records) if not (record.origin == "real" and record.row in rows)]
+    labelled = {("real", row) for row in rows}
+    others = [k for k, record in enumerate(transfer.records) if (record.origin, record.row) not in labelled]
     records = [*known, *(transfer.records[k] for k in others)]
     return Labelled(
         images=TransferImages(transfer, records),

@@ -35,6 +35,7 @@ from tskd.data.layouts.dataset_yaml import DatasetFile, codes_of, read_dataset_y
 from tskd.data.layouts.pairs import read_paired_mask
 from tskd.data.reading import reading
 from tskd.errors import UserError
+from tskd.machine.memory import cores
 from tskd.types import Record
 
 DESCRIPTION = """\
@@ -252,7 +253,7 @@ def _classes_from_masks(records: Sequence[Record]) -> tuple[tuple[str, ...], str
     paths = [record.mask for record in records if record.mask is not None]
     if not paths:
         return class_names(1), "no masks and no class names: one class is assumed"
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+    with ThreadPoolExecutor(cores()) as pool:  # decoding releases the interpreter lock
         values = list(pool.map(_values_of, paths))
     return classes_by_values([one for one in values if one], paths[0].parent)
 

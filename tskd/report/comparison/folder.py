@@ -262,10 +262,17 @@ class ComparisonFolder:
         return str(evaluation.manifest["inputs"]["data"]) if evaluation else None
 
     def _evaluation(self, line: Line) -> Artifact | None:
-        artifact = Artifact(self.path / ARTIFACTS / line["evaluation"])
-        if not line["evaluation"] or not (artifact.path / MANIFEST).is_file() or any(find_damage(artifact)):
-            return None
-        return artifact
+        """Return the scores of a run, their files looked at once; None where they are gone or damaged."""
+        name = line["evaluation"]
+        if name not in self._evaluations:
+            artifact = Artifact(self.path / ARTIFACTS / name)
+            whole = name and (artifact.path / MANIFEST).is_file() and not any(find_damage(artifact))
+            self._evaluations[name] = artifact if whole else None
+        return self._evaluations[name]
+
+    @cached_property
+    def _evaluations(self) -> dict[str, Artifact | None]:
+        return {}
 
     def _cell(self, method: str, runs: pandas.DataFrame) -> Cell:
         runs = runs.sort_values(list(self.replicates), kind="stable") if self.replicates else runs

@@ -14,7 +14,7 @@ from PIL import Image
 from tskd.artifacts import Artifact, find_damage
 from tskd.console import counted
 from tskd.data.prepared import Prepared, spaced
-from tskd.data.transfer_set import GATE, ORIGINS, QUALITY, SAMPLE_SHEET, images_path, read_samples
+from tskd.data.transfer_set import GATE, ORIGINS, QUALITY, SAMPLE_SHEET, images_path, read_sample
 from tskd.metrics.intervals import interval_text
 from tskd.report.blocks import Block, Facts, Picture, Pictures, Points, Section, Table, section
 from tskd.report.pictures import Album
@@ -164,11 +164,11 @@ def _copies(view: TransferView, found: list[dict[str, Any]], album: Album) -> Pi
     """
     if not found or not view.samples:
         return None
-    images, prepared = read_samples([block.path for block in view.samples]), view.prepared
+    folders, prepared = [block.path for block in view.samples], view.prepared
     row_of = {record.id: row for row, record in enumerate(prepared.records)}
     drawn = []
     for copy in sorted(found, key=lambda one: float(one["distance"]))[: SHOWN // 2]:
-        drawn.append(album.add(np.asarray(images[copy["sample"]]), f"synthetic, distance {copy['distance']:.3f}"))
+        drawn.append(album.add(read_sample(folders, copy["sample"]), f"synthetic, distance {copy['distance']:.3f}"))
         drawn.append(album.add(np.asarray(prepared.images[row_of[copy["source"]]]), "the training image it copies"))
     return _pictures(drawn, f"Dropped as copies: the nearest of {len(found)}")
 
