@@ -42,7 +42,6 @@ app.add_typer(federate, name="federate")
 
 AUTO = "auto"
 """The recipe that is chosen rather than read, as where a data folder and no recipe are given."""
-TARGET_MINUTES = 30.0
 SLOW_TO_START = {"demo", "run", "stage", "compare", "export", "federate"}
 """Commands that load PyTorch: they say so, because it takes seconds in which nothing else can be said."""
 RUNTIME_VARIABLE = "TSKD_ONNXRUNTIME_WEB"
@@ -698,7 +697,7 @@ def _load_or_choose(
     require_folder(out)
     from tskd.experiment.configure import configure
 
-    return configure(changes, out, minutes=target or TARGET_MINUTES)
+    return configure(changes, out, minutes=target)
 
 
 def _changes(data: str | None, overrides: list[str] | None) -> list[str | Change]:

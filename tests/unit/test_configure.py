@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,15 @@ from PIL import Image
 
 from tskd.errors import UserError
 from tskd.experiment import configure
-from tskd.experiment.configure import Facts, of_the_data, of_the_networks, of_the_time
+from tskd.experiment.configure import Pace, of_the_data, of_the_networks, of_the_time
+from tskd.experiment.facts import Facts
 from tskd.models.description import NetworkDescription
 from tskd.models.weights import efficientnet_lite0_path
 from tskd.recipe.files import Change, set_key
-from tskd.recipe.schema import EngineConfig
+from tskd.recipe.schema import EngineConfig, build_recipe
 
 FACTS = Facts(
-    labelled=40, unlabelled=100, side=512, thickness=0.07, pixels=36.0, gpu=False, bf16=False, sam=None,
+    labelled=40, tested=40, side=512, thickness=0.07, pixels=36.0, thinnest="", gpu=False, bf16=False, sam=None,
     offline=True,
 )  # fmt: skip
 
@@ -142,10 +146,28 @@ def test_what_is_not_there_is_not_chosen(tmp_path: Path) -> None:
 
 
 def test_steps_fit_the_time_and_members_share_it(quick_steps: list[float]) -> None:
-    steps = {one.key: one.value for one in of_the_time({"teacher": {"members": 2}}, minutes=40)}
+    steps = {one.key: one.value for one in of_the_time(Pace(0.6, 0.0), {"teacher": {"members": 2}}, minutes=40)}
     assert steps == {"teacher.steps": 700, "distill.steps": 1000, "finetune.steps": 240}
-    quick_steps[0] = 60.0
-    assert [one.value for one in of_the_time({}, minutes=40)] == [100, 150, 50]
+    assert [one.value for one in of_the_time(Pace(60.0, 0.0), {}, minutes=40)] == [100, 150, 50]
+
+
+def test_a_step_of_twice_the_images_takes_twice_the_time() -> None:
+    values = {"distill": {"batch_size": 32}, "finetune": {"batch_size": 8}}
+    steps = {one.key: one.value for one in of_the_time(Pace(0.6, 0.0), values, minutes=40)}
+    assert steps == {"teacher.steps": 1400, "distill.steps": 500, "finetune.steps": 480}
+
+
+def test_tiles_of_the_test_take_their_part_of_the_time(quick_steps: list[float]) -> None:
+    """40 images of 2048 px in tiles of 128 px: 31 x 31 looks each, of an eighth of a minute's fortieth."""
+    cut, whole = (build_recipe({"data": {"tile": tile}}, "test") for tile in (128, None))
+    assert Pace.of(facts(side=2048), whole).answers == 0
+    answers = Pace.of(facts(side=2048), cut).answers
+    assert answers == pytest.approx(40 * 31 * 31 * configure.LOOKS * 0.6 / 16 / 3 / 60)
+    *_, finetune = of_the_time(Pace(0.6, 10.0), {}, minutes=40)
+    assert finetune.value == 180
+    assert "30 min (40 less 10 for tiles of the test)" in finetune.reason
+    *_, finetune = of_the_time(Pace(0.6, answers), {}, minutes=40)
+    assert finetune.value == 120, "half of the time is left to training"
 
 
 def test_a_folder_is_looked_at_and_what_is_set_is_not_chosen(
@@ -195,16 +217,63 @@ def test_the_same_command_goes_on_with_the_choices_of_before(
     changes = [Change("data.root", str(folder))]
     first = configure.configure(changes, tmp_path / "out", minutes=30)
     quick_steps[0] = 0.1
-    assert configure.configure(changes, tmp_path / "out", minutes=30) == first
-    assert "the choices of before hold" in capsys.readouterr().err
+    for minutes in (30, None):
+        assert configure.configure(changes, tmp_path / "out", minutes=minutes) == first
+        assert "the choices of before hold" in capsys.readouterr().err
+    kept = json.loads((tmp_path / "out/choices.json").read_text(encoding="utf-8"))
+    assert kept["minutes"] == 30
+    assert all(choice["reason"] for choice in kept["chosen"])
     written = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text(encoding="utf-8"))
     assert written["distill"]["steps"] == first.distill.steps
+
+
+def test_choices_for_something_else_do_not_hold(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
+    """Another time was ignored; other data got settings of the first; a setting that was taken back stayed."""
+    out = tmp_path / "out"
+    changes = [Change("data.root", str(folder)), Change("data.labels", 3)]
+    configure.configure(changes, out, minutes=30)
+    shutil.copytree(folder, tmp_path / "other")
+    for asked, minutes, said in [
+        (changes, 60, "chosen for 30 min, not 60"),
+        ([Change("data.root", str(tmp_path / "other")), changes[1]], None, "for the data in .*, not in .*other"),
+        (changes[:1], None, "with data.labels=3, which is not given now"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            configure.configure(asked, out, minutes=minutes)
+    more = [Change("data.root", str(folder) + "/"), changes[1], Change("seed", 7)]
+    assert configure.configure(more, out).seed == 7
+    (out / "recipe.yaml").unlink()
+    assert configure.configure(changes[:1], out, minutes=60).data.labels is None
+
+
+@pytest.mark.parametrize("minutes", [math.nan, math.inf, 0, -1])
+def test_a_time_that_is_none_is_refused(minutes: float, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no time to choose settings for"):
+        configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=minutes)
+
+
+def test_more_time_than_was_asked_for_is_told(
+    folder: Path, tmp_path: Path, quick_steps: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick_steps[0] = 6.0
+    recipe = configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=5)
+    assert (recipe.teacher.steps, recipe.distill.steps, recipe.finetune.steps) == (100, 150, 50)
+    assert "about 50 min in all, more than 5: fewer steps are not worth it" in capsys.readouterr().err
 
 
 def test_a_folder_without_masks_is_refused(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
     for mask in (folder / "masks").iterdir():
         mask.unlink()
     with pytest.raises(UserError, match=r"no image has a mask"):
+        configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=30)
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_masks_are_refused_and_no_choice_stays(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
+    """Choices made while nothing was to be seen held when the masks were mended."""
+    for mask in (folder / "masks").iterdir():
+        Image.new("L", (64, 48)).save(mask)
+    with pytest.raises(UserError, match=r"no mask of 8 holds any foreground"):
         configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=30)
     assert not (tmp_path / "out").exists()
 

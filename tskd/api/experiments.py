@@ -162,14 +162,14 @@ def run(
     out: str | Path = "out",
     *,
     minutes: float | None = None,
-    target_minutes: float = 30,
+    target_minutes: float | None = None,
     **changes: Any,
 ) -> RunResult:
     """Run the whole method on a data folder, as `tskd run` does; a run that was stopped goes on.
 
     ``recipe`` is a Recipe, the name of a built-in one (``quick``, ``laptop``, ...), a YAML file, or None: then settings
-    are chosen for the data, the weights at hand and this machine, to take about ``target_minutes`` (without data: the
-    defaults, on phantoms). ``data`` is a folder, or settings of that section; ``changes`` are sections or
+    are chosen for the data, the weights at hand and this machine, to take about ``target_minutes`` (or 30; without
+    data: the defaults, on phantoms). ``data`` is a folder, or settings of that section; ``changes`` are sections or
     ``**{"section.key": value}``. Raises UserError for what cannot be used, and Paused after ``minutes``.
     """
     from tskd.experiment.opening import open_run

@@ -6,42 +6,39 @@ command, so that a run goes on with the steps of its first start however fast th
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import yaml
-from scipy.ndimage import distance_transform_edt
 
-from tskd.console import progress, say
-from tskd.data.layouts import Dataset
-from tskd.data.prepared import spaced
-from tskd.doctor import has_fast_bf16
+from tskd.console import say
+from tskd.data.tiles import count_looks
 from tskd.engine import open_runtime
 from tskd.engine.batches import CELL
 from tskd.engine.bf16 import slow_operators_avoided
-from tskd.engine.runtime import device_kind
 from tskd.errors import UserError
+from tskd.experiment.facts import Facts, look
+from tskd.experiment.methods import asks_for_teacher
 from tskd.losses.segmentation import label_loss
-from tskd.machine.disk import write_atomic
+from tskd.machine.disk import write_atomic, write_json
 from tskd.models.registry import build_model
-from tskd.models.weights import efficientnet_lite0_path, find_sam
 from tskd.recipe.files import Change, read_settings, set_key
-from tskd.recipe.schema import OFFLINE, DataConfig, EngineConfig, Recipe, build_recipe
+from tskd.recipe.schema import OFFLINE, DataConfig, EngineConfig, Recipe, TrainConfig, build_recipe
 from tskd.stages.source_data import open_data
 from tskd.stages.students import describe_student
-from tskd.types import UNLABELLED
 
 CONFIGURED = "recipe.yaml"
-LOOKED_AT = 48
-"""Labelled images whose structures are measured."""
+CHOICES = "choices.json"
+"""Beside it: what was asked for, and each choice with its reason."""
+MINUTES = 30.0
 SIZES_ON_CPU, SIZES_ON_GPU = (128, 160, 192), (256, 320, 384, 512)
-THINNER = 0.25
-"""The quantile that stands for the thinner structures."""
 THINNEST = 3.0
 """Pixels that a structure should be thick where the networks see it."""
 TILED = 8.0
@@ -58,6 +55,13 @@ FEW_LABELS = 100
 SHARES = {"teacher": 0.35, "distill": 0.25, "finetune": 0.06}
 """Of the time; the U-Net that the student is held against trains as long as the student, and the rest is for reading,
 the teacher's answers, scores and the export."""
+LOOKS = 8
+"""How often a test image, or each tile of it, is looked at in a run: by the teacher mirrored three ways too, by student
+and U-Net, and by the student without its features and with another image's."""
+PASS = 1 / 3
+"""What a look takes, as a share of a training step of one image: there is no backward pass."""
+LEAST_TRAINED = 0.5
+"""Share of the time that is left to training, however many tiles are answered."""
 FEWEST, MOST = {"teacher": 100, "distill": 150, "finetune": 50}, {"teacher": 1500, "distill": 8000, "finetune": 1000}
 BATCH = 16
 STATED_TOGETHER = {
@@ -82,55 +86,73 @@ class Choice(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the choices rest on."""
-
-    labelled: int
-    """Images with labels that may train, by the budget and without the test's."""
-    unlabelled: int
-    side: int
-    """Median of the longer sides of the images, in px."""
-    thickness: float | None
-    """How thick the thinner structures are, as a share of the image's longer side; None: no foreground was seen."""
-    pixels: float | None
-    """How thick they are in px of the image, which is no such share of the median side where sizes vary."""
-    gpu: bool
-    bf16: bool
-    sam: Path | None
-    offline: bool
-    """Whether ImageNet weights of EfficientNet-Lite0 are installed."""
-
-
-def configure(changes: Sequence[Change], out: Path, *, minutes: float) -> Recipe:
+def configure(changes: Sequence[Change], out: Path, *, minutes: float | None = None) -> Recipe:
     """Return the recipe for a data set: as it was chosen before in ``out``, or chosen now and written there.
 
-    ``changes``: what the user has set, the data's folder (``data.root``) among it; it stands above every choice. Raises
-    UserError where the data set cannot be read or has no labels.
+    ``changes``: what the user has set, the data's folder (``data.root``) among it; it stands above every choice.
+    ``minutes``: about how long the run may take; None: as before, or half an hour. Raises UserError where the data set
+    cannot be read or has no labels, or where what was chosen before was chosen for something else.
     """
+    if minutes is not None and not 1 <= minutes < math.inf:
+        raise UserError(f"target minutes: {minutes:g} is no time to choose settings for; from 1 on.")
     place = out / CONFIGURED
     if place.is_file():
-        say(f"configure: the choices of before hold, from {place}; delete it to choose anew")
+        _require_same(out, changes, minutes)
+        say(f"configure: the choices of before hold, from {place}; where the data changed, delete it to choose anew")
         values = read_settings(place)
     else:
-        values = choose(changes, minutes=minutes)
+        minutes = minutes or MINUTES
+        values, chosen = choose(changes, minutes=minutes)
         out.mkdir(parents=True, exist_ok=True)
+        given = {change.key: change.value for change in changes}
+        write_json(out / CHOICES, {"minutes": minutes, "given": given, "chosen": [one._asdict() for one in chosen]})
         write_atomic(place, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
         say(f"configure: written to {place}; the same command goes on with these settings")
     return _with(values, changes, str(place))
 
 
-def choose(changes: Sequence[Change], *, minutes: float) -> dict[str, Any]:
-    """Return settings as a tree, the user's included, each choice said with its reason; what is set is not chosen."""
+def _require_same(out: Path, changes: Sequence[Change], minutes: float | None) -> None:
+    """Raise UserError where the choices in a folder were made for other data, another time, or settings that are not
+    given any more."""
+    if not (out / CHOICES).is_file():  # of a version that did not keep this
+        return
+    before = json.loads((out / CHOICES).read_text(encoding="utf-8"))
+    given = {change.key: change.value for change in changes}
+    other = []
+    if minutes not in (None, before["minutes"]):
+        other.append(f"for {before['minutes']:g} min, not {minutes:g}")
+    old, new = (str(settings.get("data.root", "")) for settings in (before["given"], given))
+    if old != new and Path(old).expanduser().resolve() != Path(new).expanduser().resolve():
+        other.append(f"for the data in {old}, not in {new}")
+    if dropped := [f"{key}={_written(value)}" for key, value in before["given"].items() if key not in given]:
+        other.append(f"with {', '.join(dropped)}, which is not given now")
+    if other:
+        raise UserError(
+            f"{out / CONFIGURED} was chosen {'; '.join(other)}. Give another --out, or delete that file to choose anew."
+        )
+
+
+def choose(changes: Sequence[Change], *, minutes: float) -> tuple[dict[str, Any], list[Choice]]:
+    """Return settings as a tree, the user's included, and the choices among them; each is said with its reason."""
     values: dict[str, Any] = {}
+    chosen: list[Choice] = []
     given = _with(values, changes, "the settings")
     facts = look(open_data(given.data, Path(given.data.root).expanduser()), given.data, given.engine)
-    for choices in (of_the_data(facts, values), of_the_networks(facts, values), of_the_time(values, minutes)):
-        for key, value, reason in left_to_choose(choices, changes):
-            say(f"configure: {key}={_written(value)}: {reason}")
-            set_key(values, key, value)
+
+    def take(choices: Iterable[Choice]) -> Recipe:
+        for choice in left_to_choose(choices, changes):
+            say(f"configure: {choice.key}={_written(choice.value)}: {choice.reason}")
+            set_key(values, choice.key, choice.value)
             _with(values, changes, "the choices")
-    return values
+            chosen.append(choice)
+        return build_recipe(values, "the choices")
+
+    take(of_the_data(facts, values))
+    pace = Pace.of(facts, take(of_the_networks(facts, values)))
+    found = take(of_the_time(pace, values, minutes))
+    if (whole := pace.minutes(found)) > 1.1 * minutes:
+        say(f"configure: about {whole:.0f} min in all, more than {minutes:g}: fewer steps are not worth it")
+    return values, chosen
 
 
 def _written(value: Any) -> str:
@@ -154,55 +176,6 @@ def _with(values: dict[str, Any], changes: Sequence[Change], source: str) -> Rec
     return build_recipe(values, source)
 
 
-def look(dataset: Dataset, data: DataConfig, engine: EngineConfig) -> Facts:
-    """Return what a data set and this machine offer under their settings; UserError where no image has a label."""
-    labelled = [record for record in dataset.records if record.mask is not None and record.split != "test"]
-    if not labelled:
-        raise UserError(
-            f"{dataset.root}: no image has a mask, so nothing can be learned. `tskd check` says what is there."
-        )
-    seen = [labelled[place] for place in spaced(np.arange(len(labelled)), LOOKED_AT)]
-    sides, thick, shares = [], [], []
-    with progress("configure: looking at structures", len(seen)) as advance:
-        for done, record in enumerate(seen, start=1):
-            advance(done)
-            try:
-                mask = dataset.read_mask(record)
-            except UserError:
-                continue  # the run refuses it, by name and with all others
-            sides.append(max(mask.shape))
-            widths = list(_thicknesses(mask))
-            thick += widths
-            shares += [width / max(mask.shape) for width in widths]
-    gpu = device_kind(engine.accelerator) != "cpu"
-    held_out = 0.0 if any(record.split == "test" for record in dataset.records) else data.test_share
-    images = round((1 - held_out) * len(labelled))
-    return Facts(
-        labelled=min(images, data.labels or images),
-        unlabelled=sum(record.mask is None for record in dataset.records),
-        side=int(np.median(sides)) if sides else 0,
-        thickness=float(np.quantile(shares, THINNER)) if shares else None,
-        pixels=float(np.quantile(thick, THINNER)) if thick else None,
-        gpu=gpu,
-        bf16=_has_bf16(gpu),
-        sam=find_sam(None),
-        offline=efficientnet_lite0_path() is not None,
-    )
-
-
-def _has_bf16(gpu: bool) -> bool:
-    if gpu:
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return has_fast_bf16(getattr(torch.cpu, "get_capabilities", dict)())
-
-
-def _thicknesses(mask: np.ndarray) -> Iterator[float]:
-    """Yield how thick each class of a mask is: twice the distance to its edge, in its thickest tenth."""
-    for label in np.unique(mask[(mask != 0) & (mask != UNLABELLED)]):
-        inside = distance_transform_edt(np.pad(mask == label, 1))
-        yield 2 * float(np.quantile(inside[inside > 0], 0.9))
-
-
 def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
     """Yield the choices that follow from the data set; ``values``: all that is settled so far."""
     sizes = SIZES_ON_GPU if facts.gpu else SIZES_ON_CPU
@@ -217,7 +190,8 @@ def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
         seen = "no structure was seen in the labelled images that were looked at"
     else:
         whole = ", seen whole" if lost else " then"
-        seen = f"the thinner structures are {facts.thickness:.1%} of a side, {facts.thickness * size:.1f} px{whole}"
+        of = f" of {facts.thinnest}" if facts.thinnest else ""
+        seen = f"the thinner structures{of} are {facts.thickness:.1%} of a side, {facts.thickness * size:.1f} px{whole}"
     small = "; less than wished for: larger images would show them better" if wanted > size and not lost else ""
     cut = "" if facts.side == whole_side else f", tiles {facts.side}"
     have = f"images have {whole_side}{cut}"
@@ -298,19 +272,50 @@ def of_the_networks(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]
         yield Choice("engine.precision", "bf16-mixed", "this machine multiplies bf16 in units of its own")
 
 
-def of_the_time(values: Mapping[str, Any], minutes: float) -> Iterator[Choice]:
+class Pace(NamedTuple):
+    """How fast this machine works on networks and data that were chosen."""
+
+    step: float
+    """Seconds of a training step of ``BATCH`` images."""
+    answers: float
+    """Minutes for the looks at the test images, where those are cut into tiles; of whole images it is no time."""
+
+    @classmethod
+    def of(cls, facts: Facts, recipe: Recipe) -> Pace:
+        """Measure it on this machine."""
+        side, tile = recipe.data.image_size, recipe.data.tile
+        described = describe_student(recipe.student, weights=None, classes=["any"], image_size=side)
+        engine = recipe.engine.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto", "compile": False})
+        step = step_seconds(described, BATCH, engine)
+        looks = 0 if tile is None else facts.tested * LOOKS * count_looks((facts.side, facts.side), tile)
+        return cls(step, looks * step / BATCH * PASS / 60)
+
+    def seconds(self, config: TrainConfig) -> float:
+        """Return what a step of a training takes."""
+        return self.step * config.batch_size / BATCH
+
+    def minutes(self, recipe: Recipe) -> float:
+        """Return about how long a run's trainings and answers take: the baseline trains as long as the student."""
+        student = sum(config.steps * self.seconds(config) for config in (recipe.distill, recipe.finetune))
+        teacher = recipe.teacher.members * recipe.teacher.steps * self.seconds(recipe.teacher)
+        rivals = len(recipe.baselines) + recipe.control.enabled
+        return (teacher * asks_for_teacher(recipe) + student * (1 + rivals)) / 60 + self.answers
+
+
+def of_the_time(pace: Pace, values: Mapping[str, Any], minutes: float) -> Iterator[Choice]:
     """Yield the numbers of steps that fit the time, by what a step of the student takes here."""
     recipe = build_recipe(values, "the choices")
-    described = describe_student(recipe.student, weights=None, classes=["any"], image_size=recipe.data.image_size)
-    engine = recipe.engine.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto", "compile": False})
-    step = step_seconds(described, BATCH, engine)
+    left = max(minutes - pace.answers, LEAST_TRAINED * minutes)
+    beside = f" ({minutes:g} less {minutes - left:.0f} for tiles of the test)" if left < 0.95 * minutes else ""
     members = recipe.teacher.members
     for section, share in SHARES.items():
-        steps = share * minutes * 60 / step / (members if section == "teacher" else 1)
+        step = pace.seconds(getattr(recipe, section))
+        steps = share * left * 60 / step / (members if section == "teacher" else 1)
         kept = int(np.clip(round(steps, -1), FEWEST[section], MOST[section]))
         each = " for each member" if section == "teacher" and members > 1 else ""
         bound = {FEWEST[section]: "; fewer are not worth it", MOST[section]: "; more are not needed"}.get(kept, "")
-        yield Choice(f"{section}.steps", kept, f"{share:.0%} of {minutes:g} min at {step:.2f} s a step{each}{bound}")
+        reason = f"{share:.0%} of {left:.3g} min{beside} at {step:.2f} s a step{each}{bound}"
+        yield Choice(f"{section}.steps", kept, reason)
 
 
 def step_seconds(description: Any, batch: int, engine: EngineConfig, *, steps: int = 3) -> float:
