@@ -102,9 +102,9 @@ def warn(message: str) -> None:
     say(f"warning: {message}")
 
 
-def counted(count: int, singular: str, plural: str = "") -> str:
+def counted(count: int, singular: str) -> str:
     """Return ``1 case``, ``2 cases``."""
-    return f"{count} {singular if count == 1 else plural or singular + 's'}"
+    return f"{count} {singular}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

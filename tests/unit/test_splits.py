@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tskd.data.splits import Split, load_split, make_split, save_split
+from tskd.data.splits import Split, make_split, save_split
 from tskd.errors import UserError
 from tskd.types import Record
 
@@ -220,33 +220,12 @@ def test_a_case_in_two_stated_parts_is_named():
         make_split(records, presence={})
 
 
-def test_saved_split_is_read_back(tmp_path: Path):
+def test_a_split_is_written_whole(tmp_path: Path):
     split = Split(train=("ä/1",), val=("b",), unlabelled=(), test=("c", "d"))
     save_split(split, tmp_path / "split.json")
-    assert load_split(tmp_path / "split.json") == split
+    written = json.loads((tmp_path / "split.json").read_text(encoding="utf-8"))
+    assert written == {"train": ["ä/1"], "val": ["b"], "unlabelled": [], "test": ["c", "d"]}
     assert [path.name for path in tmp_path.iterdir()] == ["split.json"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "cannot be read"),
-        ("[]", "is not a split"),
-        (json.dumps({"train": ["a"], "val": ["b"], "test": ["c"]}), "is not a split"),
-        (json.dumps({"train": "abc", "val": ["b"], "unlabelled": [], "test": ["c"]}), "is not a split"),
-        (json.dumps({"train": ["a"], "val": ["b"], "unlabelled": [], "test": ["a"]}), "record a twice"),
-    ],
-)
-def test_a_file_that_is_no_split(tmp_path: Path, text: str, message: str):
-    path = tmp_path / "split.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=message):
-        load_split(path)
-
-
-def test_a_missing_split_file(tmp_path: Path):
-    with pytest.raises(UserError, match=r"split\.json cannot be read"):
-        load_split(tmp_path / "split.json")
 
 
 def test_without_a_validation_share_every_label_of_the_budget_trains():

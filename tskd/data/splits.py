@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Literal
@@ -106,30 +106,6 @@ def save_split(split: Split, path: Path) -> None:
     text = json.dumps(asdict(split), indent=1, ensure_ascii=False) + "\n"
     partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # a name of a file need not be UTF-8
     partial.replace(path)
-
-
-def load_split(path: Path) -> Split:
-    """Read what :func:`save_split` wrote.
-
-    Raises UserError if the file is missing, is not a split, or names a record twice.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a split ({error}). Delete it to have a new one drawn.") from error
-    names = [field.name for field in fields(Split)]
-    if not isinstance(content, dict) or sorted(content) != sorted(names) or not all(map(_is_ids, content.values())):
-        raise UserError(f"{path} is not a split: a JSON object with the lists of ids {', '.join(names)} is expected.")
-    split = Split(**{name: tuple(content[name]) for name in names})
-    ids = list(chain.from_iterable(content.values()))
-    if len(set(ids)) < len(ids):
-        twice = next(id_ for id_ in ids if ids.count(id_) > 1)
-        raise UserError(f"{path} names the record {twice} twice. A record belongs to one part: correct the file.")
-    return split
-
-
-def _is_ids(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(id_, str) for id_ in value)
 
 
 def _sorted(ids: Iterable[str]) -> tuple[str, ...]:

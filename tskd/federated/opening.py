@@ -11,7 +11,7 @@ from tskd.data.prepared import Prepared
 from tskd.errors import UserError, require_folder
 from tskd.experiment.run import Run
 from tskd.extras import EXTRAS, install
-from tskd.recipe.schema import PHANTOMS, FederatedConfig, PrivacyConfig, Recipe
+from tskd.recipe.schema import AVERAGING, PHANTOMS, FederatedConfig, PrivacyConfig, Recipe
 from tskd.stages import leaks
 from tskd.stages.scoring import Scoring
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 METHODS = ("teacher", "task_kd")
 """Methods that need no label where the student learns."""
-_TRAVELLING = ("fedavg", "fedprox", "fedbn")
 
 
 def make_run(recipe: Recipe, *place: Any, **more: Any) -> Run:
@@ -111,7 +110,7 @@ def check_federated(recipe: Recipe, *, apart: bool = False) -> None:
         raise UserError("data.tile: sites of a federation learn from whole images. Leave it out.")
     if any(kind.unlabelled for kind in recipe.teacher.kinds):
         raise UserError("teacher.unlabelled: the teachers of a federation learn from labels alone. Leave it out.")
-    if federated.strategy in _TRAVELLING and several:
+    if federated.strategy in AVERAGING and several:
         raise UserError(
             f"federated.strategy={federated.strategy} averages one teacher: leave teacher.members, beside and mirror "
             "out, or take feddistill."
@@ -134,10 +133,10 @@ def check_federated(recipe: Recipe, *, apart: bool = False) -> None:
 
 def _refuse_privacy_of_nothing(federated: FederatedConfig) -> None:
     """Raise UserError for settings of privacy where nothing is sent that they protect, or too few sites to hide in."""
-    if federated.strategy not in _TRAVELLING and federated.privacy != PrivacyConfig():
+    if federated.strategy not in AVERAGING and federated.privacy != PrivacyConfig():
         raise UserError(
             f"federated.privacy: of {federated.strategy} no teacher's tensors are sent that it could protect. "
-            f"Leave the section out, or take {', '.join(_TRAVELLING)}."
+            f"Leave the section out, or take {', '.join(AVERAGING)}."
         )
     if federated.privacy.secure_aggregation and len(federated.sites) == 1:
         raise UserError(
@@ -148,10 +147,10 @@ def _refuse_privacy_of_nothing(federated: FederatedConfig) -> None:
 
 def _refuse_what_sends_nothing(recipe: Recipe, federated: FederatedConfig) -> None:
     """Raise UserError for what makes no sense over machines."""
-    if federated.strategy not in (*_TRAVELLING, "feddistill"):
+    if federated.strategy not in (*AVERAGING, "feddistill"):
         raise UserError(
             f"federated.strategy={federated.strategy}: nothing is sent between machines by it. Choose one of "
-            f"{', '.join(_TRAVELLING)}, feddistill; a site by itself is `tskd run`."
+            f"{', '.join(AVERAGING)}, feddistill; a site by itself is `tskd run`."
         )
     if federated.strategy == "feddistill" and recipe.method == "teacher":
         raise UserError("federated.strategy=feddistill teaches a student, and the method is 'teacher'. Take task_kd.")

@@ -25,7 +25,7 @@ from tskd.federated.site import SITES, Site, Task, answering, own_recipe, stayin
 from tskd.machine.disk import write_json
 from tskd.models.flops import gflops
 from tskd.models.registry import save_model
-from tskd.recipe.schema import NAMING, FederatedConfig
+from tskd.recipe.schema import AVERAGING, NAMING, FederatedConfig
 from tskd.report.comparison.files import PRIVACY
 from tskd.report.sites import measures
 from tskd.stages import distill, pooled
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 VERSION = 1
 POOLED = "pooled"
 """Folder of what the strategy of that name has in one place."""
-AVERAGING = ("fedavg", "fedprox", "fedbn")
-"""Strategies in which the teacher's trained tensors travel."""
 BY_ITSELF = ("alone", "feddistill")
 """Strategies in which every site adapts a teacher of its own."""
 

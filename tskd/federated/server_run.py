@@ -20,10 +20,11 @@ from tskd.federated.link import Door, Link, serving
 from tskd.federated.pipeline import run_file
 from tskd.federated.privacy import SYSTEM, RandomBytes
 from tskd.federated.result import parcel, sent_of, sent_of_teacher
-from tskd.federated.run import AVERAGING, FederatedRun, bytes_of
+from tskd.federated.run import FederatedRun, bytes_of
 from tskd.federated.server_app import Handing, build_server_app, common
 from tskd.federated.site import STUDENT, TEACHER, Numbers, Site, staying, terms
 from tskd.models.registry import load_model
+from tskd.recipe.schema import AVERAGING
 from tskd.report import update_run_report
 from tskd.report.run.folder import open_run
 from tskd.report.sites import labelled_images

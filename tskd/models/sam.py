@@ -128,14 +128,12 @@ class SamSegmenter(nn.Module):
         return (*features, self.encoder.neck(tokens))
 
 
-def load_sam(
-    source: str | Path, *, classes: int, image_size: int, pixels: str = PIXELS, download: bool = False
-) -> SamSegmenter:
+def load_sam(source: str | Path, *, classes: int, image_size: int, pixels: str = PIXELS) -> SamSegmenter:
     """Build a segmenter from a SAM checkpoint: a hub id, a folder of transformers, or a file (Meta's or transformers').
 
-    The network is asked only with ``download``. Raises UserError where the checkpoint is absent, damaged or incomplete.
+    A hub id is looked up on this machine. Raises UserError where the checkpoint is absent, damaged or incomplete.
     """
-    file = weight_file(resolve_sam(source, download=download))
+    file = weight_file(resolve_sam(source, download=False))
     config, state = read_sam(file)
     check_sam(file)  # transformers fills what is missing with random numbers and only logs it
     with _without_progress_bar():

@@ -15,17 +15,17 @@ FEDERATIONS = FOLDER / "federated"
 
 def find_recipe(recipe: str | Path) -> Path:
     """Return the file of a recipe that is named or given as a path; UserError lists the names."""
-    return _find(recipe, FOLDER, "recipe", "tskd recipes")
+    return _find(recipe, FOLDER, "recipe")
 
 
 def find_federation(recipe: str | Path) -> Path:
     """Return the file of a federated recipe that is named or given as a path; UserError lists the names."""
-    return _find(recipe, FEDERATIONS, "federated recipe", "tskd recipes")
+    return _find(recipe, FEDERATIONS, "federated recipe")
 
 
 def find_grid(grid: str | Path) -> Path:
     """Return the file of a comparison's grid that is named or given as a path; UserError lists the names."""
-    return _find(grid, GRIDS, "grid", "tskd recipes")
+    return _find(grid, GRIDS, "grid")
 
 
 def describe_all() -> Iterator[tuple[str, str]]:
@@ -35,7 +35,7 @@ def describe_all() -> Iterator[tuple[str, str]]:
             yield f"{command} {path.stem}", _head(path)
 
 
-def _find(given: str | Path, folder: Path, what: str, command: str) -> Path:
+def _find(given: str | Path, folder: Path, what: str) -> Path:
     path = Path(given)
     if path.suffix or (path.exists() and not path.is_dir()):  # a folder of that name: `--out quick` leaves one
         return path
@@ -43,7 +43,7 @@ def _find(given: str | Path, folder: Path, what: str, command: str) -> Path:
     if len(path.parts) != 1 or not built_in.is_file():
         known = ", ".join(sorted(one.stem for one in folder.glob("*.yaml")))
         raise UserError(
-            f"{what} {str(given)!r} is not known. Give a YAML file, or one of: {known} (`{command}` describes them)."
+            f"{what} {str(given)!r} is not known. Give a YAML file, or one of: {known} (`tskd recipes` describes them)."
         )
     return built_in
 

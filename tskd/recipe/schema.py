@@ -694,6 +694,10 @@ class PrivacyConfig(Section):
         return self
 
 
+AVERAGING = ("fedavg", "fedprox", "fedbn")
+"""Strategies in which the teacher's trained tensors travel."""
+
+
 class FederatedConfig(Section):
     """Several sites, whose images stay where they are, adapt one teacher, or teach one student, together.
 
