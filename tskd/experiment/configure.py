@@ -179,34 +179,32 @@ def _with(values: dict[str, Any], changes: Sequence[Change], source: str) -> Rec
 def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
     """Yield the choices that follow from the data set; ``values``: all that is settled so far."""
     sizes = SIZES_ON_GPU if facts.gpu else SIZES_ON_CPU
-    whole_side = facts.side
-    facts = _as_cut(facts, build_recipe(values, "the choices").data)
-    wanted = 0 if facts.thickness is None else THINNEST / facts.thickness
-    free = "tile" not in values.get("data", {})
-    lost = free and wanted > sizes[0] and _tile(facts, sizes[0]) is not None  # in the smallest size, which tiles mend
-    size = sizes[0] if lost else next((one for one in sizes if one >= wanted), sizes[-1])
-    where = "a GPU" if facts.gpu else "a processor"
-    if facts.thickness is None:
-        seen = "no structure was seen in the labelled images that were looked at"
-    else:
-        whole = ", seen whole" if lost else " then"
-        of = f" of {facts.thinnest}" if facts.thinnest else ""
-        seen = f"the thinner structures{of} are {facts.thickness:.1%} of a side, {facts.thickness * size:.1f} px{whole}"
-    small = "; less than wished for: larger images would show them better" if wanted > size and not lost else ""
-    cut = "" if facts.side == whole_side else f", tiles {facts.side}"
-    have = f"images have {whole_side}{cut}"
-    yield Choice("data.image_size", size, f"{seen}{small} ({sizes[0]} to {sizes[-1]} px on {where}; {have})")
+    seen = _as_cut(facts, build_recipe(values, "the choices").data)
+    wanted = 0.0 if seen.thickness is None else THINNEST / seen.thickness
+    mends = "tile" not in values.get("data", {}) and wanted > sizes[0] and _tile(seen, sizes[0]) is not None
+    size = sizes[0] if mends else next((one for one in sizes if one >= wanted), sizes[-1])
+    small = "; less than wished for: larger images would show them better" if wanted > size and not mends else ""
+    have = f"images have {facts.side}{'' if seen.side == facts.side else f', tiles {seen.side}'}"
+    where = f"{sizes[0]} to {sizes[-1]} px on {'a GPU' if facts.gpu else 'a processor'}"
+    yield Choice("data.image_size", size, f"{_how_thick(seen, size, whole=mends)}{small} ({where}; {have})")
     side = build_recipe(values, "the choices").data.image_size
-    if wanted > side and (tile := _tile(facts, side)) is not None:
-        assert facts.pixels is not None
-        thick = facts.pixels * side / tile
-        yield Choice(
-            "data.tile", tile, f"in tiles of so many px they are {thick:.1f} px thick where the networks see them"
-        )
+    if wanted > side and (tile := _tile(seen, side)) is not None:
+        assert seen.pixels is not None
+        thick = f"{seen.pixels * side / tile:.1f} px"
+        yield Choice("data.tile", tile, f"in tiles of so many px they are {thick} thick where the networks see them")
     if facts.labelled < FEW_LABELS:
         yield Choice(
             "data.val_share", 0.0, f"{facts.labelled} labels are too few to choose weights by a part: all train"
         )
+
+
+def _how_thick(seen: Facts, size: int, *, whole: bool) -> str:
+    """Say how thick structures are where the networks see them; ``whole``: before tiles are chosen."""
+    if seen.thickness is None:
+        return "no structure was seen in the labelled images that were looked at"
+    of = f" of {seen.thinnest}" if seen.thinnest else ""
+    then = ", seen whole" if whole else " then"
+    return f"the thinner structures{of} are {seen.thickness:.1%} of a side, {seen.thickness * size:.1f} px{then}"
 
 
 def _tile(facts: Facts, side: int) -> int | None:

@@ -108,7 +108,8 @@ def validation(prepared: Prepared) -> Validate | None:
 
 def score_on(prepared: Prepared, rows: np.ndarray) -> Validate:
     """Return the score on labelled rows, at the network's size: mean Dice over images and classes or, for a set of
-    volumes, over cases and in each over its volumes and classes, as they are scored.
+    volumes, over cases and in each over its volumes and classes, as they are scored. A class that none of the rows
+    holds counts too: 1 where nothing of it is found.
 
     Tiles of an image are scored as one, the pixels where two overlap in both: most show no structure, and each by
     itself would be right where nothing is found.
