@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from tskd.data.phantoms import draw_phantom
-from tskd.metrics.copies import DUPLICATE, find_copies
+from tskd.metrics.copies import DUPLICATE, distance_to_nearest, find_copies
 
 SIZE = 64
 REFERENCES, HELD_OUT = 90, 60
@@ -110,3 +110,13 @@ def test_what_cannot_be_compared_is_refused() -> None:
         find_copies(references, references, ["one"] * 6)
     with pytest.raises(ValueError, match="duplicate"):
         find_copies(references, np.stack([references[0]] * 4), ["a", "b", "c", "d"])
+
+
+def test_a_single_reference_is_enough_to_be_near_to() -> None:
+    """Images of one case have no threshold of their own; a copy of one of them is to be told all the same."""
+    images, _ = draw("kidney_us", REFERENCES + HELD_OUT)
+    candidates = np.stack([brightened(images[0][:, ::-1]), images[-1]])
+    near, far = distance_to_nearest(candidates, images[:1])
+    assert near < 0.03 < 0.1 < far
+    with pytest.raises(ValueError, match="sizes must be equal"):
+        distance_to_nearest(candidates[:, :32], images[:1])

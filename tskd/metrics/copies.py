@@ -66,10 +66,7 @@ def find_copies(
     reference of another case. Mirror images, shifts of up to ``REACH`` pixels and changes of brightness and contrast
     are undone. Raises ValueError for sizes that differ or references of which fewer than two cases can be told apart.
     """
-    if candidates.shape[1:] != references.shape[1:]:
-        raise ValueError(
-            f"candidates are {candidates.shape[1:]}, references {references.shape[1:]}: sizes must be equal"
-        )
+    _require_one_size(candidates, references)
     if len(set(reference_cases)) < 2 or len(reference_cases) != len(references):
         raise ValueError("a threshold for copies needs one case name a reference and at least two cases")
     index = _Index(references)
@@ -81,6 +78,22 @@ def find_copies(
     threshold = MARGIN * float(np.quantile(different, quantile))
     nearest, distance = index.nearest(candidates)
     return CopyReport(distance < threshold, nearest, distance, threshold, between)
+
+
+def distance_to_nearest(candidates: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Return 1 - correlation of each candidate (N, S, S, 3) with the nearest reference at the best alignment, (N,).
+
+    As in :func:`find_copies`. Raises ValueError for sizes that differ.
+    """
+    _require_one_size(candidates, references)
+    return _Index(references).nearest(candidates)[1]
+
+
+def _require_one_size(candidates: np.ndarray, references: np.ndarray) -> None:
+    if candidates.shape[1:] != references.shape[1:]:
+        raise ValueError(
+            f"candidates are {candidates.shape[1:]}, references {references.shape[1:]}: sizes must be equal"
+        )
 
 
 class _Index:
