@@ -131,8 +131,8 @@ def run(
 
     Example: tskd run --data my_images --target-minutes 30 --out out/first
     """
-    loaded = _load_or_choose(recipe, data, set_, out, target)
-    _execute(_open_run(loaded, out, minutes=minutes, download=download), json_=json_)
+    loaded, keep = _load_or_choose(recipe, data, set_, out, target)
+    _execute(_open_run(loaded, out, minutes=minutes, download=download), json_=json_, begins=keep)
 
 
 @app.command()
@@ -160,7 +160,9 @@ def stage(
 
     if count is not None:
         set_ = [*(set_ or []), f"transfer.synthetic={count}"]
-    opened = _open_run(_load_or_choose(recipe, data, set_, out), out, minutes=minutes, download=download)
+    loaded, keep = _load_or_choose(recipe, data, set_, out)
+    opened = _open_run(loaded, out, minutes=minutes, download=download)
+    keep()
     artifact = run_stage(opened, name)
     if opened.runtime.fabric.is_global_zero:
         print(artifact.path if artifact else f"{name}: this recipe does without it")
@@ -660,11 +662,11 @@ def _no_report(problem: str) -> dict[str, Any]:
     return {"usable": False, "problems": [{"path": ".", "message": problem, "remedy": "", "severity": "error"}]}
 
 
-def _execute(run: Run, *, json_: bool) -> None:
+def _execute(run: Run, *, json_: bool, begins: Callable[[], None] = lambda: None) -> None:
     from tskd.experiment.pipeline import execute
     from tskd.experiment.summary import print_summary
 
-    found = execute(run)
+    found = execute(run, begins=begins)
     if not run.runtime.fabric.is_global_zero:
         return
     if json_:
@@ -682,8 +684,9 @@ def _load(recipe: str | None, data: str | None, overrides: list[str] | None) -> 
 
 def _load_or_choose(
     recipe: str | None, data: str | None, overrides: list[str] | None, out: Path, target: float | None = None
-) -> Recipe:
-    """Return the recipe that is named, or the one that the data, the weights at hand and this machine suggest."""
+) -> tuple[Recipe, Callable[[], None]]:
+    """Return the recipe that is named, or the one that the data, the weights at hand and this machine suggest; and what
+    writes the choices down."""
     from tskd.recipe.files import as_change
     from tskd.recipe.schema import names_folder
 
@@ -693,7 +696,7 @@ def _load_or_choose(
     if recipe not in (AUTO, None) or not names_folder(changes):
         if target is not None:
             raise UserError("--target-minutes chooses settings, and a recipe has its own: tskd run --data FOLDER")
-        return _load(recipe, data, overrides)
+        return _load(recipe, data, overrides), lambda: None
     require_folder(out)
     from tskd.experiment.configure import configure
 

@@ -53,6 +53,21 @@ def test_a_notebook_shows_table_and_pictures_and_no_name_of_a_file(folder: Path)
     assert "Doe" not in html, "part of every image's name"
 
 
+def test_a_value_called_none_is_no_missing_number(tmp_path: Path) -> None:
+    (tmp_path / "tests.csv").write_text("method,dice_difference\nNone,0.5\nnull,\n")
+    found = tskd.ComparisonResult(tmp_path).tests
+    assert found["method"].tolist() == ["None", "null"]
+    assert found["dice_difference"].isna().tolist() == [False, True]
+
+
+def test_settings_that_would_be_ignored_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(tskd.UserError, match="target_minutes chooses settings"):
+        tskd.run("quick", data=str(tmp_path), out=tmp_path / "out", target_minutes=5)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(tskd.UserError, match="is a file"):
+        tskd.run("quick", data=str(tmp_path), out=tmp_path / "file")
+
+
 def test_a_score_is_that_of_a_run_and_says_where_one_is_empty() -> None:
     mask = np.zeros((8, 8), np.uint8)
     mask[2:6, 2:6] = 1

@@ -21,7 +21,7 @@ from tskd.experiment.facts import Facts
 from tskd.models.description import NetworkDescription
 from tskd.models.weights import efficientnet_lite0_path
 from tskd.recipe.files import Change, set_key
-from tskd.recipe.schema import EngineConfig, build_recipe
+from tskd.recipe.schema import EngineConfig, Recipe, build_recipe
 
 FACTS = Facts(
     labelled=40, tested=40, side=512, thickness=0.07, pixels=36.0, thinnest="", gpu=False, bf16=False, sam=None,
@@ -69,6 +69,13 @@ def quick_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds = [0.6]
     monkeypatch.setattr(configure, "step_seconds", lambda *_: seconds[0])
     return seconds
+
+
+def settled(changes: list[Change], out: Path, minutes: float | None = None) -> Recipe:
+    """The settings of a run that begins."""
+    recipe, keep = configure.configure(changes, out, minutes=minutes)
+    keep()
+    return recipe
 
 
 @pytest.mark.parametrize(("thickness", "gpu", "side"), [
@@ -174,7 +181,7 @@ def test_a_folder_is_looked_at_and_what_is_set_is_not_chosen(
     folder: Path, tmp_path: Path, quick_steps: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = [Change("data.root", str(folder)), Change("distill.steps", 7), Change("teacher.members", 1)]
-    recipe = configure.configure(changes, tmp_path / "out", minutes=30)
+    recipe = settled(changes, tmp_path / "out", 30)
     said = capsys.readouterr().err
     assert "the thinner structures are 9.4% of a side, 12.0 px then" in said
     assert "6 labels are too few" in said, "a quarter of the eight is for the test"
@@ -207,7 +214,7 @@ def test_whoever_says_what_is_compared_chooses_all_of_it(own: Change) -> None:
 def test_a_mask_that_cannot_be_read_is_left_to_the_run(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
     """The run names every damaged file at once; choosing stopped at the first."""
     (folder / "masks/0.png").write_bytes(b"")
-    assert configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=30).data.image_size == 128
+    assert settled([Change("data.root", str(folder))], tmp_path / "out", 30).data.image_size == 128
 
 
 def test_the_same_command_goes_on_with_the_choices_of_before(
@@ -215,10 +222,10 @@ def test_the_same_command_goes_on_with_the_choices_of_before(
 ) -> None:
     """Steps measured anew would be others, and the run would begin again."""
     changes = [Change("data.root", str(folder))]
-    first = configure.configure(changes, tmp_path / "out", minutes=30)
+    first = settled(changes, tmp_path / "out", 30)
     quick_steps[0] = 0.1
     for minutes in (30, None):
-        assert configure.configure(changes, tmp_path / "out", minutes=minutes) == first
+        assert settled(changes, tmp_path / "out", minutes) == first
         assert "the choices of before hold" in capsys.readouterr().err
     kept = json.loads((tmp_path / "out/choices.json").read_text(encoding="utf-8"))
     assert kept["minutes"] == 30
@@ -231,41 +238,117 @@ def test_choices_for_something_else_do_not_hold(folder: Path, tmp_path: Path, qu
     """Another time was ignored; other data got settings of the first; a setting that was taken back stayed."""
     out = tmp_path / "out"
     changes = [Change("data.root", str(folder)), Change("data.labels", 3)]
-    configure.configure(changes, out, minutes=30)
+    settled(changes, out, 30)
     shutil.copytree(folder, tmp_path / "other")
     for asked, minutes, said in [
         (changes, 60, "chosen for 30 min, not 60"),
         ([Change("data.root", str(tmp_path / "other")), changes[1]], None, "for the data in .*, not in .*other"),
         (changes[:1], None, "with data.labels=3, which is not given now"),
+        ([changes[0], Change("data.labels", 400)], None, "with data.labels=3, not 400"),
+        ([*changes, Change("data.tile", 64)], None, "without data.tile=64"),
+        ([*changes, Change("teacher.name", "timm/vit_tiny_patch16_224")], None, "without teacher.name=timm/vit"),
+        ([*changes, Change("baselines", ["unet"])], None, r"without baselines=\[unet\]"),
     ]:
         with pytest.raises(UserError, match=said):
-            configure.configure(asked, out, minutes=minutes)
+            settled(asked, out, minutes)
     more = [Change("data.root", str(folder) + "/"), changes[1], Change("seed", 7)]
-    assert configure.configure(more, out).seed == 7
+    assert settled(more, out).seed == 7
     (out / "recipe.yaml").unlink()
-    assert configure.configure(changes[:1], out, minutes=60).data.labels is None
+    assert settled(changes[:1], out, 60).data.labels is None
+
+
+def test_data_are_the_same_by_where_they_lie(
+    folder: Path, tmp_path: Path, quick_steps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is other data elsewhere, and the absolute one of the same folder is not."""
+    monkeypatch.chdir(folder.parent)
+    settled([Change("data.root", folder.name)], tmp_path / "out")
+    assert settled([Change("data.root", str(folder))], tmp_path / "out")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"for the data in .*, not in .*elsewhere"):
+        settled([Change("data.root", folder.name)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"minutes": 30, "given": []}', "\x00", '{"minutes": "x"}'])
+def test_damaged_choices_are_named(damaged: str, folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
+    changes = [Change("data.root", str(folder))]
+    settled(changes, tmp_path / "out")
+    (tmp_path / "out/choices.json").write_text(damaged)
+    with pytest.raises(UserError, match=r"choices\.json is damaged"):
+        settled(changes, tmp_path / "out")
+
+
+def test_what_is_refused_leaves_no_choices(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
+    """The corrected command was refused for a setting of the refused one."""
+    changes = [Change("data.root", str(folder))]
+    with pytest.raises(UserError, match="method: 'nope' is not known"):
+        settled([*changes, Change("method", "nope")], tmp_path / "out")
+    configure.configure([*changes, Change("data.labels", 3)], tmp_path / "out")  # a run that does not begin
+    assert not (tmp_path / "out").exists()
+    assert settled(changes, tmp_path / "out").data.labels is None
+
+
+def test_several_processes_read_what_the_first_has_chosen(
+    folder: Path, tmp_path: Path, quick_steps: list[float]
+) -> None:
+    """They are started before the run begins, and would each time a step."""
+    changes = [Change("data.root", str(folder)), Change("engine.devices", 2)]
+    first, _ = configure.configure(changes, tmp_path / "out")
+    quick_steps[0] = 0.1
+    assert configure.configure(changes, tmp_path / "out").recipe == first
+
+
+def test_numbers_of_numpy_are_settings(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
+    changes = [Change("data.root", str(folder)), Change("data.labels", np.int64(3))]
+    assert settled(changes, tmp_path / "out") == settled(changes, tmp_path / "out")
+    assert yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())["data"]["labels"] == 3
+
+
+def test_an_augmentation_by_name_is_stated_whole() -> None:
+    """The share of tiles with a structure was set in what is a name, and the run could not start."""
+    found = chosen(facts(thickness=0.0156), Change("teacher.augment", "nnunet"))
+    assert "teacher.augment.foreground" not in found
+    assert found["finetune.augment.foreground"] == 0.33
+
+
+def test_tiles_that_do_not_exist_are_not_drawn_for_structures() -> None:
+    assert not [key for key in chosen(facts(side=60), Change("data.tile", 64)) if key.endswith("foreground")]
+
+
+def test_more_rivals_share_the_time_of_the_student() -> None:
+    def steps(**values: object) -> list[int]:
+        return [one.value for one in of_the_time(Pace(0.6, 0.0), values, minutes=40)]
+
+    assert steps(baselines=["unet_imagenet"], control={"enabled": False}) == [1400, 1000, 240]
+    assert steps(baselines=["unet_imagenet", "scratch", "mae"], control={"enabled": False}) == [1400, 500, 120]
 
 
 @pytest.mark.parametrize("minutes", [math.nan, math.inf, 0, -1])
 def test_a_time_that_is_none_is_refused(minutes: float, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no time to choose settings for"):
-        configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=minutes)
+        settled([Change("data.root", str(folder))], tmp_path / "out", minutes)
 
 
 def test_more_time_than_was_asked_for_is_told(
     folder: Path, tmp_path: Path, quick_steps: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick_steps[0] = 6.0
-    recipe = configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=5)
+    recipe = settled([Change("data.root", str(folder))], tmp_path / "out", 5)
     assert (recipe.teacher.steps, recipe.distill.steps, recipe.finetune.steps) == (100, 150, 50)
     assert "about 50 min in all, more than 5: fewer steps are not worth it" in capsys.readouterr().err
+    settled([Change("data.root", str(folder)), Change("distill.steps", 900)], tmp_path / "more", 300)
+    assert "more than 300: by the settings that were given" not in capsys.readouterr().err
+    settled([Change("data.root", str(folder)), Change("distill.steps", 9000)], tmp_path / "most", 300)
+    assert "more than 300: by the settings that were given" in capsys.readouterr().err
 
 
 def test_a_folder_without_masks_is_refused(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
     for mask in (folder / "masks").iterdir():
         mask.unlink()
     with pytest.raises(UserError, match=r"no image has a mask"):
-        configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=30)
+        settled([Change("data.root", str(folder))], tmp_path / "out", 30)
     assert not (tmp_path / "out").exists()
 
 
@@ -274,7 +357,7 @@ def test_empty_masks_are_refused_and_no_choice_stays(folder: Path, tmp_path: Pat
     for mask in (folder / "masks").iterdir():
         Image.new("L", (64, 48)).save(mask)
     with pytest.raises(UserError, match=r"no mask of 8 holds any foreground"):
-        configure.configure([Change("data.root", str(folder))], tmp_path / "out", minutes=30)
+        settled([Change("data.root", str(folder))], tmp_path / "out", 30)
     assert not (tmp_path / "out").exists()
 
 
@@ -286,7 +369,7 @@ def test_chosen_and_timed_on_the_device_that_will_train(
     monkeypatch.setattr(configure, "step_seconds", lambda *settings: timed.append(settings[-1]) or 0.6)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     changes = [Change("data.root", str(folder)), Change("engine.accelerator", "cpu"), Change("engine.threads", 1)]
-    recipe = configure.configure(changes, tmp_path / "out", minutes=30)
+    recipe = settled(changes, tmp_path / "out", 30)
     assert recipe.data.image_size in configure.SIZES_ON_CPU
     assert [(engine.accelerator, engine.threads) for engine in timed] == [("cpu", 1)]
 

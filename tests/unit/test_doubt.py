@@ -197,6 +197,17 @@ def test_a_network_that_is_three_times_too_sure_is_cooled_by_three(prepared: Pre
     assert (temperature, images) == (pytest.approx(3.0, rel=0.15), 8)
 
 
+def test_a_temperature_is_fitted_on_so_many_pixels_at_most(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view of the chosen pixels kept all of them in memory."""
+    rows = prepared.rows("val")
+    monkeypatch.setattr(doubt, "MOST_PIXELS", 1000)
+    logits, masks = doubt.labelled_pixels(Grey(3.0), prepared, rows, CPU)
+    assert 500 < len(masks) <= 1000
+    assert logits.untyped_storage().nbytes() == logits.numel() * logits.element_size()
+    temperature, images = doubt.fit_temperature(Grey(3.0), prepared, CPU)
+    assert (temperature, images) == (pytest.approx(3.0, rel=0.3), len(rows))
+
+
 def test_without_validation_images_nothing_is_calibrated_and_the_limit_is_of_unlabelled_ones(
     prepared: Prepared, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tskd.data.layouts import open_dataset
+from tskd.data.splits import make_split
 from tskd.errors import UserError
 from tskd.experiment.facts import LOOKED_AT, Facts, look, thickness
 from tskd.recipe.schema import DataConfig, EngineConfig
@@ -59,6 +60,17 @@ def test_a_large_structure_hides_no_small_ones() -> None:
     assert thickness(mask == 1) < 6
 
 
+def test_slips_of_the_pen_are_no_structures() -> None:
+    mask = empty()
+    disc(mask, 128, 128, 60)
+    alone = thickness(mask == 1)
+    mask[5, 5] = mask[250, 250] = mask[5, 250] = 1
+    assert thickness(mask == 1) == alone
+    specks = empty()
+    specks[5, 5] = 1
+    assert thickness(specks == 1) == 2, "where there is nothing larger they are what is to be found"
+
+
 def test_the_thin_class_counts_however_many_are_thick(tmp_path: Path) -> None:
     """Of all pairs of image and class a fifth was thin, which a quartile does not see; and it is told which it is."""
     mask = empty()
@@ -90,3 +102,37 @@ def test_labels_are_those_of_the_budget(budget: dict[str, int], labelled: int, t
     disc(mask, 128, 128, 40)
     found = looked_at(tmp_path / "data", [mask] * 8, test_share=0.25, **budget)
     assert (found.labelled, found.tested) == (labelled, 2)
+
+
+@pytest.mark.parametrize(("stated", "labelled", "tested"), [
+    (["test"] * 2, 5, 3),  # of the six others, of which none is said to train, a quarter is tested too
+    (["test"] * 2 + ["train"] * 6, 6, 2),
+    (["val"] * 4, 7, 1),  # none of those that are there to validate
+])  # fmt: skip
+def test_parts_are_those_of_the_split(stated: list[str], labelled: int, tested: int, tmp_path: Path) -> None:
+    mask = empty()
+    disc(mask, 128, 128, 40)
+    (tmp_path / "data").mkdir()
+    lines = [f"{number:03d},{part}" for number, part in enumerate(stated)]
+    (tmp_path / "data/split.csv").write_text("\n".join(["id,split", *lines]) + "\n")
+    found = looked_at(tmp_path / "data", [mask] * 8, test_share=0.2)
+    assert (found.labelled, found.tested) == (labelled, tested)
+    records = open_dataset(tmp_path / "data").records
+    presence = {record.id: frozenset({1}) for record in records}
+    drawn = make_split(records, presence=presence, test_share=0.2, val_share=0)
+    assert len(drawn.test) == tested
+
+
+def test_a_share_that_leaves_nothing_to_train_is_left_to_the_run(tmp_path: Path) -> None:
+    mask = empty()
+    disc(mask, 128, 128, 40)
+    assert looked_at(tmp_path / "data", [mask] * 4, test_share=0.9, label_cases=2).labelled == 1
+
+
+def test_masks_that_cannot_be_read_are_not_called_empty(tmp_path: Path) -> None:
+    mask = empty()
+    disc(mask, 128, 128, 40)
+    with pytest.raises(UserError, match="no mask of 3 holds any foreground"):
+        looked_at(tmp_path / "data", [empty()] * 3)
+    (tmp_path / "data/masks/000.png").write_bytes(b"no image")
+    assert look(open_dataset(tmp_path / "data"), DataConfig(), EngineConfig(accelerator="cpu")).thickness is None

@@ -227,6 +227,14 @@ def test_a_baseline_is_the_axis_value_that_equals_it(tmp_path: Path) -> None:
     assert str(grid.baseline) == "1.0"
 
 
+def test_a_baseline_of_null_is_to_be_named(tmp_path: Path) -> None:
+    """It read as none at all, and every pair was tested."""
+    said = refusal(tmp_path, axes={"data.tile": [None, 96]}, baseline=None)
+    assert "Name the value, as in `{name: whole, data.tile: null}`, and give `baseline: whole`" in said
+    named = [{"name": "whole", "data.tile": None}, {"name": "cut", "data.tile": 96}]
+    assert load(tmp_path, axes={"tile": named}, baseline="whole").baseline == "whole"
+
+
 def test_a_grid_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_bytes(b"\x89PNG\xff\xfe\x00")
     with pytest.raises(UserError, match=r"grid\.yaml is not a text file"):

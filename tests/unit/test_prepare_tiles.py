@@ -221,3 +221,15 @@ def test_int8_is_judged_on_tiles_with_a_structure(tiled: Prepared, monkeypatch: 
     shown = sum(has_foreground(mask) for mask in tiled.masks)
     assert 0 < shown < len(tiled.masks)
     assert int8.training_dice(None, tiled) == [0.0] * min(shown, int8.JUDGED_ON)
+
+
+def test_int8_is_not_judged_where_nothing_shows_a_structure(tiled: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks that find nothing are alike on empty images, and one of them would be shipped for it."""
+    monkeypatch.setattr(int8, "has_foreground", lambda mask: False)
+    monkeypatch.setattr(int8, "open_session", lambda path: None)
+    monkeypatch.setattr(int8, "median_ms", lambda asked, image: (10.0, 5.0))
+    made = tiled.folder / "records.jsonl"  # any file: its size is told
+    assert int8.training_dice(None, tiled) == []
+    verdict = int8.compare(made, made, "static", tiled, np.zeros((SIDE, SIDE, 3), np.uint8))
+    assert (verdict.shipped, verdict.dice_drop) == (False, None)
+    assert "no labelled image of the training side shows a structure" in verdict.reason

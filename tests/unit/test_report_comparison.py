@@ -26,7 +26,7 @@ from tskd.report import write_report
 from tskd.report.blocks import Charts, Page, Pictures, Section, Table
 from tskd.report.comparison import tests
 from tskd.report.comparison.charts import resources_section
-from tskd.report.comparison.folder import ComparisonFolder, open_comparison, read_table, value_title
+from tskd.report.comparison.folder import ComparisonFolder, open_comparison, read_table, value_title, value_word
 from tskd.report.comparison.page import comparison_page, how_to_use, overlays_section, scores_section
 from tskd.report.comparison.training import training_section
 from tskd.report.comparison.transfer import transfer_section
@@ -494,10 +494,25 @@ def test_an_axis_value_that_is_no_number_stands_at_the_end(copied: Path) -> None
         ("transfer.real", "", "all real transfer images"),
         ("teacher.rank", "4", "LoRA rank 4"),
         ("distill.encoder_loss", "mse", "distill.encoder_loss mse"),
+        ("data.tile", "", "data.tile none"),
     ],
 )
 def test_settings_read_as_words(axis: str, value: str, said: str) -> None:
     assert value_title(axis, value) == said
+    assert value or value_word(axis, value) == {"transfer.real": "all", "data.tile": "none"}[axis]
+
+
+def test_times_are_told_apart_by_a_tile_under_another_name(copied: Path) -> None:
+    """A mean over whole images and tiles is the time of neither."""
+    description = json.loads((copied / "comparison.json").read_text())
+    description["grid"]["axes"]["data.labels"] = [{"name": 4, "data.tile": None}, {"name": 8, "data.tile": 96}]
+    write_json(copied / "comparison.json", description)
+    section = resources_section(open_comparison(copied))
+    assert section is not None
+    assert [table.title for table in section.blocks if isinstance(table, Table)] == [
+        "cones, 4 labelled images",
+        "cones, 8 labelled images",
+    ]
 
 
 def test_a_failed_run_is_listed_without_what_its_error_says(page: Page, html: str) -> None:

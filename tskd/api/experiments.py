@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tskd.api.model import Model, load
 from tskd.api.recipes import as_changes, changes_of, load_recipe
 from tskd.api.show import image_html, table_html
-from tskd.errors import UserError
+from tskd.errors import UserError, require_folder
 from tskd.extras import telling_what_is_missing
 from tskd.recipe.schema import Recipe, names_folder
 
@@ -135,7 +135,8 @@ class ComparisonResult:
 
         if not (self.out / name).is_file():
             raise UserError(f"{self.out}: no finished comparison is there ({name} is missing).")
-        return pandas.read_csv(self.out / name)
+        # a value of an axis may be called None, and is no missing number
+        return pandas.read_csv(self.out / name, keep_default_na=False, na_values=[""])
 
     def _repr_html_(self) -> str:
         return table_html(self.table[["method", "dice", "dice_ci95_low", "dice_ci95_high", "seconds"]])
@@ -176,14 +177,17 @@ def run(
     from tskd.experiment.pipeline import execute
 
     stated = as_changes({**changes_of(data), **changes})
-    if recipe is None and names_folder(stated):
+    require_folder(Path(out))
+    if recipe in (None, "auto") and names_folder(stated):
         from tskd.experiment.configure import configure
 
-        settings = configure(stated, Path(out), minutes=target_minutes)
+        settings, keep = configure(stated, Path(out), minutes=target_minutes)
+    elif target_minutes is not None:
+        raise UserError("target_minutes chooses settings for data without a recipe, and this has its own.")
     else:
-        settings = load_recipe(recipe, **changes_of(data), **changes)
+        settings, keep = load_recipe(recipe, **changes_of(data), **changes), lambda: None
     opened = open_run(settings, Path(out), minutes=minutes)
-    execute(opened)
+    execute(opened, begins=keep)
     return RunResult(Path(out))
 
 

@@ -122,6 +122,11 @@ def load_grid(path: Path, changes: Sequence[str | Change] = ()) -> Grid:
     compared = file.compare or _compared_axis(comparable)
     _refuse(path, [_taken(axis) for axis in comparable if axis != compared and axis in STATISTICS_COLUMNS])
     _refuse(path, _comparison_problems(compared, file.baseline, comparable))
+    if "baseline" in source and file.baseline is None and None in comparable.get(compared or "", ()):
+        raise UserError(
+            f"{path}: baseline: null reads as none at all. Name the value, as in `{{name: whole, {compared}: null}}`, "
+            "and give `baseline: whole`."
+        )
     baseline = next((value for value in comparable.get(compared or "", ()) if value == file.baseline), None)
     return Grid(file.name, names, replicates, runs, compared, baseline, file.bias_variance, source | {"recipe": base})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from tskd.engine.batches import CELL
 from tskd.engine.bf16 import slow_operators_avoided
 from tskd.errors import UserError
 from tskd.experiment.facts import Facts, look
-from tskd.experiment.methods import asks_for_teacher
+from tskd.experiment.methods import asks_for_teacher, check_names
 from tskd.losses.segmentation import label_loss
 from tskd.machine.disk import write_atomic, write_json
 from tskd.models.registry import build_model
@@ -35,6 +35,7 @@ from tskd.stages.source_data import open_data
 from tskd.stages.students import describe_student
 
 CONFIGURED = "recipe.yaml"
+ROOT = "data.root"
 CHOICES = "choices.json"
 """Beside it: what was asked for, and each choice with its reason."""
 MINUTES = 30.0
@@ -53,8 +54,8 @@ SHOWING = 0.33
 FEW_LABELS = 100
 """Below, a fifth of the labels chooses weights by chance: all of them train."""
 SHARES = {"teacher": 0.35, "distill": 0.25, "finetune": 0.06}
-"""Of the time; the U-Net that the student is held against trains as long as the student, and the rest is for reading,
-the teacher's answers, scores and the export."""
+"""Of the time, where one U-Net is held against the student and trains as long; the rest is for reading, the teacher's
+answers, scores and the export."""
 LOOKS = 8
 """How often a test image, or each tile of it, is looked at in a run: by the teacher mirrored three ways too, by student
 and U-Net, and by the student without its features and with another image's."""
@@ -76,6 +77,8 @@ STATED_TOGETHER = {
     ("method", "baselines", "control.enabled"): ("unet_imagenet.compute",),
 }
 """Whoever states one of the first chooses the rest too: our settings are for our networks and baselines."""
+_FOLLOWED = {"engine.accelerator", "student.decoder"}.union(*STATED_TOGETHER)
+"""Settings that others are chosen by."""
 
 
 class Choice(NamedTuple):
@@ -86,8 +89,16 @@ class Choice(NamedTuple):
     reason: str
 
 
-def configure(changes: Sequence[Change], out: Path, *, minutes: float | None = None) -> Recipe:
-    """Return the recipe for a data set: as it was chosen before in ``out``, or chosen now and written there.
+class Configured(NamedTuple):
+    """Settings for a data set."""
+
+    recipe: Recipe
+    keep: Callable[[], None]
+    """Write what was chosen, once it is known that the run can begin: a refused command leaves no choices behind."""
+
+
+def configure(changes: Sequence[Change], out: Path, *, minutes: float | None = None) -> Configured:
+    """Return the settings for a data set: as they were chosen before in ``out``, or chosen now.
 
     ``changes``: what the user has set, the data's folder (``data.root``) among it; it stands above every choice.
     ``minutes``: about how long the run may take; None: as before, or half an hour. Raises UserError where the data set
@@ -96,40 +107,74 @@ def configure(changes: Sequence[Change], out: Path, *, minutes: float | None = N
     if minutes is not None and not 1 <= minutes < math.inf:
         raise UserError(f"target minutes: {minutes:g} is no time to choose settings for; from 1 on.")
     place = out / CONFIGURED
+    given = _plain({change.key: change.value for change in changes})
+    root = str(Path(given[ROOT]).expanduser().resolve())
     if place.is_file():
-        _require_same(out, changes, minutes)
+        _require_same(out, {"minutes": minutes, "root": root, "given": given})
         say(f"configure: the choices of before hold, from {place}; where the data changed, delete it to choose anew")
-        values = read_settings(place)
-    else:
-        minutes = minutes or MINUTES
-        values, chosen = choose(changes, minutes=minutes)
+        return Configured(_with(read_settings(place), changes, str(place)), lambda: None)
+    minutes = minutes or MINUTES
+    values, chosen = choose(changes, minutes=minutes)
+
+    def keep() -> None:
         out.mkdir(parents=True, exist_ok=True)
-        given = {change.key: change.value for change in changes}
-        write_json(out / CHOICES, {"minutes": minutes, "given": given, "chosen": [one._asdict() for one in chosen]})
-        write_atomic(place, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+        reasons = [choice._asdict() for choice in chosen]
+        write_json(out / CHOICES, {"minutes": minutes, "root": root, "given": given, "chosen": reasons})
+        write_atomic(place, yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True).encode())
         say(f"configure: written to {place}; the same command goes on with these settings")
-    return _with(values, changes, str(place))
+
+    recipe = _with(values, changes, str(place))
+    if recipe.engine.devices * recipe.engine.num_nodes > 1:  # the processes that it starts read what it has chosen
+        keep()
+        return Configured(recipe, lambda: None)
+    return Configured(recipe, keep)
 
 
-def _require_same(out: Path, changes: Sequence[Change], minutes: float | None) -> None:
-    """Raise UserError where the choices in a folder were made for other data, another time, or settings that are not
-    given any more."""
-    if not (out / CHOICES).is_file():  # of a version that did not keep this
+def _plain(value: Any) -> Any:
+    """Return settings as JSON has them: numbers of numpy are numbers."""
+    return json.loads(json.dumps(value, default=lambda one: one.item() if hasattr(one, "item") else str(one)))
+
+
+def _require_same(out: Path, asked: Mapping[str, Any]) -> None:
+    """Raise UserError where the choices in a folder were made for other data, another time or other settings."""
+    if (before := _kept(out / CHOICES)) is None:
         return
-    before = json.loads((out / CHOICES).read_text(encoding="utf-8"))
-    given = {change.key: change.value for change in changes}
+    old, new = ({key: one for key, one in what["given"].items() if key != ROOT} for what in (before, asked))
     other = []
-    if minutes not in (None, before["minutes"]):
-        other.append(f"for {before['minutes']:g} min, not {minutes:g}")
-    old, new = (str(settings.get("data.root", "")) for settings in (before["given"], given))
-    if old != new and Path(old).expanduser().resolve() != Path(new).expanduser().resolve():
-        other.append(f"for the data in {old}, not in {new}")
-    if dropped := [f"{key}={_written(value)}" for key, value in before["given"].items() if key not in given]:
-        other.append(f"with {', '.join(dropped)}, which is not given now")
+    if asked["minutes"] not in (None, before["minutes"]):
+        other.append(f"for {before['minutes']:g} min, not {asked['minutes']:g}")
+    if asked["root"] != before["root"]:
+        other.append(f"for the data in {before['root']}, not in {asked['root']}")
+    other += [f"with {key}={_written(old[key])}, which is not given now" for key in sorted(old.keys() - new.keys())]
+    for key in filter(_decides, sorted(new)):
+        if key not in old:
+            other.append(f"without {key}={_written(new[key])}")
+        elif old[key] != new[key]:
+            other.append(f"with {key}={_written(old[key])}, not {_written(new[key])}")
     if other:
+        place = out / CONFIGURED
         raise UserError(
-            f"{out / CONFIGURED} was chosen {'; '.join(other)}. Give another --out, or delete that file to choose anew."
+            f"{place} was chosen {'; '.join(other)}. Give another --out, delete that file to choose anew, or go on "
+            f"with it as a recipe: tskd run {place} --data {asked['given'][ROOT]} --out {out}"
         )
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """Return what was asked for; None where the folder is of a version that did not keep it."""
+    if not path.is_file():
+        return None
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        return {"minutes": float(before["minutes"]), "root": str(before["root"]), "given": dict(before["given"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged. Delete it and {CONFIGURED} beside it, and settings are chosen anew."
+        ) from error
+
+
+def _decides(key: str) -> bool:
+    """Say whether choices follow from a setting."""
+    return key.startswith("data.") or key.endswith("augment") or key in _FOLLOWED
 
 
 def choose(changes: Sequence[Change], *, minutes: float) -> tuple[dict[str, Any], list[Choice]]:
@@ -137,6 +182,7 @@ def choose(changes: Sequence[Change], *, minutes: float) -> tuple[dict[str, Any]
     values: dict[str, Any] = {}
     chosen: list[Choice] = []
     given = _with(values, changes, "the settings")
+    check_names(given)
     facts = look(open_data(given.data, Path(given.data.root).expanduser()), given.data, given.engine)
 
     def take(choices: Iterable[Choice]) -> Recipe:
@@ -151,7 +197,11 @@ def choose(changes: Sequence[Change], *, minutes: float) -> tuple[dict[str, Any]
     pace = Pace.of(facts, take(of_the_networks(facts, values)))
     found = take(of_the_time(pace, values, minutes))
     if (whole := pace.minutes(found)) > 1.1 * minutes:
-        say(f"configure: about {whole:.0f} min in all, more than {minutes:g}: fewer steps are not worth it")
+        few = any(
+            one.key == f"{section}.steps" and one.value == least for section, least in FEWEST.items() for one in chosen
+        )
+        why = "fewer steps are not worth it" if few else "by the settings that were given"
+        say(f"configure: about {whole:.0f} min in all, more than {minutes:g}: {why}")
     return values, chosen
 
 
@@ -166,7 +216,14 @@ def left_to_choose(choices: Iterable[Choice], changes: Sequence[Change]) -> Iter
     for names, rest in STATED_TOGETHER.items():
         if stated.intersection(names):
             stated.update(names, rest)
-    return (choice for choice in choices if choice.key not in stated)
+    return (choice for choice in choices if stated.isdisjoint(_and_its_sections(choice.key)))
+
+
+def _and_its_sections(key: str) -> Iterator[str]:
+    """Yield ``teacher.augment.foreground``, ``teacher.augment``, ``teacher``: one may be stated by a name."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 def _with(values: dict[str, Any], changes: Sequence[Change], source: str) -> Recipe:
@@ -262,7 +319,8 @@ def of_the_networks(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]
             decoder, why = of_student, "as the student's, so that nothing else is compared"
         yield Choice("unet_imagenet.decoder", decoder, why)
         yield Choice("control.enabled", False, "a U-Net from random weights would be the weaker of the two")
-    if build_recipe(values, "the choices").data.tile is not None:
+    tile = build_recipe(values, "the choices").data.tile
+    if tile is not None and tile < facts.side:
         why = "that share of the tiles is drawn because they show a structure: many show none"
         for part in ("teacher", "finetune", "unet_imagenet" if facts.offline else "control"):
             yield Choice(f"{part}.augment.foreground", SHOWING, why)
@@ -296,8 +354,11 @@ class Pace(NamedTuple):
         """Return about how long a run's trainings and answers take: the baseline trains as long as the student."""
         student = sum(config.steps * self.seconds(config) for config in (recipe.distill, recipe.finetune))
         teacher = recipe.teacher.members * recipe.teacher.steps * self.seconds(recipe.teacher)
-        rivals = len(recipe.baselines) + recipe.control.enabled
-        return (teacher * asks_for_teacher(recipe) + student * (1 + rivals)) / 60 + self.answers
+        return (teacher * asks_for_teacher(recipe) + student * (1 + _rivals(recipe))) / 60 + self.answers
+
+
+def _rivals(recipe: Recipe) -> int:
+    return len(recipe.baselines) + recipe.control.enabled
 
 
 def of_the_time(pace: Pace, values: Mapping[str, Any], minutes: float) -> Iterator[Choice]:
@@ -308,7 +369,7 @@ def of_the_time(pace: Pace, values: Mapping[str, Any], minutes: float) -> Iterat
     members = recipe.teacher.members
     for section, share in SHARES.items():
         step = pace.seconds(getattr(recipe, section))
-        steps = share * left * 60 / step / (members if section == "teacher" else 1)
+        steps = share * left * 60 / step / (members if section == "teacher" else (1 + _rivals(recipe)) / 2)
         kept = int(np.clip(round(steps, -1), FEWEST[section], MOST[section]))
         each = " for each member" if section == "teacher" and members > 1 else ""
         bound = {FEWEST[section]: "; fewer are not worth it", MOST[section]: "; more are not needed"}.get(kept, "")

@@ -25,6 +25,8 @@ LOOKED_AT = 48
 """Labelled images whose structures are measured."""
 THINNER = 0.25
 """The quantile over images that stands for a class where it is thin."""
+CRUMB = 4
+"""Pixels; smaller parts are slips of the pen beside a structure."""
 _TOUCHING = np.ones((3, 3), np.uint8)
 
 
@@ -69,19 +71,18 @@ def look(dataset: Dataset, data: DataConfig, engine: EngineConfig) -> Facts:
         )
     masks = _seen(dataset, labelled)
     classes = _thin_by_class(masks)
-    if masks and not classes:
+    if not classes and len(masks) == len(labelled):
         raise UserError(
             f"{dataset.root}: no mask of {len(labelled)} holds any foreground, so nothing can be learned. `tskd check` "
             "says what is there."
         )
     thinnest = min(classes, key=lambda number: classes[number][0], default=None)
     thickness, pixels = (None, None) if thinnest is None else classes[thinnest]
-    official = sum(record.split == "test" and record.mask is not None for record in dataset.records)
-    training = len(labelled) if official else round((1 - data.test_share) * len(labelled))
+    training, tested = _parts(dataset, labelled, data)
     gpu = device_kind(engine.accelerator) != "cpu"
     return Facts(
         labelled=_budget(labelled, training, data),
-        tested=official or len(labelled) - training,
+        tested=tested,
         side=int(np.median([mask.side for mask in masks])) if masks else 0,
         thickness=thickness,
         pixels=pixels,
@@ -91,6 +92,14 @@ def look(dataset: Dataset, data: DataConfig, engine: EngineConfig) -> Facts:
         sam=find_sam(None),
         offline=efficientnet_lite0_path() is not None,
     )
+
+
+def _parts(dataset: Dataset, labelled: list[Record], data: DataConfig) -> tuple[int, int]:
+    """Return about how many labelled images may train and how many are tested, as `make_split` parts them."""
+    official = sum(record.split == "test" and record.mask is not None for record in dataset.records)
+    free = sum(record.split is None or (record.split == "train" and not official) for record in labelled)
+    held_out = min(round(data.test_share * free), len(labelled) - 1)
+    return len(labelled) - held_out, official + held_out
 
 
 def _budget(labelled: list[Record], training: int, data: DataConfig) -> int:
@@ -135,6 +144,7 @@ def _read(dataset: Dataset, record: Record) -> list[_Mask]:
 def thickness(shown: np.ndarray) -> float:
     """Return how thick the structures of a mask (H, W) bool are, in px: the median over its connected parts.
 
+    Parts of fewer than ``CRUMB`` pixels are left out where there are larger ones.
     Of a part it is twice the distance to the edge in its thickest tenth: a line's width to a pixel, two thirds of the
     diameter of a disc.
     """
@@ -143,7 +153,8 @@ def thickness(shown: np.ndarray) -> float:
     order = np.argsort(parts[inside > 0], kind="stable")
     sizes = np.bincount(parts[inside > 0], minlength=count + 1)[1:]
     each = np.split(inside[inside > 0][order], np.cumsum(sizes)[:-1])
-    return 2 * float(np.median([np.quantile(one, 0.9) for one in each]))
+    seen = [one for one in each if len(one) >= CRUMB] or each
+    return 2 * float(np.median([np.quantile(one, 0.9) for one in seen]))
 
 
 def _thin_by_class(masks: Iterable[_Mask]) -> dict[int, tuple[float, float]]:

@@ -120,9 +120,10 @@ def transferred(run: Run) -> Artifact:
     return run.transfer
 
 
-def execute(run: Run) -> RunFolder:
+def execute(run: Run, *, begins: Callable[[], None] = lambda: None) -> RunFolder:
     """Run the recipe's method to the end, write its report, and return what its folder holds.
 
+    ``begins`` is called once the data are accepted and nobody else is at work in the folder.
     Raises UserError where another run is at work in the output folder: the last to end would take the other's place.
     """
     _require_small(run.recipe)
@@ -130,6 +131,8 @@ def execute(run: Run) -> RunFolder:
     _ = run.prepared_artifact  # data that cannot be used are told before the folder is touched
     first = run.runtime.fabric.is_global_zero
     with alone_in(run.out, run.recipe.model_dump(mode="json")) if first else nullcontext():
+        if first:
+            begins()
         return _execute(run)
 
 

@@ -119,8 +119,9 @@ class _Ablated:
         return self.prepared.records[row].case
 
     def _features_of(self, row: int) -> Features:
-        """Return the features of a test image, where images are cut those of the tile in its middle."""
-        cut = self.prepared.tile is not None
-        image = self.prepared.images[row] if cut else self.prepared.native_image(row)
+        """Return the features of a test image, of one that is cut those of the tile in its middle."""
+        tile, record = self.prepared.tile, self.prepared.records[row]
+        whole = tile is None or fits((record.height, record.width), tile)
+        image = self.prepared.native_image(row) if whole else self.prepared.images[row]
         with torch.inference_mode():
             return self.model.encode(to_images(image[None]).to(self.device))

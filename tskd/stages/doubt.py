@@ -112,7 +112,7 @@ def fit_temperature(model: nn.Module, prepared: Prepared, device: torch.device) 
     images = len({prepared.records[row].image for row in rows})
     if images < LEAST_VALIDATION:
         return 1.0, 0
-    logits, masks = _labelled_pixels(model, prepared, rows, device)
+    logits, masks = labelled_pixels(model, prepared, rows, device)
 
     def loss(log_temperature: float) -> float:
         return float(nn.functional.cross_entropy(logits / math.exp(log_temperature), masks))
@@ -121,7 +121,7 @@ def fit_temperature(model: nn.Module, prepared: Prepared, device: torch.device) 
     return round(math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x), 4), images
 
 
-def _labelled_pixels(
+def labelled_pixels(
     model: nn.Module, prepared: Prepared, rows: np.ndarray, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return logits (N, K + 1) and classes (N,) of the labelled pixels, of many images of evenly spaced ones."""
@@ -131,10 +131,10 @@ def _labelled_pixels(
         images = to_images(np.asarray(prepared.images[batch])).to(device)
         with torch.inference_mode():
             answer = with_background(model(images).logits).permute(0, 2, 3, 1).float().cpu()
-        masks = torch.from_numpy(np.asarray(prepared.masks[batch])).long()
-        labelled = masks != UNLABELLED
-        logits.append(answer[labelled][::step])
-        classes.append(masks[labelled][::step])
+        masks = torch.from_numpy(np.asarray(prepared.masks[batch])).flatten()
+        chosen = (masks != UNLABELLED).nonzero()[::step, 0]  # taken, not viewed: a view would keep all in memory
+        logits.append(answer.flatten(0, 2)[chosen])
+        classes.append(masks[chosen].long())
     return torch.cat(logits), torch.cat(classes)
 
 

@@ -117,7 +117,7 @@ def ship_int8(network: Path, path: Path, prepared: Prepared, image: np.ndarray) 
         made = path.with_name(f".{way}.{path.name}")
         with silenced():
             write(network, made, prepared)
-        verdicts[made] = _compare(network, made, way, prepared, image)
+        verdicts[made] = compare(network, made, way, prepared, image)
     best = min(verdicts, key=lambda made: (not verdicts[made].shipped, verdicts[made].int8_ms))
     verdict = verdicts[best]
     if verdict.shipped:
@@ -130,7 +130,8 @@ def ship_int8(network: Path, path: Path, prepared: Prepared, image: np.ndarray) 
     return verdict
 
 
-def _compare(network: Path, made: Path, way: str, prepared: Prepared, image: np.ndarray) -> Int8Verdict:
+def compare(network: Path, made: Path, way: str, prepared: Prepared, image: np.ndarray) -> Int8Verdict:
+    """Return what an int8 network loses against the float one, and how fast both are on an image."""
     floats, int8 = open_session(network), open_session(made)
     drops = np.subtract(training_dice(floats, prepared), training_dice(int8, prepared))
     drop = float(drops.mean()) if drops.size else None
@@ -140,11 +141,13 @@ def _compare(network: Path, made: Path, way: str, prepared: Prepared, image: np.
 
 def training_dice(session: Any, prepared: Prepared) -> list[float]:
     """Return the Dice of a network on evenly spaced labelled images of the training side; where there are tiles, most
-    of which show nothing, on those with a structure alone."""
+    of which show nothing, on those with a structure alone. Empty where none of them shows a structure."""
     rows = np.concatenate([prepared.rows("val"), prepared.rows("train")])
     if prepared.tile is not None:
         rows = np.array([row for row in rows if has_foreground(prepared.masks[row])], rows.dtype)
     rows = spaced(rows, JUDGED_ON)
+    if not any(has_foreground(prepared.masks[row]) for row in rows):
+        return []
     images = ((np.asarray(prepared.images[row]), np.asarray(prepared.masks[row])) for row in rows)
     return [agreement(ask(session, image).classes, mask, len(prepared.classes)) for image, mask in images]
 

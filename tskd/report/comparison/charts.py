@@ -28,13 +28,14 @@ from tskd.report.comparison.folder import (
     as_number,
     axis_title,
     value_title,
+    value_word,
 )
 from tskd.report.run.training import SIZES
 from tskd.report.styles import look_of, ordered
 from tskd.report.text import INTERVAL, capital, number, teraflops, thousands
 
 SHOWN = ("data.image_size", "data.tile")
-"""Axes on which the time of an image depends."""
+"""Settings on which the time of an image depends."""
 _COSTS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "seconds": ("training, s", partial(number, digits=0)),
     "peak_memory_mb": ("memory, MB", partial(number, digits=0)),
@@ -77,7 +78,7 @@ def bias_section(comparison: ComparisonFolder) -> Section | None:
 def resources_section(comparison: ComparisonFolder) -> Section | None:
     """What all that is compared costs, and Dice against size and speed, for each data set and size of what is seen."""
     groups: dict[str, dict[str, list[Cell]]] = {}
-    shown = [axis for axis in SHOWN if axis in comparison.axes and comparison.compared != axis]
+    shown = [axis for axis in comparison.axes_that_set(SHOWN) if comparison.compared != axis]
     for cell in (cell for cells in comparison.groups.values() for cell in cells):
         line = cell.first
         sizes = [value_title(axis, line[axis]) for axis in shown]
@@ -107,14 +108,14 @@ def _axis_charts(comparison: ComparisonFolder, axis: str) -> list[Chart]:
 
 
 def _curve(by_value: dict[str, list[Cell]], axis: str, title: str) -> Chart:
-    """Draw a line a method; a value that is not a number (empty: all there are) stands at the end."""
+    """Draw a line a method; a value that is not a number stands at the end."""
     numbers = [as_number(value) for value in by_value]
     known = [number for number in numbers if number is not None]
     even = len(known) < len(numbers)
     places = [float(index) if number is None or even else number for index, number in enumerate(numbers)]
     methods = ordered(dict.fromkeys(cell.method for cells in by_value.values() for cell in cells))
     series = [_line(method, list(by_value.values()), places) for method in methods]
-    x = Axis(axis_title(axis), places, [value or "all" for value in by_value], not even and log_places(known))
+    x = Axis(axis_title(axis), places, [value_word(axis, value) for value in by_value], not even and log_places(known))
     return line_chart(series, x, Axis("Dice"), title=title)
 
 

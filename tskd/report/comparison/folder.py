@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +84,14 @@ class ComparisonFolder:
     def axes(self) -> tuple[str, ...]:
         """The columns that say what varies, beside data set, method and replicates."""
         return tuple(name for name in self._between if name not in self.description["replicates"])
+
+    def axes_that_set(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Return the axes whose values set one of these keys, under whatever name."""
+        stated = self.description["grid"].get("axes", {})
+        names = {
+            axis for axis in self.axes for one in stated.get(axis, ()) if isinstance(one, dict) and {*one} & {*keys}
+        }
+        return tuple(axis for axis in self.axes if axis in keys or axis in names)
 
     @property
     def replicates(self) -> tuple[str, ...]:
@@ -296,8 +304,17 @@ def axis_title(axis: str) -> str:
 
 def value_title(axis: str, value: str) -> str:
     """Return an axis with its value: ``20 labelled images``, ``LoRA rank 4``."""
-    title = axis_title(axis)
-    return f"{value or 'all'} {title}" if title.endswith(("images", "cases")) else f"{title} {value or 'none'}"
+    title, word = axis_title(axis), value_word(axis, value)
+    return f"{word} {title}" if _counts(title) else f"{title} {word}"
+
+
+def value_word(axis: str, value: str) -> str:
+    """Return a value; an empty one is all that there are of what is counted, else none."""
+    return value or ("all" if _counts(axis_title(axis)) else "none")
+
+
+def _counts(title: str) -> bool:
+    return title.endswith(("images", "cases"))
 
 
 _AXES = {
