@@ -19,9 +19,10 @@ EXTRAS := train,offline,cluster,federated,dev
 demo: .venv
 	$(BIN)/tskd demo --out out/demo
 
-# One thread a worker: two torch processes of two threads each on two cores are ten times slower, not twice.
+# One thread a worker: two torch processes of two threads each on two cores are ten times slower, not twice. Three workers
+# on two cores: one or the other waits for processes that it has started.
 test: .venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The documentation as a site in docs/_build; a warning is an error.
 docs: .venv
