@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 
 from tskd.errors import UserError
-from tskd.experiment import configure
-from tskd.experiment.configure import Pace, of_the_data, of_the_networks, of_the_time
+from tskd.experiment import configure, rules
 from tskd.experiment.facts import Facts
+from tskd.experiment.rules import Pace, of_the_data, of_the_networks, of_the_time
 from tskd.models.description import NetworkDescription
 from tskd.models.weights import efficientnet_lite0_path
 from tskd.recipe.files import Change, set_key
@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
 def quick_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that a step is said to take; a test may change them."""
     seconds = [0.6]
-    monkeypatch.setattr(configure, "step_seconds", lambda *_: seconds[0])
+    monkeypatch.setattr(rules, "step_seconds", lambda *_: seconds[0])
     return seconds
 
 
@@ -169,7 +169,7 @@ def test_tiles_of_the_test_take_their_part_of_the_time(quick_steps: list[float])
     cut, whole = (build_recipe({"data": {"tile": tile}}, "test") for tile in (128, None))
     assert Pace.of(facts(side=2048), whole).answers == 0
     answers = Pace.of(facts(side=2048), cut).answers
-    assert answers == pytest.approx(40 * 31 * 31 * configure.LOOKS * 0.6 / 16 / 3 / 60)
+    assert answers == pytest.approx(40 * 31 * 31 * rules.LOOKS * 0.6 / 16 / 3 / 60)
     *_, finetune = of_the_time(Pace(0.6, 10.0), {}, minutes=40)
     assert finetune.value == 180
     assert "30 min (40 less 10 for tiles of the test)" in finetune.reason
@@ -366,17 +366,17 @@ def test_chosen_and_timed_on_the_device_that_will_train(
 ) -> None:
     """A machine with a GPU that is told to use its processor."""
     timed: list[EngineConfig] = []
-    monkeypatch.setattr(configure, "step_seconds", lambda *settings: timed.append(settings[-1]) or 0.6)
+    monkeypatch.setattr(rules, "step_seconds", lambda *settings: timed.append(settings[-1]) or 0.6)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     changes = [Change("data.root", str(folder)), Change("engine.accelerator", "cpu"), Change("engine.threads", 1)]
     recipe = settled(changes, tmp_path / "out", 30)
-    assert recipe.data.image_size in configure.SIZES_ON_CPU
+    assert recipe.data.image_size in rules.SIZES_ON_CPU
     assert [(engine.accelerator, engine.threads) for engine in timed] == [("cpu", 1)]
 
 
 def test_a_step_is_timed() -> None:
     network = NetworkDescription("dynunet", {"channels": [8, 16, 32]}, ("any",), 32)
-    assert 0 < configure.step_seconds(network, 2, EngineConfig(accelerator="cpu")) < 60
+    assert 0 < rules.step_seconds(network, 2, EngineConfig(accelerator="cpu")) < 60
 
 
 def test_tiles_go_by_pixels_where_sizes_vary() -> None:
