@@ -203,13 +203,21 @@ def test_check_reads_as_the_settings_say(tskd: Command, tmp_path: Path) -> None:
     assert "check does not use data.labels. It takes data.layout," in answer.stderr
 
 
-def test_run_refuses_broken_files_by_name_and_leaves_no_result(tskd: Command, tmp_path: Path) -> None:
+def test_run_refuses_broken_files_by_name_and_leaves_nothing_of_its_choices(tskd: Command, tmp_path: Path) -> None:
     write_images(tmp_path / "data", count=12)
     (tmp_path / "data/images/003.png").write_bytes(b"")
-    answer = tskd("run", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    command = ("run", "--data", tmp_path / "data", "--out", tmp_path / "out", "--set", "data.image_size=32")
+    answer = tskd(*command)
     assert answer.returncode == 2
     assert "003.png" in answer.stderr
     assert not (tmp_path / "out/run.json").exists()
+    assert not (tmp_path / "out/recipe.yaml").exists(), "choices of a run that never began"
+    write_images(tmp_path / "data", count=12)
+    answer = tskd(*command, "--minutes", 0.001)
+    assert answer.returncode == 0, answer.stderr
+    assert "the choices of before hold" not in answer.stderr
+    assert (tmp_path / "out/recipe.yaml").is_file()
+    assert "the choices of before hold" in tskd(*command, "--minutes", 0.001).stderr
 
 
 def test_run_refuses_masks_that_say_nothing(tskd: Command, tmp_path: Path) -> None:
