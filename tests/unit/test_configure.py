@@ -110,6 +110,15 @@ def test_thin_structures_of_large_images_are_seen_in_tiles(
         assert found.get("data.image_size", stated) == stated or found["data.image_size"] == (256 if gpu else 128)
 
 
+@pytest.mark.parametrize(("thickness", "side", "tile"), [(0.02, 160, None), (0.016, 192, None), (0.01, 128, 128)])
+def test_several_classes_are_seen_whole_where_a_larger_image_shows_them(
+    thickness: float, side: int, tile: int | None
+) -> None:
+    """Chambers of a heart lie left and right of each other, which a tile hides."""
+    found = chosen(facts(thickness=thickness, thinnest="myocardium", side=256))
+    assert (found["data.image_size"], found.get("data.tile")) == (side, tile)
+
+
 def test_decoders_go_by_what_tiles_show() -> None:
     """Vessels of 2 px squeezed whole are 8 px thick in tiles, and need no skip at full size."""
     assert chosen(facts(thickness=0.0156))["student.decoder"] == "unet"

@@ -65,7 +65,9 @@ def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
     sizes = SIZES_ON_GPU if facts.gpu else SIZES_ON_CPU
     seen = _as_cut(facts, build_recipe(values, "the choices").data)
     wanted = 0.0 if seen.thickness is None else THINNEST / seen.thickness
-    mends = "tile" not in values.get("data", {}) and wanted > sizes[0] and _tile(seen, sizes[0]) is not None
+    free, tile = "tile" not in values.get("data", {}), _tile(seen, sizes[0])
+    # several classes may be told apart by their place, which a tile hides: larger images first
+    mends = free and tile is not None and wanted > (sizes[-1] if seen.thinnest else sizes[0])
     size = sizes[0] if mends else next((one for one in sizes if one >= wanted), sizes[-1])
     small = "; less than wished for: larger images would show them better" if wanted > size and not mends else ""
     have = f"images have {facts.side}{'' if seen.side == facts.side else f', tiles {seen.side}'}"
