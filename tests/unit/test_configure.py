@@ -24,8 +24,8 @@ from tskd.recipe.files import Change, set_key
 from tskd.recipe.schema import EngineConfig, Recipe, build_recipe
 
 FACTS = Facts(
-    labelled=40, tested=40, side=512, thickness=0.07, pixels=36.0, thinnest="", gpu=False, bf16=False, sam=None,
-    offline=True,
+    labelled=40, cases=40, tested=40, side=512, thickness=0.07, pixels=36.0, thinnest="", gpu=False, bf16=False,
+    sam=None, offline=True,
 )  # fmt: skip
 
 
@@ -150,7 +150,8 @@ def test_the_baseline_has_the_students_decoder(own: Change, decoder: str) -> Non
 
 def test_few_labels_all_train_and_many_choose_weights() -> None:
     assert chosen(FACTS)["data.val_share"] == 0
-    assert "data.val_share" not in chosen(facts(labelled=400))
+    assert "data.val_share" not in chosen(facts(labelled=400, cases=400))
+    assert chosen(facts(labelled=400, cases=7))["data.val_share"] == 0, "slices of seven patients are seven patients"
 
 
 def test_what_is_not_there_is_not_chosen(tmp_path: Path) -> None:

@@ -104,6 +104,19 @@ def test_labels_are_those_of_the_budget(budget: dict[str, int], labelled: int, t
     assert (found.labelled, found.tested) == (labelled, 2)
 
 
+def test_slices_of_a_volume_are_one_case(tmp_path: Path) -> None:
+    mask = empty()
+    disc(mask, 128, 128, 40)
+    (tmp_path / "data").mkdir()
+    lines = [f"{number:03d},,p{number // 4}" for number in range(24)]
+    (tmp_path / "data/split.csv").write_text("\n".join(["id,split,case", *lines]) + "\n")
+    found = looked_at(tmp_path / "data", [mask] * 24, test_share=0.25)
+    assert (found.labelled, found.cases) == (18, 4)
+    drawn = open_dataset(tmp_path / "data")
+    few = look(drawn, DataConfig(label_cases=2), EngineConfig(accelerator="cpu"))
+    assert (few.cases, few.labelled) == (2, 9)
+
+
 @pytest.mark.parametrize(("stated", "labelled", "tested"), [
     (["test"] * 2, 5, 3),  # of the six others, of which none is said to train, a quarter is tested too
     (["test"] * 2 + ["train"] * 6, 6, 2),

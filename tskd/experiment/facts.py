@@ -36,6 +36,8 @@ class Facts:
 
     labelled: int
     """Images with labels that may train, by the budget and without the test's."""
+    cases: int
+    """Cases that those are of, at most: of a volume there are many images."""
     tested: int
     """Images of the test."""
     side: int
@@ -80,8 +82,10 @@ def look(dataset: Dataset, data: DataConfig, engine: EngineConfig) -> Facts:
     thickness, pixels = (None, None) if thinnest is None else classes[thinnest]
     training, tested = _parts(dataset, labelled, data)
     gpu = device_kind(engine.accelerator) != "cpu"
+    images, cases = _budget(labelled, training, data)
     return Facts(
-        labelled=_budget(labelled, training, data),
+        labelled=images,
+        cases=cases,
         tested=tested,
         side=int(np.median([mask.side for mask in masks])) if masks else 0,
         thickness=thickness,
@@ -102,12 +106,14 @@ def _parts(dataset: Dataset, labelled: list[Record], data: DataConfig) -> tuple[
     return len(labelled) - held_out, official + held_out
 
 
-def _budget(labelled: list[Record], training: int, data: DataConfig) -> int:
-    """Return how many of the labelled images will train, of so many that may."""
+def _budget(labelled: list[Record], training: int, data: DataConfig) -> tuple[int, int]:
+    """Return how many of the labelled images, and of their cases, will train, of so many images that may."""
+    cases = max(round(len({record.case for record in labelled}) * training / len(labelled)), 1)
     if data.label_cases is not None:
-        cases = len({record.case for record in labelled}) * training / len(labelled)
-        return max(round(training * min(1.0, data.label_cases / cases)), 1)
-    return min(training, data.labels or training)
+        chosen = min(data.label_cases, cases)
+        return max(round(training * chosen / cases), 1), chosen
+    images = min(training, data.labels or training)
+    return images, min(images, cases)
 
 
 def _name(classes: tuple[str, ...], number: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tskd.console import counted
 from tskd.data.tiles import count_looks
 from tskd.engine import open_runtime
 from tskd.engine.batches import CELL
@@ -36,8 +37,8 @@ WORTH_TILES = 0.75
 """Largest tile that is taken, as a share of the image's side."""
 SHOWING = 0.33
 """Share of tiles drawn because they show a structure, as in nnU-Net: ulcers in a third of the tiles gained by it."""
-FEW_LABELS = 100
-"""Below, a fifth of the labels chooses weights by chance: all of them train."""
+FEW_LABELS, FEW_CASES = 100, 25
+"""Below, a fifth of the labels, or of the cases, chooses weights by chance: all of them train."""
 SHARES = {"teacher": 0.35, "distill": 0.25, "finetune": 0.06}
 """Of the time, where one U-Net is held against the student and trains as long; the rest is for reading, the teacher's
 answers, scores and the export."""
@@ -78,10 +79,10 @@ def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
         assert seen.pixels is not None
         thick = f"{seen.pixels * side / tile:.1f} px"
         yield Choice("data.tile", tile, f"in tiles of so many px they are {thick} thick where the networks see them")
-    if facts.labelled < FEW_LABELS:
-        yield Choice(
-            "data.val_share", 0.0, f"{facts.labelled} labels are too few to choose weights by a part: all train"
-        )
+    if facts.labelled < FEW_LABELS or facts.cases < FEW_CASES:
+        few = counted(facts.labelled, "label")
+        of = f" of {counted(facts.cases, 'case')}" if facts.cases < facts.labelled else ""
+        yield Choice("data.val_share", 0.0, f"{few}{of} are too few to choose weights by a part: all train")
 
 
 def _how_thick(seen: Facts, size: int, *, whole: bool) -> str:
