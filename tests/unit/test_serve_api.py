@@ -28,8 +28,9 @@ from tskd.deploy.bundle import open_bundle
 from tskd.deploy.card import card_html
 from tskd.deploy.predict import predict_paths
 from tskd.serve.app import EXAMPLES
-from tskd.serve.limits import Limits
+from tskd.serve.limits import Limits, Refused
 from tskd.serve.segment import NIFTI, PNG, SEG
+from tskd.serve.views import View
 
 SMALL = Limits(upload=400_000, unpacked=300_000, pixels=40_000, slices=6, seconds=20)
 
@@ -397,6 +398,22 @@ def test_an_open_file_shows_slices_by_any_window_until_it_is_closed(bundle: Path
         assert client.delete(view).status_code == 204
         assert client.get(f"{view}/mask").status_code == 404
         assert not service.views.open
+
+
+def test_a_file_that_is_closed_while_it_is_worked_on_is_told_as_not_open(bundle: Path) -> None:
+    """Not as a file that cannot be read (422), which the user would look for in their image."""
+    service = service_of(bundle)
+    name = service.open_upload("a.png", as_png(picture())).view
+
+    def shown(view: View) -> np.ndarray:
+        service.views.close(name)
+        return view.image(0, None, service.segmenter)
+
+    with pytest.raises(Refused, match="not open any more") as refused:
+        service.views.of(name, shown)
+    assert refused.value.status == 404
+    with pytest.raises(Refused, match="There is no slice 9"):
+        service.views.of(service.open_upload("a.png", as_png(picture())).view, lambda view: view.place(9))
 
 
 def test_only_so_many_files_stay_open_and_only_so_long(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -381,11 +381,13 @@ def _add_views(app: FastAPI, service: Service) -> None:
         if (low is None) != (high is None) or (low is not None and high is not None and not low < high):
             raise Refused(422, "A window needs low and high, low below high.")
         window = None if low is None or high is None else IntensityWindow(low, high)
-        found = service.views.find(view)
+
+        def shown(found: View) -> bytes:
+            return png(found.image(number, window, service.segmenter))
+
+        service.views.find(view)  # what is not there need not wait for its turn
         async with service.gate.place():
-            return Response(
-                await service.gate.work(lambda: png(found.image(number, window, service.segmenter))), media_type=PNG
-            )
+            return Response(await service.gate.work(partial(service.views.of, view, shown)), media_type=PNG)
 
     @app.get("/v1/views/{view}/mask", response_class=Response, responses={
         200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
@@ -404,9 +406,13 @@ def _add_views(app: FastAPI, service: Service) -> None:
     async def answer(view: str, request: Request) -> Response:
         """Return the answer of an open file in the form that `Accept` asks for."""
         form = form_wanted(request)
-        found = service.views.find(view)
+
+        def answered(found: View) -> bytes:
+            return in_form(found.done, form, service.segmenter)
+
+        service.views.find(view)
         async with service.gate.place():
-            return as_file(await service.gate.work(partial(in_form, found.done, form, service.segmenter)), form)
+            return as_file(await service.gate.work(partial(service.views.of, view, answered)), form)
 
     @app.delete("/v1/views/{view}", status_code=204, response_class=Response, responses=_problems(404, 422))
     async def close(view: str) -> Response:
@@ -427,7 +433,11 @@ def _add_labelling(app: FastAPI, service: Service) -> None:
             mask = np.frombuffer(content, np.uint8)
             if mask.size != shape[0] * shape[1] or (mask.size and mask.max() > len(service.bundle.classes)):
                 raise Refused(422, f"The mask is not {shape[1]}x{shape[0]} bytes of class indices.")
-            return await service.gate.work(partial(service.correct, found, number, mask.reshape(shape)))
+
+            def corrected(found: View) -> SavedCorrection:
+                return service.correct(found, number, mask.reshape(shape))
+
+            return await service.gate.work(partial(service.views.of, view, corrected))
 
     @app.get("/v1/pool", responses=_problems(404))
     async def pool() -> Candidates:

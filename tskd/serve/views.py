@@ -6,7 +6,9 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from tskd.serve.limits import Limits, Refused, without_paths
 from tskd.serve.pool import Candidate
 from tskd.serve.segment import Segmented, Segmenter
 
+Made = TypeVar("Made")
 _LOOKED_AT = 5  # slices from which the range of a volume's values is taken
 
 
@@ -102,11 +105,21 @@ class Views:
             self.open[name].used = time.monotonic()
             return self.open[name]
 
+    def of(self, name: str, work: Callable[[View], Made]) -> Made:
+        """Return what ``work`` makes of an open file; raises Refused (404) where it was closed meanwhile."""
+        view = self.find(name)
+        try:
+            return work(view)
+        except Exception:
+            self.find(name)  # what went wrong with a file that is gone says nothing about the file
+            raise
+
     def close(self, name: str) -> None:
-        """Forget an open file."""
-        self.find(name)
+        """Forget an open file; raises Refused (404) for one that is not open."""
+        view = self.find(name)
         with self.lock:
-            self.open.pop(name).done.folder.close()
+            self.open.pop(name, None)
+            view.done.folder.close()
 
     def _forget(self) -> None:
         oldest, before = time.monotonic() - 60 * self.limits.view_minutes, len(self.open)
