@@ -92,9 +92,13 @@ def open_missing_streams() -> None:
 
 def say(message: str) -> None:
     """Print one line for the person who started the command; of several processes only the first speaks."""
-    rank = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
-    if rank == "0" and sys.stderr is not None:  # print would take stdout for it
+    if launched_as() in (None, "0") and sys.stderr is not None:  # print would take stdout for it
         print(printable(message), file=sys.stderr, flush=True)
+
+
+def launched_as() -> str | None:
+    """Return which of several processes this is, as its launcher says; None where none started it."""
+    return next((os.environ[name] for name in _RANKS if name in os.environ), None)
 
 
 def warn(message: str) -> None:

@@ -310,6 +310,18 @@ def test_several_processes_read_what_the_first_has_chosen(
     assert configure.configure(changes, tmp_path / "out").recipe == first
 
 
+@pytest.mark.parametrize("launcher", ["RANK", "SLURM_PROCID"])
+def test_processes_that_a_launcher_starts_do_not_choose_each_for_itself(
+    launcher: str, folder: Path, tmp_path: Path, quick_steps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, several = Change("data.root", str(folder)), Change("engine.devices", 2)
+    monkeypatch.setenv(launcher, "1")
+    with pytest.raises(UserError, match="Choose them first in one process"):
+        configure.configure([one, several], tmp_path / "out")
+    first = settled([one, Change("engine.devices", 1)], tmp_path / "out")  # under Slurm a single process has a rank too
+    assert configure.configure([one, several], tmp_path / "out").recipe.teacher == first.teacher
+
+
 def test_numbers_of_numpy_are_settings(folder: Path, tmp_path: Path, quick_steps: list[float]) -> None:
     changes = [Change("data.root", str(folder)), Change("data.labels", np.int64(3))]
     assert settled(changes, tmp_path / "out") == settled(changes, tmp_path / "out")

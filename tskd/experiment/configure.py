@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from tskd.console import say
+from tskd.console import launched_as, say
 from tskd.errors import UserError
 from tskd.experiment.facts import look
 from tskd.experiment.methods import check_names
@@ -70,6 +70,7 @@ def configure(changes: Sequence[Change], out: Path, *, minutes: float | None = N
         say(f"configure: the choices of before hold, from {place}; where the data changed, delete it to choose anew")
         return Configured(_with(read_settings(place), changes, str(place)), lambda: None)
     minutes = minutes or MINUTES
+    _require_one_process(_with({}, changes, "the settings"), place, root)
     values, chosen = choose(changes, minutes=minutes)
 
     def keep() -> None:
@@ -84,6 +85,16 @@ def configure(changes: Sequence[Change], out: Path, *, minutes: float | None = N
         keep()
         return Configured(recipe, lambda: None)
     return Configured(recipe, keep)
+
+
+def _require_one_process(recipe: Recipe, place: Path, root: str) -> None:
+    """Raise UserError where a launcher started several processes: each would choose by its own clock."""
+    if recipe.engine.devices * recipe.engine.num_nodes > 1 and launched_as() is not None:
+        raise UserError(
+            f"{place} is not there, and processes that are started together cannot choose settings. Choose them first "
+            f"in one process, with engine.devices=1, engine.num_nodes=1 and whatever else is set, then start all: "
+            f"tskd run --data {root} --out {place.parent} --minutes 0"
+        )
 
 
 def _plain(value: Any) -> Any:
