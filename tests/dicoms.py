@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import highdicom as hd
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_file_meta_info
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     RTStructureSetStorage,
@@ -150,3 +153,17 @@ def enhanced(path: Path, heights: Sequence[float]) -> Path:
         **STUDY, SOPClassUID=EnhancedCTImageStorage, Modality="CT",
         SeriesInstanceUID="1.2.3", SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=own,
     )  # fmt: skip
+
+
+def deflated(path: Path, extra: int = 0) -> Path:
+    """Deflate a file, with ``extra`` bytes of zeros after its pixels."""
+    data = dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path, enforce_file_format=True)
+    content = path.read_bytes()
+    start = 132 + 12 + read_file_meta_info(path).FileMetaInformationGroupLength
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    parts = [content[:start], packer.compress(zlib.decompress(content[start:], -zlib.MAX_WBITS))]
+    parts += [packer.compress(bytes(2**20)) for _ in range(extra // 2**20)]
+    path.write_bytes(b"".join([*parts, packer.flush()]))
+    return path

@@ -25,7 +25,9 @@ from tskd.serve.app import Service, create_app
 BASE = "http://127.0.0.1"
 
 
-def write_bundle(folder: Path, *, dataset: str = "made up", card: str = "# A card\n") -> Path:
+def write_bundle(
+    folder: Path, *, dataset: str = "made up", card: str = "# A card\n", window: tuple[float, float] | None = None
+) -> Path:
     """Write a bundle of one class: the probability of a lesion is the mean of a pixel's channels by 255."""
     folder.mkdir(parents=True, exist_ok=True)
     nodes = [
@@ -53,7 +55,7 @@ def write_bundle(folder: Path, *, dataset: str = "made up", card: str = "# A car
     probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [2, "height", "width"])
     graph = helper.make_graph(nodes, "bright", [image], [classes, probabilities], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / ONNX)
-    described = {"classes": ["lesion"], "dataset": dataset, "input": {"window": None, "axis": 2}}
+    described = {"classes": ["lesion"], "dataset": dataset, "input": {"window": window, "axis": 2}}
     (folder / DESCRIPTION).write_text(json.dumps(described), encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
     write_sums(folder)

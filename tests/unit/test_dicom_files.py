@@ -7,15 +7,14 @@ import struct
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.uid import RLELossless
 
-from tests.dicoms import SECRETS, save
+from tests.dicoms import SECRETS, deflated, save
 from tskd.data import dicom
 from tskd.data.images import read_image
 from tskd.errors import UserError
@@ -98,27 +97,15 @@ def test_no_frames_mean_one(tmp_path: Path) -> None:
     assert read_image(save(VALUES[0], tmp_path / "a.dcm", NumberOfFrames=0)).shape == (8, 8, 3)
 
 
-def deflated(path: Path, extra: int = 0) -> Path:
-    """Write a deflated file, with ``extra`` bytes of zeros after its pixels."""
-    data = pydicom.dcmread(save(VALUES[0], path))
-    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    data.save_as(path, enforce_file_format=True)
-    content = path.read_bytes()
-    start = 132 + 12 + pydicom.filereader.read_file_meta_info(path).FileMetaInformationGroupLength
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    parts = [content[:start], packer.compress(zlib.decompress(content[start:], -zlib.MAX_WBITS))]
-    parts += [packer.compress(bytes(2**20)) for _ in range(extra // 2**20)]
-    path.write_bytes(b"".join([*parts, packer.flush()]))
-    return path
-
-
 def test_a_deflated_file_is_read_within_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = deflated(tmp_path / "a.dcm")
+    path = deflated(save(VALUES[0], tmp_path / "a.dcm"))
     np.testing.assert_array_equal(dicom.read_stored(path), VALUES[0])
     path.write_bytes(path.read_bytes()[:-30])
     assert "cut short" in problem(path)
     monkeypatch.setattr("tskd.data.dicom_files.MAX_INFLATED", 4 * 2**20)
-    assert "holds more than 4 MiB when inflated" in problem(deflated(tmp_path / "b.dcm", extra=8 * 2**20))
+    assert "holds more than 4 MiB when inflated" in problem(
+        deflated(save(VALUES[0], tmp_path / "b.dcm"), extra=8 * 2**20)
+    )
 
 
 def test_a_sparse_file_of_zeros_ends_at_once(tmp_path: Path) -> None:

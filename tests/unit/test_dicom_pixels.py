@@ -45,6 +45,13 @@ def test_one_worker_answers_frame_after_frame(packed: Path) -> None:
     assert dicom_pixels.POOL.idle == [worker]
 
 
+def test_a_module_in_the_folder_at_hand_is_not_the_decoders(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study that was sent may hold a numpy.py: red where the child runs it."""
+    (packed.parent / "json.py").write_text("raise SystemExit", encoding="utf-8")
+    monkeypatch.chdir(packed.parent)
+    np.testing.assert_array_equal(dicom.read_stored(packed, index=1), VALUES[1])
+
+
 def test_no_more_workers_than_processors_are_at_work(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Red where every thread that reads compressed slices starts a decoder of 75 MB of its own."""
     monkeypatch.setattr(dicom_pixels, "cores", lambda: 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import nibabel
@@ -10,8 +12,8 @@ import pytest
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless
 
-from tests.dicoms import save, save_series
-from tskd.data import dicom, nifti
+from tests.dicoms import deflated, save, save_series
+from tskd.data import dicom, dicom_pixels, nifti
 from tskd.data.files import find_files
 from tskd.data.images import image_size, read_image
 from tskd.data.memory_files import MemoryFile, MemoryFolder
@@ -68,6 +70,30 @@ def test_the_grey_levels_of_a_series_come_from_all_of_its_files_in_memory(tmp_pa
         assert {one.grid for one in ours.slices} == {0}
         for one, other in zip(ours.slices, theirs.slices, strict=True):
             np.testing.assert_array_equal(read_image(one.path), read_image(other.path))
+
+
+def test_a_deflated_file_is_read_from_memory(tmp_path: Path) -> None:
+    path = deflated(save(NOISE[..., 0].copy(), tmp_path / "a.dcm"))
+    with MemoryFolder.of({"a.dcm": path.read_bytes()}) as folder:
+        np.testing.assert_array_equal(read_image(folder.file("a.dcm")), read_image(path))
+
+
+@pytest.mark.parametrize("name", ["plain.dcm", "packed.dcm", "a.nii"])
+def test_what_was_read_of_a_closed_folder_is_kept_nowhere(name: str, tmp_path: Path) -> None:
+    """Heads hold names of patients; the process that decodes was sent the whole file."""
+    content = write(tmp_path / name).read_bytes()
+    with MemoryFolder.of({name: content}) as folder:
+        read_image(folder.file(name), index=1 if name == "a.nii" else None)
+        made = [weakref.ref(dicom.read_head(folder.file(name)))] if name != "a.nii" else []
+        kept = dict(folder.kept)
+        assert kept
+        held = [worker for worker in dicom_pixels.POOL.idle if worker.held]
+        assert bool(held) == (name == "packed.dcm")
+    assert folder.kept == {}
+    del kept
+    gc.collect()
+    assert [one() for one in made] == [None] * len(made)
+    assert [worker for worker in dicom_pixels.POOL.idle if worker.held] == []
 
 
 def test_a_copy_in_memory_is_left_out_of_its_series(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import struct
 import tempfile
 import threading
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -248,6 +249,21 @@ def test_a_wrong_upload_gets_one_sentence_and_leaves_nothing(
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_zip_that_states_too_small_a_size_takes_no_more_memory_than_it_states(bundle: Path) -> None:
+    """64 MB of zeros, called one kilobyte."""
+    content = bytearray(zipped({"a.png": as_png(picture())[:60] + bytes(2**26)}))
+    for signature, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        struct.pack_into("<I", content, content.index(signature) + place, 1024)
+    tracemalloc.start()
+    try:
+        with client_of(service_of(bundle)) as client:
+            answer = send(client, bytes(content), "a.zip")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (answer.status_code, most < 2**24) == (422, True), (answer.text, most)
+
+
 def _forbidden() -> Iterator[str]:
     raise AssertionError("a temporary file was asked for")
 
@@ -307,13 +323,13 @@ def test_nothing_of_a_patient_is_answered_or_logged(
 def test_work_that_takes_too_long_is_ended(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = service_of(bundle, limits=Limits(seconds=0.2))
     with client_of(service) as client:
-        really = service.segmenter.read
+        really = service.segmenter.read_by
 
-        def slow(frame: Any) -> np.ndarray:
+        def slow(*how: Any) -> np.ndarray:
             threading.Event().wait(0.5)
-            return really(frame)
+            return really(*how)
 
-        monkeypatch.setattr(service.segmenter, "read", slow)
+        monkeypatch.setattr(service.segmenter, "read_by", slow)
         answer = send(client, as_png(picture()))
     assert answer.status_code == 504
     assert "longer than 0.2 s" in answer.json()["error"]
@@ -323,14 +339,14 @@ def test_a_full_queue_tells_when_to_come_again(bundle: Path, monkeypatch: pytest
     """Two places, both taken; a third is turned away before its bytes are read, and welcome when one is free."""
     service = service_of(bundle, limits=Limits(at_once=1, waiting=1))
     begun, go = threading.Semaphore(0), threading.Event()
-    really = service.segmenter.read
+    really = service.segmenter.read_by
 
-    def held(frame: Any) -> np.ndarray:
+    def held(*how: Any) -> np.ndarray:
         begun.release()
         go.wait(20)
-        return really(frame)
+        return really(*how)
 
-    monkeypatch.setattr(service.segmenter, "read", held)
+    monkeypatch.setattr(service.segmenter, "read_by", held)
     statuses: list[int] = []
     with client_of(service) as client:
         threads = [

@@ -241,6 +241,35 @@ def test_an_image_that_left_the_pool_while_it_was_open_is_told(bundle: Path, tmp
     assert files(tmp_path / "c") == {}
 
 
+def test_an_image_of_the_pool_is_windowed_once_and_keeps_its_spacing(tmp_path: Path) -> None:
+    """What is shown and saved is what the network saw: red where the window is applied to its own result."""
+    (tmp_path / "pool").mkdir()
+    values = np.linspace(-400, 500, 40 * 30 * 2).reshape(40, 30, 2).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([0.5, 0.5, 3, 1])), tmp_path / "pool/ct.nii")
+    sent = (tmp_path / "pool/ct.nii").read_bytes()
+    folder = Corrections(tmp_path / "c", ("lesion",))
+    model = write_bundle(tmp_path / "model", window=(-160, 240))
+    with client_of(service_of(model, corrections=folder, pool_folder=tmp_path / "pool")) as client:
+        until_scored(client)
+        uploaded = client.post("/v1/views", files={"file": ("ct.nii", sent)}).json()
+        opened = client.post("/v1/pool/1").json()
+        shown = [
+            from_png(client.get(f"/v1/views/{one}").content)
+            for one in (f"{uploaded['view']}/image?slice=1", f"{opened['view']}/image")
+        ]
+        np.testing.assert_array_equal(shown[0], shown[1])
+        counts = [one["found"]["slices"][place]["pixels"] for one, place in ((uploaded, 1), (opened, 0))]
+        assert counts[0] == counts[1]
+        assert opened["found"]["spacing_mm"][:2] == [0.5, 0.5]
+        assert opened["found"]["classes"][0]["mm2"] == pytest.approx(0.25 * counts[1][0])
+        mask = client.get(f"/v1/views/{opened['view']}/mask").content
+        saved = client.post(f"/v1/views/{opened['view']}/corrections", content=mask, headers=RAW).json()["id"]
+        assert np.ptp(from_png((tmp_path / f"c/images/{saved}.png").read_bytes())) == 255
+    again = service_of(model, corrections=folder, pool_folder=tmp_path / "pool")
+    with client_of(again) as client:
+        assert [one["name"] for one in until_scored(client)] == ["ct, slice 0"]
+
+
 def test_what_the_model_doubts_most_comes_first_and_leaves_when_it_is_labelled(bundle: Path, tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     pool.mkdir()

@@ -14,14 +14,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import _read_file_meta_info, read_file_meta_info, read_partial, read_preamble
+from pydicom.filereader import _read_file_meta_info, read_partial, read_preamble
 from pydicom.misc import size_in_bytes
 from pydicom.uid import (
     UID,
@@ -32,6 +31,7 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
+from tskd.data.memory_files import keeping
 from tskd.data.reading import reading, require_size
 from tskd.errors import UserError
 
@@ -222,7 +222,7 @@ def _begins_with_an_element(start: bytes) -> bool:
     return (element == 0 and length == 4) or (element > 0 and group == 8 and 0 < length <= 64 and length % 2 == 0)
 
 
-@lru_cache(maxsize=8)  # frames of one file are read one after another
+@keeping(8)  # frames of one file are read one after another
 def _head(path: Path, modified_ns: int, size: int) -> Head:
     with open_dicom(path) as file:
         _require_elements(file)
@@ -353,13 +353,20 @@ def _is_deflated(path: Path) -> bool:
             return False
         if DeflatedExplicitVRLittleEndian.encode() not in file.read(1024):
             return False
-    return bool(read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian)
+    return bool(_meta_information(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian)
 
 
-@lru_cache(maxsize=1)
+def _meta_information(path: Path) -> pydicom.Dataset:
+    """Return group 2 of a file with a preamble; pydicom's own reader takes a name on the disk alone."""
+    with path.open("rb") as file:
+        read_preamble(file, force=False)
+        return _read_file_meta_info(file)
+
+
+@keeping(1)
 def _inflated(path: Path, modified_ns: int, size: int) -> bytes:
     """Return a deflated file as one in plain explicit little endian, PS3.5 A.5."""
-    group_length: Any = read_file_meta_info(path).FileMetaInformationGroupLength
+    group_length: Any = _meta_information(path).FileMetaInformationGroupLength
     syntax = ExplicitVRLittleEndian.encode() + b"\0"
     plain = io.BytesIO()
     plain.write(bytes(_MAGIC_OFFSET) + b"DICM" + struct.pack("<HH2sH", 2, 0x10, b"UI", len(syntax)) + syntax)

@@ -99,7 +99,7 @@ def _usual_rule(head: Head, index: int | None) -> GreyRule:
 
 
 def _by_series(head: Head) -> GreyRule:
-    found = _SERIES.statistics(head)
+    found = _known_of(head).statistics(head)
     if found.floating and found.least >= 0 and found.most <= 1:
         return GreyRule(UNIT_RANGE, "floating point from 0 to 1")
     low, high = found.low, found.high
@@ -170,7 +170,7 @@ def _agreed(head: Head, own: IntensityWindow, index: int | None) -> IntensityWin
     source = functional_group(head.data, index, "PlaneOrientationSequence")
     if not source.get("ImageOrientationPatient"):
         return own
-    windows = _SERIES.windows(head)
+    windows = _known_of(head).windows(head)
     if not windows:
         return own
     low, high = (float(np.median([getattr(one, end) for one in windows])) for end in ("low", "high"))
@@ -268,6 +268,15 @@ class _Series:
 
 
 _SERIES = _Series()
+
+
+def _known_of(head: Head) -> _Series:
+    """Return what is known of the series in a file's folder; a folder in memory keeps it itself, until it is closed."""
+    folder = head.path.parent
+    if isinstance(folder, MemoryFolder):
+        known: _Series = folder.kept.setdefault(_Series, _Series())
+        return known
+    return _SERIES
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ class _Worker:
         package = Path(__file__).parents[2]
         path = os.pathsep.join(part for part in (str(package), os.environ.get("PYTHONPATH")) if part)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tskd.data.dicom_worker"],
+            [sys.executable, "-P", "-m", "tskd.data.dicom_worker"],  # -P: a json.py in the folder at hand is not ours
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # decoders write what they think there, values of the file among it
@@ -160,6 +161,8 @@ class _Worker:
         if self.held == str(path):
             return _line([self.held, index, None]), b""
         self.held, content = str(path), path.content
+        if path.folder is not None:
+            path.folder.at_close.append(partial(POOL.forget, self.held))
         return _line([self.held, index, len(content)]), content
 
     def _answer(self, question: bytes, content: bytes) -> np.ndarray | str | None:
@@ -177,6 +180,12 @@ class _Worker:
         kind = np.dtype(answer["dtype"])
         content = self.process.stdout.read(int(np.prod(answer["shape"])) * kind.itemsize)
         return np.frombuffer(bytearray(content), kind).reshape(answer["shape"])
+
+    def forget(self) -> None:
+        """Let the process take an empty file for the one that it holds."""
+        self.held = ""
+        with self._limited():
+            self._answer(_line(["", 0, 0]), b"")
 
     def close(self) -> None:
         self.process.kill()
@@ -220,7 +229,19 @@ class DecoderPool:
         else:
             with self.lock:
                 self.idle.append(worker)
+            if isinstance(path, MemoryFile) and not path.is_file():  # closed meanwhile, by somebody else
+                self.forget(str(path))
         return answer
+
+    def forget(self, name: str) -> None:
+        """Let idle workers forget a file in memory, whose folder is closed."""
+        with self.lock:
+            for worker in [one for one in self.idle if one.held == name]:
+                try:
+                    worker.forget()
+                except (BrokenPipeError, ValueError):  # it has died, and holds nothing
+                    self.idle.remove(worker)
+                    worker.close()
 
     def close(self) -> None:
         while self.idle:

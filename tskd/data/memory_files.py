@@ -11,16 +11,18 @@ import itertools
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import lru_cache, wraps
 from pathlib import Path, PosixPath, WindowsPath
 from types import TracebackType
-from typing import Any, BinaryIO, NoReturn, Self
+from typing import Any, BinaryIO, NoReturn, Self, TypeVar
 
 if sys.platform == "win32":
     _Path = WindowsPath
 else:
     _Path = PosixPath
 
+R = TypeVar("R")
 _numbers = itertools.count(1)
 
 
@@ -80,12 +82,16 @@ class MemoryFolder(_InMemory):
     """Files in memory under a name that no other folder of the process has; forgets them at its end."""
 
     contents: dict[str, bytes]
+    kept: dict[Any, Any]
+    """What readers keep of the files until the folder is closed, by reader."""
+    at_close: list[Callable[[], None]]
+    """Called when it is closed: what else holds a file forgets it."""
 
     @classmethod
     def of(cls, contents: Mapping[str, bytes]) -> Self:
         """Return a folder of files: plain name to content."""
         folder = cls(f"in-memory-{next(_numbers)}")
-        folder.contents = dict(contents)
+        folder.contents, folder.kept, folder.at_close = dict(contents), {}, []
         return folder
 
     @property
@@ -103,14 +109,35 @@ class MemoryFolder(_InMemory):
         return _status(stat.S_IFDIR | 0o500, 0)
 
     def close(self) -> None:
-        """Forget all content; paths that somebody still holds lead nowhere."""
+        """Forget all content and all that was read from it; paths that somebody still holds lead nowhere."""
         self.contents.clear()
+        self.kept.clear()
+        while self.at_close:
+            self.at_close.pop()()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def keeping(size: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Keep a reader's last results; those of a file in memory are kept by its folder, and go with it."""
+
+    def wrap(read: Callable[..., R]) -> Callable[..., R]:
+        of_disk = lru_cache(maxsize=size)(read)
+
+        @wraps(read)
+        def call(path: Path, *arguments: Hashable) -> R:
+            folder = path.folder if isinstance(path, MemoryFile) else None
+            known = of_disk if folder is None else folder.kept.setdefault(read, lru_cache(maxsize=size)(read))
+            found: R = known(path, *arguments)
+            return found
+
+        return call
+
+    return wrap
 
 
 def _status(mode: int, size: int) -> os.stat_result:

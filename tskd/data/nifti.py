@@ -20,7 +20,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -33,6 +32,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from tskd.data.intensity import IntensityWindow, apply_window, require_finite
 from tskd.data.labels import whole
+from tskd.data.memory_files import keeping
 from tskd.data.reading import MAX_PIXELS, reading
 from tskd.errors import UserError
 
@@ -229,11 +229,11 @@ def _shared(size: int) -> Callable[[Callable[..., _Result]], Callable[..., _Resu
     """Keep a function's last results, and let one thread work at a time: many ask for the same volume at once."""
 
     def wrap(function: Callable[..., _Result]) -> Callable[..., _Result]:
-        cached, lock = lru_cache(maxsize=size)(function), threading.RLock()
+        cached, lock = keeping(size)(function), threading.RLock()
 
-        def call(*arguments: Any) -> _Result:
+        def call(path: Path, *arguments: Any) -> _Result:
             with lock:
-                return cached(*arguments)
+                return cached(path, *arguments)
 
         return call
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -130,16 +130,12 @@ class Service:
 
     def segment(self, name: str, content: bytes) -> Segmented:
         """Return what is found in an upload, whose files stay in memory until its folder is closed."""
-        folder = receive(name, content, self.limits)
-        return self.segment_files(folder)
+        return self._segmented(receive(name, content, self.limits), self.segmenter.segment)
 
-    def segment_files(self, folder: MemoryFolder) -> Segmented:
+    def _segmented(self, folder: MemoryFolder, segment: Callable[[MemoryFolder], Segmented]) -> Segmented:
         """Do the same for files in memory."""
-        try:
-            done = self.segmenter.segment(folder)
-        except BaseException:
-            folder.close()
-            raise
+        with closed_on_error(folder):
+            done = segment(folder)
         self.metrics.slices.inc(len(done.planes))
         return done
 
@@ -151,12 +147,14 @@ class Service:
 
     def open(self, done: Segmented, candidate: PoolCandidate | None = None) -> Opened:
         """Keep an upload open for the page."""
-        view = self.views.add(View(done, candidate=candidate))
+        view = View(done, candidate=candidate)
         forms = [JSON, PNG if done.item.kind == "image" else NIFTI]
         if done.item.slices:
             forms.append(SEG)
-        values = view.value_range(self.bundle.axis)
-        window = None if values is None else view.window(self.segmenter)
+        with closed_on_error(done.folder):
+            values = view.value_range(self.bundle.axis)
+            window = None if values is None else view.window()
+        self.views.add(view)  # last: from now on another upload may close it
         return Opened(
             view=view.name,
             found=done.found,
@@ -173,7 +171,8 @@ class Service:
         """Segment a drawn image and keep it open."""
         if name not in self.examples:
             raise Refused(404, "There is no such example.")
-        return self.open(self.segment_files(MemoryFolder.of({"upload.webp": EXAMPLES[name].read_bytes()})))
+        drawn = MemoryFolder.of({"upload.webp": EXAMPLES[name].read_bytes()})
+        return self.open(self._segmented(drawn, self.segmenter.segment))
 
     def open_candidate(self, number: int) -> Opened:
         """Segment an image of the pool and keep it open."""
@@ -184,11 +183,8 @@ class Service:
             image = self.segmenter.read(found.frame)
         except UserError as error:
             raise Refused(422, "The image cannot be read; `tskd check` on its folder says why.") from error
-        done = self.segment_files(MemoryFolder.of({"upload.png": png(image)}))
-        done = replace(
-            done, item=replace(done.item, frames=(replace(done.item.frames[0], spacing=found.frame.spacing),))
-        )
-        return self.open(done, found)
+        segment = partial(self.segmenter.segment_seen, spacing=found.frame.spacing)
+        return self.open(self._segmented(MemoryFolder.of({"upload.png": png(image)}), segment), found)
 
     def correct(self, view: View, number: int, mask: np.ndarray) -> SavedCorrection:
         """Add a slice and its corrected mask to the data folder."""
@@ -241,6 +237,16 @@ class Service:
             types=TYPES,
             upload_bytes=self.limits.upload,
         )
+
+
+@contextmanager
+def closed_on_error(folder: MemoryFolder) -> Iterator[None]:
+    """Close a folder where the block fails: nobody else will."""
+    try:
+        yield
+    except BaseException:
+        folder.close()
+        raise
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from tskd.data import dicom
 from tskd.data.grey_levels import LevelUse, level_use
 from tskd.data.images import read_image
+from tskd.data.intensity import IntensityWindow
 from tskd.data.labels import count_bytes
 from tskd.data.memory_files import MemoryFolder
 from tskd.deploy import dicom_out
@@ -81,6 +82,8 @@ class Segmented:
     planes: Sequence[np.ndarray]
     """(H, W) uint8, one a slice."""
     found: Found
+    window: IntensityWindow | None
+    """The network's, by which stored values are read; None: each format's own rule, or it was applied already."""
 
 
 class Segmenter:
@@ -93,17 +96,29 @@ class Segmenter:
 
     def segment(self, folder: MemoryFolder) -> Segmented:
         """Find the labels of the one image or volume in a folder in memory; raises Refused."""
+        return self._segment(folder, self.bundle.window)
+
+    def segment_seen(self, folder: MemoryFolder, spacing: tuple[float, ...] | None) -> Segmented:
+        """Do the same for an image that :meth:`read` returned: no window is applied to it again; ``spacing`` in mm."""
+        return self._segment(folder, None, spacing)
+
+    def _segment(
+        self, folder: MemoryFolder, window: IntensityWindow | None, spacing: tuple[float, ...] | None = None
+    ) -> Segmented:
         began = time.monotonic()
         try:
             item, remarks = find_item(folder, self.bundle.axis, self.limits)
-            planes, slices, grey = self._slices(item)
+            if spacing is not None:
+                item = replace(item, frames=tuple(replace(frame, spacing=spacing) for frame in item.frames))
+            planes, slices, grey = self._slices(item, window)
         except UserError as error:
             raise Refused(422, without_paths(str(error), folder)) from error
         if len({plane.shape for plane in planes}) > 1:
             raise Refused(422, "The slices differ in size; send them one by one.")
         if grey.is_lossy:
             remarks.append(f"{grey.describe()}.".capitalize())
-        return Segmented(folder, item, planes, self._found(item, planes, slices, remarks, time.monotonic() - began))
+        found = self._found(item, planes, slices, remarks, time.monotonic() - began)
+        return Segmented(folder, item, planes, found, window)
 
     def ask(self, image: np.ndarray, options: RunOptions | None = None) -> Answer:
         """Return the network's answer for one image (H, W, 3) uint8."""
@@ -111,22 +126,26 @@ class Segmenter:
 
     def read(self, frame: Frame) -> np.ndarray:
         """Return a frame as the network sees it, (H, W, 3) uint8."""
-        return read_image(frame.path, index=frame.index, intensity=self.bundle.window, axis=self.bundle.axis)
+        return self.read_by(self.bundle.window, frame)
 
-    def _slices(self, item: Item) -> tuple[list[np.ndarray], list[SliceFound], LevelUse]:
+    def read_by(self, window: IntensityWindow | None, frame: Frame) -> np.ndarray:
+        """Return a frame read by that window instead of the network's."""
+        return read_image(frame.path, index=frame.index, intensity=window, axis=self.bundle.axis)
+
+    def _slices(
+        self, item: Item, window: IntensityWindow | None
+    ) -> tuple[list[np.ndarray], list[SliceFound], LevelUse]:
         planes, slices, grey = [], [], LevelUse()
         with _within(self.limits.seconds) as clock:
             for frame in item.frames:
-                image = self.read(frame)
+                image = self.read_by(window, frame)
                 clock.check()
                 try:
                     answer = self.ask(image, clock.options)
                 except UserError:
                     clock.check()
                     raise
-                grey |= level_use(
-                    image, frame.path, index=frame.index, axis=self.bundle.axis, window=self.bundle.window
-                )
+                grey |= level_use(image, frame.path, index=frame.index, axis=self.bundle.axis, window=window)
                 counts = count_bytes(answer.classes)[1 : len(self.bundle.classes) + 1].tolist()
                 slices.append(_slice_found(counts, answer, self.bundle.look_below))
                 planes.append(answer.classes)

@@ -103,7 +103,9 @@ def _contents(
     """Yield name and content of the files, packed NIfTI unpacked; all together have room for what may be unpacked."""
     room = limits.unpacked
     for number, one in enumerate(members, 1):
-        suffix, content = _suffix(one.filename), archive.read(one)
+        suffix = _suffix(one.filename)
+        with archive.open(one) as file:  # archive.read unpacks all there is before it cuts to the stated size
+            content = file.read(one.file_size)
         if suffix == ".nii" and content.startswith(_GZIP):
             content = _unpacked(content, room, limits)
         room -= len(content)

@@ -45,7 +45,7 @@ class View:
     def image(self, number: int, window: IntensityWindow | None, segmenter: Segmenter) -> np.ndarray:
         """Return a slice as it is shown, (H, W, 3) uint8: by a window, else as the network saw it."""
         frame = self.done.item.frames[self.place(number)]
-        shown = window or segmenter.bundle.window
+        shown = window or self.done.window
         try:
             return read_image(frame.path, index=frame.index, intensity=shown, axis=segmenter.bundle.axis)
         except UserError as error:
@@ -57,11 +57,11 @@ class View:
             raise Refused(404, f"There is no slice {number}; there are {len(self.done.planes)}, counted from 0.")
         return number
 
-    def window(self, segmenter: Segmenter) -> IntensityWindow | None:
+    def window(self) -> IntensityWindow | None:
         """Return the window that the network saw the first slice by; None where it was no window of stored values."""
         frame = self.done.item.frames[0]
-        if segmenter.bundle.window is not None:
-            return segmenter.bundle.window
+        if self.done.window is not None:
+            return self.done.window
         if self.done.item.kind == "nifti":
             return nifti.volume_window(frame.path)
         if self.done.item.slices:
