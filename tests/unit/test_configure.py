@@ -11,21 +11,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from tskd.errors import UserError
 from tskd.experiment import configure, rules
-from tskd.experiment.facts import Facts
+from tskd.experiment.facts import Facts, look
 from tskd.experiment.rules import Pace, of_the_data, of_the_networks, of_the_time
 from tskd.models.description import NetworkDescription
 from tskd.models.weights import efficientnet_lite0_path
 from tskd.recipe.files import Change, set_key
-from tskd.recipe.schema import EngineConfig, Recipe, build_recipe
+from tskd.recipe.schema import DataConfig, EngineConfig, Recipe, build_recipe
+from tskd.stages.source_data import open_data
 
 FACTS = Facts(
-    labelled=40, cases=40, tested=40, side=512, thickness=0.07, pixels=36.0, thinnest="", gpu=False, bf16=False,
-    sam=None, offline=True,
+    labelled=40, cases=40, validated=0, tested=40, shown=0, side=512, thickness=0.07, pixels=36.0, thinnest="",
+    gpu=False, bf16=False, sam=None, offline=True,
 )  # fmt: skip
 
 
@@ -154,6 +157,15 @@ def test_few_labels_all_train_and_many_choose_weights() -> None:
     assert chosen(facts(labelled=400, cases=7))["data.val_share"] == 0, "slices of seven patients are seven patients"
 
 
+def test_a_validation_part_of_the_data_set_is_not_thrown_away(folder: Path) -> None:
+    """``val_share=0`` would drop it: neither trained on nor chosen by."""
+    assert "data.val_share" not in chosen(facts(validated=20))
+    (folder / "split.csv").write_text("id,split\n0,train\n1,train\n2,val\n3,val\n4,val\n5,test\n6,test\n7,test\n")
+    data = DataConfig(root=str(folder))
+    found = look(open_data(data, folder), data, EngineConfig(accelerator="cpu"))
+    assert (found.labelled, found.validated, found.tested) == (2, 3, 3)
+
+
 def test_what_is_not_there_is_not_chosen(tmp_path: Path) -> None:
     """SAM without a GPU, or weights that are not installed, would end the run."""
     bare = chosen(facts(offline=False, sam=tmp_path / "sam.pth"))
@@ -163,9 +175,45 @@ def test_what_is_not_there_is_not_chosen(tmp_path: Path) -> None:
 
 
 def test_steps_fit_the_time_and_members_share_it(quick_steps: list[float]) -> None:
-    steps = {one.key: one.value for one in of_the_time(Pace(0.6, 0.0), {"teacher": {"members": 2}}, minutes=40)}
+    values = {"teacher": {"members": 2}}
+    steps = {one.key: one.value for one in of_the_time(Pace(0.6, 0.0, teacher=2.0), values, minutes=40)}
     assert steps == {"teacher.steps": 700, "distill.steps": 1000, "finetune.steps": 240}
     assert [one.value for one in of_the_time(Pace(60.0, 0.0), {}, minutes=40)] == [100, 150, 50]
+
+
+def test_a_teacher_that_costs_more_than_the_student_gets_fewer_steps(tmp_path: Path, quick_steps: list[float]) -> None:
+    """By operations: a day of SAM was called half an hour, since its steps were timed as the student's."""
+
+    def pace(**teacher: object) -> float:
+        values = {
+            "data": {"image_size": 64},
+            "student": {"backbone": "resnet10t", "decoder": "unet"},
+            "teacher": teacher,
+        }
+        return Pace.of(FACTS, build_recipe(values, "test")).teacher
+
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "a.safetensors")
+    small = {
+        "name": "timm/resnet10t",
+        "weights": str(tmp_path / "a.safetensors"),
+        "adaptation": "full",
+        "decoder": "unet",
+    }
+    one = pace(**small)
+    assert one == pytest.approx(1, abs=0.1)
+    assert pace(**small, image_size=128) == pytest.approx(4 * one, rel=0.1)
+    assert pace(**small, members=2, folds=False) == pytest.approx(2 * one)
+    assert pace(name="sam", weights="not there") == 1
+    alone = build_recipe({"teacher": small, "distill": {"views": 4}}, "test")
+    assert Pace.of(facts(shown=600), alone).answers == pytest.approx(
+        Pace.of(facts(), alone).teacher * 2400 * 0.6 / 16 / 3 / 60
+    )
+    dear = {one.key: one.value for one in of_the_time(Pace(0.6, 0.0, teacher=10.0), {}, minutes=40)}
+    assert dear == {"teacher.steps": 140, "distill.steps": 1000, "finetune.steps": 240}
+    recipe = build_recipe({key.partition(".")[0]: {"steps": value} for key, value in dear.items()}, "test")
+    assert 30 < Pace(0.6, 0.0, teacher=10.0).minutes(recipe) < 40
+    rounds = {one.key: one.value for one in of_the_time(Pace(0.6, 0.0), {"distill": {"rounds": 3}}, minutes=40)}
+    assert rounds == {"teacher.steps": 1400, "distill.steps": 500, "finetune.steps": 120}
 
 
 def test_a_step_of_twice_the_images_takes_twice_the_time() -> None:
@@ -182,7 +230,7 @@ def test_tiles_of_the_test_take_their_part_of_the_time(quick_steps: list[float])
     assert answers == pytest.approx(40 * 31 * 31 * rules.LOOKS * 0.6 / 16 / 3 / 60)
     *_, finetune = of_the_time(Pace(0.6, 10.0), {}, minutes=40)
     assert finetune.value == 180
-    assert "30 min (40 less 10 for tiles of the test)" in finetune.reason
+    assert "30 min (40 less 10 for answers)" in finetune.reason
     *_, finetune = of_the_time(Pace(0.6, answers), {}, minutes=40)
     assert finetune.value == 120, "half of the time is left to training"
 

@@ -85,11 +85,11 @@ def teacher_compute(recipe: Recipe, descriptions: Sequence[NetworkDescription], 
     """
     kinds, lessons = recipe.teacher.kinds, recipe.distill
     adaptation = sum(
-        kind.members * kind.steps * _step(kind, description)
+        kind.members * kind.steps * adaptation_step(kind, description)
         for kind, description in zip(kinds, descriptions, strict=True)
     )
-    looks = _looks(recipe.teacher, descriptions[0].classes)
-    return adaptation + _seen(lessons, images) * looks * _answer(recipe.teacher, descriptions)
+    looks = looks_at(recipe.teacher, descriptions[0].classes)
+    return adaptation + views_answered(lessons, images) * looks * _answer(recipe.teacher, descriptions)
 
 
 def earlier_rounds_compute(
@@ -101,10 +101,10 @@ def earlier_rounds_compute(
     """
     looks = 1 + len(mirrors(allowed_flips(recipe.teacher.augment.flip, student.classes)))
     answer = _answer(recipe.teacher, descriptions) + network_flops(student, _of_inference)
-    return (recipe.distill.rounds - 1) * (each + _seen(recipe.distill, images) * looks * answer)
+    return (recipe.distill.rounds - 1) * (each + views_answered(recipe.distill, images) * looks * answer)
 
 
-def _seen(lessons: DistillConfig, images: int) -> int:
+def views_answered(lessons: DistillConfig, images: int) -> int:
     """Return how many views of so many transfer images the teacher is asked about."""
     return images * lessons.views if cache_pays(lessons, images) else lessons.steps * lessons.batch_size
 
@@ -117,13 +117,13 @@ def _answer(config: TeacherConfig, descriptions: Sequence[NetworkDescription]) -
     )
 
 
-def _step(config: TeacherConfig, description: NetworkDescription) -> int:
+def adaptation_step(config: TeacherConfig, description: NetworkDescription) -> int:
     """Return the operations of a step of adaptation; for half of the images without labels a moving average answers."""
     answers = 0 if config.unlabelled is None else config.batch_size // 2 * network_flops(description, _of_inference)
     return config.batch_size * adaptation_flops(description) + answers
 
 
-def _looks(config: TeacherConfig, classes: Sequence[str]) -> int:
+def looks_at(config: TeacherConfig, classes: Sequence[str]) -> int:
     """Return how often a network looks at an image for one answer of the teacher: at its mirrored images too."""
     together = sum(kind.members for kind in config.kinds) > 1 or config.mirror
     return 1 + len(mirrors(allowed_flips(config.augment.flip, classes))) if together else 1

@@ -38,8 +38,12 @@ class Facts:
     """Images with labels that may train, by the budget and without the test's."""
     cases: int
     """Cases that those are of, at most: of a volume there are many images."""
+    validated: int
+    """Labelled images that the data set itself sets apart for validation."""
     tested: int
     """Images of the test."""
+    shown: int
+    """Images that the student learns a teacher's answers on: all but those of the test, at most."""
     side: int
     """Median of the longer sides of the images, in px."""
     thickness: float | None
@@ -82,11 +86,14 @@ def look(dataset: Dataset, data: DataConfig, engine: EngineConfig) -> Facts:
     thickness, pixels = (None, None) if thinnest is None else classes[thinnest]
     training, tested = _parts(dataset, labelled, data)
     gpu = device_kind(engine.accelerator) != "cpu"
-    images, cases = _budget(labelled, training, data)
+    free = [record for record in labelled if record.split != "val"]
+    images, cases = _budget(free or labelled, training, data)
     return Facts(
         labelled=images,
         cases=cases,
+        validated=len(labelled) - len(free),
         tested=tested,
+        shown=len(dataset.records) - tested,
         side=int(np.median([mask.side for mask in masks])) if masks else 0,
         thickness=thickness,
         pixels=pixels,
@@ -103,7 +110,8 @@ def _parts(dataset: Dataset, labelled: list[Record], data: DataConfig) -> tuple[
     official = sum(record.split == "test" and record.mask is not None for record in dataset.records)
     free = sum(record.split is None or (record.split == "train" and not official) for record in labelled)
     held_out = min(round(data.test_share * free), len(labelled) - 1)
-    return len(labelled) - held_out, official + held_out
+    validated = sum(record.split == "val" for record in labelled)
+    return max(len(labelled) - validated - held_out, 1), official + held_out
 
 
 def _budget(labelled: list[Record], training: int, data: DataConfig) -> tuple[int, int]:

@@ -18,12 +18,16 @@ from tskd.data.tiles import count_looks
 from tskd.engine import open_runtime
 from tskd.engine.batches import CELL
 from tskd.engine.bf16 import slow_operators_avoided
+from tskd.errors import UserError
+from tskd.experiment.budget import adaptation_step, looks_at, network_flops, views_answered
 from tskd.experiment.facts import Facts
 from tskd.experiment.methods import asks_for_teacher
 from tskd.losses.segmentation import label_loss
+from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.recipe.schema import OFFLINE, DataConfig, EngineConfig, Recipe, TrainConfig, build_recipe
 from tskd.stages.students import describe_student
+from tskd.stages.teacher import choose_teacher
 
 SIZES_ON_CPU, SIZES_ON_GPU = (128, 160, 192), (256, 320, 384, 512)
 THINNEST = 3.0
@@ -79,7 +83,7 @@ def of_the_data(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]:
         assert seen.pixels is not None
         thick = f"{seen.pixels * side / tile:.1f} px"
         yield Choice("data.tile", tile, f"in tiles of so many px they are {thick} thick where the networks see them")
-    if facts.labelled < FEW_LABELS or facts.cases < FEW_CASES:
+    if not facts.validated and (facts.labelled < FEW_LABELS or facts.cases < FEW_CASES):
         few = counted(facts.labelled, "label")
         of = f" of {counted(facts.cases, 'case')}" if facts.cases < facts.labelled else ""
         yield Choice("data.val_share", 0.0, f"{few}{of} are too few to choose weights by a part: all train")
@@ -164,7 +168,10 @@ class Pace(NamedTuple):
     step: float
     """Seconds of a training step of ``BATCH`` images."""
     answers: float
-    """Minutes for the looks at the test images, where those are cut into tiles; of whole images it is no time."""
+    """Minutes for the teacher's answers on all images, and for the looks at the tiles of the test's; of whole images
+    those are no time."""
+    teacher: float = 1.0
+    """What a step of all networks of the teacher takes, by their operations, where one of the student takes 1."""
 
     @classmethod
     def of(cls, facts: Facts, recipe: Recipe) -> Pace:
@@ -173,8 +180,12 @@ class Pace(NamedTuple):
         described = describe_student(recipe.student, weights=None, classes=["any"], image_size=side)
         engine = recipe.engine.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto", "compile": False})
         step = step_seconds(described, BATCH, engine)
-        looks = 0 if tile is None else facts.tested * LOOKS * count_looks((facts.side, facts.side), tile)
-        return cls(step, looks * step / BATCH * PASS / 60)
+        looks = 0.0 if tile is None else facts.tested * LOOKS * count_looks((facts.side, facts.side), tile)
+        teacher = _teacher_by_student(recipe, described)
+        if asks_for_teacher(recipe):
+            views = views_answered(recipe.distill, facts.shown) * recipe.distill.rounds
+            looks += teacher * views * looks_at(recipe.teacher, described.classes)
+        return cls(step, looks * step / BATCH * PASS / 60, teacher)
 
     def seconds(self, config: TrainConfig) -> float:
         """Return what a step of a training takes."""
@@ -183,8 +194,28 @@ class Pace(NamedTuple):
     def minutes(self, recipe: Recipe) -> float:
         """Return about how long a run's trainings and answers take: the baseline trains as long as the student."""
         student = sum(config.steps * self.seconds(config) for config in (recipe.distill, recipe.finetune))
-        teacher = recipe.teacher.members * recipe.teacher.steps * self.seconds(recipe.teacher)
-        return (teacher * asks_for_teacher(recipe) + student * (1 + _rivals(recipe))) / 60 + self.answers
+        teacher = recipe.teacher.steps * self.seconds(recipe.teacher) * self.teacher
+        return (teacher * asks_for_teacher(recipe) + student * _students(recipe)) / 60 + self.answers
+
+
+def _teacher_by_student(recipe: Recipe, student: NetworkDescription) -> float:
+    """Return the operations of an image in a step of all networks of the teacher, by those of the student.
+
+    Of weights that are not there nothing is known; the run says so before it begins.
+    """
+    step = 0
+    for kind in recipe.teacher.kinds:
+        try:
+            described = choose_teacher(kind, student.classes, student.image_size, download=False).description
+        except UserError:
+            return 1.0
+        step += kind.members * adaptation_step(kind, described)
+    return step / (network_flops(student) * recipe.teacher.batch_size)
+
+
+def _students(recipe: Recipe) -> int:
+    """Return how many networks take the student's time: its baselines do, and every round has a student."""
+    return recipe.distill.rounds + _rivals(recipe)
 
 
 def _rivals(recipe: Recipe) -> int:
@@ -195,13 +226,13 @@ def of_the_time(pace: Pace, values: Mapping[str, Any], minutes: float) -> Iterat
     """Yield the numbers of steps that fit the time, by what a step of the student takes here."""
     recipe = build_recipe(values, "the choices")
     left = max(minutes - pace.answers, LEAST_TRAINED * minutes)
-    beside = f" ({minutes:g} less {minutes - left:.0f} for tiles of the test)" if left < 0.95 * minutes else ""
-    members = recipe.teacher.members
+    beside = f" ({minutes:g} less {minutes - left:.0f} for answers)" if left < 0.95 * minutes else ""
+    networks = sum(kind.members for kind in recipe.teacher.kinds)
     for section, share in SHARES.items():
-        step = pace.seconds(getattr(recipe, section))
-        steps = share * left * 60 / step / (members if section == "teacher" else (1 + _rivals(recipe)) / 2)
+        step = pace.seconds(getattr(recipe, section)) * (pace.teacher if section == "teacher" else 1)
+        steps = share * left * 60 / step / (1 if section == "teacher" else _students(recipe) / 2)
         kept = int(np.clip(round(steps, -1), FEWEST[section], MOST[section]))
-        each = " for each member" if section == "teacher" and members > 1 else ""
+        each = f" of its {networks} networks" if section == "teacher" and networks > 1 else ""
         bound = {FEWEST[section]: "; fewer are not worth it", MOST[section]: "; more are not needed"}.get(kept, "")
         reason = f"{share:.0%} of {left:.3g} min{beside} at {step:.2f} s a step{each}{bound}"
         yield Choice(f"{section}.steps", kept, reason)
