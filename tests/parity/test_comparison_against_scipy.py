@@ -39,6 +39,10 @@ def test_wilcoxon_by_hand() -> None:
 
 def test_equal_methods_differ_by_chance_alone() -> None:
     assert wilcoxon(A - A) == 1.0
+    few = np.array([[0.0] * 15 + [0.1, 0.2, 0.3, 0.4, 0.5]])
+    assert wilcoxon(few) == pytest.approx(2 / 32), "the least that five cases can give; 0.04 by a normal distribution"
+    seeds = np.array([[0.3, 0.1, 0.2], [-0.1, 0.1, 0.2], [-0.2, 0.1, 0.2]])
+    assert wilcoxon(seeds) == wilcoxon(seeds[:, 1:]), "a mean of -9e-18 is none"
 
 
 def test_holm_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,20 @@ from torch import Tensor, nn
 
 from tests.made_up import SMALL_VIT
 from tests.unit.report_folders import draw_data, open_prepared
-from tskd.artifacts import Store
+from tskd.artifacts import Artifact, Store
 from tskd.data.prepared import Prepared
+from tskd.engine import open_runtime
 from tskd.metrics import segmentation
 from tskd.models.control import DynUNetSegmenter
+from tskd.models.description import NetworkDescription
+from tskd.models.registry import STUDENT_FILE, build_model, load_model, save_model
 from tskd.models.timm_segmenter import TimmSegmenter
-from tskd.recipe.schema import EvaluateConfig
+from tskd.recipe.schema import EngineConfig, EvaluateConfig
+from tskd.stages import ablation
 from tskd.stages.ablation import ABLATIONS, ablate
 from tskd.stages.evaluate import evaluate
+from tskd.stages.norm_statistics import adapt_norms
+from tskd.stages.workbench import Workbench
 
 CPU = torch.device("cpu")
 
@@ -112,6 +119,46 @@ def test_features_of_another_image_are_of_another_case(prepared: Prepared, monke
     assert zeroed == [0.0] * len(rows)
     assert other == pytest.approx([own[-1], *own[:-1]])
     assert len(set(own)) == len(rows), "else the test shows nothing"
+
+
+def test_the_first_image_sees_another_case_where_the_last_is_of_its_own(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again, rows = Prepared(prepared.folder), prepared.rows("test")
+    records = list(again.records)
+    records[rows[-1]] = replace(records[rows[-1]], case=records[rows[0]].case)
+    vars(again)["records"] = records  # a cached property
+    model, other = segmenter(image=False, features=True), []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda image, features, **rest: (
+        other.append(float(features[0].sum())), decode(image, features, **rest))[1])  # fmt: skip
+    ablate(model, again, device=CPU)
+    own = [float(model.encode(_image(prepared, row))[0].sum()) for row in rows]
+    assert other[1::2] == pytest.approx([own[-2], *own[:-1]])
+
+
+def test_a_network_is_ablated_in_the_state_that_it_is_scored_in(prepared: Prepared, tmp_path: Path) -> None:
+    """Batch norms of the test images are a part of the score: red where what the student uses is told without them."""
+    torch.manual_seed(0)
+    description = NetworkDescription("timm", {"backbone": "resnet10t", "decoder": "pyramid"}, ("lesion",), 32)
+    store, data = Store(tmp_path / "artifacts"), Artifact(prepared.folder)
+
+    def save(folder: Path) -> dict[str, Any]:
+        save_model(folder, build_model(description), description, file=STUDENT_FILE)
+        return {}
+
+    model = store.build("model", save, config={}, inputs={}, seed=0, version=1)
+    bench = Workbench(store, 0, open_runtime(EngineConfig(accelerator="cpu")))
+
+    def found(statistics: str) -> Artifact:
+        config = EvaluateConfig.model_validate({"norm_statistics": statistics, "overlays": 0})
+        return ablation.build(bench, config, data, model)
+
+    stored, adapted = found("stored"), found("test")
+    assert stored.path != adapted.path
+    network = load_model(model.path)
+    adapt_norms(network, prepared, CPU)
+    assert dict(adapted.metrics) == ablate(network, prepared, device=CPU) != dict(stored.metrics)
 
 
 def test_other_networks_have_no_such_parts(prepared: Prepared) -> None:

@@ -16,6 +16,7 @@ from tskd.engine import open_runtime
 from tskd.experiment.run import Run
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model, load_model, save_model
+from tskd.recipe.schema import EvaluateConfig
 from tskd.stages.network_answers import network_answer
 from tskd.stages.network_costs import measure_networks
 
@@ -36,7 +37,7 @@ def prepared(tmp_path: Path) -> Prepared:
 
 def test_three_networks_against_the_formula(tmp_path: Path, prepared: Prepared) -> None:
     folders = [save(tmp_path / f"model{seed}", seed) for seed in range(3)]
-    found = decompose(folders, prepared, device=torch.device("cpu"), label="test")
+    found = decompose(folders, prepared, EvaluateConfig(), device=torch.device("cpu"), label="test")
     networks = [load_model(folder) for folder in folders]
     errors, variances = [], []
     for row in prepared.rows("test"):

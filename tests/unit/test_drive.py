@@ -63,6 +63,17 @@ def test_the_time_left_counts_shared_parts_once_and_follows_the_pace(
     assert waiting.seconds_left(2) == pytest.approx(60), "80 steps took a minute, 80 are left"
 
 
+def test_a_run_that_failed_has_made_what_is_there_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs share a teacher; the first fails in its first second: about a second was said to be left."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    waiting = queue(tmp_path, *(plan(name, cache=1, teacher=400, **{name: 400}) for name in "abc"))
+    waiting.take()
+    now[0] += 1
+    waiting.finish("a", is_made=lambda part: part == "cache")
+    assert waiting.seconds_left(1) == pytest.approx(1200, rel=0.01)
+
+
 class Pretending:
     """Ends each job at once, as its name says."""
 

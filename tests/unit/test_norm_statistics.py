@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from tests.made_up import make_prepared
 from tskd.data.prepared import Part, Prepared, native_path
 from tskd.recipe.schema import NAMING, EvaluateConfig
-from tskd.stages.evaluate import adapt_norms, evaluate
+from tskd.stages.evaluate import evaluate
 from tskd.stages.evaluation_files import read_prediction
+from tskd.stages.norm_statistics import adapt_norms
 from tskd.types import SegmentationOutput
 
 CPU = torch.device("cpu")
@@ -71,7 +72,7 @@ def test_frozen_norms_take_them_too_and_layer_after_layer(prepared: Prepared) ->
 
 def test_batches_count_alike(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     """5 images in batches of three and two: the plain mean of both, whatever the momentum was."""
-    monkeypatch.setattr("tskd.stages.evaluate.ADAPTED_AT_ONCE", 3)
+    monkeypatch.setattr("tskd.stages.norm_statistics.ADAPTED_AT_ONCE", 3)
     model = Normed().eval()
     adapt_norms(model, prepared, CPU)
     values = prepared.images[-5:].astype(np.float64) / 255

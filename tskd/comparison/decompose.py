@@ -18,7 +18,9 @@ from tskd.console import progress, warn
 from tskd.data.prepared import Prepared
 from tskd.metrics.bias_variance import Decomposition, ErrorDecomposer, mean_decomposition
 from tskd.models.registry import load_model
+from tskd.recipe.schema import EvaluateConfig
 from tskd.stages.network_answers import answer_by_size
+from tskd.stages.norm_statistics import as_tested, naming
 
 VERSION = 1
 
@@ -50,11 +52,12 @@ def decomposition_columns(grid: Grid) -> list[str]:
 def _decompose(store: Store, members: Sequence[Scored], device: torch.device) -> Decomposition:
     models = [whole(store.root / scored.outcome.artifacts["model"], RECHECK) for scored in members]
     data = whole(store.root / members[0].outcome.artifacts["data"], RECHECK)
-    label = f"bias and variance of {members[0].run.recipe.method}"
+    label, tested = f"bias and variance of {members[0].run.recipe.method}", members[0].run.recipe.evaluate
+    folders = [model.path for model in models]
     artifact = store.build(
         "bias_variance",
-        lambda _: asdict(decompose([model.path for model in models], Prepared(data.path), device=device, label=label)),
-        config={},
+        lambda _: asdict(decompose(folders, Prepared(data.path), tested, device=device, label=label)),
+        config=naming(tested),
         inputs={
             "data": data.digest,
             **{f"run {n}": digest for n, digest in enumerate(sorted(m.digest for m in models))},
@@ -65,12 +68,16 @@ def _decompose(store: Store, members: Sequence[Scored], device: torch.device) ->
     return Decomposition(**artifact.metrics)
 
 
-def decompose(models: Sequence[Path], prepared: Prepared, *, device: torch.device, label: str) -> Decomposition:
-    """Return the mean decomposition over the test images of networks saved in folders.
+def decompose(
+    models: Sequence[Path], prepared: Prepared, tested: EvaluateConfig, *, device: torch.device, label: str
+) -> Decomposition:
+    """Return the mean decomposition over the test images of networks saved in folders, each ``tested`` as it is scored.
 
     Image by image: in memory are the networks and the probabilities of one image, whatever the size of the test.
     """
-    networks = [load_model(folder).to(device) for folder in models]
+    networks = [load_model(folder) for folder in models]
+    for network in networks:
+        as_tested(network, tested, prepared, device)
     rows = prepared.rows("test")
     images = []
     with progress(label, len(rows)) as advance:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
+from tskd.artifacts import ARTIFACTS, finished
 from tskd.comparison.board import Board
 from tskd.comparison.estimate import Estimator
 from tskd.comparison.executors import Executor
@@ -35,10 +37,10 @@ class Queue:
         self.running[chosen.run.name] = chosen
         return chosen.run
 
-    def finish(self, name: str) -> GridRun:
-        """Take a run out; what it needed is made now."""
+    def finish(self, name: str, *, is_made: Callable[[str], bool] = lambda _: True) -> GridRun:
+        """Take a run out; of what it needed is made now what ``is_made`` says, and all where it is done."""
         plan = self.running.pop(name)
-        self._made |= _parts([plan])
+        self._made |= set(filter(is_made, _parts([plan])))
         return plan.run
 
     def seconds_left(self, slots: int) -> float:
@@ -61,7 +63,8 @@ def drive(queue: Queue, executor: Executor, job_of: Callable[[GridRun], Job], ou
             board.began(run)
         for name, trouble in executor.ended().items():
             outcome = _settle(out, name, trouble)
-            board.ended(queue.finish(name), outcome, queue.seconds_left(executor.slots))
+            made = partial(_is_made, out, outcome)
+            board.ended(queue.finish(name, is_made=made), outcome, queue.seconds_left(executor.slots))
         board.tick()
 
 
@@ -72,6 +75,10 @@ def _settle(out: Path, name: str, trouble: str | None) -> Outcome:
         outcome = failed(name, trouble or "the run ended without a result; its log may say why")
         write_outcome(out, outcome)
     return outcome
+
+
+def _is_made(out: Path, outcome: Outcome, part: str) -> bool:
+    return outcome.error is None or finished(out / ARTIFACTS / part)
 
 
 def _parts(plans: Iterable[RunPlan]) -> set[str]:

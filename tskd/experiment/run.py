@@ -223,4 +223,4 @@ class Run:
 
     def ablation(self, model: Artifact) -> Artifact | None:
         """Return what a trained model scores on the test images without its encoder's features or without its skip."""
-        return ablation.build(self.bench, self.tested_artifact, model)
+        return ablation.build(self.bench, self.recipe.evaluate, self.tested_artifact, model)

@@ -6,6 +6,7 @@ A network of millions of weights may answer from a shallow skip alone: its score
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from tskd.losses.classes import hard_prediction, with_background
 from tskd.metrics.segmentation import mean_dice
 from tskd.models.registry import load_model
 from tskd.models.timm_segmenter import TimmSegmenter
+from tskd.recipe.schema import EvaluateConfig
+from tskd.stages.norm_statistics import as_tested, naming
 from tskd.stages.scoring import Scoring, Tally
 from tskd.stages.workbench import Workbench
 
-VERSION = 3
+VERSION = 4
 Features = Sequence[Tensor]
 Ablated = Callable[[Any, Tensor, Features, Features], Tensor]
 """(network, image (1, 3, H, W), its features, those of another case's image) to logits (1, K, H, W)."""
@@ -38,12 +41,19 @@ ABLATIONS: Mapping[str, Ablated] = {
 }
 
 
-def build(bench: Workbench, tested: Artifact, model: Artifact) -> Artifact:
-    """Return the artifact whose metrics are what :func:`ablate` finds for a trained model."""
+def build(bench: Workbench, config: EvaluateConfig, tested: Artifact, model: Artifact) -> Artifact:
+    """Return the artifact whose metrics are what :func:`ablate` finds for a trained model, tested as it is scored."""
+    device = bench.runtime.fabric.device
+
+    def find(_: Path) -> dict[str, float | None]:
+        network, prepared = load_model(model.path), Prepared(tested.path)
+        as_tested(network, config, prepared, device)
+        return ablate(network, prepared, device=device)
+
     return bench.build(
         "ablation",
-        lambda folder: ablate(load_model(model.path), Prepared(tested.path), device=bench.runtime.fabric.device),
-        config={},
+        find,
+        config=naming(config),
         inputs={"data": tested.digest, "model": model.digest},
         seed=0,
         version=VERSION,
@@ -80,13 +90,15 @@ class _Ablated:
 
     def __init__(self, model: TimmSegmenter, kinds: Sequence[str], prepared: Prepared, device: torch.device) -> None:
         self.model, self.kinds, self.prepared, self.device = model, kinds, prepared, device
-        self._last = int(prepared.rows("test")[-1])
-        self._case, self._other = self._case_of(self._last), self._features_of(self._last)
+        first, *others = (int(row) for row in prepared.rows("test"))
+        self._case, self._last = self._case_of(first), first
+        other = next((row for row in reversed(others) if self._case_of(row) != self._case), first)
+        self._other = self._features_of(other)
 
     def at(self, row: int) -> None:
         """Go to the next test image: of those before it the last one of another case lends its features.
 
-        The first case gets those of the last image of all.
+        The first case gets those of the last image that is of another.
         """
         if self._case_of(row) != self._case:
             self._case, self._other = self._case_of(row), self._features_of(self._last)

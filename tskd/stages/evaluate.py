@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from tskd.artifacts import Artifact
 from tskd.console import progress
@@ -35,14 +34,11 @@ from tskd.stages.evaluation_files import (
     write_cases,
 )
 from tskd.stages.network_answers import answer_by_size
+from tskd.stages.norm_statistics import as_tested
 from tskd.stages.scoring import Scoring, Tally, summarise_levels
 from tskd.stages.workbench import Workbench
 
 VERSION = 5
-ADAPTED_AT_ONCE = 32
-"""Test images in a batch whose statistics batch norms take on."""
-STATISTICS = {"running_mean", "running_var"}
-"""The buffers of a batch norm, be it torch's, a frozen one of timm's or of ours."""
 
 
 def build(bench: Workbench, config: EvaluateConfig, tested: Artifact, model: Artifact, *, title: str) -> Artifact:
@@ -65,10 +61,9 @@ def evaluate(
     """Predict every test image, score it and its volume, keep scores, predictions and overlays; return the summary."""
     rows, tally = prepared.rows("test"), Tally(Scoring.of(prepared))
     (folder / PREDICTIONS).mkdir(exist_ok=True)
-    model.to(device).eval()
     explained = memory_explained(f"evaluate {title}", device, inference_remedies("data.image_size (or the teacher's)"))
     with explained, progress(f"evaluate {title}", len(rows)) as advance:
-        adapted = adapt_norms(model, prepared, device) if config.norm_statistics == "test" else ()
+        adapted = as_tested(model, config, prepared, device)
         for done, row in enumerate(rows, start=1):
             prediction = predict_image(model, prepared.native_image(row), device, prepared.tile)
             Image.fromarray(prediction).save(prediction_path(folder, row))
@@ -89,40 +84,6 @@ def evaluate(
     images = [score for score in tally.scores if score.level == "image"]
     draw_overlays(prepared, folder, images, count=config.overlays, title=title)
     return summary
-
-
-def adapt_norms(model: nn.Module, prepared: Prepared, device: torch.device) -> tuple[str, ...]:
-    """Give a model's batch norms, frozen ones too, the statistics of the test images; say what was done.
-
-    Means and variances are averaged over batches of ``ADAPTED_AT_ONCE``, each normalised by its own on the way, as in
-    training. Source: Li et al. 2016 (AdaBN). No label is read, but all test images are, so the scores are those of a
-    whole set.
-    """
-    norms = [module for module in model.modules() if dict(module.named_buffers(recurse=False)).keys() >= STATISTICS]
-    rows = prepared.rows("test")
-    if not norms or len(rows) < 2:
-        why = "there is one test image" if norms else "the network has no batch norm"
-        return (f"norm_statistics=test changed nothing: {why}",)
-    found: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
-
-    def take(norm: nn.Module, seen: tuple[Tensor, ...]) -> None:
-        variance, mean = torch.var_mean(seen[0].transpose(0, 1).flatten(1), dim=1, correction=0)
-        found[norm].append((mean, variance))
-        _set_statistics(norm, mean, variance)
-
-    with ExitStack() as hooks, torch.inference_mode():
-        for norm in norms:
-            hooks.callback(norm.register_forward_pre_hook(take).remove)
-        for part in np.array_split(rows, -(-len(rows) // ADAPTED_AT_ONCE)):
-            model(to_images(prepared.images[part]).to(device))
-        for norm, batches in found.items():
-            _set_statistics(norm, *(torch.stack(values).mean(0) for values in zip(*batches)))
-    return (f"statistics of {len(norms)} batch norms are those of the {len(rows)} test images",)
-
-
-def _set_statistics(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
-    norm.get_buffer("running_mean").copy_(mean)
-    norm.get_buffer("running_var").copy_(variance)
 
 
 def predict_image(model: nn.Module, image: np.ndarray, device: torch.device, tile: int | None = None) -> np.ndarray:
