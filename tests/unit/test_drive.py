@@ -67,11 +67,11 @@ def test_a_run_that_failed_has_made_what_is_there_alone(tmp_path: Path, monkeypa
     """Three runs share a teacher; the first fails in its first second: about a second was said to be left."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    waiting = queue(tmp_path, *(plan(name, cache=1, teacher=400, **{name: 400}) for name in "abc"))
+    waiting = queue(tmp_path, *(plan(name, cache=4, teacher=400, **{name: 400}) for name in "abc"))
     waiting.take()
     now[0] += 1
     waiting.finish("a", is_made=lambda part: part == "cache")
-    assert waiting.seconds_left(1) == pytest.approx(1200, rel=0.01)
+    assert waiting.seconds_left(1) == pytest.approx(300), "4 steps took a second, 1200 are left"
 
 
 class Pretending:

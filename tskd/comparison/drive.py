@@ -78,7 +78,7 @@ def _settle(out: Path, name: str, trouble: str | None) -> Outcome:
 
 
 def _is_made(out: Path, outcome: Outcome, part: str) -> bool:
-    return outcome.error is None or finished(out / ARTIFACTS / part)
+    return outcome.error is None or finished(out / ARTIFACTS / part) is not None
 
 
 def _parts(plans: Iterable[RunPlan]) -> set[str]:

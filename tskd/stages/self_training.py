@@ -16,7 +16,7 @@ from tskd.models.flops import gflops, training_flops
 from tskd.models.registry import STUDENT_FILE, build_model, save_model
 from tskd.recipe.schema import Mix, SelfTrainingConfig
 from tskd.seeding import derive
-from tskd.stages.label_training import training_labels, training_metrics, validation
+from tskd.stages.label_training import selection, training_labels, training_metrics, validation
 from tskd.stages.lesson import pretraining_inputs
 from tskd.stages.own_answers import answer_flops, self_taught
 from tskd.stages.workbench import Workbench
@@ -44,6 +44,7 @@ def build(
         # in parts the average once followed every part, not every step
         inputs=pretraining_inputs(description, transfer, data)
         | {"mix": mix}
+        | selection(data)
         | ({"average": "by step"} if config.accumulate > 1 else {}),
         version=VERSION,
     )  # fmt: skip
