@@ -15,6 +15,7 @@ from tskd.data.labels import has_foreground
 from tskd.data.prepared import IMAGES, OF_TARGET, Part, Prepared, squeeze_image, squeeze_mask
 from tskd.data.tiles import MOST_TILES, cut_tile, tile_corners
 from tskd.deploy.network_file import Answer
+from tskd.errors import UserError
 from tskd.recipe.schema import DataConfig, TransferConfig
 from tskd.stages import int8, teacher_images
 from tskd.stages.export import parity_cases
@@ -94,6 +95,30 @@ def test_tiles_without_a_label_are_left_out(root: Path, val_share: float) -> Non
     prepared = Prepared(build(Store(root.parent / "store"), data).path)
     assert {prepared.records[row].corner for row in prepared.rows("train", "val")} == {(0, 0)}
     assert all((mask != UNLABELLED).any() for mask in prepared.masks)
+
+
+def test_whole_images_whose_few_labels_are_squeezed_away_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dots of a pixel, of which those at odd places are left at half the size: validation ended in a traceback."""
+    root = tmp_path / "data"
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+    for number in range(8):
+        Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(root / f"images/{number}.png")
+        mask = np.full((64, 64), UNLABELLED, np.uint8)
+        odd = number > 1
+        mask[8 + odd, 8 + odd], mask[20 + odd, 30 + odd] = 0, 1
+        Image.fromarray(mask).save(root / f"masks/{number}.png")
+    (root / "dataset.yaml").write_text("classes: [cell]\nlabels: {0: 0, 1: 1, 255: 255}\n")
+    (root / "split.csv").write_text("id,split\n" + "".join(f"{n},{'test' if n > 5 else 'train'}\n" for n in range(8)))
+    data = DataConfig(root=str(root), image_size=SIDE, val_share=0.4)
+    shown = Prepared(build(Store(tmp_path / "store"), data).path)
+    lost = capsys.readouterr().err.count("no labelled pixel of 2 images (first: ")
+    assert (shown.count("train", "val"), lost) == (4, 1)
+    assert all((mask != UNLABELLED).any() for mask in shown.masks)
+    with pytest.raises(UserError, match=r"is left at 8 px, and no other image trains\. Label more of each image"):
+        build(Store(tmp_path / "store"), data.model_copy(update={"image_size": 8}))
 
 
 def tiles_of(prepared: Prepared, *parts: Part) -> Counter[str]:

@@ -197,8 +197,8 @@ class AugmentConfig(Section):
     """nnU-Net's changes of grey values, after those of ``photometric``; null: none, {}: as nnU-Net makes them."""
     amplitude: Share = 0.0
     """Share of the images whose low frequencies take on, in part, the amplitudes of another image: of the target's
-    (``transfer.target``) for teacher, student and fine-tuning, else of the training images, unlabelled ones included.
-    Before ``photometric``, and like it not for the teacher that is distilled from."""
+    (``transfer.target``) for teacher and fine-tuning, of the transfer set for distillation, else of the training
+    images, unlabelled ones included. Before ``photometric``, and like it not for the teacher that is distilled from."""
     amplitude_band: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Highest frequency that is changed, along either axis, in cycles a pixel; 0.5: all of them."""
 

@@ -9,24 +9,27 @@ import numpy as np
 from tskd.data.prepared import ONE_TONE, Prepared, content_of
 from tskd.errors import UserError
 
+OF_A_SPLIT = "Take other images than are tested ({key}), or state which cases are the test's in the data set itself."
+"""The remedy where one folder is learned from and tested, in parts that are drawn apart from each other."""
 
-def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str) -> None:
-    """Raise UserError where a model was trained on a test case."""
+
+def refuse_seen_cases(seen: Iterable[str], prepared: Prepared, *, what: str, remedy: str) -> None:
+    """Raise UserError where a test case was, or would be, learned from; ``remedy``: a sentence."""
     if shared := sorted(set(seen) & prepared.cases("test")):
         raise UserError(
-            f"{what} has seen {len(shared)} test cases (first: {', '.join(shared[:3])}); its scores would be too good. "
-            "Train it again on this data set's training cases."
+            f"{what} has seen {len(shared)} test cases (first: {', '.join(shared[:3])}); scores would be too good. "
+            f"{remedy}"
         )
 
 
-def refuse_seen_images(prepared: Prepared, tested: Prepared, *, trained: str = "data.root") -> None:
+def refuse_seen_images(prepared: Prepared, tested: Prepared, *, trained: str, testing: str) -> None:
     """Raise UserError where a test image of another data set is a training image under another name, pixel by pixel.
 
     Images of one tone do not count: every volume may begin with an empty slice.
     """
     if shared := seen_images(prepared, tested):
         raise UserError(
-            f"evaluate.data: {shared} test images are training images of {trained} as well; its scores "
+            f"{testing}: {shared} test images are training images of {trained} as well; scores "
             "would be too good. Take the copies out of one of the two, or set data.allow_duplicates=true."
         )
 

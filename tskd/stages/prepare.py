@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tskd.artifacts import Artifact, Builder
-from tskd.console import progress, warn
+from tskd.console import counted, progress, warn
 from tskd.data.duplicates import DuplicatePair
 from tskd.data.known_digests import KnownDigests
 from tskd.data.label_sense import doubts
@@ -76,8 +76,9 @@ def build(store: Builder, data: DataConfig, readings: Readings | None = None) ->
 def tested_data(data: DataConfig, other: SourceConfig) -> DataConfig:
     """Return the settings under which another data set is tested: all labels are known, the split is drawn alike.
 
-    So training and test of one data set never share a case, whichever of its images it is tested on. Duplicates
-    across its own parts do no harm where nothing trains on it.
+    So training and test of one data set share no case where both take all of its images; where either takes a part
+    (``where``), the parts are split apart, and what they share is refused. Duplicates across its own parts do no harm
+    where nothing trains on it.
     """
     free = {"labels": None, "label_cases": None, "budget_seed": None, "allow_duplicates": True}
     return DataConfig(**{**data.model_dump(), **free, **other.model_dump()})
@@ -146,7 +147,7 @@ def write_prepared(config: DataConfig, reading: Reading, split: Split, folder: P
     """Write what was read, part by part."""
     records = reading.records
     save_split(split, folder / "split.json")
-    rows = list(_rows(reading, split, config.tile))
+    rows = _without_lost_labels(list(_rows(reading, split, config.tile)), reading)
     _require_room_for_tiles(config, rows, folder)
     _write_rows(reading, rows, config.tile, folder)
     write_prepared_records(folder, (_record_of(row, reading) for row in rows))
@@ -229,6 +230,27 @@ def _rows(reading: Reading, split: Split, tile: int | None) -> Iterator[_Row]:
             if part in ("train", "val"):
                 corners = _with_labels(reading, index, corners, tile)
             yield from (_Row(index, part, corner) for corner in corners)
+
+
+def _without_lost_labels(rows: Sequence[_Row], reading: Reading) -> list[_Row]:
+    """Return the rows but for whole images whose few labelled pixels are all gone at the size that networks see.
+
+    Raises UserError where none is left to train on.
+    """
+    lost = [
+        row
+        for row in rows
+        if row.part in ("train", "val") and row.corner is None and (reading.masks[row.record] == UNLABELLED).all()
+    ]
+    if not lost:
+        return list(rows)
+    first = reading.records[lost[0].record].id
+    told = f"no labelled pixel of {counted(len(lost), 'image')} (first: {first}) is left at {reading.side} px"
+    kept = [row for row in rows if row not in lost]
+    if not any(row.part == "train" for row in kept):
+        raise UserError(f"{told}, and no other image trains. Label more of each image, or raise data.image_size.")
+    warn(f"{told}: nothing is learned from them. Label more of each, or raise data.image_size")
+    return kept
 
 
 def _with_labels(reading: Reading, index: int, corners: list[Corner], tile: int) -> list[Corner]:

@@ -106,7 +106,10 @@ def build(
     seed = own_seed(config, bench.seed)
 
     def make(folder: Path) -> Mapping[str, Any]:
-        refuse_seen_cases(read_seen_cases(denoiser.path), prepared, what="the diffusion model")
+        refuse_seen_cases(
+            read_seen_cases(denoiser.path), prepared, what="the diffusion model",
+            remedy="Train it again on this data set's training cases.",
+        )  # fmt: skip
         size = prepared.image_size
         sampler = open_sampler(denoiser.path, config, image_size=size, seed=seed, runtime=bench.runtime)
         return draw_samples(numbers, sampler, folder, runtime=bench.runtime)

@@ -19,9 +19,11 @@ def build(store: Builder, recipe: Recipe, tested: Artifact, readings: Readings |
     artifact = prepare.build_target(store, data, other, readings)
     prepared, test = Prepared(artifact.path), Prepared(tested.path)
     if prepare.same_images(recipe.evaluate.data or data, other):
-        leaks.refuse_seen_cases(prepared.cases(*OF_TARGET), test, what="transfer.target")
+        remedy = leaks.OF_A_SPLIT.format(key="transfer.target.where")
+        leaks.refuse_seen_cases(prepared.cases(*OF_TARGET), test, what="transfer.target", remedy=remedy)
     elif not data.allow_duplicates:
-        leaks.refuse_seen_images(prepared, test, trained="transfer.target")
+        testing = "data.root" if recipe.evaluate.data is None else "evaluate.data"
+        leaks.refuse_seen_images(prepared, test, trained="transfer.target", testing=testing)
     if (side := recipe.teacher.image_size or 0) <= data.image_size:
         return artifact
     return prepare.build_target(store, data.model_copy(update={"image_size": side}), other, readings)

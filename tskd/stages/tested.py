@@ -26,7 +26,9 @@ def build(
     prepared, tested = Prepared(trained_on.path), Prepared(artifact.path)
     leaks.refuse_other_classes(prepared, tested)
     if prepare.same_images(data, other):
-        leaks.refuse_seen_cases(prepared.cases("train", "val", "unlabelled"), tested, what="training")
+        seen = prepared.cases("train", "val", "unlabelled")
+        remedy = leaks.OF_A_SPLIT.format(key="evaluate.data.where")
+        leaks.refuse_seen_cases(seen, tested, what="training", remedy=remedy)
     if not data.allow_duplicates:
-        leaks.refuse_seen_images(prepared, tested)
+        leaks.refuse_seen_images(prepared, tested, trained="data.root", testing="evaluate.data")
     return artifact
