@@ -85,6 +85,20 @@ def test_nothing_that_is_not_of_a_bundle_is_replaced_by_one(bundle: Bundle, tmp_
         publish(bundle.folder, other)
 
 
+@pytest.mark.parametrize("name", [".git", "downloads"])
+def test_somebody_elses_folder_with_a_list_of_sums_is_not_replaced(name: str, bundle: Bundle, tmp_path: Path) -> None:
+    """Any list called SHA256SUMS made the files it names ours, and every hidden name was passed over."""
+    place = tmp_path / "model"
+    (place / ".git").mkdir(parents=True) if name == ".git" else place.mkdir()
+    (place / "iso.img").write_bytes(b"x")
+    (place / "SHA256SUMS").write_text(f"{file_sha256(place / 'iso.img')}  iso.img\n")
+    if name == ".git":
+        (place / "iso.img").unlink()
+    with pytest.raises(UserError, match=r"is not of a bundle.*Move it away"):
+        publish(bundle.folder, place)
+    assert (place / "SHA256SUMS").exists()
+
+
 def test_masks_are_not_written_into_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lies in the bundle"):
         predict_paths(bundle, [picture(tmp_path / "a.png")], bundle.folder / "masks")
@@ -107,6 +121,52 @@ def test_single_slices_of_a_damaged_series_replace_no_other_result(bundle: Bundl
     outcome = predict_paths(bundle, [tmp_path / "in"], tmp_path / "out", options=PredictOptions(overwrite=True))
     assert [str(one.output) for one in outcome.predictions] == ["ct/IM0000.png"]
     assert np.asarray(Image.open(tmp_path / "out/ct/IM0000.png")).shape == (6, 8)
+
+
+def test_an_input_of_another_name_for_the_same_file_is_not_replaced(bundle: Bundle, tmp_path: Path) -> None:
+    """As ``scan.PNG`` and ``scan.png`` are where case does not count; here a hard link stands for it."""
+    scan = picture(tmp_path / "in" / "scan.jpg")
+    (tmp_path / "in" / "scan.png").hardlink_to(scan)
+    before = file_sha256(scan)
+    with pytest.raises(UserError, match="is one of the inputs"):
+        predict_paths(bundle, [scan], tmp_path / "in", options=PredictOptions(overwrite=True))
+    assert file_sha256(scan) == before
+
+
+def test_two_names_for_the_same_place_are_two_results_or_none(bundle: Bundle, tmp_path: Path) -> None:
+    """As ``a.png`` and ``A.png`` are where case does not count; here a link stands for it."""
+    images = [picture(tmp_path / "x" / "a.png"), picture(tmp_path / "y" / "A.png", grey=0)]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "A.png").symlink_to("a.png")
+    outcome = predict_paths(bundle, images, tmp_path / "out", options=PredictOptions(overwrite=True))
+    assert [str(one.output) for one in outcome.predictions] == ["a.png"]
+    assert "differs in upper and lower case alone" in outcome.failures[0].problem
+    assert np.asarray(Image.open(tmp_path / "out/a.png")).all(), "of the first"
+
+
+def test_the_volume_of_before_does_not_stay_beside_single_slices(bundle: Bundle, tmp_path: Path) -> None:
+    folder, out, sound = tmp_path / "in" / "ct", tmp_path / "out", PredictOptions(overlays=True)
+    damaged_series(folder)
+    damaged = {path.name: path.read_bytes() for path in folder.iterdir()}
+    whole = dcmread(folder / "IM0001.dcm")
+    whole.PixelData = dcmread(folder / "IM0000.dcm").PixelData
+    whole.save_as(folder / "IM0001.dcm")
+    predict_paths(bundle, [tmp_path / "in"], out, options=sound)
+    assert {"ct.nii.gz", "ct_0002.overlay.png"} <= {*files_in(out)}
+    (folder / "IM0001.dcm").write_bytes(damaged["IM0001.dcm"])
+    predict_paths(bundle, [tmp_path / "in"], out, options=PredictOptions(overwrite=True))
+    assert files_in(out) == ["ct/IM0000.png", "ct/IM0002.png", "predictions.csv"]
+
+
+def test_a_segmentation_of_before_goes_where_there_can_be_none_now(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_series(tmp_path / "in" / "s", [(0, 0, z) for z in range(2)], **STUDY)
+    predict_paths(bundle, [tmp_path / "in"], tmp_path / "out")
+    assert "s.seg.dcm" in files_in(tmp_path / "out")
+    monkeypatch.setattr("tskd.deploy.dicom_out.SegmentationFiles.content", lambda *_: None)
+    predict_paths(bundle, [tmp_path / "in"], tmp_path / "out", options=PredictOptions(overwrite=True))
+    assert files_in(tmp_path / "out") == ["predictions.csv", "s.nii.gz"]
 
 
 def test_inputs_that_cannot_be_read_are_not_replaced_either(bundle: Bundle, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ FOLDER = "model"
 """Name of the bundle's folder in a run's output folder."""
 _LARGEST_DESCRIPTION = 16_000_000
 _LEFT_BY_WINDOWS = ("thumbs.db", "desktop.ini")
+_LEFT_IN_HIDING = (".ds_store", "._", ".directory", ".localized", ".nfs", ".smbdelete", ".fuse_hidden")
+"""Beginnings of the hidden files that systems leave in any folder that is looked at."""
 _REQUIRED = (DESCRIPTION, ONNX)
 _SUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9._-]+)")
 
@@ -226,16 +228,13 @@ def publish(source: Path, place: Path) -> None:
 
 
 def require_ours(place: Path) -> None:
-    """Raise UserError where what a bundle would replace holds anything that is not of an earlier one."""
+    """Raise UserError where what a bundle would replace holds anything that is not of an earlier one.
+
+    A list of sums that names no network is of something else, and a hidden folder (``.git``) is somebody's work.
+    """
     if place.is_dir():
-        sums = place / SUMS
-        lines = sums.read_text(encoding="utf-8", errors="replace").splitlines() if sums.is_file() else []
-        known = {line.partition("  ")[2]: "" for line in lines}
-        foreign = sorted(
-            path.name
-            for path in place.iterdir()
-            if _is_foreign(path, known) and not (path.is_file() and _belongs(path.name))
-        )
+        known = _listed(place)
+        foreign = sorted(path.name for path in place.iterdir() if not _may_go(path, known))
         if foreign:
             raise UserError(
                 f"{place / foreign[0]} is not of a bundle, and `{place.name}` is where the bundle goes: all in it "
@@ -243,6 +242,19 @@ def require_ours(place: Path) -> None:
             )
     elif place.exists():
         raise UserError(f"{place} is a file where the bundle's folder goes. Move it away, or choose another --out.")
+
+
+def _listed(place: Path) -> Mapping[str, str]:
+    try:
+        return read_sums(place)
+    except UserError:
+        return {}
+
+
+def _may_go(path: Path, sums: Mapping[str, str]) -> bool:
+    if path.name.startswith("."):
+        return path.is_file() and path.name.lower().startswith(_LEFT_IN_HIDING)
+    return not _is_foreign(path, sums) or (path.is_file() and _belongs(path.name))
 
 
 def _belongs(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,17 @@ from tskd.deploy.label_files import draft_all, label_file, placeable
 from tskd.deploy.looking import FrameProgress, Look, Room, look_ahead
 from tskd.deploy.network_file import Answer, ask
 from tskd.deploy.outcome import Outcome, Prediction
-from tskd.deploy.result_names import apart, extra, left_by_others, refuse_replacing, results, segmentation_name
+from tskd.deploy.result_names import (
+    Place,
+    Protected,
+    apart,
+    by_any_options,
+    extra,
+    place_of,
+    refuse_replacing,
+    results,
+    segmentation_name,
+)
 from tskd.deploy.tiles import ask_in_tiles
 from tskd.errors import UserError, name_of, refused_by_system, require_folder, until_terminated
 from tskd.machine.disk import Draft
@@ -88,11 +98,12 @@ def predict_paths(
     bundle.refuse_inside(out)
     found = find_items(inputs, results=out, axis=bundle.axis)
     items, alike = apart(found.items, options)
+    protected = Protected.of(found.paths)
     failures = [*found.failures, *alike]
     for said in [*found.remarks, *(failure.problem for failure in failures)]:
         warn(said)
     if items:
-        refuse_replacing(items, out, options, inputs=found.paths)
+        refuse_replacing(items, out, options, inputs=protected)
     outcome.failures += failures
     if not items:  # no table of nothing, which the corrected command would have to replace
         outcome.require_complete()
@@ -105,7 +116,7 @@ def predict_paths(
         work = _Work(
             session, network, bundle.window, bundle.axis, classes, bundle.tile_for(options.tile), bundle.look_below,
             out, options, segmentations,
-            inputs=found.paths, taken={path for item in items for path in results(item, options)},
+            inputs=protected, taken={path for item in items for path in results(item, options)},
         )  # fmt: skip
         _predict_and_list(items, work, at_once * _WORKERS, outcome)
     return outcome
@@ -230,10 +241,12 @@ class _Work:
     out: Path
     options: PredictOptions
     segmentations: SegmentationFiles
-    inputs: frozenset[Path]
-    """Resolved, of all files found: none is replaced."""
+    inputs: Protected
+    """All files found: none is replaced."""
     taken: set[Path]
     """Relative paths of all items' results."""
+    written: set[Place | None] = field(default_factory=set)
+    """Where the results that are there by now lie."""
     room: Room = field(default_factory=lambda: Room(MAX_PIXELS))
     """For what one image may have at most: a pixel takes some 35 bytes while it is answered."""
 
@@ -326,14 +339,26 @@ class _Work:
             segmentation = self._segmentation(item, planes)
             for one in segmentation:
                 undo.callback(one.discard)
+            self._require_own([one.path for one in drafts])
             for one in drafts:
                 with placeable(one.path):
                     one.publish()
+                self.written.add(place_of(one.path))
             outcome.predictions += [one.prediction for one in seen]
+            published = {one.path for one in drafts}
             if self._publish_segmentation(item, segmentation):
                 outcome.segmentations.append(segmentation_name(item))
-        if self.options.overwrite:
-            self._remove_others(item)
+                published.add(self.out / segmentation_name(item))
+        self._remove_stale(item, published)
+
+    def _require_own(self, paths: Sequence[Path]) -> None:
+        """Raise UserError where a path is, on a disk where upper and lower case are alike, another item's result."""
+        for path in paths:
+            if (place := place_of(path)) is not None and place in self.written:
+                raise UserError(
+                    f"{path}: is the result of another image, whose name differs in upper and lower case alone. Rename "
+                    "one, or predict them into two folders."
+                )
 
     def _segmentation(self, item: Item, planes: Sequence[np.ndarray]) -> list[Draft]:
         content = self.segmentations.content(item, planes)
@@ -349,10 +374,16 @@ class _Work:
             return False
         return bool(drafts)
 
-    def _remove_others(self, item: Item) -> None:
-        """Remove what earlier options wrote for an item and these do not: beside new labels it would be another's."""
-        for path in left_by_others(item, self.options) - self.taken:
-            if (self.out / path).resolve() not in self.inputs:
+    def _remove_stale(self, item: Item, published: Collection[Path] = ()) -> None:
+        """Remove what an earlier run wrote for an item and this one does not: beside new labels it would be another's.
+
+        Where nothing may be replaced there is nothing of an earlier run.
+        """
+        if not self.options.overwrite:
+            return
+        of_others = self.taken - {*results(item, self.options)}
+        for path in by_any_options(item, self.options) - of_others:
+            if self.out / path not in published and self.out / path not in self.inputs:
                 (self.out / path).unlink(missing_ok=True)
 
     def of_before(self, item: Item) -> str:
@@ -375,6 +406,7 @@ class _Work:
             labels = draft_all([(self.out / single.output, packed(one.plane))])
             prediction = replace(one.prediction, slice=None, output=single.output)
             self._write(single, [replace(one, prediction=prediction, drafts=[*renamed, *labels])], outcome)
+        self._remove_stale(item)
 
     def _single(self, item: Item, number: int) -> Item:
         path = item.frames[number].path
@@ -384,7 +416,7 @@ class _Work:
     def _require_free(self, item: Item, singles: Iterable[Item]) -> None:
         """Raise UserError where single slices would replace an input, another item's results or, unasked, a file."""
         for path in (path for single in singles for path in results(single, self.options)):
-            if path in self.taken or (self.out / path).resolve() in self.inputs:
+            if path in self.taken or self.out / path in self.inputs:
                 raise UserError(
                     f"{item.source}: its single slices would replace {self.out / path}. Mend or remove the slice that "
                     "cannot be read, or predict the series by itself into another --out."

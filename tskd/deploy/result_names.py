@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from tskd.deploy.dicom_out import SUFFIX
 from tskd.deploy.inputs import Failure, Item
@@ -15,6 +15,35 @@ if TYPE_CHECKING:
     from tskd.deploy.predict import PredictOptions
 
 TABLE = "predictions.csv"
+
+
+Place = tuple[int, int]
+"""Device and number of a file: names say little where upper and lower case are alike."""
+
+
+@dataclass(frozen=True)
+class Protected:
+    """Files that nothing may replace, by whatever name they are reached."""
+
+    paths: frozenset[Path]
+    places: frozenset[Place]
+
+    @classmethod
+    def of(cls, paths: Collection[Path]) -> Self:
+        """Take files by their resolved paths."""
+        return cls(frozenset(paths), frozenset(place for place in map(place_of, paths) if place))
+
+    def __contains__(self, path: Path) -> bool:
+        return path.resolve() in self.paths or place_of(path) in self.places
+
+
+def place_of(path: Path) -> Place | None:
+    """Return where a file lies on the disk; None where there is none, or the disk does not say."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if status.st_ino else None
 
 
 def extra(item: Item, place: int | None, ending: str) -> Path:
@@ -36,10 +65,9 @@ def results(item: Item, options: PredictOptions) -> Iterator[Path]:
             yield extra(item, place, "overlay.png")
 
 
-def left_by_others(item: Item, options: PredictOptions) -> set[Path]:
-    """Return the relative paths that other options write for an item and these do not: another model's, if there."""
-    everything = replace(options, probabilities=True, overlays=True, dicom_seg="binary")
-    return {*results(item, everything)} - {*results(item, options)}
+def by_any_options(item: Item, options: PredictOptions) -> set[Path]:
+    """Return the relative paths of all that some options write for an item."""
+    return {*results(item, replace(options, probabilities=True, overlays=True, dicom_seg="binary"))}
 
 
 def apart(items: Sequence[Item], options: PredictOptions) -> tuple[list[Item], list[Failure]]:
@@ -70,12 +98,10 @@ def _alike(item: Item, path: Path, other: Item) -> Failure:
     return Failure(item.source, f"{item.source}: {text}")
 
 
-def refuse_replacing(
-    items: Sequence[Item], out: Path, options: PredictOptions, *, inputs: Collection[Path] = ()
-) -> None:
-    """Raise UserError where results would replace an input, resolved paths, or what is there already."""
+def refuse_replacing(items: Sequence[Item], out: Path, options: PredictOptions, *, inputs: Protected) -> None:
+    """Raise UserError where results would replace an input or what is there already."""
     written = [path for item in items for path in results(item, options)]
-    if hit := next((path for path in written if (out / path).resolve() in inputs), None):
+    if hit := next((path for path in written if out / path in inputs), None):
         raise UserError(f"{out / hit} is one of the inputs; results never replace them. Choose another --out.")
     existing = [path for path in (*written, Path(TABLE)) if _exists(out / path)]
     if existing and not options.overwrite:

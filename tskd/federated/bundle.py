@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tskd.artifacts import Artifact
-from tskd.deploy.bundle import FOLDER, publish
+from tskd.deploy.bundle import FOLDER, publish, require_ours
 from tskd.errors import UserError
 from tskd.experiment.methods import METHODS
 from tskd.experiment.run import Run
@@ -92,6 +92,7 @@ def renew(run: FederatedRun, scores: Scores) -> None:
     if (run.out / FOLDER).is_dir() and common_student(run) is not None:
         ship_common(run, scores)
     elif (run.out / FOLDER).is_dir():
+        require_ours(run.out / FOLDER)
         shutil.rmtree(run.out / FOLDER)
     for name, site in run.sites.items():
         if (site.folder / FOLDER).is_dir() and run.recipe.method != TEACHER:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tskd.data.prepared import Prepared
+from tskd.deploy.bundle import FOLDER, require_ours
 from tskd.errors import UserError, require_folder
 from tskd.experiment.run import Run
 from tskd.extras import EXTRAS, install
@@ -79,6 +80,7 @@ def _runtime(recipe: Recipe, out: Path, *, minutes: float | None = None, apart: 
         )
     check_federated(recipe, apart=apart)
     require_folder(out)
+    require_ours(out / FOLDER)
     from tskd.engine import open_runtime
     from tskd.experiment.preflight import check_networks
 
