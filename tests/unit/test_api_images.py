@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch.utils.data import TensorDataset
 
 from tskd.api.images import gather
 from tskd.api.pixels import as_pixels
+from tskd.data.images import read_image
+from tskd.data.intensity import IntensityWindow
 from tskd.errors import UserError
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
@@ -49,6 +52,40 @@ def test_grey_is_repeated() -> None:
 @pytest.mark.parametrize("item", [np.zeros((2, 3, 4, 5), np.uint8), GREY.astype(np.int16), GREY / 1.0, np.zeros(3)])
 def test_what_has_no_stated_range_or_shape_is_refused(item: np.ndarray) -> None:
     with pytest.raises(UserError, match="image of"):
+        as_pixels(item)
+
+
+def deep(path: Path) -> Path:
+    Image.fromarray(np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000).save(path)
+    return path
+
+
+def unit_floats(path: Path) -> Path:
+    Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)).save(path)
+    return path
+
+
+def turned(path: Path) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOUR).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.png", deep), ("b.tif", unit_floats), ("c.png", turned)])
+@pytest.mark.parametrize("window", [None, IntensityWindow(0.2, 20000)])
+def test_an_opened_image_is_read_as_its_file(
+    name: str, write: Callable[[Path], Path], window: IntensityWindow | None, tmp_path: Path
+) -> None:
+    """16 bits were cut to white, floats to black, and neither the window nor the orientation was honoured."""
+    path = write(tmp_path / name)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(as_pixels(image, window), read_image(path, intensity=window))
+
+
+@pytest.mark.parametrize("item", [[], {}, np.zeros((0, 4), np.float32), np.array([None, "a"]), object(), "a.png"])
+def test_what_is_no_image_is_one_sentence(item: Any) -> None:
+    with pytest.raises(UserError, match="image"):
         as_pixels(item)
 
 

@@ -118,6 +118,12 @@ def hide_weights_in_a_sparse_attribute(path: Path) -> None:
     write(path, model)
 
 
+def leave_a_constant_without_its_value(path: Path) -> None:
+    model = onnx.load(path)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["sides"]))
+    write(path, model)
+
+
 def ask_for_all_memory(path: Path, kind: str, by_node: bool) -> None:
     """A file of a few bytes that makes 16 TB when it is opened: onnxruntime folds constants."""
     model = onnx.load(path)
@@ -151,6 +157,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "external in a branch": (hide_weights_in_a_branch, "its weights are in another file"),
     "external in a sparse attribute": (hide_weights_in_a_sparse_attribute, "its weights are in another file"),
     "stated array": (state_an_array_that_is_not_there, "an array that could not be in it"),
+    "empty constant": (leave_a_constant_without_its_value, "cannot load it"),
     "huge zeros": (lambda path: ask_for_all_memory(path, "ConstantOfShape", False), "whatever the image"),
     "huge copies": (lambda path: ask_for_all_memory(path, "Expand", True), "whatever the image"),
     "huge tiles": (lambda path: ask_for_all_memory(path, "Tile", True), "whatever the image"),

@@ -14,6 +14,7 @@ from tskd.api.show import Table, image_html
 from tskd.deploy.bundle import CARD, Bundle, open_bundle
 from tskd.deploy.doubt import remark
 from tskd.deploy.tiles import ask_by_size
+from tskd.errors import UserError
 from tskd.overlays import draw_overlay, enlargement
 
 if TYPE_CHECKING:
@@ -89,21 +90,34 @@ class Model:
     def predict(self, image: Any, *, tile: int | None = None) -> Prediction:
         """Segment one image: a path (PNG, JPEG, TIFF, single DICOM, ...), a PIL image, an array or a tensor.
 
-        Arrays are (H, W) or (H, W, 3) uint8, or floats in [0, 1]. ``tile``: larger images are answered in overlapping
+        Files and PIL images are read as `tskd predict` reads them; arrays, (H, W) or (H, W, 3) uint8 or floats in
+        [0, 1], are taken as they are shown. ``tile``: larger images are answered in overlapping
         tiles of so many px, 0: as a whole; None: as it was trained. Volumes and folders: `tskd predict`. Raises
         UserError for what cannot be read, and for tiles below 16 px.
         """
-        if isinstance(image, str | Path):
-            from tskd.data.images import read_image
-
-            pixels = read_image(Path(image), intensity=self.bundle.window)
-        else:
-            pixels = as_pixels(image)
+        pixels = self._read(Path(image)) if isinstance(image, str | Path) else self._taken(image)
         answer = ask_by_size(self._session, pixels, self.bundle.tile_for(tile))
         return Prediction(
             answer.classes, answer.probabilities, self.classes, pixels, answer.confidence, answer.unfamiliarity,
             remark(answer, look_below=self.bundle.look_below),
         )  # fmt: skip
+
+    def _read(self, path: Path) -> np.ndarray:
+        from tskd.data import nifti
+        from tskd.data.images import read_image
+
+        if path.is_dir() or (path.is_file() and nifti.is_nifti(path)):
+            what = "is a folder" if path.is_dir() else "holds a volume"
+            raise UserError(
+                f"{path}: {what}, and here one image is segmented. Give a slice as an array, or segment it all with "
+                f"`tskd predict {self.bundle.folder} {path} --out masks`."
+            )
+        return read_image(path, intensity=self.bundle.window)
+
+    def _taken(self, image: Any) -> np.ndarray:
+        if isinstance(image, list | tuple):
+            raise UserError("predict segments one image at a time: [model.predict(one) for one in images]")
+        return as_pixels(image, self.bundle.window)
 
     def _repr_html_(self) -> str:
         from html import escape

@@ -50,6 +50,14 @@ def read_image(
     return to_rgb(to_uint8(values, intensity, path))
 
 
+def from_pillow(image: Image.Image, *, intensity: IntensityWindow | None = None) -> np.ndarray:
+    """Return what :func:`read_image` does, of an image that Pillow holds; of 16-bit colours Pillow has kept 8 bits."""
+    path = Path(getattr(image, "filename", "") or "the image")
+    with reading(path, _explain):
+        values = _image_values(ImageOps.exif_transpose(image))
+    return to_rgb(to_uint8(values, intensity, path))
+
+
 def read_stored(path: Path, *, index: int | None = None, axis: int = 2) -> np.ndarray:
     """Read an image's values before they become grey levels, (H, W) or (H, W, C); ``index`` and ``axis`` as above."""
     _require_content(path)
@@ -98,7 +106,8 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def _require_content(path: Path) -> None:
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file.")
+        what = "is a folder, not an image." if path.is_dir() else "there is no such file."
+        raise UserError(f"{path}: {what}")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes). Copy it again from the source or remove it.")
 

@@ -36,7 +36,7 @@ def fetch_study(url: str, study: str, folder: Path) -> int:
     client = _client(url)
     count = 0
     with _asking(url):
-        for number, series in enumerate(client.search_for_series(study), start=1):
+        for number, series in enumerate(_series(client, study), start=1):
             if _value(series, "00080060") in _NO_SCANS:
                 continue
             place = folder / f"series_{number:03d}"
@@ -48,6 +48,19 @@ def fetch_study(url: str, study: str, folder: Path) -> int:
     if not count:
         raise UserError(f"{url}: has no scans of this study. Look at the StudyInstanceUID given with --study.")
     return count
+
+
+def _series(client: DICOMwebClient, study: str) -> Iterator[dict[str, Any]]:
+    """Yield all series of a study, page by page (PS3.18 8.3.4.4); a server may also ignore where a page begins."""
+    seen: set[str] = set()
+    while True:
+        page = client.search_for_series(study, offset=len(seen) or None)
+        new = {str(_value(series, "0020000E")): series for series in page}
+        new = {uid: series for uid, series in new.items() if uid not in seen}
+        yield from new.values()
+        if not new:
+            return
+        seen |= new.keys()
 
 
 def store(url: str, paths: Sequence[Path]) -> None:

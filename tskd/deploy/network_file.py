@@ -157,7 +157,11 @@ def _asks_for_too_much(nodes: Iterable[Any], tensors: Iterable[Any]) -> bool:
     """Say whether a constant shape makes an array that large: onnxruntime makes it when it opens the file."""
     shapes = {tensor.name: _integers(tensor) for tensor in tensors if len(tensor.dims) == 1 and tensor.name}
     shapes |= {
-        out: _integers(node.attribute[0].t) for node in nodes for out in node.output if node.op_type == "Constant"
+        out: _integers(attribute.t)
+        for node in nodes
+        if node.op_type == "Constant"
+        for out in node.output
+        for attribute in node.attribute
     }
     asked = (name for node in nodes if node.op_type in _SHAPED for name in node.input)
     return any(math.prod(shapes.get(name, ())) > _MOST_CELLS for name in asked)
