@@ -75,8 +75,9 @@ def read_contours(path: Path) -> Contours:
     with reading(path, _explain):
         data = head.data
         names = {int(one.ROINumber): str(one.get("ROIName") or "") for one in data.StructureSetROISequence}
-        found = [(number, points) for number, points in _closed(data) if points is not None]
-        passed = sum(points is None for _, points in _closed(data))
+        closed = list(_closed(data))
+        found = [(number, points) for number, points in closed if points is not None]
+        passed = len(closed) - len(found)
         counts = [len(points) for _, points in found]
         return Contours(
             path,

@@ -40,7 +40,10 @@ def build_client_app(open_site: OpenSite) -> ClientApp:
             except (UserError, RunFailed) as error:
                 warn(str(error))
             except OSError as error:
-                warn(refused_by_system(error))
+                if error.errno is None:  # of a library, not of the system
+                    traceback.print_exc()
+                else:
+                    warn(refused_by_system(error))
             except Exception:  # noqa: BLE001 whatever it was may name files: it is told here alone
                 traceback.print_exc()
             return failed(message)

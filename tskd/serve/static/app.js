@@ -233,17 +233,32 @@ export async function save() {
   });
 }
 
+let polling, listed = "";
+
 async function listCandidates() {
+  clearTimeout(polling);
   const { left, next } = await askJson("/v1/pool");
+  if (left) polling = setTimeout(poll, 3000);
   $("pool-told").textContent = left ? `${left} images still to be looked at; the model doubts these most so far:` : "The model doubts these most:";
   if (!left && !next.length) $("pool-told").textContent = "Every image of the pool has a mask.";
+  if (listed === JSON.stringify(next)) return; // drawn anew it would take the keyboard's focus away
+  listed = JSON.stringify(next);
   $("candidates").replaceChildren(...next.map((one) => {
     const item = document.createElement("li"), button = element("button", `${one.name} (doubt ${one.doubt.toFixed(2)})`, { type: "button" });
     button.addEventListener("click", () => open(`/v1/pool/${one.number}`, {}, "image"));
     item.append(button);
     return item;
   }));
-  if (left) setTimeout(() => trying(listCandidates), 3000);
+}
+
+/** Look again in the background: not by `trying`, which takes away what the page has to say of the person's own work. */
+async function poll() {
+  try {
+    await listCandidates();
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    polling = setTimeout(poll, 3000);
+  }
 }
 
 // --- what a person does ---
