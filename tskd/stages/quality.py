@@ -136,7 +136,7 @@ def judge_spaces(samples: np.ndarray, spaces: Spaces, prepared: Prepared, *, see
     judged = {"pixels": judge_pixels(images["synthetic"], images["training"], cases, seed=seed)}
     for name, extract in spaces.items():
         if extract is None:
-            judged[name] = {"skipped": "its weights are not installed: pip install 'tskd[offline]'"}
+            judged[name] = {"skipped": "its weights are not installed (the part `offline` of tskd)"}
             continue
         say(f"quality: {name} features of {sum(map(len, images.values()))} images")
         found = {part: extract(pixels) for part, pixels in images.items()}

