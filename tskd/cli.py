@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import typer.core
 
 from tskd import __version__
 from tskd.console import met, open_missing_streams, printable, say
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from tskd.recipe.files import Change
     from tskd.recipe.schema import Recipe
 
+typer.core.HAS_RICH = False  # typer would write "\\[required]" for rich, which takes two thirds of the start-up
 app = typer.Typer(
     name="tskd",
     help="Turn a vision foundation model and a few dozen labelled medical images into a small segmentation model.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # rich takes two thirds of the start-up
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -57,7 +59,7 @@ _AFTER_STOP = {
 Executor = Literal["local", "ray"]
 Backend = Literal["here", "ray"]
 DicomSeg = Literal["binary", "labelmap", "none"]
-Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interrupted run in it is taken up again.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for results; an interrupted run in it is resumed.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: section.key=value. May be repeated.")]
 Data = Annotated[str | None, typer.Option("--data", help="Data folder, or 'phantoms' (the default).")]
 RecipeFile = Annotated[
@@ -120,7 +122,7 @@ def run(
     minutes: Minutes = None,
     target: Annotated[
         float | None,
-        typer.Option("--target-minutes", min=1, help="Where settings are chosen: about how long it may take; 30."),
+        typer.Option("--target-minutes", min=1, help="Without a recipe: target duration in minutes; 30."),
     ] = None,
     download: Download = False,
     json_: Json = False,
@@ -465,7 +467,7 @@ def predict(
         int | None,
         typer.Option(
             min=0,
-            help="Answer larger images in overlapping tiles of so many px, 0: as a whole; default: as it was trained.",
+            help="Segment larger images in overlapping tiles of so many px, 0: as a whole; default: as it was trained.",
         ),
     ] = None,
     dicomweb: Annotated[str | None, typer.Option(help="URL of a DICOMweb server to fetch a study from.")] = None,
@@ -516,7 +518,7 @@ def score(
     set_: Set = None,
     tile: Annotated[
         int | None,
-        typer.Option(min=0, help="Answer larger images in tiles of so many px, as `predict --tile` does."),
+        typer.Option(min=0, help="Segment larger images in tiles of so many px, as `predict --tile` does."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace scores that are there already.")] = False,
     json_: Json = False,

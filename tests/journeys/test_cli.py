@@ -30,7 +30,9 @@ def test_help_names_every_command_with_an_example(tskd: Command) -> None:
     assert overview.returncode == 0
     for name in names:
         assert name in overview.stdout
-        assert f"Example: tskd {name}" in tskd(name, "--help").stdout
+        told = tskd(name, "--help").stdout
+        assert f"Example: tskd {name}" in told
+        assert "\\" not in told, "what is written for rich"
 
 
 def test_the_version_is_that_of_the_package(tskd: Command) -> None:
