@@ -99,6 +99,16 @@ def test_the_base_recipe_may_be_a_file_beside_the_grid_and_overrides_change_it(t
     assert (recipe.teacher.rank, recipe.teacher.steps) == (8, 9)
 
 
+def test_a_built_in_recipe_is_taken_by_its_name(tmp_path: Path) -> None:
+    """As ``tskd run laptop`` does; a file of that name beside the grid comes first."""
+    found = load(tmp_path, recipe="laptop").runs[0].recipe
+    assert (found.data.image_size, found.distill.steps, found.student.decoder) == (128, 800, "unet")
+    (tmp_path / "laptop").write_text("distill: {steps: 7}\n")
+    assert load(tmp_path, recipe="laptop").runs[0].recipe.distill.steps == 7
+    with pytest.raises(UserError, match=r"recipe 'lap' is not known.*laptop"):
+        load(tmp_path, recipe="lap")
+
+
 def test_what_is_kept_of_a_grid_makes_the_same_runs_without_its_recipe_and_overrides(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("teacher: {rank: 8, steps: 7}\n")
     grid = load(tmp_path, "teacher.steps=9", recipe="base.yaml")

@@ -18,6 +18,7 @@ from tskd.artifacts import canonical_json
 from tskd.console import warn
 from tskd.errors import UserError
 from tskd.experiment.methods import check_names
+from tskd.recipe.built_in import find_recipe
 from tskd.recipe.explanations import shown
 from tskd.recipe.files import Change, as_change, current_key, read_settings, read_yaml, set_key
 from tskd.recipe.schema import NAMING, PHANTOMS, EngineConfig, Recipe, Section, build_recipe, build_section
@@ -39,7 +40,7 @@ class GridFile(Section):
 
     name: str
     recipe: dict[str, Any] | str = Field(default_factory=dict)
-    """The settings all runs share: a recipe, or the path of one (relative to the grid)."""
+    """The settings all runs share: a recipe, the path of one (relative to the grid), or the name of a built-in one."""
     axes: dict[str, list[Any]]
     """Recipe key -> values; or a name of its own -> mappings of a ``name`` and the keys that vary together."""
     compare: str | None = None
@@ -230,8 +231,14 @@ def _crossed_replicates(axes: Mapping[str, Sequence[Scalar]]) -> Iterator[str]:
         )
 
 
+def _recipe_of(named: str, grid: Path) -> Path:
+    """Return the recipe's file: beside the grid or, of a bare name that is not there, a built-in one."""
+    beside = grid.parent / named
+    return beside if beside.suffix or beside.is_file() else find_recipe(named)
+
+
 def _base_recipe(file: GridFile, path: Path, changes: Sequence[Change]) -> dict[str, Any]:
-    values = read_settings(path.parent / file.recipe) if isinstance(file.recipe, str) else _copy(file.recipe)
+    values = read_settings(_recipe_of(file.recipe, path)) if isinstance(file.recipe, str) else _copy(file.recipe)
     for key, value in changes:
         set_key(values, key, value)
     return build_recipe(values, f"{path}: recipe").model_dump(mode="json")
