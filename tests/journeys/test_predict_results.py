@@ -45,6 +45,14 @@ def listed(folder: Path) -> list[str]:
         return sorted({row["output"] for row in csv.DictReader(file)})
 
 
+def test_every_line_names_the_network_that_it_is_from(bundle: Bundle, tmp_path: Path) -> None:
+    outcome = predict_paths(bundle, [picture(tmp_path / "in/a.png"), picture(tmp_path / "in/b.png")], tmp_path / "out")
+    digest = file_sha256(bundle.folder / "model.onnx")
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        assert [row["model_sha256"] for row in csv.DictReader(file)] == [digest] * 2
+    assert outcome.as_dict()["model_sha256"] == digest
+
+
 def damaged_series(folder: Path) -> Sequence[Path]:
     """Write three slices, of which the pixels of the second cannot be unpacked."""
     folder.mkdir(parents=True)

@@ -21,6 +21,7 @@ _COLUMNS = (
     "file", "slice", "output", "height", "width", "class", "name", "pixels", "mm2", "confidence",
     "unfamiliarity", "look",
 )  # fmt: skip
+_MODEL = "model_sha256"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
     not_done: list[Path] = field(default_factory=list)
     """Sources that are still to be predicted; none at the end, unless the work was stopped."""
+    model: str = ""
+    """The sha256 of the network that answered."""
     segmentations: list[Path] = field(default_factory=list)
     """DICOM Segmentations that were written, relative as ``output`` is."""
     seconds: float = 0.0
@@ -83,7 +86,8 @@ class Outcome:
         left = {"not_done": [str(source) for source in self.not_done]} if self.not_done else {}
         segmentations = {"segmentations": list(map(str, self.segmentations))} if self.segmentations else {}
         lines = self.lines()
-        return {"classes": list(self.classes), "predictions": lines, "failures": failures, **segmentations, **left}
+        told = {"classes": list(self.classes), _MODEL: self.model, "predictions": lines, "failures": failures}
+        return {**told, **segmentations, **left}
 
     def summary(self, out: Path) -> str:
         """Return what was done in one line; ``out`` is where :func:`predict_paths` was told to write."""
@@ -111,7 +115,7 @@ class Outcome:
     def write_table(self, out: Path) -> None:
         """Write ``predictions.csv`` into the folder of the results; OSError where the disk takes no more."""
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, _COLUMNS)
+        writer = csv.DictWriter(text, (*_COLUMNS, _MODEL))
         writer.writeheader()
-        writer.writerows(map(harmless, self.lines()))
+        writer.writerows(harmless({**line, _MODEL: self.model}) for line in self.lines())
         write_file(out / TABLE, text.getvalue().encode(errors=ENCODING_ERRORS))

@@ -93,7 +93,7 @@ def predict_paths(
     """
     options = options or PredictOptions()
     outcome = outcome or Outcome(())
-    outcome.classes = bundle.classes
+    outcome.classes, outcome.model = bundle.classes, bundle.digest
     require_folder(out)
     bundle.refuse_inside(out)
     found = find_items(inputs, results=out, axis=bundle.axis)
