@@ -375,7 +375,7 @@ def check(
     overrides = [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]
     with counting("check") as count, _told_as_json(json_, _no_report):
         config = _load(None, None, overrides).data
-        _refuse_idle(overrides, "check")
+        _refuse_idle(overrides, "check", "where")  # it looks at all of a folder
         from tskd.data.check import inspect
         from tskd.data.layouts import LayoutOptions
 

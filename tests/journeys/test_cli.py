@@ -203,6 +203,8 @@ def test_check_reads_as_the_settings_say(tskd: Command, tmp_path: Path) -> None:
     answer = tskd("check", tmp_path / "data", "--set", "data.labels=3")
     assert answer.returncode == 2
     assert "check does not use data.labels. It takes data.layout," in answer.stderr
+    part = tskd("check", "data", "--set", "data.where={site: north}")
+    assert (part.returncode, "check does not use data.where" in part.stderr) == (2, True), "it was ignored"
 
 
 def test_run_refuses_broken_files_by_name_and_leaves_nothing_of_its_choices(tskd: Command, tmp_path: Path) -> None:

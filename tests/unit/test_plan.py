@@ -186,7 +186,7 @@ def test_a_stage_judges_synthetic_images_by_the_teacher_its_method_needs(
     assert artifact is not None
     assert artifact.path.name.startswith(f"{stage}-")
     wanted = {"diffusion", "samples", "transfer", "quality", *(["teacher"] if taught else [])}
-    assert {made for made, _ in store.missing.values()} == wanted
+    assert {made for made, *_ in store.missing.values()} == wanted
 
 
 def test_what_the_data_does_not_allow_is_refused_before_any_training(tmp_path: Path) -> None:

@@ -151,6 +151,8 @@ def check(folder: str | Path, layout: str | None = None, **data: Any) -> CheckRe
     from tskd.data.check import inspect
     from tskd.data.layouts import LayoutOptions
 
+    if data.get("where"):
+        raise UserError("tskd.check looks at all of a folder: leave `where` out.")
     config = load_recipe(None, data=data | ({} if layout is None else {"layout": layout})).data
     with counting("check") as count:
         return inspect(Path(folder), config.layout, progress=count, options=LayoutOptions.of(config.model_dump()))

@@ -40,6 +40,8 @@ class Part:
     config: Mapping[str, Any]
     image_size: int
     """Side of the images that it sees: the run's, unless its settings name another."""
+    data: str = ""
+    """Digest of the prepared data that it looks at; empty: of none."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class PlanStore:
 
     root: Path
     used: dict[str, Artifact] = field(default_factory=dict)
-    missing: dict[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Name -> stage and its settings."""
+    missing: dict[str, tuple[str, Mapping[str, Any], str]] = field(default_factory=dict)
+    """Name -> stage, its settings, and the digest of the data that it looks at."""
 
     def at(self, root: Path) -> PlanStore:
         """Return the same plan for another folder: a site of a federation has its own."""
@@ -100,7 +102,7 @@ class PlanStore:
             artifact = Artifact(artifact_path(self.root, identify(stage, **request)))
             if not finished(artifact.path):
                 artifact = PlannedArtifact(artifact.path)
-                self.missing[artifact.path.name] = (stage, config)
+                self.missing[artifact.path.name] = (stage, config, inputs.get("data", ""))
         self.used[artifact.path.name] = artifact
         return artifact
 
@@ -161,8 +163,8 @@ class _Planner:
         of_teachers |= _looked_up(run.teachers)
         used |= {name: one for name, one in store.used.items() if name.rpartition("-")[0] in DATA_STAGES}
         missing = tuple(
-            Part(name, stage, config, config.get("image_size") or _image_size(run, stage))
-            for name, (stage, config) in store.missing.items()
+            Part(name, stage, config, config.get("image_size") or _image_size(run, stage), data)
+            for name, (stage, config, data) in store.missing.items()
         )
         found = tuple(name for name in store.used if name not in store.missing)
         return RunPlan(grid_run, missing, found, run.source_digest, run.read_beside, complete)

@@ -215,10 +215,10 @@ def _teacher_by_student(recipe: Recipe, student: NetworkDescription) -> float:
 
 def _students(recipe: Recipe) -> int:
     """Return how many networks take the student's time: its baselines do, and every round has a student."""
-    return recipe.distill.rounds + _rivals(recipe)
+    return recipe.distill.rounds + _baselines(recipe)
 
 
-def _rivals(recipe: Recipe) -> int:
+def _baselines(recipe: Recipe) -> int:
     return len(recipe.baselines) + recipe.control.enabled
 
 
