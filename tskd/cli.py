@@ -56,6 +56,15 @@ _AFTER_STOP = {
     "score": "nothing is kept",
     "serve": "nothing is kept but saved corrections",
 }
+
+
+def _require_number(given: float | None) -> float | None:
+    """Refuse NaN, which a range lets pass: it is neither below the least nor above the most."""
+    if given is not None and math.isnan(given):
+        raise typer.BadParameter("nan is not a number.")
+    return given
+
+
 Executor = Literal["local", "ray"]
 Backend = Literal["here", "ray"]
 DicomSeg = Literal["binary", "labelmap", "none"]
@@ -72,7 +81,8 @@ Transfer = Annotated[
     str | None, typer.Option("--transfer", help="Folder of the images that all share; no site's patients.")
 ]
 Minutes = Annotated[
-    float | None, typer.Option("--minutes", min=0, help="Pause after so long; the same command goes on.")
+    float | None,
+    typer.Option("--minutes", min=0, callback=_require_number, help="Pause after so long; the same command goes on."),
 ]
 Download = Annotated[
     bool, typer.Option("--download", help="Allow fetching SAM's weights; nothing is fetched otherwise.")
@@ -84,13 +94,6 @@ def _print_version(asked: bool) -> None:
     if asked:
         print(f"tskd {__version__}")
         raise typer.Exit
-
-
-def _require_number(given: float) -> float:
-    """Refuse NaN, which a range lets pass: it is neither below the least nor above the most."""
-    if math.isnan(given):
-        raise typer.BadParameter("nan is not a number.")
-    return given
 
 
 @app.callback()
@@ -179,8 +182,10 @@ def compare(
     executor: Annotated[Executor, typer.Option(help="local: processes of this machine; ray: a Ray cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; without it one is started here.")] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="Ray: CPUs of one run.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs of one run; 0.25: four runs share one.")] = 0.0,
+    cpus: Annotated[float, typer.Option(min=0, callback=_require_number, help="Ray: CPUs of one run.")] = 1.0,
+    gpus: Annotated[
+        float, typer.Option(min=0, callback=_require_number, help="Ray: GPUs of one run; 0.25: four runs share one.")
+    ] = 0.0,
     retries: Annotated[int, typer.Option(min=0, help="Ray: how often a run is tried again whose machine failed.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and for how long.")] = False,
     tables_only: Annotated[bool, typer.Option("--tables-only", help="Only write the tables of what is done.")] = False,
@@ -432,6 +437,8 @@ def export(
     if web is not None:
         if int8 is not None:
             raise UserError("--web takes a bundle as it is. For its int8 network give the file: MODEL/model.int8.onnx.")
+        if site is not None:
+            raise UserError(f"--web takes a bundle: write that of the site first (tskd export {model} --site {site}).")
         from tskd.deploy.bundle import open_bundle
         from tskd.deploy.web import write_web
 

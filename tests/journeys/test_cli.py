@@ -207,6 +207,19 @@ def test_check_reads_as_the_settings_say(tskd: Command, tmp_path: Path) -> None:
     assert (part.returncode, "check does not use data.where" in part.stderr) == (2, True), "it was ignored"
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["run", "--minutes", "nan"], "nan is not a number"),
+        (["compare", "smoke", "--executor", "ray", "--gpus", "nan"], "nan is not a number"),
+        (["export", "out", "--web", "page", "--site", "north"], "write that of the site first"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(line: list[str], said: str, tskd: Command) -> None:
+    answer = tskd(*line)
+    assert (answer.returncode, said in answer.stderr) == (2, True), answer.stderr
+
+
 def test_run_refuses_broken_files_by_name_and_leaves_nothing_of_its_choices(tskd: Command, tmp_path: Path) -> None:
     write_images(tmp_path / "data", count=12)
     (tmp_path / "data/images/003.png").write_bytes(b"")

@@ -223,6 +223,9 @@ def test_exact_duplicate_across_stated_splits_is_an_error(root: Path):
     (parted,) = report.problems
     assert (parted.severity, parted.message) == ("error", "shows exactly what images/good1.png shows (train and test).")
     assert not report.usable
+    (root / "split.csv").write_text("id,split\ngood0,train\ngood1,val\n")
+    (chosen,) = inspect(root).problems
+    assert chosen.severity == "warning", "a run takes it: no test score is too good for it"
 
 
 def write_brighter(root: Path, source: str, id_: str) -> None:

@@ -107,6 +107,24 @@ def test_twins_that_pad_otherwise_have_to_be_named(tmp_path: Path) -> None:
     assert describe_teacher(named, download=False).arguments["backbone"] == "tf_efficientnet_b0"
 
 
+@pytest.mark.parametrize("name", ["vit/model.safetensors", "dinov3_vits16_pretrain_sat493m-x.safetensors"])
+def test_statistics_without_a_name_are_the_numbers_themselves(name: str, tmp_path: Path) -> None:
+    """A network that states its own was given timm's default without a word."""
+    mean, std = [0.43, 0.411, 0.296], [0.213, 0.156, 0.143]
+    file = write(tmp_path / name, timm.create_model(SMALL_VIT).state_dict())
+    if file.parent != tmp_path:
+        stated = {"architecture": SMALL_VIT, "pretrained_cfg": {"mean": mean, "std": std}}
+        (file.parent / "config.json").write_text(json.dumps(stated))
+    known = identify(file, SMALL_VIT)
+    assert known.pixels == "0.43,0.411,0.296/0.213,0.156,0.143"
+    norm = Normalise.of(known.pixels)
+    np.testing.assert_allclose([norm.mean.flatten(), norm.std.flatten()], [mean, std], rtol=1e-6)
+    assert load_recipe(None, [f"teacher.pixels={known.pixels}"]).teacher.pixels == known.pixels
+    for wrong in ("0.4,0.4/0.2,0.2", "imagnet", "0.4,0.4,0.4/0.2,0,0.2"):
+        with pytest.raises(UserError, match="or give mean and deviation of red, green and blue"):
+            load_recipe(None, [f"teacher.pixels={wrong}"])
+
+
 def test_pixels_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
     file = write(tmp_path / "weights.pth", published.deit())
     known = identify(file)

@@ -338,13 +338,14 @@ def _duplicate_problems(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> Ite
     for pair in pairs:
         if pair.exact:
             first, second = by_id[pair.first], by_id[pair.second]
-            parted = None not in (first.split, second.split) and first.split != second.split
+            parts = {first.split, second.split}
+            parted = None not in parts and len(parts) > 1
             where = f" ({first.split} and {second.split})" if parted else ""
             yield Problem(
                 _relative(dataset.root, first.image),
                 f"shows exactly what {_relative(dataset.root, second.image)} shows{where}.",
                 "Remove one of the two, or give both the same case.",
-                "error" if parted else "warning",
+                "error" if parted and "test" in parts else "warning",
             )
     if near := [pair for pair in pairs if not pair.exact]:
         yield _near_problem(near, {id_: _relative(dataset.root, record.image) for id_, record in by_id.items()})

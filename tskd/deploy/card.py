@@ -100,7 +100,7 @@ def _data(description: BundleDescription) -> str:
     uses = {
         "train": "trained on, with labels",
         "val": "selection of weights, with labels",
-        "unlabelled": "trained on without labels",
+        "unlabelled": "without a label in use, open to training",
         "test": "scored once, never trained on",
     }
     rows = "\n".join(f"| {use} | {images[part]} | {cases[part]} |" for part, use in uses.items())

@@ -53,8 +53,8 @@ class Normalise(nn.Module):
 
     @classmethod
     def of(cls, name: str) -> Normalise:
-        """Return what a name of :data:`PIXELS` stands for."""
-        return cls(PIXELS[name], stretch=name == MINMAX)
+        """Return what the settings' word for pixels stands for, see :func:`statistics_of`."""
+        return cls(statistics_of(name), stretch=name == MINMAX)
 
     def forward(self, planes: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] at the network's size to the same shape."""
@@ -68,12 +68,23 @@ class Normalise(nn.Module):
         return planes * self.std + self.mean
 
 
+def statistics_of(name: str) -> Statistics:
+    """Return what a name of :data:`PIXELS` stands for, or numbers such as ``0.43,0.41,0.3/0.21,0.16,0.14``."""
+    if name in PIXELS:
+        return PIXELS[name]
+    mean, std = ([float(value) for value in part.split(",")] for part in name.split("/"))
+    return Statistics((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
 def name_of(mean: object, std: object) -> str | None:
-    """Return the name of such statistics; None: they have none here."""
+    """Return the name of such statistics, or their numbers where they have none; None: they are no statistics."""
     if not isinstance(mean, (list, tuple)) or not isinstance(std, (list, tuple)):
         return None
     found = _rounded(*mean, *std)
-    return next((name for name, known in PIXELS.items() if _rounded(*known.mean, *known.std) == found), None)
+    known = next((name for name, known in PIXELS.items() if _rounded(*known.mean, *known.std) == found), None)
+    if known is not None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        return known
+    return "/".join(",".join(f"{float(value):g}" for value in part) for part in (mean, std))
 
 
 def _rounded(*values: float) -> list[float]:

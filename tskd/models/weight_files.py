@@ -290,6 +290,7 @@ def _names_of_files() -> dict[str, str]:
 
 
 _CERTAIN = "told by what the file is, or by config.json beside it"
+_OF_SATELLITES = "0.43,0.411,0.296/0.213,0.156,0.143"
 _PIXELS_BY_WORD = (
     ("radimagenet", "half"),
     ("deit", "imagenet"),
@@ -307,6 +308,8 @@ def _pixels(
     """Return what pixels the weights expect and what tells them: ``_CERTAIN``, a name alone, or (empty) nothing."""
     words = _words(file)
     by_word = next((pixels for word, pixels in _PIXELS_BY_WORD if re.search(rf"(?<![a-z]){word}", words)), None)
+    if "sat493m" in words:  # DINOv3 of satellite images, whose form and tensors are those of the others
+        return _OF_SATELLITES, "told by the name of the file or its folder"
     told = form.pixels or (published.pixels if published else None) or by_word
     known = told or (None if published else next(iter(choices), None))
     if form.pixels or (published and published.by_config) or len(choices) < 2:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from tskd.machine.disk import file_sha256
 from tskd.models.backbones import has_one_scale
 from tskd.models.fitting import some
-from tskd.models.pixels import MINMAX, PIXELS
+from tskd.models.pixels import MINMAX, statistics_of
 from tskd.models.weight_files import WeightFile, identify
 from tskd.models.weights import read_weights
 
@@ -68,7 +69,7 @@ def _in_words(known: WeightFile) -> str:
         return f"{known.pixels}: {_PIXELS_IN_WORDS[known.pixels]}"
     if known.pixels is None:
         return "as timm says of the backbone"
-    mean, std = ([round(value, 3) for value in values] for values in PIXELS[known.pixels])
+    mean, std = ([round(value, 3) for value in values] for values in statistics_of(known.pixels))
     return f"{known.pixels}: mean {mean}, deviation {std} of RGB in 0 to 1"
 
 
@@ -81,7 +82,7 @@ def _of_inferred(report: Mapping[str, Any]) -> str:
 
 def _as_teacher(known: WeightFile, place: Path) -> str:
     name = f" --set teacher.name={known.teacher}" if known.twins else ""
-    return f"--set teacher.weights={place}{name}{_if_doubtful(known, 'teacher')}"
+    return f"--set {quote(f'teacher.weights={place}')}{name}{_if_doubtful(known, 'teacher')}"
 
 
 def _as_student(known: WeightFile, place: Path) -> str | None:
@@ -89,8 +90,8 @@ def _as_student(known: WeightFile, place: Path) -> str | None:
         return None
     decoder = "detail" if has_one_scale(known.backbone) else "pyramid"
     return (
-        f"--set student.weights={known.file} --set student.backbone={known.backbone} --set student.decoder={decoder}"
-        f"{_if_doubtful(known, 'student')} --set method=imagenet"
+        f"--set {quote(f'student.weights={known.file}')} --set student.backbone={known.backbone} "
+        f"--set student.decoder={decoder}{_if_doubtful(known, 'student')} --set method=imagenet"
     )
 
 

@@ -157,7 +157,10 @@ def as_change(written: str | Change) -> Change:
     key, separator, text = written.partition("=")
     if not separator or not key.strip():
         raise UserError(f"--set {written}: write section.key=value, for example --set teacher.rank=16")
-    return Change(current_key(key.strip()), parse_yaml(text, f"--set {written}"))
+    value = parse_yaml(text, f"--set {written}")
+    if isinstance(value, str) and " #" in text and text.strip()[:1] not in "'\"":  # YAML drops the rest of the name
+        value = text.strip()
+    return Change(current_key(key.strip()), value)
 
 
 def as_site(written: str) -> Change:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -30,7 +31,20 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 """Smallest and largest value."""
-Pixels = Literal["auto", "imagenet", "half", "clip", "unit", "minmax"]
+PIXELS = ("auto", "imagenet", "half", "clip", "unit", "minmax")
+_NUMBERS = re.compile(r"(-?[\d.]+(e-?\d+)?,){2}-?[\d.]+(e-?\d+)?/([\d.]+(e-?\d+)?,){2}[\d.]+(e-?\d+)?")
+
+
+def _require_pixels(given: str) -> str:
+    if given in PIXELS or (_NUMBERS.fullmatch(given) and "0" not in given.partition("/")[2].split(",")):
+        return given
+    raise ValueError(
+        f"{given!r} is not known. Choose one of: {', '.join(PIXELS)}, or give mean and deviation of red, green and "
+        "blue in 0 to 1, such as 0.43,0.41,0.3/0.21,0.16,0.14"
+    )
+
+
+Pixels = Annotated[str, AfterValidator(_require_pixels)]
 Flip = Literal["auto", "none", "horizontal", "both"]
 PrecisionName = Literal["32-true", "bf16-mixed", "16-mixed"]
 Mix = Literal["cut_mix", "copy_paste"]

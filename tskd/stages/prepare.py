@@ -73,6 +73,11 @@ def build(store: Builder, data: DataConfig, readings: Readings | None = None) ->
     )
 
 
+_READ_ALIKE = ("layout", "structure", "sequence")
+"""How a folder is read, wherever it is read."""
+_DEFAULT = SourceConfig().model_dump()
+
+
 def tested_data(data: DataConfig, other: SourceConfig) -> DataConfig:
     """Return the settings under which another data set is tested: all labels are known, the split is drawn alike.
 
@@ -81,7 +86,11 @@ def tested_data(data: DataConfig, other: SourceConfig) -> DataConfig:
     where nothing trains on it.
     """
     free = {"labels": None, "label_cases": None, "budget_seed": None, "allow_duplicates": True}
-    return DataConfig(**{**data.model_dump(), **free, **other.model_dump()})
+    stated = other.model_dump()
+    as_trained = {"axis": data.axis, "window": stated["window"] or data.window}  # networks see one plane, and one scale
+    if same_images(data, other):
+        as_trained |= {name: getattr(data, name) for name in _READ_ALIKE if stated[name] == _DEFAULT[name]}
+    return DataConfig(**{**data.model_dump(), **free, **stated, **as_trained})
 
 
 def build_target(store: Builder, data: DataConfig, other: SourceConfig, readings: Readings | None = None) -> Artifact:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tskd.artifacts import Artifact, Builder, canonical_json
 from tskd.data.known_digests import KnownDigests
-from tskd.data.layouts import Dataset, LayoutOptions, open_dataset
+from tskd.data.layouts import LAYOUTS, Dataset, LayoutOptions, open_dataset
 from tskd.data.phantoms import write_phantoms
 from tskd.data.sites import take
 from tskd.errors import UserError
@@ -83,6 +83,9 @@ def dataset_digest(dataset: Dataset, known: KnownDigests) -> str:
         for r in dataset.records
     ]
     identity = [dataset.layout, dataset.classes, asdict(dataset.options), described]
+    if beside := [path for record in dataset.records if (path := LAYOUTS[dataset.layout].beside(record)) is not None]:
+        identity.append([_content_sha256(known, path) for path in beside])
+        known.keep()
     if dataset.codes:  # a later key: data sets without it keep their digest
         identity.append(dataset.codes)
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -124,6 +124,7 @@ def survey(root: Path, layout: str = "auto", options: LayoutOptions | None = Non
 def _survey(root: Path, layout: Layout, options: LayoutOptions) -> tuple[Dataset, tuple[Fault, ...]]:
     search = Search()
     records = layout.find(root, options, search)
+    _require_own_names(records, search)
     described = _describe(layout, root, options, records, search)
     notes = (*described.notes, *search.notes, *([search.left_out] if search.left_out else []))
     classes = described.options.classes or layout.classes
@@ -132,6 +133,15 @@ def _survey(root: Path, layout: Layout, options: LayoutOptions) -> tuple[Dataset
         described.codes,
     )  # fmt: skip
     return dataset, tuple(search.faults)
+
+
+def _require_own_names(records: Sequence[Record], search: Search) -> None:
+    """Note a fault where two images have one id: one would take the mask of the other."""
+    first: dict[str, Record] = {}
+    for record in records:
+        other = first.setdefault(record.id, record)
+        if other is not record:
+            search.fault(record.image, f"is called {record.id} here, and so is {other.image}. Rename one.")
 
 
 def require_folder(root: Path) -> None:

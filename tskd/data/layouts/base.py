@@ -202,6 +202,8 @@ class Layout:
     """The expected tree, for messages and the documentation."""
     describe: Callable[[Path, LayoutOptions, Sequence[Record]], Description] | None = None
     """What this data set says about itself; None: the defaults above and no notes."""
+    beside: Callable[[Record], Path | None] = lambda _: None
+    """The file that a record's labels are read from as well."""
 
 
 def require_mask(record: Record) -> Path:

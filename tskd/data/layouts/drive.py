@@ -105,4 +105,10 @@ def _binary(record: Record) -> np.ndarray:
     return map_labels(read_paired_mask(record), None, classes=1, path=require_mask(record))
 
 
-DRIVE = Layout("drive", CLASSES, find, read_drive_image, read_drive_mask, fits, DESCRIPTION, describe)
+def _read_beside(record: Record) -> Path | None:
+    return None if record.mask is None else _field_of_view(record.image)
+
+
+DRIVE = Layout(
+    "drive", CLASSES, find, read_drive_image, read_drive_mask, fits, DESCRIPTION, describe, _read_beside
+)  # fmt: skip

@@ -59,9 +59,16 @@ def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     pairs = [pair for images, labels, split in _PARTS for pair in _pairs(root / images, root / labels, split, search)]
     if not pairs and not search.faults:
         raise missing(root, f"any volume such as images/<case>.nii.gz{_other_ending(root)}", DESCRIPTION)
-    records = [record for pair in pairs for record in _sound_slices(pair, options.axis, search)]
+    records = [record for pair in _apart(pairs) for record in _sound_slices(pair, options.axis, search)]
     records = _without_ignored(records, root, options, search)
     return without_blind_test(sorted(records, key=lambda record: record.id))
+
+
+def _apart(pairs: Sequence[_Pair]) -> list[_Pair]:
+    """Return the pairs, a name that an earlier part has too under its own part: test scans may be numbered anew."""
+    first = {pair.case: pair.image.parent for pair in reversed(pairs)}
+    apart = [(pair, first[pair.case] == pair.image.parent) for pair in pairs]
+    return [pair if own else replace(pair, case=f"{pair.split or 'images'}/{pair.case}") for pair, own in apart]
 
 
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:

@@ -117,7 +117,7 @@ def data_section(run: RunFolder) -> Section | None:
     uses: tuple[tuple[str, Prepared, Part], ...] = (
         ("trained on, with labels", run.prepared, "train"),
         ("selection of weights, with labels", run.prepared, "val"),
-        ("trained on without labels", run.prepared, "unlabelled"),
+        ("without a label in use, open to training", run.prepared, "unlabelled"),
         ("scored, never trained on", run.tested, "test"),
     )
     rows = tuple((use, str(data.count(part)), str(len(data.cases(part)))) for use, data, part in uses)

@@ -105,7 +105,8 @@ def how_to_use(run: RunFolder) -> str:
     """Return the command for the settings as the page shows them, without the folders of images."""
     federated = run.summary.recipe.get("federated")
     if not federated:
-        return f"tskd run recipe.yaml --data {DATA}"
+        drawn = run.summary.recipe.get("data", {}).get("root", PHANTOMS) == PHANTOMS
+        return "tskd run recipe.yaml" + ("" if drawn else f" --data {DATA}")
     if run.summary.federated.get("over") == "machines":
         return f"tskd federate server recipe.yaml --keys KEYS --transfer {DATA}"
     real = [name for name, one in federated["sites"].items() if one.get("root", PHANTOMS) != PHANTOMS]
