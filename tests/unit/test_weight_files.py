@@ -22,7 +22,7 @@ from tskd.experiment.preflight import check_networks, remarks_on_weights
 from tskd.models import weight_report
 from tskd.models.description import NetworkDescription
 from tskd.models.pixels import Normalise
-from tskd.models.registry import build_model, load_model, save_model
+from tskd.models.registry import adapt, build_model, load_model, save_model
 from tskd.models.sam_files import under_transformers_names
 from tskd.models.weight_files import identify, require_pixels
 from tskd.recipe.schema import TeacherConfig, load_recipe
@@ -123,6 +123,24 @@ def test_statistics_without_a_name_are_the_numbers_themselves(name: str, tmp_pat
     for wrong in ("0.4,0.4/0.2,0.2", "imagnet", "0.4,0.4,0.4/0.2,0,0.2"):
         with pytest.raises(UserError, match="or give mean and deviation of red, green and blue"):
             load_recipe(None, [f"teacher.pixels={wrong}"])
+
+
+def test_an_adapted_teacher_is_not_put_on_other_weights(tmp_path: Path) -> None:
+    """Its own tensors are differences to a file that may be another by now, of the same names and shapes."""
+    file = write(tmp_path / "base.safetensors", timm.create_model(SMALL_VIT).state_dict())
+    source = choose_teacher(
+        TeacherConfig(weights=str(file), name=f"timm/{SMALL_VIT}", pixels="half"), ("a",), 32, download=False
+    )
+    model = build_model(source.description)
+    adapt(model, source.description)
+    (tmp_path / "teacher").mkdir()
+    save_model(tmp_path / "teacher", model, source.description, file="teacher.safetensors")
+    load_model(tmp_path / "teacher")
+    write(file, timm.create_model(SMALL_VIT).state_dict())
+    with pytest.raises(
+        UserError, match=r"base\.safetensors is not the weight file that the model in .* was adapted from"
+    ):
+        load_model(tmp_path / "teacher")
 
 
 def test_pixels_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:

