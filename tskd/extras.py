@@ -51,16 +51,21 @@ def install(extra: str) -> str:
 def _source() -> str:
     """Return the checkout, folder or wheel that this installation came from, as pip takes it; the name of others."""
     import json
-    from importlib.metadata import distribution
+    from importlib.metadata import PackageNotFoundError, distribution
     from urllib.parse import urlsplit
     from urllib.request import url2pathname
 
     checkout = Path(__file__).parents[1]
-    if (checkout / "pyproject.toml").is_file():
+    described = checkout / "pyproject.toml"
+    if described.is_file() and 'name = "tskd"' in described.read_text(encoding="utf-8", errors="replace"):
         return str(checkout)
-    told = distribution("tskd").read_text("direct_url.json")  # PEP 610
+    try:
+        told = distribution("tskd").read_text("direct_url.json")  # PEP 610
+    except PackageNotFoundError:
+        return "tskd"
     url = urlsplit(json.loads(told)["url"] if told else "")
-    return url2pathname(url.path) if url.scheme == "file" else "tskd"
+    place = url2pathname(url.path)
+    return place if url.scheme == "file" and Path(place).exists() else "tskd"
 
 
 @contextmanager

@@ -166,6 +166,41 @@ def test_the_volume_of_before_does_not_stay_beside_single_slices(bundle: Bundle,
     assert files_in(out) == ["ct/IM0000.png", "ct/IM0002.png", "predictions.csv"]
 
 
+def test_the_volume_of_before_stays_where_no_slice_can_be_read(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was removed, and nothing took its place."""
+    folder, out = tmp_path / "in" / "ct", tmp_path / "out"
+    save_series(folder, [(0, 0, z) for z in range(3)], **STUDY)
+    picture(tmp_path / "in" / "b.png")
+    predict_paths(bundle, [tmp_path / "in"], out)
+    before = {name: file_sha256(out / name) for name in ("ct.nii.gz", "ct.seg.dcm")}
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-30])
+    capsys.readouterr()
+    outcome = predict_paths(bundle, [tmp_path / "in"], out, options=PredictOptions(overwrite=True))
+    assert {name: file_sha256(out / name) for name in before} == before
+    assert listed(out) == ["b.png"]
+    assert outcome.failures
+    assert "its 0 others" not in capsys.readouterr().err
+
+
+def test_overwriting_keeps_the_segmentation_it_has_just_written(bundle: Bundle, tmp_path: Path) -> None:
+    save_series(tmp_path / "in" / "s", [(0, 0, z) for z in range(2)], **STUDY)
+    for _ in range(2):
+        predict_paths(bundle, [tmp_path / "in"], tmp_path / "out", options=PredictOptions(overwrite=True))
+        assert files_in(tmp_path / "out") == ["predictions.csv", "s.nii.gz", "s.seg.dcm"]
+
+
+def test_names_that_no_disk_takes_end_no_run(bundle: Bundle, tmp_path: Path) -> None:
+    """Of what other options would write: a name too long, and a folder in its place."""
+    long = "x" * 238
+    images = [picture(tmp_path / "in" / name) for name in (f"{long}.png", "a.png", "a.overlay.png/b.png")]
+    for _ in range(2):
+        done = predict_paths(bundle, [tmp_path / "in"], tmp_path / "out", options=PredictOptions(overwrite=True))
+        assert (len(done.predictions), done.failures) == (len(images), [])
+
+
 def test_a_segmentation_of_before_goes_where_there_can_be_none_now(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

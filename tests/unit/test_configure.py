@@ -212,6 +212,11 @@ def test_a_teacher_that_costs_more_than_the_student_gets_fewer_steps(tmp_path: P
     assert dear == {"teacher.steps": 140, "distill.steps": 1000, "finetune.steps": 240}
     recipe = build_recipe({key.partition(".")[0]: {"steps": value} for key, value in dear.items()}, "test")
     assert 30 < Pace(0.6, 0.0, teacher=10.0).minutes(recipe) < 40
+    cut = build_recipe({"teacher": small, "distill": {"views": 4}, "data": {"tile": 128, "image_size": 128}}, "test")
+    none = Pace.of(facts(tested=0), cut)
+    assert Pace.of(facts(tested=0, shown=6), cut).answers == pytest.approx(
+        none.teacher * 6 * 16 * 4 * 0.6 / 16 / 3 / 60
+    ), "16 tiles of each image"
     rounds = {one.key: one.value for one in of_the_time(Pace(0.6, 0.0), {"distill": {"rounds": 3}}, minutes=40)}
     assert rounds == {"teacher.steps": 1400, "distill.steps": 500, "finetune.steps": 120}
 

@@ -18,6 +18,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from tests.dicoms import save
 from tskd.data import dicom, dicom_pixels, dicom_worker
+from tskd.data.memory_files import MemoryFolder
 from tskd.errors import UserError
 
 VALUES = np.random.default_rng(0).integers(0, 4000, (2, 64, 72), np.uint16)
@@ -61,6 +62,17 @@ def test_no_more_workers_than_processors_are_at_work(packed: Path, monkeypatch: 
     assert all(np.array_equal(frame, VALUES[number % 2]) for number, frame in enumerate(read))
     assert len(dicom_pixels.POOL.idle) <= 2
     dicom_pixels.POOL.close()
+
+
+def test_a_decoder_that_died_while_idle_is_not_asked_again(packed: Path) -> None:
+    """Its folder is closed when it is dead already: the next file was called damaged."""
+    with MemoryFolder.of({"a.dcm": packed.read_bytes()}) as folder:
+        dicom.read_stored(folder.file("a.dcm"), index=0)
+        (worker,) = dicom_pixels.POOL.idle
+        worker.process.kill()
+        worker.process.wait()
+    assert dicom_pixels.POOL.idle == []
+    np.testing.assert_array_equal(dicom.read_stored(packed, index=1), VALUES[1])
 
 
 def test_a_decoder_that_dies_costs_its_file_alone(packed: Path) -> None:

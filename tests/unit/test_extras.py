@@ -23,7 +23,8 @@ def installed(folder: Path, url: str | None, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("url", "source"),
     [
-        ("file:///srv/our%20wheels/tskd-0.1.0-py3-none-any.whl", "/srv/our wheels/tskd-0.1.0-py3-none-any.whl"),
+        ("file://{folder}/our%20wheels/tskd.whl", "{folder}/our wheels/tskd.whl"),
+        ("file://{folder}/gone.whl", "tskd"),
         ("https://example.org/tskd.whl", "tskd"),
         (None, "tskd"),
     ],
@@ -31,8 +32,11 @@ def installed(folder: Path, url: str | None, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_part_comes_from_the_wheel_that_was_installed(
     url: str | None, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed(tmp_path, url, monkeypatch)
-    assert extras.install("offline") == f"pip install '{source}[offline]'"
+    (tmp_path / "our wheels").mkdir()
+    (tmp_path / "our wheels/tskd.whl").touch()
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "somebody else\'s"\n')
+    installed(tmp_path, url and url.replace("{folder}", str(tmp_path)), monkeypatch)
+    assert extras.install("offline") == f"pip install '{source.replace('{folder}', str(tmp_path))}[offline]'"
 
 
 def test_in_a_checkout_it_comes_from_there() -> None:

@@ -124,12 +124,13 @@ def leave_a_constant_without_its_value(path: Path) -> None:
     write(path, model)
 
 
-def ask_for_all_memory(path: Path, kind: str, by_node: bool) -> None:
+def ask_for_all_memory(path: Path, kind: str, by_node: bool, *, plain: bool = False) -> None:
     """A file of a few bytes that makes 16 TB when it is opened: onnxruntime folds constants."""
     model = onnx.load(path)
     sides = numpy_helper.from_array(np.array([2**21, 2**21]), "sides")
     if by_node:
-        model.graph.node.insert(0, helper.make_node("Constant", [], ["sides"], value=sides))
+        value = {"value_ints": [2**21, 2**21]} if plain else {"value": sides}
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["sides"], **value))
     else:
         model.graph.initializer.append(sides)
     given = ["sides"] if kind == "ConstantOfShape" else ["number", "sides"]
@@ -158,6 +159,10 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "external in a sparse attribute": (hide_weights_in_a_sparse_attribute, "its weights are in another file"),
     "stated array": (state_an_array_that_is_not_there, "an array that could not be in it"),
     "empty constant": (leave_a_constant_without_its_value, "cannot load it"),
+    "huge zeros of plain numbers": (
+        lambda path: ask_for_all_memory(path, "ConstantOfShape", True, plain=True),
+        "whatever the image",
+    ),
     "huge zeros": (lambda path: ask_for_all_memory(path, "ConstantOfShape", False), "whatever the image"),
     "huge copies": (lambda path: ask_for_all_memory(path, "Expand", True), "whatever the image"),
     "huge tiles": (lambda path: ask_for_all_memory(path, "Tile", True), "whatever the image"),

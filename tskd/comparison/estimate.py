@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Literal
 
 from tskd.artifacts import Artifact, canonical_json, finished_in
-from tskd.comparison.plan import Part
+from tskd.comparison.plan import AT_TEACHERS_SIZE, Part
 from tskd.console import duration
 from tskd.data.prepared import Prepared
 from tskd.data.tiles import count_looks
@@ -54,7 +54,7 @@ class _Data:
             prepared = Prepared(folder)
             tested = [prepared.records[row] for row in prepared.rows("test")]
             return cls(prepared.image_size, sum(count_looks((one.height, one.width), prepared.tile) for one in tested))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
             return cls()
 
 
@@ -84,6 +84,8 @@ class Estimator:
         asked = images_asked(config)
         if asked is None:
             return float(seen.looks) if stage in LOOK_AT_THE_TEST else 1.0
+        if stage in AT_TEACHERS_SIZE:  # whose size the data do not tell
+            return asked * ((config.get("image_size") or 64) / 64) ** 2
         return asked * ((config.get("image_size") or seen.side) / 64) ** 2
 
     def seconds(self, part: Part) -> tuple[float, Basis]:

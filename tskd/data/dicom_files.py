@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +32,7 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
-from tskd.data.memory_files import keeping
+from tskd.data.memory_files import MemoryFile, keeping
 from tskd.data.reading import reading, require_size
 from tskd.errors import UserError
 
@@ -185,9 +186,13 @@ def number(source: pydicom.Dataset, keyword: str) -> float | None:
 @contextmanager
 def open_dicom(path: Path) -> Iterator[BinaryIO]:
     """Yield the file, a deflated one inflated in memory; raises :class:`UserError` above :data:`MAX_INFLATED`."""
-    status = path.stat()
     if _is_deflated(path):
-        yield io.BytesIO(_inflated(path, status.st_mtime_ns, status.st_size))
+        status = path.stat()
+        # of a file in memory it is not kept: what a server keeps has a bound, which counts what was sent
+        inflated = (
+            _inflate(path) if isinstance(path, MemoryFile) else _inflated(path, status.st_mtime_ns, status.st_size)
+        )
+        yield io.BytesIO(inflated)
         return
     with path.open("rb") as file:
         yield file
@@ -363,8 +368,12 @@ def _meta_information(path: Path) -> pydicom.Dataset:
         return _read_file_meta_info(file)
 
 
-@keeping(1)
+@lru_cache(maxsize=1)
 def _inflated(path: Path, modified_ns: int, size: int) -> bytes:
+    return _inflate(path)
+
+
+def _inflate(path: Path) -> bytes:
     """Return a deflated file as one in plain explicit little endian, PS3.5 A.5."""
     group_length: Any = _meta_information(path).FileMetaInformationGroupLength
     syntax = ExplicitVRLittleEndian.encode() + b"\0"

@@ -181,11 +181,14 @@ class _Worker:
         content = self.process.stdout.read(int(np.prod(answer["shape"])) * kind.itemsize)
         return np.frombuffer(bytearray(content), kind).reshape(answer["shape"])
 
-    def forget(self) -> None:
-        """Let the process take an empty file for the one that it holds."""
+    def forget(self) -> bool:
+        """Let the process take an empty file for the one that it holds; say whether it lives on."""
         self.held = ""
-        with self._limited():
-            self._answer(_line(["", 0, 0]), b"")
+        try:
+            with self._limited():
+                return self._answer(_line(["", 0, 0]), b"") is not None
+        except (OSError, ValueError):
+            return False
 
     def close(self) -> None:
         self.process.kill()
@@ -236,12 +239,14 @@ class DecoderPool:
     def forget(self, name: str) -> None:
         """Let idle workers forget a file in memory, whose folder is closed."""
         with self.lock:
-            for worker in [one for one in self.idle if one.held == name]:
-                try:
-                    worker.forget()
-                except (BrokenPipeError, ValueError):  # it has died, and holds nothing
-                    self.idle.remove(worker)
-                    worker.close()
+            holding = [worker for worker in self.idle if worker.held == name]
+            self.idle = [worker for worker in self.idle if worker.held != name]
+        for worker in holding:  # asked outside of the lock: one may hang
+            if worker.forget():
+                with self.lock:
+                    self.idle.append(worker)
+            else:
+                worker.close()
 
     def close(self) -> None:
         while self.idle:

@@ -157,7 +157,7 @@ def _asks_for_too_much(nodes: Iterable[Any], tensors: Iterable[Any]) -> bool:
     """Say whether a constant shape makes an array that large: onnxruntime makes it when it opens the file."""
     shapes = {tensor.name: _integers(tensor) for tensor in tensors if len(tensor.dims) == 1 and tensor.name}
     shapes |= {
-        out: _integers(attribute.t)
+        out: _integers(attribute.t) or tuple(one for one in attribute.ints if one > 0)
         for node in nodes
         if node.op_type == "Constant"
         for out in node.output

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from itertools import groupby
@@ -319,6 +319,8 @@ class _Work:
                         raise
                     outcome.fail(item.frames[number].path, str(error))
                 advance(number + 1)
+            if not seen:
+                raise UserError(f"{item.source}: none of its {len(item.frames)} slices can be read.")
             if len(seen) == len(item.frames):
                 self._write(item, list(seen.values()), outcome)
             else:
@@ -377,19 +379,22 @@ class _Work:
     def _remove_stale(self, item: Item, published: Collection[Path] = ()) -> None:
         """Remove what an earlier run wrote for an item and this one does not: beside new labels it would be another's.
 
-        Where nothing may be replaced there is nothing of an earlier run.
+        Where nothing may be replaced there is nothing of an earlier run. Single slices of a series that was damaged then
+        stay: pictures of such names may be anybody's.
         """
         if not self.options.overwrite:
             return
         of_others = self.taken - {*results(item, self.options)}
         for path in by_any_options(item, self.options) - of_others:
             if self.out / path not in published and self.out / path not in self.inputs:
-                (self.out / path).unlink(missing_ok=True)
+                with suppress(OSError):  # a name too long for the disk is on no disk, and a folder is nobody's mask
+                    (self.out / path).unlink(missing_ok=True)
 
     def of_before(self, item: Item) -> str:
         """Return a sentence on an item's labels of before, where they are still there though it failed now."""
         before = self.out / item.output
-        return f" {before} is of an earlier run." if self.options.overwrite and before.is_file() else ""
+        left = self.options.overwrite and before.is_file() and place_of(before) not in self.written
+        return f" {before} is of an earlier run." if left else ""
 
     def _write_apart(self, item: Item, seen: Mapping[int, _Seen], outcome: Outcome) -> None:
         """Write the slices of a series that lacks some as images, each beside its place in the folders read."""

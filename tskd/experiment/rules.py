@@ -26,6 +26,7 @@ from tskd.losses.segmentation import label_loss
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
 from tskd.recipe.schema import OFFLINE, DataConfig, EngineConfig, Recipe, TrainConfig, build_recipe
+from tskd.stages.prepare import MOST_TILES
 from tskd.stages.students import describe_student
 from tskd.stages.teacher import choose_teacher
 
@@ -183,7 +184,8 @@ class Pace(NamedTuple):
         looks = 0.0 if tile is None else facts.tested * LOOKS * count_looks((facts.side, facts.side), tile)
         teacher = _teacher_by_student(recipe, described)
         if asks_for_teacher(recipe):
-            views = views_answered(recipe.distill, facts.shown) * recipe.distill.rounds
+            rows = 1 if tile is None else min(count_looks((facts.side, facts.side), tile), MOST_TILES)
+            views = views_answered(recipe.distill, facts.shown * rows) * recipe.distill.rounds
             looks += teacher * views * looks_at(recipe.teacher, described.classes)
         return cls(step, looks * step / BATCH * PASS / 60, teacher)
 

@@ -162,7 +162,8 @@ def write_prepared(config: DataConfig, reading: Reading, split: Split, folder: P
     write_prepared_records(folder, (_record_of(row, reading) for row in rows))
     _keep_native(reading, [(place, row.record) for place, row in enumerate(rows) if row.part == "test"], folder)
     write_json(folder / DATASET, _describe(reading.dataset, config, reading.notes))
-    return {"cases": len({record.case for record in records}), **{part: len(getattr(split, part)) for part in PARTS}}
+    images = {part: len({row.record for row in rows if row.part == part}) for part in PARTS}
+    return {"cases": len({record.case for record in records}), **images}
 
 
 def _refuse_leaks(pairs: Sequence[DuplicatePair], split: Split, config: DataConfig) -> None:
@@ -246,19 +247,21 @@ def _without_lost_labels(rows: Sequence[_Row], reading: Reading) -> list[_Row]:
 
     Raises UserError where none is left to train on.
     """
-    lost = [
-        row
+    lost = {
+        row: None
         for row in rows
         if row.part in ("train", "val") and row.corner is None and (reading.masks[row.record] == UNLABELLED).all()
-    ]
+    }
     if not lost:
         return list(rows)
-    first = reading.records[lost[0].record].id
+    first = reading.records[next(iter(lost)).record].id
     told = f"no labelled pixel of {counted(len(lost), 'image')} (first: {first}) is left at {reading.side} px"
     kept = [row for row in rows if row not in lost]
     if not any(row.part == "train" for row in kept):
         raise UserError(f"{told}, and no other image trains. Label more of each image, or raise data.image_size.")
-    warn(f"{told}: nothing is learned from them. Label more of each, or raise data.image_size")
+    unchosen = any(row.part == "val" for row in rows) and not any(row.part == "val" for row in kept)
+    more = ", and no weights are chosen: nothing is left to validate on" if unchosen else ""
+    warn(f"{told}: nothing is learned from them{more}. Label more of each, or raise data.image_size")
     return kept
 
 
