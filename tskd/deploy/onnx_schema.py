@@ -24,7 +24,8 @@ _MESSAGES = {
         "attribute": (5, "*AttributeProto"), "domain": (7, "string"),
     },
     "AttributeProto": {
-        "t": (5, "TensorProto"), "g": (6, "GraphProto"), "ints": (8, "*int64"), "tensors": (10, "*TensorProto"), "graphs": (11, "*GraphProto"),
+        "t": (5, "TensorProto"), "g": (6, "GraphProto"), "ints": (8, "*int64"), "tensors": (10, "*TensorProto"),
+        "graphs": (11, "*GraphProto"),
         "sparse_tensor": (22, "SparseTensorProto"), "sparse_tensors": (23, "*SparseTensorProto"),
     },
     "TensorProto": {

@@ -379,8 +379,8 @@ class _Work:
     def _remove_stale(self, item: Item, published: Collection[Path] = ()) -> None:
         """Remove what an earlier run wrote for an item and this one does not: beside new labels it would be another's.
 
-        Where nothing may be replaced there is nothing of an earlier run. Single slices of a series that was damaged then
-        stay: pictures of such names may be anybody's.
+        Where nothing may be replaced there is nothing of an earlier run. Single slices of a series that was damaged
+        then stay: pictures of such names may be anybody's.
         """
         if not self.options.overwrite:
             return

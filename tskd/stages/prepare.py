@@ -162,7 +162,7 @@ def write_prepared(config: DataConfig, reading: Reading, split: Split, folder: P
     write_prepared_records(folder, (_record_of(row, reading) for row in rows))
     _keep_native(reading, [(place, row.record) for place, row in enumerate(rows) if row.part == "test"], folder)
     write_json(folder / DATASET, _describe(reading.dataset, config, reading.notes))
-    images = {part: len({row.record for row in rows if row.part == part}) for part in PARTS}
+    images: dict[str, int] = {part: len({row.record for row in rows if row.part == part}) for part in PARTS}
     return {"cases": len({record.case for record in records}), **images}
 
 
