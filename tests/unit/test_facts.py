@@ -120,7 +120,7 @@ def test_slices_of_a_volume_are_one_case(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stated", "labelled", "tested"), [
     (["test"] * 2, 5, 3),  # of the six others, of which none is said to train, a quarter is tested too
     (["test"] * 2 + ["train"] * 6, 6, 2),
-    (["val"] * 4, 7, 1),  # none of those that are there to validate
+    (["val"] * 4, 3, 1),  # of the four that are not there to validate
 ])  # fmt: skip
 def test_parts_are_those_of_the_split(stated: list[str], labelled: int, tested: int, tmp_path: Path) -> None:
     mask = empty()
@@ -133,7 +133,7 @@ def test_parts_are_those_of_the_split(stated: list[str], labelled: int, tested: 
     records = open_dataset(tmp_path / "data").records
     presence = {record.id: frozenset({1}) for record in records}
     drawn = make_split(records, presence=presence, test_share=0.2, val_share=0)
-    assert len(drawn.test) == tested
+    assert (len(drawn.train), len(drawn.test)) == (labelled, tested)
 
 
 def test_a_share_that_leaves_nothing_to_train_is_left_to_the_run(tmp_path: Path) -> None:
