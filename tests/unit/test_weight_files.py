@@ -125,6 +125,15 @@ def test_statistics_without_a_name_are_the_numbers_themselves(name: str, tmp_pat
             load_recipe(None, [f"teacher.pixels={wrong}"])
 
 
+def test_a_backbone_that_pads_otherwise_than_config_json_says_is_refused(tmp_path: Path) -> None:
+    """The same tensors in a network with another padding: logits are others, and nothing shows it."""
+    file = write(tmp_path / "model.safetensors", timm.create_model("tf_efficientnet_b0").state_dict())
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "tf_efficientnet_b0"}))
+    with pytest.raises(UserError, match=r"says tf_efficientnet_b0, which has the tensors of efficientnet_b0"):
+        identify(file, "efficientnet_b0")
+    assert identify(file, "tf_efficientnet_b0").backbone == "tf_efficientnet_b0"
+
+
 def test_an_adapted_teacher_is_not_put_on_other_weights(tmp_path: Path) -> None:
     """Its own tensors are differences to a file that may be another by now, of the same names and shapes."""
     file = write(tmp_path / "base.safetensors", timm.create_model(SMALL_VIT).state_dict())

@@ -101,6 +101,7 @@ def _identify(file: Path, backbone: str | None, stamp: tuple[int, int]) -> Weigh
     published = _published_as(file)
     if backbone:
         misfit = _require_fit(file, state, backbone, form)
+        _require_padding(file, backbone, published)
         # who names DeiT has said what its pixels are
         fits = dict.fromkeys((backbone, *(_namesake(backbone) if backbone.startswith("vit_") else ())), misfit)
     else:
@@ -232,6 +233,16 @@ def _require_fit(file: Path, state: State, backbone: str, form: Form) -> Misfit:
     if misfit is None or not misfit.fills:
         raise _does_not_fit(file, backbone, misfit)
     return misfit
+
+
+def _require_padding(file: Path, backbone: str, published: Published | None) -> None:
+    """Raise UserError where config.json names the network of the same tensors that pads images in another way."""
+    told = published.backbone if published is not None and published.by_config else backbone
+    if told != backbone and told.removeprefix("tf_") == backbone.removeprefix("tf_"):
+        raise UserError(
+            f"{file}: config.json beside it says {told}, which has the tensors of {backbone} and pads images in another "
+            f"way. Name {told}, or take config.json away where it is of another file."
+        )
 
 
 def _does_not_fit(file: Path, backbone: str, misfit: Misfit | None) -> UserError:
