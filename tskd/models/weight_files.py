@@ -240,8 +240,8 @@ def _require_padding(file: Path, backbone: str, published: Published | None) -> 
     told = published.backbone if published is not None and published.by_config else backbone
     if told != backbone and told.removeprefix("tf_") == backbone.removeprefix("tf_"):
         raise UserError(
-            f"{file}: config.json beside it says {told}, which has the tensors of {backbone} and pads images in another "
-            f"way. Name {told}, or take config.json away where it is of another file."
+            f"{file}: config.json beside it says {told}, which has the tensors of {backbone} and pads images in "
+            f"another way. Name {told}, or take config.json away where it is of another file."
         )
 
 
