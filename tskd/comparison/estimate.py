@@ -53,7 +53,8 @@ class _Data:
         try:
             prepared = Prepared(folder)
             tested = [prepared.records[row] for row in prepared.rows("test")]
-            return cls(prepared.image_size, sum(count_looks((one.height, one.width), prepared.tile) for one in tested))
+            looks = sum(count_looks((one.height, one.width), prepared.tile) for one in tested)
+            return cls(prepared.image_size, max(looks, 1))
         except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
             return cls()
 
