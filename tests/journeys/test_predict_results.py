@@ -152,6 +152,17 @@ def test_two_names_for_the_same_place_are_two_results_or_none(bundle: Bundle, tm
     assert np.asarray(Image.open(tmp_path / "out/a.png")).all(), "of the first"
 
 
+def test_what_is_removed_for_one_image_is_not_what_was_written_for_another(bundle: Bundle, tmp_path: Path) -> None:
+    """``b.overlay.png`` of before is, by another name for the same place, the mask just written for ``a``."""
+    images = [picture(tmp_path / "in" / name) for name in ("a.png", "b.png")]
+    (tmp_path / "out").mkdir()
+    written = predict_paths(bundle, images[:1], tmp_path / "out").predictions
+    (tmp_path / "out" / "b.overlay.png").symlink_to("a.png")
+    predict_paths(bundle, images, tmp_path / "out", options=PredictOptions(overwrite=True))
+    assert (tmp_path / "out" / "b.overlay.png").is_symlink(), "on such a disk the name is a's mask itself"
+    assert (tmp_path / "out" / written[0].output).is_file()
+
+
 def test_the_volume_of_before_does_not_stay_beside_single_slices(bundle: Bundle, tmp_path: Path) -> None:
     folder, out, sound = tmp_path / "in" / "ct", tmp_path / "out", PredictOptions(overlays=True)
     damaged_series(folder)

@@ -386,9 +386,10 @@ class _Work:
             return
         of_others = self.taken - {*results(item, self.options)}
         for path in by_any_options(item, self.options) - of_others:
-            if self.out / path not in published and self.out / path not in self.inputs:
+            stale = self.out / path
+            if stale not in published and stale not in self.inputs and place_of(stale) not in self.written:
                 with suppress(OSError):  # a name too long for the disk is on no disk, and a folder is nobody's mask
-                    (self.out / path).unlink(missing_ok=True)
+                    stale.unlink(missing_ok=True)
 
     def of_before(self, item: Item) -> str:
         """Return a sentence on an item's labels of before, where they are still there though it failed now."""
