@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from tskd import doctor
 from tskd.doctor import (
@@ -14,7 +15,7 @@ from tskd.doctor import (
     compare_versions,
     examine,
     half_precision_of,
-    has_fast_bf16,
+    is_bf16_quicker,
     is_broken,
 )
 from tskd.extras import EXTRAS
@@ -67,11 +68,29 @@ def test_the_precision_that_suits_a_gpu_is_named(capability: tuple[int, int], un
     assert hint.endswith(f"engine.precision={setting}" if setting else "")
 
 
-def test_processors_with_bf16_units_are_known_by_what_torch_says() -> None:
-    assert has_fast_bf16({"avx512_bf16": True, "amx_bf16": False})
-    assert has_fast_bf16({"amx_bf16": True})
-    assert not has_fast_bf16({"avx512_f": True, "avx512_bf16": False})
-    assert not has_fast_bf16({})
+@pytest.mark.parametrize(("seconds_in_bf16", "quicker"), [(0.7, True), (0.95, False), (1.5, False)])
+def test_bf16_is_advised_where_a_convolution_is_quicker_in_it(
+    monkeypatch: pytest.MonkeyPatch, seconds_in_bf16: float, quicker: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    convolved: list[torch.dtype] = []
+    forward = torch.nn.Conv2d.forward
+
+    def noted(layer: torch.nn.Conv2d, planes: torch.Tensor) -> torch.Tensor:
+        convolved.append(planes.dtype)
+        return forward(layer, planes)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", noted)
+    cost = {torch.bfloat16: seconds_in_bf16, torch.float32: 1.0}
+    monkeypatch.setattr("tskd.doctor.time.process_time", lambda: sum(cost[kind] for kind in convolved))
+    assert is_bf16_quicker() == quicker
+    assert {torch.bfloat16, torch.float32} == set(convolved)
+
+
+def test_bf16_is_not_even_timed_where_a_processor_only_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": False}, raising=False)
+    monkeypatch.setattr("tskd.doctor.time.process_time", lambda: pytest.fail("timed"))
+    assert not is_bf16_quicker()
 
 
 def test_everything_is_looked_at_and_shown_with_its_remedy() -> None:

@@ -14,7 +14,7 @@ from scipy.ndimage import distance_transform_edt, label
 from tskd.console import progress
 from tskd.data.layouts import Dataset
 from tskd.data.prepared import spaced
-from tskd.doctor import has_fast_bf16
+from tskd.doctor import is_bf16_quicker
 from tskd.engine.runtime import device_kind
 from tskd.errors import UserError
 from tskd.models.weights import efficientnet_lite0_path, find_sam
@@ -188,4 +188,4 @@ def _quantiles(values: list[tuple[float, float]]) -> tuple[float, float]:
 def _has_bf16(gpu: bool) -> bool:
     if gpu:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return has_fast_bf16(getattr(torch.cpu, "get_capabilities", dict)())
+    return is_bf16_quicker()
