@@ -1,6 +1,6 @@
 """Distillation at the cost of the student: images a second of the student alone, with stored answers, and online.
 
-    python benchmarks/distill.py --threads 2            # the table of docs/reference/performance.md, about ten minutes
+    python benchmarks/distill.py --threads 2            # the table of docs/explanation/benchmarks.md, about ten minutes
     python benchmarks/distill.py --quick                # a minute, small networks: does it run?
 
 ``student alone`` is the limit: the same training on one batch kept in memory with random targets. The three take turns

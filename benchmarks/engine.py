@@ -1,6 +1,6 @@
 """What `engine.precision` and `engine.compile` make of a student's training step, as ratios to float32 as it is.
 
-    python benchmarks/engine.py --threads 2             # the table of docs/reference/performance.md, three minutes
+    python benchmarks/engine.py --threads 2             # the table of docs/explanation/benchmarks.md, three minutes
     python benchmarks/engine.py --quick                 # 32 px, two steps, nothing compiled: does it run?
 
 The ways take turns in one process, and seconds are those of its processor time over the threads, compilers included,
