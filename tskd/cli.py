@@ -87,6 +87,7 @@ Minutes = Annotated[
 Download = Annotated[
     bool, typer.Option("--download", help="Allow fetching SAM's weights; nothing is fetched otherwise.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and for how long.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -127,6 +128,7 @@ def run(
         float | None,
         typer.Option("--target-minutes", min=1, help="Without a recipe: target duration in minutes; 30."),
     ] = None,
+    dry_run: DryRun = False,
     download: Download = False,
     json_: Json = False,
 ) -> None:
@@ -137,7 +139,14 @@ def run(
     Example: tskd run --data my_images --target-minutes 30 --out out/first
     """
     loaded, keep = _load_or_choose(recipe, data, set_, out, target)
-    _execute(_open_run(loaded, out, minutes=minutes, download=download), json_=json_, begins=keep)
+    opened = _open_run(loaded, out, minutes=minutes, download=download)
+    if dry_run:
+        from tskd.experiment.outlook import expect
+
+        outlook = expect(opened)
+        print(json.dumps(outlook.as_dict()) if json_ else outlook)
+    else:
+        _execute(opened, json_=json_, begins=keep)
 
 
 @app.command()
@@ -187,7 +196,7 @@ def compare(
         float, typer.Option(min=0, callback=_require_number, help="Ray: GPUs of one run; 0.25: four runs share one.")
     ] = 0.0,
     retries: Annotated[int, typer.Option(min=0, help="Ray: how often a run is tried again whose machine failed.")] = 2,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and for how long.")] = False,
+    dry_run: DryRun = False,
     tables_only: Annotated[bool, typer.Option("--tables-only", help="Only write the tables of what is done.")] = False,
     recheck: Annotated[
         bool, typer.Option("--recheck", help="Look at finished runs again: data or code changed.")

@@ -17,9 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tskd.errors import UserError
-from tskd.experiment import configure, rules
+from tskd.experiment import configure, pace, rules
 from tskd.experiment.facts import Facts, look
-from tskd.experiment.rules import Pace, of_the_data, of_the_networks, of_the_time
+from tskd.experiment.pace import Pace
+from tskd.experiment.rules import of_the_data, of_the_networks, of_the_time
 from tskd.models.description import NetworkDescription
 from tskd.models.weights import efficientnet_lite0_path
 from tskd.recipe.files import Change, set_key
@@ -70,7 +71,7 @@ def folder(tmp_path: Path) -> Path:
 def quick_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that a step is said to take; a test may change them."""
     seconds = [0.6]
-    monkeypatch.setattr(rules, "step_seconds", lambda *_: seconds[0])
+    monkeypatch.setattr(pace, "step_seconds", lambda *_: seconds[0])
     return seconds
 
 
@@ -184,7 +185,7 @@ def test_steps_fit_the_time_and_members_share_it(quick_steps: list[float]) -> No
 def test_a_teacher_that_costs_more_than_the_student_gets_fewer_steps(tmp_path: Path, quick_steps: list[float]) -> None:
     """By operations: a day of SAM was called half an hour, since its steps were timed as the student's."""
 
-    def pace(**teacher: object) -> float:
+    def relative(**teacher: object) -> float:
         values = {
             "data": {"image_size": 64},
             "student": {"backbone": "resnet10t", "decoder": "unet"},
@@ -199,11 +200,11 @@ def test_a_teacher_that_costs_more_than_the_student_gets_fewer_steps(tmp_path: P
         "adaptation": "full",
         "decoder": "unet",
     }
-    one = pace(**small)
+    one = relative(**small)
     assert one == pytest.approx(1, abs=0.1)
-    assert pace(**small, image_size=128) == pytest.approx(4 * one, rel=0.1)
-    assert pace(**small, members=2, folds=False) == pytest.approx(2 * one)
-    assert pace(name="sam", weights="not there") == 1
+    assert relative(**small, image_size=128) == pytest.approx(4 * one, rel=0.1)
+    assert relative(**small, members=2, folds=False) == pytest.approx(2 * one)
+    assert relative(name="sam", weights="not there") == 1
     alone = build_recipe({"teacher": small, "distill": {"views": 4}}, "test")
     assert Pace.of(facts(shown=600), alone).answers == pytest.approx(
         Pace.of(facts(), alone).teacher * 2400 * 0.6 / 16 / 3 / 60
@@ -232,7 +233,7 @@ def test_tiles_of_the_test_take_their_part_of_the_time(quick_steps: list[float])
     cut, whole = (build_recipe({"data": {"tile": tile}}, "test") for tile in (128, None))
     assert Pace.of(facts(side=2048), whole).answers == 0
     answers = Pace.of(facts(side=2048), cut).answers
-    assert answers == pytest.approx(40 * 31 * 31 * rules.LOOKS * 0.6 / 16 / 3 / 60)
+    assert answers == pytest.approx(40 * 31 * 31 * pace.LOOKS * 0.6 / 16 / 3 / 60)
     *_, finetune = of_the_time(Pace(0.6, 10.0), {}, minutes=40)
     assert finetune.value == 180
     assert "30 min (40 less 10 for answers)" in finetune.reason
@@ -441,7 +442,7 @@ def test_chosen_and_timed_on_the_device_that_will_train(
 ) -> None:
     """A machine with a GPU that is told to use its processor."""
     timed: list[EngineConfig] = []
-    monkeypatch.setattr(rules, "step_seconds", lambda *settings: timed.append(settings[-1]) or 0.6)
+    monkeypatch.setattr(pace, "step_seconds", lambda *settings: timed.append(settings[-1]) or 0.6)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     changes = [Change("data.root", str(folder)), Change("engine.accelerator", "cpu"), Change("engine.threads", 1)]
     recipe = settled(changes, tmp_path / "out", 30)
@@ -451,7 +452,7 @@ def test_chosen_and_timed_on_the_device_that_will_train(
 
 def test_a_step_is_timed() -> None:
     network = NetworkDescription("dynunet", {"channels": [8, 16, 32]}, ("any",), 32)
-    assert 0 < rules.step_seconds(network, 2, EngineConfig(accelerator="cpu")) < 60
+    assert 0 < pace.step_seconds(network, 2, EngineConfig(accelerator="cpu")) < 60
 
 
 def test_tiles_go_by_pixels_where_sizes_vary() -> None:

@@ -18,7 +18,8 @@ from tskd.console import launched_as, say
 from tskd.errors import UserError
 from tskd.experiment.facts import look
 from tskd.experiment.methods import check_names
-from tskd.experiment.rules import FEWEST, Choice, Pace, of_the_data, of_the_networks, of_the_time
+from tskd.experiment.pace import Pace
+from tskd.experiment.rules import FEWEST, Choice, of_the_data, of_the_networks, of_the_time
 from tskd.machine.disk import write_atomic, write_json
 from tskd.recipe.files import Change, read_settings, set_key
 from tskd.recipe.schema import Recipe, build_recipe

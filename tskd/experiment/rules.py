@@ -5,30 +5,17 @@ A rule sees what is settled so far, the user's settings included, and yields its
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from tskd.console import counted
-from tskd.data.tiles import count_looks
-from tskd.engine import open_runtime
 from tskd.engine.batches import CELL
-from tskd.engine.bf16 import slow_operators_avoided
-from tskd.errors import UserError
-from tskd.experiment.budget import adaptation_step, looks_at, network_flops, views_answered
 from tskd.experiment.facts import Facts
-from tskd.experiment.methods import asks_for_teacher
-from tskd.losses.segmentation import label_loss
-from tskd.models.description import NetworkDescription
-from tskd.models.registry import build_model
-from tskd.recipe.schema import OFFLINE, DataConfig, EngineConfig, Recipe, TrainConfig, build_recipe
-from tskd.stages.prepare import MOST_TILES
-from tskd.stages.students import describe_student
-from tskd.stages.teacher import choose_teacher
+from tskd.experiment.pace import Pace, students
+from tskd.recipe.schema import OFFLINE, DataConfig, build_recipe
 
 SIZES_ON_CPU, SIZES_ON_GPU = (128, 160, 192), (256, 320, 384, 512)
 THINNEST = 3.0
@@ -47,15 +34,9 @@ FEW_LABELS, FEW_CASES = 100, 25
 SHARES = {"teacher": 0.35, "distill": 0.25, "finetune": 0.06}
 """Of the time, where one U-Net is held against the student and trains as long; the rest is for reading, the teacher's
 answers, scores and the export."""
-LOOKS = 8
-"""How often a test image, or each tile of it, is looked at in a run: by the teacher mirrored three ways too, by student
-and U-Net, and by the student without its features and with another image's."""
-PASS = 1 / 3
-"""What a look takes, as a share of a training step of one image: there is no backward pass."""
 LEAST_TRAINED = 0.5
 """Share of the time that is left to training, however many tiles are answered."""
 FEWEST, MOST = {"teacher": 100, "distill": 150, "finetune": 50}, {"teacher": 1500, "distill": 8000, "finetune": 1000}
-BATCH = 16
 
 
 class Choice(NamedTuple):
@@ -163,67 +144,6 @@ def of_the_networks(facts: Facts, values: Mapping[str, Any]) -> Iterator[Choice]
         yield Choice("engine.precision", "bf16-mixed", "this machine is quicker with it")
 
 
-class Pace(NamedTuple):
-    """How fast this machine works on networks and data that were chosen."""
-
-    step: float
-    """Seconds of a training step of ``BATCH`` images."""
-    answers: float
-    """Minutes for the teacher's answers on all images, and for the looks at the tiles of the test's; of whole images
-    those are no time."""
-    teacher: float = 1.0
-    """What a step of all networks of the teacher takes, by their operations, where one of the student takes 1."""
-
-    @classmethod
-    def of(cls, facts: Facts, recipe: Recipe) -> Pace:
-        """Measure it on this machine."""
-        side, tile = recipe.data.image_size, recipe.data.tile
-        described = describe_student(recipe.student, weights=None, classes=["any"], image_size=side)
-        engine = recipe.engine.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto", "compile": False})
-        step = step_seconds(described, BATCH, engine)
-        looks = 0.0 if tile is None else facts.tested * LOOKS * count_looks((facts.side, facts.side), tile)
-        teacher = _teacher_by_student(recipe, described)
-        if asks_for_teacher(recipe):
-            rows = 1 if tile is None else min(count_looks((facts.side, facts.side), tile), MOST_TILES)
-            views = views_answered(recipe.distill, facts.shown * rows) * recipe.distill.rounds
-            looks += teacher * views * looks_at(recipe.teacher, described.classes)
-        return cls(step, looks * step / BATCH * PASS / 60, teacher)
-
-    def seconds(self, config: TrainConfig) -> float:
-        """Return what a step of a training takes."""
-        return self.step * config.batch_size / BATCH
-
-    def minutes(self, recipe: Recipe) -> float:
-        """Return about how long a run's trainings and answers take: the baseline trains as long as the student."""
-        student = sum(config.steps * self.seconds(config) for config in (recipe.distill, recipe.finetune))
-        teacher = recipe.teacher.steps * self.seconds(recipe.teacher) * self.teacher
-        return (teacher * asks_for_teacher(recipe) + student * _students(recipe)) / 60 + self.answers
-
-
-def _teacher_by_student(recipe: Recipe, student: NetworkDescription) -> float:
-    """Return the operations of an image in a step of all networks of the teacher, by those of the student.
-
-    Of weights that are not there nothing is known; the run says so before it begins.
-    """
-    step = 0
-    for kind in recipe.teacher.kinds:
-        try:
-            described = choose_teacher(kind, student.classes, student.image_size, download=False).description
-        except UserError:
-            return 1.0
-        step += kind.members * adaptation_step(kind, described)
-    return step / (network_flops(student) * recipe.teacher.batch_size)
-
-
-def _students(recipe: Recipe) -> int:
-    """Return how many networks take the student's time: its baselines do, and every round has a student."""
-    return recipe.distill.rounds + _baselines(recipe)
-
-
-def _baselines(recipe: Recipe) -> int:
-    return len(recipe.baselines) + recipe.control.enabled
-
-
 def of_the_time(pace: Pace, values: Mapping[str, Any], minutes: float) -> Iterator[Choice]:
     """Yield the numbers of steps that fit the time, by what a step of the student takes here."""
     recipe = build_recipe(values, "the choices")
@@ -232,29 +152,9 @@ def of_the_time(pace: Pace, values: Mapping[str, Any], minutes: float) -> Iterat
     networks = sum(kind.members for kind in recipe.teacher.kinds)
     for section, share in SHARES.items():
         step = pace.seconds(getattr(recipe, section)) * (pace.teacher if section == "teacher" else 1)
-        steps = share * left * 60 / step / (1 if section == "teacher" else _students(recipe) / 2)
+        steps = share * left * 60 / step / (1 if section == "teacher" else students(recipe) / 2)
         kept = int(np.clip(round(steps, -1), FEWEST[section], MOST[section]))
         each = f" of its {networks} networks" if section == "teacher" and networks > 1 else ""
         bound = {FEWEST[section]: "; fewer are not worth it", MOST[section]: "; more are not needed"}.get(kept, "")
         reason = f"{share:.0%} of {left:.3g} min{beside} at {step:.2f} s a step{each}{bound}"
         yield Choice(f"{section}.steps", kept, reason)
-
-
-def step_seconds(description: Any, batch: int, engine: EngineConfig, *, steps: int = 3) -> float:
-    """Return the seconds of a training step of a described network on this machine: the median after a first one."""
-    runtime = open_runtime(engine)
-    device = runtime.fabric.device
-    model = build_model(description).to(device).train()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(batch, 3, description.image_size, description.image_size, generator=generator).to(device)
-    masks = (images[:, 0] > 0.5).long()
-    taken = []
-    with slow_operators_avoided(model, runtime):
-        for _ in range(steps + 1):
-            began = time.perf_counter()
-            with runtime.fabric.autocast():
-                loss = label_loss(model(images).logits, masks)["loss"]
-            loss.backward()
-            loss.item()  # waits for a GPU
-            taken.append(time.perf_counter() - began)
-    return float(np.median(taken[1:]))
