@@ -138,6 +138,8 @@ def run(
 
     Example: tskd run --data my_images --target-minutes 30 --out out/first
     """
+    if dry_run:  # one process can tell, and none is started for it
+        set_ = [*(set_ or []), "engine.devices=1", "engine.num_nodes=1"]
     loaded, keep = _load_or_choose(recipe, data, set_, out, target)
     opened = _open_run(loaded, out, minutes=minutes, download=download)
     if dry_run:

@@ -100,10 +100,11 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not out.exists()
 
 
-def test_a_dry_run_without_a_recipe_keeps_no_choices(
+def test_a_dry_run_without_a_recipe_keeps_no_choices_and_starts_no_processes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    done(["run", "--data", str(folder), "--out", str(out), "--dry-run", "--target-minutes", "60"])
+    command = ["run", "--data", str(folder), "--out", str(out), "--dry-run", "--target-minutes", "60"]
+    done([*command, "--set", "engine.devices=2"])
     assert "about" in capsys.readouterr().out
     assert not out.exists()
