@@ -1,4 +1,4 @@
-"""What a person sees of a comparison under way: a table on a terminal, a line a finished run elsewhere."""
+"""What a person sees of a comparison under way: a table on a terminal, lines where runs begin and end elsewhere."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def open_board(total: int) -> Iterator[Board]:
 
 
 class PlainBoard:
-    """One line a finished run."""
+    """A line where a run begins and one where it ends."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
 
     def began(self, run: GridRun) -> None:
-        pass
+        say(f"compare: begun: {run.label}")
 
     def ended(self, run: GridRun, outcome: Outcome, seconds_left: float) -> None:
         self.done += 1
