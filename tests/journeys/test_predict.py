@@ -258,7 +258,14 @@ def test_a_file_with_other_doubts_than_the_network_fails(run: FinishedRun, bundl
 
 @pytest.mark.parametrize(
     ("drop", "int8_ms", "shipped"),
-    [(0.0, 5.0, True), (0.006, 5.0, False), (0.0, 10.0, False), (-0.1, 9.9, True), (None, 5.0, False)],
+    [
+        (0.0, 5.0, True),
+        (0.005, 5.0, True),
+        (0.006, 5.0, False),
+        (0.0, 10.0, False),
+        (-0.1, 9.9, True),
+        (None, 5.0, False),
+    ],
 )
 def test_int8_has_to_be_as_good_and_faster(drop: float | None, int8_ms: float, shipped: bool) -> None:
     assert judge_int8("static", drop, 10.0, int8_ms, megabytes=1).shipped is shipped

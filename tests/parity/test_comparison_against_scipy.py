@@ -133,6 +133,22 @@ def test_degrees_of_freedom_by_hand() -> None:
     assert degrees_of_freedom(ones) == 2, "no variance at all"
 
 
+def test_an_interval_over_seeds_alone_by_hand() -> None:
+    """Two seeds that answer -1 and 1 in each of six cases: draws of seeds give -1, 0 or 1, spread by the square root
+    of 2 and by the t quantile of one degree of freedom over that of five."""
+    found = difference_interval(np.array([[-1.0], [1.0]]) * np.ones((2, 6)), seed=0)
+    end = np.sqrt(2) * stats.t.ppf(0.975, 1) / stats.t.ppf(0.975, 5)
+    assert found == pytest.approx((-end, end))
+
+
+def test_many_seeds_do_not_shorten_the_interval_of_few_cases() -> None:
+    """Ten seeds at -1 and ten at 1: the percentile read for six cases (2.8 standard deviations) is 16 of 20 draws.
+    Seeds that differ alone have 19 degrees of freedom, more than six cases, and that makes nothing narrower."""
+    found = difference_interval(np.array([[-1.0], [1.0]] * 10) * np.ones((20, 6)), seed=0)
+    end = np.sqrt(20 / 19) * (2 * 16 / 20 - 1)
+    assert found == pytest.approx((-end, end))
+
+
 @pytest.mark.parametrize(
     ("seeds", "cases", "between_seeds", "least"),
     [

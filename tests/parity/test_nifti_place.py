@@ -140,6 +140,16 @@ def test_labels_lie_where_the_scan_lies_in_both_readers(name: str, tmp_path: Pat
     same_place(scan, labels_of(scan, tmp_path / "mask.nii.gz"))
 
 
+@pytest.mark.parametrize("name", ["codes 2 and 1", "codes 1 and 2", "codes 0 and 1", "left-handed", "PIR", "SAL"])
+def test_the_canonical_grid_is_the_one_of_nibabel(name: str, tmp_path: Path) -> None:
+    """Red where the qform comes before the sform, which may say another place and another turn."""
+    scan = write(tmp_path / "scan.nii", PLACES[name])
+    theirs = nibabel.as_closest_canonical(nibabel.load(scan))
+    shape, place = nifti.canonical_grid(scan)
+    assert shape == theirs.shape
+    np.testing.assert_allclose(place, theirs.affine, atol=1e-4)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize(
     ("kind", "frames", "endian"),
@@ -217,6 +227,14 @@ def test_a_place_that_no_form_states_is_refused(tmp_path: Path) -> None:
     scan = write(tmp_path / "scan.nii", both(1, 0, NOTHING))
     with pytest.raises(UserError, match=r"scan\.nii: its sform put"):
         nifti.read_slice(scan, 0)
+
+
+def test_a_form_whose_axes_lie_in_one_plane_is_passed_over(tmp_path: Path) -> None:
+    """Red where only an axis of no length is noticed: here the third has one, and lies between the other two."""
+    coplanar = HERE.copy()
+    coplanar[:3, 2] = HERE[:3, 0] + HERE[:3, 1]
+    _, place = nifti.canonical_grid(write(tmp_path / "scan.nii", both(1, 1, coplanar, HERE)))
+    np.testing.assert_allclose(place, HERE, atol=1e-4)
 
 
 def test_planes_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -120,6 +120,19 @@ def test_maps_stay_within_the_limits(seed: int) -> None:
     assert (maps[:, :, 2].abs() <= 0.2).all()
 
 
+def test_the_limits_are_reached() -> None:
+    limits = GeometryRange(flip_horizontal=False, rotate=20, scale=0.25, shift=0.1)
+    maps = draw_geometry(4000, limits, torch_generator(0))
+    assert float(maps[:, :, 2].abs().max()) == pytest.approx(0.2, rel=0.01), "a tenth of a side of 2"
+    sizes = 1 / maps[:, :, :2].det().sqrt()
+    assert (float(sizes.min()), float(sizes.max())) == (
+        pytest.approx(1 / 1.25, rel=0.01),
+        pytest.approx(1.25, rel=0.01),
+    )
+    angles = torch.rad2deg(torch.atan2(maps[:, 1, 0], maps[:, 0, 0]))
+    assert (float(angles.min()), float(angles.max())) == (pytest.approx(-20, rel=0.01), pytest.approx(20, rel=0.01))
+
+
 def test_outside_of_the_old_image_is_black_and_background() -> None:
     far = torch.tensor([[[1.0, 0.0, 5.0], [0.0, 1.0, 0.0]]])
     assert move_images(torch.ones(1, 3, 8, 8), far).abs().max() == 0
@@ -178,6 +191,14 @@ def test_the_dihedral_group() -> None:
         twice = [transform_dihedral(pictures[first], second) for second in range(8)]
         assert all(any(torch.equal(turned, p) for p in pictures) for turned in twice)
         assert sum(torch.equal(turned, picture) for turned in twice) == 1
+
+
+def test_symmetries_are_numbered_as_whoever_allows_flips_counts_them() -> None:
+    """4 is left and right exchanged, 6 upper and lower, 2 both: where one flip is allowed the other must not happen."""
+    picture = torch.arange(9).reshape(1, 3, 3)
+    for element, axes in ((4, (2,)), (6, (1,)), (2, (1, 2))):
+        assert torch.equal(transform_dihedral(picture, element), picture.flip(axes))
+    assert torch.equal(transform_dihedral(picture, 1), picture.rot90(1, (1, 2)))
 
 
 def test_the_dihedral_group_moves_grids_of_any_size_alike() -> None:

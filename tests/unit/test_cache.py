@@ -22,6 +22,7 @@ from tskd.data.transfer_set import TransferRecord, TransferSet, write_records
 from tskd.engine import Runtime, open_runtime
 from tskd.errors import RunFailed
 from tskd.models.description import NetworkDescription
+from tskd.models.projections import matching_level
 from tskd.models.registry import build_model
 from tskd.recipe.schema import AppearanceConfig, AugmentConfig, DistillConfig, EngineConfig
 from tskd.seeding import numpy_generator
@@ -282,6 +283,12 @@ def test_shards_of_large_answers_hold_fewer_images_and_are_read_all_the_same(
     assert len(list((tmp_path / "large").glob("*.safetensors"))) == 10
     for step in range(3):
         assert torch.equal(stored(small(step, 0, 1)).logits, stored(large(step, 0, 1)).logits)
+
+
+@pytest.mark.parametrize(("side", "level"), [(32, 2), (16, 0), (8, 1), (5, 1), (3, 2)])
+def test_the_deepest_features_that_are_fine_enough_are_matched(side: int, level: int) -> None:
+    """Of teacher's grids of 16, 8 and 4; where all are coarser than the student's, the deepest."""
+    assert matching_level([torch.zeros(1, 2, size, size) for size in (16, 8, 4)], side) == level
 
 
 @pytest.mark.parametrize(("steps", "pays"), [(17, False), (18, True)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tskd.data.tiles import cut_tile, fill_up, fits, tile_corners
+from tskd.data.tiles import cut_tile, fill_up, fits, middle_corner, tile_corners
 
 
 @pytest.mark.parametrize("size", [(32, 33), (70, 96), (64, 64), (33, 200), (20, 75)])
@@ -39,3 +39,8 @@ def test_a_short_side_is_filled_up_on_both_sides() -> None:
 def test_an_image_no_larger_than_a_tile_is_whole() -> None:
     assert fits((32, 20, 3), 32)
     assert not fits((32, 33), 32)
+
+
+def test_the_tile_in_the_middle_is_row_then_column() -> None:
+    assert middle_corner((40, 70), 32) == (4, 19)
+    assert middle_corner((20, 70, 3), 32) == (0, 19), "a shorter side is filled up to the tile's"

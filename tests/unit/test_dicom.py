@@ -38,6 +38,12 @@ def test_own_window_follows_the_standard(tmp_path: Path) -> None:
     assert "WindowCenter" in dicom.grey_rule(dicom.read_head(path), None).told
 
 
+def test_a_window_that_is_called_exact_ends_where_it_says(tmp_path: Path) -> None:
+    """PS3.3 C.11.2.1.3.2: centre and width without the half and the one that are taken off otherwise."""
+    path = save(VALUES, tmp_path / "a.dcm", WindowCenter=250, WindowWidth=300, VOILUTFunction="LINEAR_EXACT")
+    assert dicom.grey_rule(dicom.read_head(path), None).window == IntensityWindow(100, 400)
+
+
 def test_ct_without_a_window_gets_the_stated_default(tmp_path: Path) -> None:
     path = save(np.array([[-200, -160, 40, 240]], np.int16), tmp_path / "a.dcm", Modality="CT")
     assert grey(path).tolist() == [[0, 0, 128, 255]]

@@ -115,12 +115,43 @@ def test_padding_does_not_count(tmp_path: Path) -> None:
     assert dicom.grey_rule(dicom.read_head(path), None).window.low >= 100
 
 
+def test_padding_may_be_a_range_and_what_lies_on_either_side_counts(tmp_path: Path) -> None:
+    values = np.tile(np.array([-3000, -2000, -1700, -1500, 100, 200], np.int16), (20, 5))
+    path = save(values, tmp_path / "a.dcm", Modality="MR", PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1500)
+    window = dicom.grey_rule(dicom.read_head(path), None).window
+    assert (window.low, window.high) == pytest.approx((-3000, 200))
+    values[values == -3000] = -1800
+    again = save(values, tmp_path / "b.dcm", Modality="MR", PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1500,
+                 SeriesInstanceUID="1.7")  # fmt: skip
+    assert dicom.grey_rule(dicom.read_head(again), None).window.low == pytest.approx(100)
+
+
+def test_signed_bytes_are_shown_by_their_full_range(tmp_path: Path) -> None:
+    path = save(np.array([[-128, 0, 127]], np.int8), tmp_path / "a.dcm", Modality="MR")
+    assert grey(path).tolist() == [[0, 128, 255]]
+
+
+def test_each_frame_has_its_own_window(tmp_path: Path) -> None:
+    frames = []
+    for centre in (50, 150):
+        frame, window = Dataset(), Dataset()
+        window.WindowCenter, window.WindowWidth = centre, 101
+        frame.FrameVOILUTSequence = Sequence([window])
+        frames.append(frame)
+    path = save(np.full((2, 4, 5), 100, np.uint16), tmp_path / "a.dcm", Modality="MR",
+                PerFrameFunctionalGroupsSequence=Sequence(frames))  # fmt: skip
+    head = dicom.read_head(path)
+    found = [dicom.grey_rule(head, None, index).window for index in (0, 1)]
+    assert found == [IntensityWindow(-0.5, 99.5), IntensityWindow(99.5, 199.5)]
+
+
 def test_floating_point_from_0_to_1_and_beyond(tmp_path: Path) -> None:
     values = RNG.random((20, 30)).astype(np.float32)
     np.testing.assert_array_equal(grey(write_map(tmp_path / "a.dcm", values)), np.rint(values * 255))
     beyond = write_map(tmp_path / "b.dcm", values * 3000, SeriesInstanceUID="1.9")
     assert "percentiles" in told(beyond)
     assert np.unique(grey(beyond)).size > 200
+    assert "percentiles" in told(write_map(tmp_path / "below.dcm", values - 0.5, SeriesInstanceUID="1.8"))
     values[0, 0] = np.nan
     with pytest.raises(UserError, match=r"c\.dcm: 1 of 600 values are NaN"):
         grey(write_map(tmp_path / "c.dcm", values, SeriesInstanceUID="1.10"))

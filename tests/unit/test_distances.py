@@ -14,6 +14,7 @@ from tskd.losses.distance import (
     logit_kl,
     logit_mse,
     match_grid,
+    match_size,
     relation,
     soft_dice,
 )
@@ -95,7 +96,17 @@ def test_names_are_chosen_or_refused_with_the_choices() -> None:
 def test_features_are_matched_to_a_coarser_and_a_finer_grid() -> None:
     planes = features(size=8)
     assert match_grid(planes, torch.Size((8, 8))) is planes
-    torch.testing.assert_close(match_grid(planes, torch.Size((4, 4))), torch.nn.functional.avg_pool2d(planes, 2))
+    for side in (4, 2):  # at half the side bilinear interpolation is an average too, at a quarter it is none
+        pooled = torch.nn.functional.avg_pool2d(planes, 8 // side)
+        torch.testing.assert_close(match_grid(planes, torch.Size((side, side))), pooled)
     constant = torch.full((1, 3, 4, 4), 2.5)
     torch.testing.assert_close(match_grid(constant, torch.Size((7, 7))), torch.full((1, 3, 7, 7), 2.5))
     torch.testing.assert_close(match_grid(planes, torch.Size((16, 16))).mean(), planes.mean(), rtol=0.1, atol=0.02)
+
+
+def test_logits_are_antialiased_where_they_shrink() -> None:
+    """At half the width a pixel is a triangle over four: the first one has 3/7, 3/7 and 1/7 of its first three."""
+    logits = torch.tensor([0.0, 0.0, 7.0, 0.0]).expand(1, 1, 4, 4)
+    torch.testing.assert_close(match_size(logits, torch.Size((4, 2)))[0, 0, 0], torch.tensor([1.0, 3.0]))
+    assert match_size(logits, torch.Size((4, 4))) is logits
+    assert match_size(logits[:, :0], torch.Size((2, 3))).shape == (1, 0, 2, 3)

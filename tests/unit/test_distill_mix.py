@@ -56,3 +56,16 @@ def test_without_a_share_nothing_is_drawn() -> None:
     before = torch.get_rng_state()
     assert torch.equal(draw_mix(6, 0.0, torch.device("cpu"))(views()), views())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_both_losses_have_their_weight_and_the_decoders_its_temperature() -> None:
+    settings: dict[str, object] = {"decoder_loss": "mse", "encoder_loss": "cosine"}
+    batch = Batch(views().flip(0), views())
+    plain, weighed = (
+        distillation_step(DistillConfig(**settings, **more), ask, 0)(Mirror(), batch)
+        for more in ({"temperature": 1.0}, {"encoder_weight": 3.0, "decoder_weight": 0.5, "temperature": 2.0})
+    )
+    assert weighed["encoder_loss"] == plain["encoder_loss"]
+    assert weighed["decoder_loss"].item() == pytest.approx(plain["decoder_loss"].item() / 4)
+    expected = 3 * weighed["encoder_loss"] + 0.5 * weighed["decoder_loss"]
+    assert weighed["loss"].item() == pytest.approx(expected.item())

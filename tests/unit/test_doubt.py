@@ -45,6 +45,15 @@ def test_calibration_error_is_the_gap_between_how_sure_and_how_often_right() -> 
     assert Calibration.empty().error is None
 
 
+def test_calibration_is_by_fifteen_bins_and_gaps_in_different_ones_do_not_cancel() -> None:
+    """0.61 and 0.66 lie between 9/15 and 10/15, so one right and one wrong leave 0.27 between them; 0.67 does not."""
+    together, apart = Calibration.empty(), Calibration.empty()
+    together.add(np.array([0.61, 0.66]), np.array([0, 1]))
+    apart.add(np.array([0.61, 0.67]), np.array([0, 1]))
+    assert together.error == pytest.approx(abs(1 - 1.27) / 2)
+    assert apart.error == pytest.approx((0.61 + 0.33) / 2)
+
+
 def test_confidence_that_follows_dice_orders_best_and_one_against_it_worst() -> None:
     dice = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95]
     cases = list("abcdefg")
@@ -66,6 +75,14 @@ def test_an_interval_is_over_cases_not_over_slices() -> None:
     assert by_slice.ci95 is not None
     assert by_slice.ci95[0] < by_slice.rank_correlation < by_slice.ci95[1]
     assert by_patient.ci95 is None
+    eight, repeated = (
+        order_by_confidence(
+            np.repeat(sure[:8], times), np.repeat(dice[:8], times), list(np.repeat(list("abcdefgh"), times)), seed=0
+        )
+        for times in (1, 5)
+    )
+    assert eight is not None and repeated is not None  # noqa: PT018
+    assert repeated.ci95 == pytest.approx(eight.ci95), "a slice that is repeated five times is no news"
 
 
 def test_risk_is_that_of_the_surest_so_far() -> None:
@@ -143,7 +160,9 @@ def test_wide_features_keep_their_largest_directions(monkeypatch: pytest.MonkeyP
     assert doubt.distance(moved, *found)[0] > 10 * doubt.distance(features[:1], *found)[0]
 
 
-def test_the_graph_measures_as_the_arrays_do() -> None:
+@pytest.mark.parametrize("most", [128, 3], ids=["all directions", "the rest together"])
+def test_the_graph_measures_as_the_arrays_do(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doubt, "MOST_DIRECTIONS", most)
     features = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float64)
     spread, alarms = doubt.spread_of(
         doubt.Seen(np.arange(40), tuple(map(str, range(40))), np.ones(40), features, np.arange(40))

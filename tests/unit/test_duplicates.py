@@ -19,6 +19,7 @@ from tskd.data.duplicates import (
     find_pairs,
     fingerprint_image,
     join_duplicates,
+    settle_duplicates,
 )
 from tskd.types import Record
 
@@ -114,6 +115,15 @@ def test_joined_cases_hold_every_pair_together():
 def test_a_pair_that_the_data_set_parts_stays_apart():
     records = [Record("a", "a", Path("a"), split="train"), Record("b", "b", Path("b"), split="test")]
     assert join_duplicates(records, [DuplicatePair("a", "b", 0, exact=True)]) == tuple(records)
+
+
+@pytest.mark.parametrize(("cases", "settled"), [("abcd", "aacc"), ("pqrs", "pprs")])
+def test_near_duplicates_are_joined_where_the_data_set_names_no_cases_and_identical_ones_always(
+    cases: str, settled: str
+):
+    records = [Record(name, case, Path(name)) for name, case in zip("abcd", cases)]
+    pairs = [DuplicatePair("a", "b", 0, exact=True), DuplicatePair("c", "d", 3, exact=False)]
+    assert [record.case for record in settle_duplicates(records, pairs)] == list(settled)
 
 
 @pytest.mark.skipif(not BUSI.is_dir(), reason="the local data sets are not here")

@@ -155,6 +155,9 @@ def test_float_needs_the_unit_range_or_a_window(tmp_path: Path) -> None:
         read_image(wide)
     with pytest.raises(UserError, match="NaN"):
         read_image(broken)
+    tifffile.imwrite(wide, np.array([[-0.5, 0, 0.5]], np.float32))
+    with pytest.raises(UserError, match=r"-0\.5 to 0\.5.*window"):
+        read_image(wide)
 
 
 @pytest.mark.parametrize("window", [(5, 5), (9, 1), (0, float("nan"))])
@@ -209,6 +212,10 @@ def test_an_indexed_png_gives_indices_and_a_gif_its_greys(tmp_path: Path) -> Non
     indexed.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
     indexed.save(tmp_path / "a.png")
     assert read_mask_indices(tmp_path / "a.png").tolist() == [[0, 1, 2]]
+    two = Image.fromarray(np.array([[0, 1, 1]], np.uint8)).convert("P")
+    two.putpalette([0, 0, 0, 255, 0, 0])
+    two.save(tmp_path / "red.png")
+    assert read_mask_indices(tmp_path / "red.png").tolist() == [[0, 1, 1]], "two colours, but not black and white"
     white_first = Image.fromarray(np.array([[0, 1, 1]], np.uint8)).convert("P")
     white_first.putpalette([255, 255, 255, 0, 0, 0])
     for name in ("b.png", "b.gif"):

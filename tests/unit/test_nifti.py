@@ -72,6 +72,20 @@ def test_scaling_is_the_window_the_volumes_percentiles_or_the_bytes(tmp_path: Pa
     assert (nifti.read_slice(plain, 0) == 7).all()
 
 
+def test_bytes_with_a_slope_are_no_grey_levels(tmp_path: Path) -> None:
+    """Red where they are shown as they are: twice 200 would be 144."""
+    stored = np.arange(60, dtype=np.uint8).reshape(SHAPE) * 4
+    image = nibabel.Nifti1Image(stored, RAS)
+    image.header.set_slope_inter(2, 10)
+    nibabel.save(image, tmp_path / "a.nii")
+    values = np.asarray(nibabel.load(tmp_path / "a.nii").dataobj)
+    assert values.max() > 255
+    low, high = np.percentile(values, nifti.PERCENTILES)
+    shown = nifti.read_slice(tmp_path / "a.nii", 1)
+    expected = np.clip((values[:, :, 1].T[::-1, ::-1] - low) * 255 / (high - low), 0, 255)
+    np.testing.assert_allclose(shown, expected, atol=0.51)
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_a_slice_needs_the_memory_of_a_slice(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Red where a volume is held to read a slice, along whichever axis, or kept in memory once it is unpacked."""

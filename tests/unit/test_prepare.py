@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from tskd.artifacts import Store
 from tskd.data.exif import ORIENTATION
 from tskd.data.layouts import Dataset
-from tskd.data.prepared import Prepared
+from tskd.data.prepared import PARTS, Prepared, squeeze_mask
 from tskd.errors import UserError
 from tskd.recipe.schema import DataConfig
 from tskd.stages.prepare import build, prepare
@@ -167,3 +168,37 @@ def test_files_that_cannot_be_used_are_not_read_again_for_every_budget(tmp_path:
             build(Store(tmp_path / "out"), config, readings)
     assert decoded["1"] == 1
     assert not list((tmp_path / "out").glob("*.partial")), "a refusal leaves nothing half-written"
+
+
+@pytest.mark.parametrize("tested", [("0", "1"), ("6", "7")], ids=["the first of a pair", "the second"])
+def test_an_image_in_training_and_test_is_refused_unless_accepted(tested: tuple[str, str], tmp_path: Path) -> None:
+    root = write(tmp_path / "data", [1] * 8)
+    shutil.copy(root / "images/7.png", root / "images/0.png")
+    split = [f"{number},{'test' if str(number) in tested else 'train'}" for number in range(8)]
+    (root / "split.csv").write_text("id,split\n" + "\n".join(split))
+    with pytest.raises(UserError, match=r"1 images are in both training and test.*\n  0 = 7\n.*allow_duplicates"):
+        prepared(root, tmp_path / "refused")
+    assert prepared(root, tmp_path / "accepted", allow_duplicates=True).count("test") == 2
+
+
+def test_the_split_is_drawn_as_the_settings_say(tmp_path: Path) -> None:
+    root = write(tmp_path / "data", [1] * 20)
+    (root / "split.csv").unlink()
+
+    def drawn(name: str, **settings: object) -> dict[str, set[str]]:
+        found = prepared(root, tmp_path / name, **settings)
+        return {part: found.cases(part) for part in PARTS}
+
+    usual, shares = drawn("usual", labels=10), drawn("shares", labels=10, test_share=0.5, val_share=0.5)
+    assert [len(usual[part]) for part in PARTS] == [8, 2, 5, 5]
+    assert [len(shares[part]) for part in PARTS] == [5, 5, 0, 10]
+    labels = drawn("labels", labels=10, budget_seed=1)
+    assert labels["test"] == usual["test"]
+    assert labels["train"] != usual["train"]
+    assert drawn("seed", labels=10, split_seed=1)["test"] != usual["test"]
+
+
+def test_a_mask_that_is_squeezed_has_no_class_in_between() -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:, 11:] = 2
+    assert set(np.unique(squeeze_mask(mask, 7))) == {0, 2}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.made_up import make_prepared
 from tskd.artifacts import Store
 from tskd.data.labels import has_foreground
 from tskd.data.prepared import IMAGES, OF_TARGET, Part, Prepared, squeeze_image, squeeze_mask
@@ -145,6 +146,13 @@ def test_copies_across_data_sets_are_found_whole(root: Path, tiled: Prepared) ->
     tested = build(Store(root.parent / "store"), settings(other, tile=TILE, allow_duplicates=True))
     assert seen_images(tiled, Prepared(tested.path)) == 1
     assert seen_images(Prepared(tested.path), tiled) == 1, "y is f, which is tested there"
+
+
+def test_what_is_learned_from_without_labels_is_learned_from_too(tmp_path: Path) -> None:
+    counts: dict[Part, int] = {"train": 1, "val": 0, "unlabelled": 0, "test": 0}
+    trained = make_prepared(tmp_path / "trained", size=SIDE, counts={**counts, "unlabelled": 3})
+    tested = make_prepared(tmp_path / "tested", size=SIDE, counts={**counts, "test": 3})
+    assert seen_images(trained, tested) == 3
 
 
 def test_where_nothing_is_cut_larger_images_still_will_be(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

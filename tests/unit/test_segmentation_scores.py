@@ -84,6 +84,14 @@ class TestScores:
         score = score_one(square(3, 4, size=1), square(0, 0, size=1))
         assert (score.hd95, score.assd, score.dice, score.status) == (5.0, 5.0, 0.0, "scored")
 
+    def test_the_last_pixels_of_a_large_image_count(self) -> None:
+        """Pixels are counted a million at a time: what is left after the last whole million is a part too."""
+        mask = np.zeros((1025, 1025), np.uint8)
+        mask[-1, -10:] = 1
+        prediction = np.roll(mask, -5, axis=1)
+        (score,) = score_case(prediction, mask, classes=1, spacing=None, distances=False)
+        assert score.dice == 0.5
+
     @pytest.mark.parametrize(
         ("prediction", "mask", "message"),
         [
@@ -132,6 +140,16 @@ class TestSummary:
         assert summary.dice.mean == pytest.approx(3 / 5)
         counts = (summary.scored, summary.missed, summary.false_positive, summary.both_empty)
         assert counts == (1, 2, 1, 1)
+
+    def test_a_class_that_is_missed_everywhere_counts(self) -> None:
+        """Left out as one that no mask holds, it would make a model that never finds it perfect."""
+        rows = [row("a", 1.0), row("a", 0.0, label=2, status="missed")]
+        assert summarise(rows, seed=0).dice.mean == mean_dice(rows) == 0.5
+
+    def test_the_seed_is_that_of_the_intervals(self) -> None:
+        rows = [row(f"c{k}", 0.1 * k) for k in range(8)]
+        first, again, other = (summarise(rows, seed=seed).dice.ci95 for seed in (1, 1, 2))
+        assert first == again != other
 
     def test_classes_are_told_apart(self) -> None:
         rows = [row(f"c{k}", dice, label=label) for k in range(4) for label, dice in ((1, 0.9), (2, 0.5))]

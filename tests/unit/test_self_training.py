@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tskd.engine import ImageBatches
 from tskd.losses.self_training import Answers, boxes, sure
 from tskd.models.mean_teacher import MeanTeacher
-from tskd.recipe.schema import SelfTrainingConfig
-from tskd.stages.own_answers import STEPS
+from tskd.recipe.schema import AugmentConfig, SelfTrainingConfig
+from tskd.stages.own_answers import STEPS, PairedBatches
 from tskd.types import UNLABELLED, Batch, SegmentationOutput, StepFn
 
 SIDE = 16
@@ -67,6 +69,52 @@ def test_answers_weigh_nothing_at_first_and_their_weight_after_three_tenths(
     module.updates.zero_()
     losses = step(module, batch_of(planes(0), planes(1), planes(0)))
     assert losses["loss"].item() == pytest.approx(losses["label_loss"].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("mix", sorted(STEPS))
+def test_the_average_is_asked_about_the_plain_image(mix: str, planes: Callable[[int], Tensor]) -> None:
+    """The student's view says the opposite here: asked about that, the average would agree with the student."""
+    module = MeanTeacher(Reader(), decay=0.9).train()
+    batch = batch_of(planes(0), planes(1), planes(0))
+    losses = STEPS[mix](SelfTrainingConfig(steps=10))(module, batch._replace(views=1 - batch.images))
+    assert losses["self_loss"].item() > 1
+
+
+@pytest.mark.parametrize("mix", sorted(STEPS))
+def test_the_weight_of_answers_does_not_grow_beyond_its_own(mix: str, planes: Callable[[int], Tensor]) -> None:
+    module = MeanTeacher(Reader(), decay=0.9)
+    module.teacher.sure.neg_()
+    module.updates += 9
+    losses = STEPS[mix](SelfTrainingConfig(steps=10, weight=0.7))(
+        module.eval(), batch_of(planes(0), planes(1), planes(0))
+    )
+    assert losses["loss"].item() == pytest.approx((losses["label_loss"] + 0.7 * losses["self_loss"]).item(), rel=1e-5)
+
+
+def test_the_average_follows_once_a_step_however_many_parts_it_has() -> None:
+    module = MeanTeacher(nn.Conv2d(1, 1, 1), decay=0.99, parts=2).train()
+    for _ in range(4):
+        module(torch.zeros(1, 1, 2, 2))
+    assert int(module.updates) == 2
+
+
+def test_parts_of_a_paired_batch_make_up_the_whole() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), np.uint8)
+    augment = AugmentConfig(rotate=0, scale=0, shift=0, photometric=0)
+    known, unknown = (
+        ImageBatches(images, masks, list("abcde"), 4, augment, seed=3) for masks in (images[..., 0] // 128, None)
+    )
+    source = PairedBatches(known, unknown, seed=7)
+    whole, first, second = source(2, 0, 1), source(2, 0, 2), source(2, 1, 2)
+    assert whole.masks is not None
+    assert (whole.masks[4:] == UNLABELLED).all()
+    assert not (whole.masks[:4] == UNLABELLED).any()
+    for name in ("images", "masks"):
+        (one, other), (more, others) = (getattr(part, name).chunk(2) for part in (first, second))
+        assert torch.equal(torch.cat([one, more, other, others]), getattr(whole, name))
+    assert first.noise is not None
+    assert second.noise is not None
+    assert torch.equal(torch.cat([first.noise, second.noise]), whole.noise)
 
 
 def test_the_average_follows_weights_and_statistics_and_carries_no_gradient() -> None:

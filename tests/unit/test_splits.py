@@ -135,6 +135,20 @@ def test_case_budget_is_exact_and_nested(cases: int):
     assert set(split.val) <= set(larger.val)
 
 
+def test_a_budget_of_cases_takes_them_in_the_order_of_a_budget_of_images():
+    records, presence = single_images(40)
+    for count in (2, 7, 20):
+        by_case, by_image = (
+            make_split(records, presence=presence, **{key: count}) for key in ("label_cases", "labels")
+        )
+        assert by_case == by_image
+
+
+def test_a_case_without_labels_is_learned_from():
+    records, presence = build_records({**{f"c{n}": [frozenset({1})] for n in range(8)}, "unknown": [None, None]})
+    assert {"unknown/0", "unknown/1"} <= set(make_split(records, presence=presence).unlabelled)
+
+
 def test_surplus_of_a_training_case_stays_as_unlabelled_and_of_a_validating_case_is_left_out():
     records, presence = build_records({f"c{index}": [frozenset({1})] * 6 for index in range(4)})
     split = make_split(records, presence=presence, labels=4)
@@ -152,6 +166,16 @@ def test_strata_are_even_in_every_part():
     for part in (split.test, split.train + split.val):
         assert abs(sum(not presence[id_] for id_ in part) - 0.2 * len(part)) <= 1
         assert abs(sum(2 in presence[id_] for id_ in part) - 0.1 * len(part)) <= 1
+
+
+def test_cases_with_an_empty_image_are_shared_out_too():
+    """Beside an image of class 1 an empty one is no other class: it has to count by itself."""
+    kinds = [[frozenset({1}), frozenset()], *[[frozenset({1})]] * 4]
+    records, presence = build_records({f"c{index:03d}": kinds[index % 5] for index in range(100)})
+    with_empty = {case_of(id_) for id_, classes in presence.items() if not classes}
+    for seed in range(5):
+        tested = {case_of(id_) for id_ in make_split(records, presence=presence, seed=seed).test}
+        assert (len(tested), len(tested & with_empty)) == (25, 5)
 
 
 def test_shares_and_seeds():

@@ -45,7 +45,7 @@ from tskd.stages.pseudo_masks import predict_masks
 from tskd.stages.stored_answers import CachedBatches
 from tskd.stages.teacher_images import write_teacher_images
 from tskd.stages.transfer_masks import pseudo_labels
-from tskd.types import SegmentationOutput
+from tskd.types import Batch, SegmentationOutput
 
 SIZE, TEACHER = 48, 80
 """A third of the teacher's side is 26 2/3 pixels: no crop ends on one."""
@@ -256,3 +256,16 @@ def test_too_little_room_for_the_teachers_images_is_said(
     with pytest.raises(RunFailed, match=r"the teacher's images need .* GB .* teacher\.image_size"):
         write_teacher_images(dataset, prepared, TEACHER, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_answers_for_the_plain_image_and_as_at_work(prepared: Prepared, listed: Path, tmp_path: Path) -> None:
+    """The student's view has other colours; a teacher in training would drop parts of its answer."""
+    plain = to_images(prepared.images[:3])
+    teacher = Seeing()
+    assert torch.equal(online(teacher, RUNTIME)(Batch(plain, 1 - plain)).logits, plain)
+    stored, predicted = Seeing(), Seeing()
+    shown = TransferSet(listed, prepared)
+    layout = plan_cache(Seeing(), build_model(STUDENT), shown, image_size=SIZE, views=2, seed=5)
+    build_cache(stored, shown, layout, AugmentConfig(), tmp_path, runtime=RUNTIME)
+    predict_masks(predicted, shown, tmp_path, image_size=SIZE, runtime=RUNTIME)
+    assert not any(one.training for one in (teacher, stored, predicted))

@@ -6,7 +6,8 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import nibabel
 import numpy as np
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from tskd.data.prepared import Prepared, PreparedRecord
 from tskd.data.volumes import find_stacks
 from tskd.recipe.schema import DataConfig, EvaluateConfig
-from tskd.stages.evaluate import evaluate, mean_agreement
+from tskd.stages.evaluate import evaluate, mean_agreement, predict_image
 from tskd.stages.evaluation_files import CASES, read_cases
 from tskd.stages.prepare import prepare
 from tskd.stages.readings import Reading
-from tskd.stages.scoring import Scoring, Tally, summarise_levels
+from tskd.stages.scoring import Scorable, Scoring, Tally, summarise_levels
 from tskd.stages.source_data import open_data
 from tskd.types import SegmentationOutput
 
@@ -201,3 +202,29 @@ def test_slices_are_in_millimetres_where_the_distance_between_them_is_not_known(
     found = summarise_levels(nothing_found(scoring).scores)
     assert found["hd95_px"] == pytest.approx(np.sqrt(2 * SIDE**2 + 25))
     assert found["slices"]["hd95_mm"] == pytest.approx(2 * np.hypot(SIDE, SIDE))
+
+
+@pytest.mark.parametrize(("other", "unit", "distance"), [((1.0, 1.0), "mm", 6.0), (None, "px", 3.0)])
+def test_an_image_is_measured_in_its_own_spacing_where_all_have_one(
+    other: tuple[float, float] | None, unit: str, distance: float
+) -> None:
+    """Three rows of 2 mm; in pixels where an image has no spacing, since all have one unit."""
+    mask = np.zeros((12, 10), np.uint8)
+    mask[2:5, 2:8] = 1
+    records = (record("a", None, None, spacing=(2.0, 0.5)), record("b", None, None, spacing=other))
+    shown = SimpleNamespace(
+        classes=("organ",), records=records, rows=lambda *_: np.arange(2), native_mask=lambda row: mask
+    )
+    (found,) = Scoring.of(cast(Scorable, shown)).score_image(0, np.roll(mask, 3, axis=0))
+    assert (found.unit, found.score.hd95) == (unit, distance)
+
+
+def test_a_network_is_shown_red_green_and_blue_in_this_order() -> None:
+    class Red(Bright):
+        def forward(self, image: Tensor) -> SegmentationOutput:
+            return SegmentationOutput((image,), image[:, :1] - self.level)
+
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[1, 2, 0] = image[3, 4, 2] = 255
+    found = predict_image(Red(100), image, torch.device("cpu"))
+    assert np.argwhere(found).tolist() == [[1, 2]]
