@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from pydicom import dcmread
 from tskd.deploy.dicom_out import as_bytes
 from tskd.errors import UserError, name_of
 from tskd.extras import install
+from tskd.machine.listening import is_loopback
 
 if TYPE_CHECKING:
     from dicomweb_client.api import DICOMwebClient
@@ -83,15 +83,8 @@ def require_safe(url: str) -> None:
         raise UserError("--dicomweb must be a URL, e.g. https://server/dicom-web.")
     if parts.username or parts.password:
         raise UserError(f"--dicomweb holds a password, which lists of processes show. Give it in {LOGIN}.")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise UserError(f"{url}: everybody on the way could read patients and token. Use https.")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _client(url: str) -> DICOMwebClient:

@@ -44,7 +44,7 @@ from tskd.console import say, warn
 from tskd.errors import RunFailed, UserError
 from tskd.federated.keys import registered, require_certificate
 from tskd.federated.messages import CONFIG, SITE
-from tskd.machine.listening import listening
+from tskd.machine.listening import listening, named
 
 WAIT = 0.5
 """Seconds between two looks whether an answer has come."""
@@ -189,8 +189,7 @@ def serving(door: Door, sites: Iterable[str]) -> Iterator[Link]:
         link.heartbeat.start()
         try:
             _wait_for(server, thread)
-            host, port = listener.getsockname()[:2]
-            say(f"federated: listening on {f'[{host}]' if ':' in host else host}:{port}, by TLS (stop with Ctrl-C)")
+            say(f"federated: listening on {named(listener)}, by TLS (stop with Ctrl-C)")
             yield link
         finally:
             link.heartbeat.stop()

@@ -1,8 +1,9 @@
-"""A socket that a server listens on, or one sentence why it cannot."""
+"""A socket that a server listens on, or one sentence why it cannot; and what an address says."""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 
@@ -26,6 +27,20 @@ def listening(host: str, port: int) -> socket.socket:
         listener.close()
         raise UserError(_unbindable(host, port, error)) from error
     return listener
+
+
+def named(listener: socket.socket) -> str:
+    """Return where a socket listens, ``HOST:PORT``."""
+    host, port = listener.getsockname()[:2]
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or an address is this machine's own, which no other reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _unbindable(host: str, port: int, error: OSError) -> str:

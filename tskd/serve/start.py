@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from tskd.console import say
 from tskd.data.dicom_pixels import POOL
 from tskd.deploy.bundle import open_bundle
 from tskd.errors import UserError, until_terminated
-from tskd.machine.listening import listening
+from tskd.machine.listening import is_loopback, listening, named
 from tskd.serve.app import Service, create_app
 from tskd.serve.corrections import Corrections
 from tskd.serve.guard import Access
@@ -59,8 +58,7 @@ def serve(
     kept = None if corrections is None else Corrections(corrections, bundle.classes)
     service = Service(bundle, limits, access, threads, kept, pool)
     with listening(address.host, address.port) as listener:
-        host, port = listener.getsockname()[:2]
-        say(f"serving {model} on http://{f'[{host}]' if ':' in host else host}:{port} (stop with Ctrl-C)")
+        say(f"serving {model} on http://{named(listener)} (stop with Ctrl-C)")
         config = uvicorn.Config(
             create_app(service), log_level="critical", access_log=False, server_header=False, ws="none",
             timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=_GRACE_SECONDS, proxy_headers=False,
@@ -75,7 +73,7 @@ def serve(
 def access_for(address: Address) -> Access:
     """Return who may ask; raises UserError where others could reach the server and no token protects it."""
     token = _token(address.token_file)
-    is_local = _is_loopback(address.host)
+    is_local = is_loopback(address.host)
     if not is_local and token is None:
         raise UserError(
             f"--host {address.host} lets other machines reach the server: it needs a token. Give a file that holds one "
@@ -85,15 +83,6 @@ def access_for(address: Address) -> Access:
     if not is_local:
         names |= {address.host.lower(), socket.gethostname().lower()}
     return Access(token, frozenset(name.lower() for name in names))
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _token(path: Path | None) -> str | None:
