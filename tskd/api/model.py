@@ -11,7 +11,7 @@ import numpy as np
 
 from tskd.api.pixels import as_pixels
 from tskd.api.show import Table, image_html
-from tskd.deploy.bundle import CARD, Bundle, open_bundle
+from tskd.deploy.bundle import Bundle, open_bundle
 from tskd.deploy.doubt import remark
 from tskd.deploy.tiles import ask_by_size
 from tskd.errors import UserError
@@ -80,8 +80,7 @@ class Model:
     @property
     def card(self) -> str:
         """The model card, Markdown: what it was trained on, what it scored, what it is not for."""
-        path = self.bundle.folder / CARD
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        return self.bundle.card
 
     @cached_property
     def _session(self) -> Any:

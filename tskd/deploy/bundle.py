@@ -172,10 +172,16 @@ class Bundle:
         """The canonical axis along which the network saw volumes sliced; 2 (foot-head) in bundles that do not say."""
         return self._described.input.axis
 
-    def refuse_inside(self, out: Path) -> None:
-        """Raise UserError where results would come to lie in the bundle, which would then be another one."""
-        if out.resolve().is_relative_to(self.folder.resolve()):
-            raise UserError(f"{out} lies in the bundle, which has to stay as it is. Choose another --out.")
+    @property
+    def card(self) -> str:
+        """The model card, Markdown; empty where the bundle has none."""
+        path = self.folder / CARD
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    def refuse_inside(self, place: Path, option: str = "--out") -> None:
+        """Raise UserError where what ``option`` names would lie in the bundle, which would then be another one."""
+        if place.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(f"{place} lies in the bundle, which has to stay as it is. Choose another {option}.")
 
     def session(self, threads: int | None = None) -> InferenceSession:
         """Open the network in onnxruntime on the CPU; ``threads`` None: as many as onnxruntime chooses."""

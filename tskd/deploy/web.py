@@ -61,7 +61,8 @@ def write_web(bundle: Bundle, folder: Path, *, runtime: Path | None = None) -> P
             "browser does not do. `tskd predict` and `tskd serve` do."
         )
     place = folder.resolve()
-    _require_ours(place, bundle)
+    bundle.refuse_inside(place, "--web")
+    _require_ours(place)
     runtime, version = _find_runtime(runtime)
     bundle.session(threads=1)  # refuses what is not a network of ours
     with replaced_folder(place) as partial:
@@ -73,10 +74,8 @@ def write_web(bundle: Bundle, folder: Path, *, runtime: Path | None = None) -> P
     return folder
 
 
-def _require_ours(place: Path, bundle: Bundle) -> None:
+def _require_ours(place: Path) -> None:
     """Raise UserError where the folder's place is taken: nothing of anybody else is replaced."""
-    if place.is_relative_to(bundle.folder.resolve()):
-        raise UserError(f"{place} lies in the bundle, which has to stay as it is. Give another folder with --web.")
     if not place.exists() or not any(place.iterdir()):
         return
     sums = place / SUMS
@@ -151,14 +150,12 @@ def _own_licence(own: metadata.Distribution) -> str:
 
 def _write_page(bundle: Bundle, folder: Path) -> None:
     title = f"Segmentation of {', '.join(bundle.classes)}"
-    card_file = bundle.folder / CARD
-    card = card_file.read_text(encoding="utf-8", errors="replace") if card_file.is_file() else ""
-    values = {"policy": html.escape(POLICY), "title": html.escape(printable(title)), "card": card_html(card)}
+    values = {"policy": html.escape(POLICY), "title": html.escape(printable(title)), "card": card_html(bundle.card)}
     for path in PAGE.iterdir():
         shutil.copyfile(path, folder / path.name)
     _fill(folder / "index.html", values)
     _fill(folder / "manifest.webmanifest", {"title": json.dumps(printable(title))})
-    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(bundle.card, encoding="utf-8")
     (folder / "page.json").write_text(json.dumps(_told_to_page(bundle), indent=2) + "\n", encoding="utf-8")
 
 

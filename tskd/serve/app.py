@@ -28,7 +28,7 @@ from tskd import __version__
 from tskd.data.intensity import IntensityWindow
 from tskd.data.memory_files import MemoryFolder
 from tskd.data.png import packed, without_idle_colours
-from tskd.deploy.bundle import CARD, Bundle
+from tskd.deploy.bundle import Bundle
 from tskd.deploy.card import card_html
 from tskd.errors import UserError
 from tskd.overlays import class_colour
@@ -221,8 +221,7 @@ class Service:
 
     def info(self) -> ModelInfo:
         """Return what the model is."""
-        path = self.bundle.folder / CARD
-        card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        card = self.bundle.card
         return ModelInfo(
             classes=list(self.bundle.classes),
             colours=[list(class_colour(label)) for label in range(1, len(self.bundle.classes) + 1)],

@@ -53,8 +53,8 @@ def serve(
     if pool is not None and corrections is None:
         raise UserError("--pool lists what to label next; say where labels go with --corrections DIR.")
     bundle = open_bundle(model)
-    if corrections is not None and corrections.resolve().is_relative_to(bundle.folder.resolve()):
-        raise UserError(f"{corrections} lies in the bundle, which has to stay as it is. Choose another --corrections.")
+    if corrections is not None:
+        bundle.refuse_inside(corrections, "--corrections")
     kept = None if corrections is None else Corrections(corrections, bundle.classes)
     service = Service(bundle, limits, access, threads, kept, pool)
     with listening(address.host, address.port) as listener:

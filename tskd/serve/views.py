@@ -14,7 +14,6 @@ import numpy as np
 
 from tskd.data import dicom, nifti
 from tskd.data.grey_levels import read_stored
-from tskd.data.images import read_image
 from tskd.data.intensity import IntensityWindow
 from tskd.errors import UserError
 from tskd.machine.memory import give_back_freed_memory
@@ -47,7 +46,7 @@ class View:
         frame = self.done.item.frames[self.place(number)]
         shown = window or self.done.window
         try:
-            return read_image(frame.path, index=frame.index, intensity=shown, axis=segmenter.bundle.axis)
+            return segmenter.read_by(shown, frame)
         except UserError as error:
             raise Refused(422, without_paths(str(error), self.done.folder)) from error
 
@@ -88,12 +87,11 @@ class Views:
         self.lock = threading.Lock()
         self.open: OrderedDict[str, View] = OrderedDict()
 
-    def add(self, view: View) -> View:
+    def add(self, view: View) -> None:
         """Keep a file open."""
         with self.lock:
             self.open[view.name] = view
             self._forget()
-        return view
 
     def find(self, name: str) -> View:
         """Return an open file; raises Refused (404) for one that is not, or not any more."""
