@@ -70,6 +70,11 @@ def screen(**options: Any) -> Console:
     return Screen(**options)
 
 
+def table_screen(width: int = 100) -> Console:
+    """Return the console for tables on stdout, of so many columns where that is not a terminal."""
+    return screen() if sys.stdout.isatty() else screen(width=width)
+
+
 def console_html(render: Callable[[Console], object]) -> str:
     """Return what a report prints on a terminal as HTML, for a notebook; names in it are escaped."""
     console = screen(record=True, file=io.StringIO(), width=HTML_WIDTH)

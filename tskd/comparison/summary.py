@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from statistics import mean
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +16,7 @@ from tskd.comparison.estimate import Estimator
 from tskd.comparison.grid import METHOD, Grid
 from tskd.comparison.plan import RunPlan, all_missing
 from tskd.comparison.workflow import Comparison
-from tskd.console import screen
+from tskd.console import table_screen
 from tskd.experiment.methods import METHODS
 from tskd.metrics.bias_variance import Decomposition
 from tskd.metrics.comparison import PairTest
@@ -26,12 +24,13 @@ from tskd.metrics.intervals import interval_text
 from tskd.report import REPORT
 from tskd.report.text import P_VALUE, dice_of, missed
 
-PLAIN_WIDTH = 120
+_WIDTH = 120
+"""Columns of the tables where the output is not a terminal."""
 
 
 def print_plan(grid: Grid, plans: Sequence[RunPlan], estimator: Estimator, *, workers: int | None) -> None:
     """Print every run with what is there and what its missing parts will take, shared parts at their first run."""
-    console = _console()
+    console = table_screen(_WIDTH)
     table = Table("run", "there", "to make", "seconds", title=f"{grid.name}: {len(grid.runs)} runs")
     planned = {plan.run.name: plan for plan in plans}
     counted: set[str] = set()
@@ -81,7 +80,7 @@ def print_comparison(comparison: Comparison) -> None:
 
     How differences change along an axis is in changes.csv and on the page.
     """
-    console = _console()
+    console = table_screen(_WIDTH)
     console.print(_scores(comparison))
     dice = [(columns, test) for columns, test in comparison.statistics.tests if test.measure == "dice"]
     if dice:
@@ -170,7 +169,3 @@ def _decompositions(lines: Sequence[dict[str, Any]]) -> Table:
 def _values(values: Iterable[Any]) -> list[Text]:
     """Return cells that show their text as it is: square brackets are not markup."""
     return [Text("-" if value is None else str(value)) for value in values]
-
-
-def _console() -> Console:
-    return screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 from rich.table import Table
 from rich.text import Text
 
-from tskd.console import duration, screen
+from tskd.console import duration, table_screen
 from tskd.report import REPORT
 from tskd.report.run.ablation import uses_sentence
 from tskd.report.run.folder import STUDENT, RunFolder
@@ -27,13 +26,10 @@ from tskd.report.text import (
     without_idle,
 )
 
-PLAIN_WIDTH = 100
-"""Columns of the table where the output is not a terminal."""
-
 
 def print_summary(run: RunFolder) -> None:
     """Print the scores of a finished run and the verdict on stdout."""
-    console = screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)
+    console = table_screen()
     out, summary = run.path, run.summary
     tested = f"tested on {scored(run.metrics[STUDENT])}"
     table = Table(title=Text(f"{summary.dataset}, {summary.labels} labels, {tested}, seed {summary.seed}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,20 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from tskd.artifacts import RUN_FILE
-from tskd.console import duration, screen
+from tskd.console import duration, table_screen
 from tskd.report.sites import guarantee, measures
 from tskd.run_file import RunFile
 
 if TYPE_CHECKING:
     from tskd.federated.server_run import Served
 
-PLAIN_WIDTH = 100
-"""Columns of the table where the output is not a terminal."""
-
 
 def print_federation(run: RunFile, out: Path) -> None:
     """Print the Dice of each model at each site, and what was sent, on stdout."""
-    console = screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)
+    console = table_screen()
     federated = run.federated
     names = list(run.metrics)
     table = Table(title=f"{federated['strategy']}, {run.labels} labels at {len(_sites(run))} sites, seed {run.seed}")
@@ -66,7 +62,7 @@ def _score(scores: Mapping[str, Any]) -> str:
 
 def print_served(served: Served, out: Path) -> None:
     """Print the rounds on stdout: who has answered, what was sent, the mean score on the sites' validation parts."""
-    console = screen() if sys.stdout.isatty() else screen(width=PLAIN_WIDTH)
+    console = table_screen()
     table = Table()
     for title in ("round", "sites", "validation Dice", "MB down", "MB up", "s"):
         table.add_column(title, justify="left" if title == "sites" else "right")
