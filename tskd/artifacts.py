@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from filelock import FileLock
 
 from tskd.console import warn
 from tskd.errors import UserError
+from tskd.extras import version_of
 from tskd.machine.disk import file_sha256, naming, write_json
 from tskd.machine.memory import (
     cores,
@@ -339,7 +339,7 @@ def canonical_json(value: Any) -> str:
 
 def environment() -> dict[str, Any]:
     """Return ``ENVIRONMENT``: versions of Python and libraries, system, device, git commit of the working folder."""
-    installed = {name: _version(name) for name in ("tskd", *_LIBRARIES)}
+    installed = {name: version_of(name) for name in ("tskd", *_LIBRARIES)}
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -445,13 +445,6 @@ def _device() -> str:
         return f"{gpu.get_device_name()}{'' if torch.get_float32_matmul_precision() == 'highest' else ', TF32'}"
     threads = f"{sys.modules['torch'].get_num_threads()} threads of " if "torch" in sys.modules else ""
     return f"CPU, {threads}{cores()} cores"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git_commit() -> str | None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from tskd.errors import UserError
-from tskd.extras import EXTRAS, install
+from tskd.extras import EXTRAS, install, version_of
 from tskd.machine.memory import cores
 
 Status = Literal["ok", "note", "broken"]
@@ -102,11 +102,11 @@ def _libraries() -> Iterator[Check]:
     except metadata.PackageNotFoundError:
         yield Check("libraries", "note", "tskd is not installed, only on the path", "pip install --editable .")
         return
-    problems = compare_versions(requirements, _version, "train" if _can_train() else "")
+    problems = compare_versions(requirements, version_of, "train" if _can_train() else "")
     yield from problems
     if not problems:
         shown = _TRAINING_LIBRARIES if _can_train() else _LIGHT_LIBRARIES
-        main = ", ".join(f"{name} {_version(name)}" for name in shown)
+        main = ", ".join(f"{name} {version_of(name)}" for name in shown)
         yield Check("libraries", "ok", f"{main} and all others as required")
 
 
@@ -120,7 +120,7 @@ def _torchvision() -> Iterator[Check]:
         remedy = "install torch and torchvision as one pair, as in constraints.txt"
         yield Check("torchvision", "broken", f"does not load: {str(error).splitlines()[0]}", remedy)
         return
-    yield Check("torchvision", "ok", f"{_version('torchvision')} loads beside torch {_version('torch')}")
+    yield Check("torchvision", "ok", f"{version_of('torchvision')} loads beside torch {version_of('torch')}")
 
 
 def _machine() -> Iterator[Check]:
@@ -269,13 +269,6 @@ def _can_train() -> bool:
 _LOOKS: tuple[Callable[[], Iterator[Check]], ...] = (
     _python, _libraries, _torchvision, _machine, _accelerator, _teachers, _codecs, _inference, _extras,
 )  # fmt: skip
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _memory_gb() -> float | None:

@@ -48,6 +48,16 @@ def install(extra: str) -> str:
     return f"pip install '{_source()}[{extra}]'"
 
 
+def version_of(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _source() -> str:
     """Return the checkout, folder or wheel that this installation came from, as pip takes it; the name of others."""
     import json
