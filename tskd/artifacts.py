@@ -214,17 +214,13 @@ def identify(
 ) -> dict[str, Any]:
     """Return all that an artifact depends on, with the fingerprint of it."""
     identity = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "seed": seed, "version": version}
-    return identity | {"fingerprint": _fingerprint(identity)}
-
-
-def _fingerprint(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+    return identity | {"fingerprint": json_sha256(identity)}
 
 
 def _digest(files: Mapping[str, str]) -> str:
     """Return the digest of an artifact's content; its log holds times and does not count."""
     content = {name: sha256 for name, sha256 in files.items() if name != TRAINING_LOG}
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    return json_sha256(content)
 
 
 def artifact_path(root: Path, identity: Mapping[str, Any]) -> Path:
@@ -285,7 +281,7 @@ def manifest_damage(artifact: Artifact) -> str | None:
     if not seal_holds(manifest):
         return f"{MANIFEST} was changed after it was written: its seal does not fit"
     identity = {name: manifest.get(name) for name in _IDENTITY}
-    if manifest.get("fingerprint") != _fingerprint(identity):
+    if manifest.get("fingerprint") != json_sha256(identity):
         return f"{MANIFEST} was changed: its fingerprint is not that of what it was made from"
     if artifact.path.name != artifact_path(artifact.path.parent, manifest).name:
         return f"{MANIFEST} is that of another artifact"
@@ -305,7 +301,7 @@ def whole(path: Path, remedy: str) -> Artifact:
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return JSON's view of a mapping with its seal."""
     plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
-    return plain | {SEAL: hashlib.sha256(canonical_json(plain).encode()).hexdigest()}
+    return plain | {SEAL: json_sha256(plain)}
 
 
 def seal_holds(value: Mapping[str, Any]) -> bool:
@@ -335,6 +331,11 @@ def _log_line(text: str) -> dict[str, float] | None:
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of a value: keys sorted, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def json_sha256(value: Any) -> str:
+    """Return the sha256 of a value's one JSON text."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def environment() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from tskd.api.images import Material, Squares, gather, pixels_digest, several
 from tskd.api.networks import AsSegmenter, Background
-from tskd.artifacts import canonical_json, read_log
+from tskd.artifacts import json_sha256, read_log
 from tskd.engine import ImageBatches, Runtime, Training, fit, open_runtime
 from tskd.engine.batches import allowed_flips, to_images
 from tskd.engine.schedules import parameter_groups
@@ -243,7 +243,7 @@ class _Work:
             "images": pixels_digest(self.material.images),
             "labels": [pixels_digest(labelled.images), pixels_digest(labelled.masks)] if labelled else None,
             "classes": list(self.classes),
-            "student": hashlib.sha256(canonical_json(shapes).encode()).hexdigest(),
+            "student": json_sha256(shapes),
             "teacher": network_digest(self.teacher.network),
             "background": [self.teacher.subtract, self.student.subtract],
             "features": [self.teacher.part, self.student.part],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tskd.artifacts import canonical_json
+from tskd.artifacts import json_sha256
 from tskd.console import warn
 from tskd.errors import UserError
 from tskd.experiment.methods import check_names
@@ -289,7 +288,7 @@ def _build_run(base: Mapping[str, Any], point: Mapping[str, Scalar], settings: S
     if recipe.engine.devices * recipe.engine.num_nodes > 1:
         raise UserError("engine.devices, engine.num_nodes: a run of a comparison has one device. Leave them at 1")
     identity = recipe.model_dump(mode="json", exclude={"engine": set(MACHINE_SETTINGS)}, context=NAMING)
-    name = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:10]
+    name = json_sha256(identity)[:10]
     return GridRun(f"{recipe.method}-{name}", {METHOD: recipe.method, **point}, recipe)
 
 

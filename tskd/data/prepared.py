@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from tskd.artifacts import Artifact, canonical_json
+from tskd.artifacts import Artifact, json_sha256
 from tskd.data.tiles import Corner
 from tskd.machine.disk import naming
 from tskd.types import Record
@@ -184,7 +184,7 @@ def digest_of_test(artifact: Artifact) -> str:
         [prepared.records[row].id, *(files[native_path(Path(), row, kind).as_posix()] for kind in kinds)]
         for row in prepared.rows("test")
     ]
-    return hashlib.sha256(canonical_json(sorted(lines)).encode()).hexdigest()
+    return json_sha256(sorted(lines))
 
 
 def digest_of_source(artifact: Artifact) -> str:

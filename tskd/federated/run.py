@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tskd.artifacts import Artifact, canonical_json
+from tskd.artifacts import Artifact, json_sha256
 from tskd.data.prepared import TEST_DIGEST, digest_of_source, digest_of_test
 from tskd.engine import Runtime
 from tskd.errors import RunFailed
@@ -95,7 +94,7 @@ class FederatedRun(PublicRun):
     def source_digest(self) -> str:
         """Digest of the images and masks of all sites, as they lie in their folders."""
         known = {name: digest_of_source(site.own.prepared_artifact) for name, site in self.sites.items()}
-        return _digest({**known, "transfer": digest_of_source(self.prepared_artifact)})
+        return json_sha256({**known, "transfer": digest_of_source(self.prepared_artifact)})
 
     @property
     def data_name(self) -> str:
@@ -396,7 +395,7 @@ def told(numbers: Mapping[str, float]) -> dict[str, float]:
 def _describe_tested(sites: Mapping[str, Artifact], folder: Path) -> dict[str, Any]:
     digests = {name: digest_of_test(one) for name, one in sites.items()}
     write_json(folder / "sites.json", digests)
-    return {TEST_DIGEST: _digest(digests)}
+    return {TEST_DIGEST: json_sha256(digests)}
 
 
 def bytes_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
@@ -407,7 +406,3 @@ def bytes_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
             known = total.setdefault(site, {"down": 0, "up": 0})
             known["down"], known["up"] = known["down"] + one["down"], known["up"] + one["up"]
     return total
-
-
-def _digest(values: Mapping[str, str]) -> str:
-    return hashlib.sha256(canonical_json(values).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tskd.artifacts import Artifact, Builder, Processes, Store, canonical_json, read_log
+from tskd.artifacts import Artifact, Builder, Processes, Store, json_sha256, read_log
 from tskd.data.prepared import Prepared
 from tskd.engine import Batches, Runtime, Training, fit
 from tskd.errors import UserError
@@ -92,7 +91,7 @@ def terms(recipe: Recipe, source: TeacherSource) -> str:
         "classes": source.description.classes,
         "base": [network(source), source.digest, source.description.image_size, recipe.data.image_size],
     }
-    return hashlib.sha256(canonical_json(agreed).encode()).hexdigest()
+    return json_sha256(agreed)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,9 +20,9 @@ from tskd.artifacts import (
     Artifact,
     Builder,
     Store,
-    canonical_json,
     environment,
     find_by_digest,
+    json_sha256,
     whole,
 )
 from tskd.data.labels import has_foreground
@@ -96,7 +95,7 @@ def build(
         "data": prepared.digest,
         "model": student.digest,
         "doubt": doubt.digest,
-        "scores": hashlib.sha256(canonical_json(scores).encode()).hexdigest(),
+        "scores": json_sha256(scores),
     }
     return store.build(
         "export",

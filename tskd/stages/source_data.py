@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tskd.artifacts import Artifact, Builder, canonical_json
+from tskd.artifacts import Artifact, Builder, json_sha256
 from tskd.data.known_digests import KnownDigests
 from tskd.data.layouts import LAYOUTS, Dataset, LayoutOptions, open_dataset
 from tskd.data.phantoms import write_phantoms
@@ -88,7 +87,7 @@ def dataset_digest(dataset: Dataset, known: KnownDigests) -> str:
         known.keep()
     if dataset.codes:  # a later key: data sets without it keep their digest
         identity.append(dataset.codes)
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+    return json_sha256(identity)
 
 
 def _content_sha256(known: KnownDigests, path: Path) -> str:
