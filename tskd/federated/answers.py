@@ -17,7 +17,7 @@ from tskd.machine.disk import write_json
 from tskd.models.ensemble import logits_of, probabilities_of
 from tskd.models.registry import build_model
 from tskd.recipe.schema import Recipe
-from tskd.stages.cache import SHARD_BYTES, SHARD_IMAGES, view_bends, view_maps
+from tskd.stages.cache import images_a_shard, view_bends, view_maps
 from tskd.stages.lesson import Lesson
 from tskd.stages.stored_answers import BENDS, LAYOUT, STORED, CacheLayout, shard_path
 
@@ -73,11 +73,9 @@ def plan(recipe: Recipe, lesson: Lesson, *, seed: int) -> CacheLayout:
     with torch.no_grad():
         side = student(torch.zeros(1, 3, lesson.student.image_size, lesson.student.image_size)).features[-1].shape[-1]
     images, views = len(lesson.seen.images), recipe.distill.views
+    features = (1, side, side)
     logits = (len(lesson.student.classes), lesson.student.image_size, lesson.student.image_size)
-    bytes_ = 2 * views * (side**2 + int(np.prod(logits)))
-    return CacheLayout(
-        images, views, 0, (1, side, side), logits, seed, max(1, min(SHARD_IMAGES, SHARD_BYTES // bytes_))
-    )
+    return CacheLayout(images, views, 0, features, logits, seed, images_a_shard(views, features, logits))
 
 
 def write_average(

@@ -7,14 +7,14 @@ In training, view, symmetry (flips, quarter turns) and crop are drawn anew; imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from tskd.artifacts import Artifact
@@ -25,14 +25,14 @@ from tskd.engine import Runtime
 from tskd.engine.batches import geometry_range, to_images
 from tskd.engine.out_of_memory import inference_remedies, memory_explained
 from tskd.losses.distance import match_grid, match_size
-from tskd.machine.disk import require_room, write_json
+from tskd.machine.disk import require_room, write_atomic, write_json
 from tskd.models.flops import gflops, inference_flops
 from tskd.models.projections import matching_level
 from tskd.models.registry import build_model
 from tskd.recipe.schema import NAMING, AugmentConfig, DistillConfig
 from tskd.seeding import torch_generator
 from tskd.stages.lesson import Lesson
-from tskd.stages.stored_answers import BENDS, LAYOUT, STORED, TEACHER_GFLOPS, CacheLayout, _image_bytes, shard_path
+from tskd.stages.stored_answers import BENDS, LAYOUT, STORED, TEACHER_GFLOPS, CacheLayout, image_bytes, shard_path
 from tskd.stages.workbench import Workbench
 
 VERSION = 3
@@ -104,8 +104,14 @@ def plan_cache(
     level = matching_level(answer.features, side)
     features = (answer.features[level].shape[1], side, side)
     logits = (answer.logits.shape[1], image_size, image_size)
-    shard_images = max(1, min(SHARD_IMAGES, SHARD_BYTES // _image_bytes(views, features, logits)))
-    return CacheLayout(len(transfer.images), views, level, features, logits, seed, shard_images)
+    return CacheLayout(
+        len(transfer.images), views, level, features, logits, seed, images_a_shard(views, features, logits)
+    )
+
+
+def images_a_shard(views: int, features: Sequence[int], logits: Sequence[int]) -> int:
+    """Return how many images of stored answers of these shapes lie in one shard."""
+    return max(1, min(SHARD_IMAGES, SHARD_BYTES // image_bytes(views, features, logits)))
 
 
 def build_cache(
@@ -194,9 +200,7 @@ def write_shard(
     tensors = dict(zip(STORED, (every_map, features, logits)))
     if augment.p_elastic > 0:
         tensors[BENDS] = points
-    partial = folder / f".shard-{shard:05d}"
-    save_file(tensors, partial)
-    partial.rename(shard_path(folder, shard))
+    write_atomic(shard_path(folder, shard), save(tensors))  # one that is there is not written again
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:

@@ -58,14 +58,15 @@ class CacheLayout:
     @property
     def bytes(self) -> int:
         """Size on disk."""
-        return self.images * _image_bytes(self.views, self.features, self.logits)
+        return self.images * image_bytes(self.views, self.features, self.logits)
 
     @property
     def shards(self) -> int:
         return -(-self.images // self.shard_images)
 
 
-def _image_bytes(views: int, features: Sequence[int], logits: Sequence[int]) -> int:
+def image_bytes(views: int, features: Sequence[int], logits: Sequence[int]) -> int:
+    """Return what the stored answers of an image take on the disk."""
     return 2 * views * (math.prod(features) + math.prod(logits))
 
 
