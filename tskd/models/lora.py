@@ -85,7 +85,7 @@ def set_adaptation(
     Raises ValueError where the model is adapted already.
     """
     if any(isinstance(module, LoraLayer) for module in model.modules()):
-        raise ValueError("This model carries adapters already: merge them, or build it anew.")
+        raise ValueError("This model carries adapters already: build it anew.")
     model.requires_grad_(True)
     if adaptation != "full":
         encoder = _freeze_batch_norm(cast(nn.Module, model.encoder)).requires_grad_(False)
@@ -158,16 +158,6 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float | None = None, targets
     )
     inject_adapter_in_model(config, model)
     return trainable_names(model)
-
-
-def merge_lora(model: nn.Module) -> None:
-    """Fold every adapter into its layer and fuse split attention again, in place: the same answer, no adapters left."""
-    for owner, name, layer in _children(model, LoraLayer):
-        adapter = cast(LoraLayer, layer)
-        adapter.merge(safe_merge=True)
-        setattr(owner, name, adapter.get_base_layer())
-    for owner, name, split in _children(model, SplitProjection):
-        setattr(owner, name, _fuse_linear(cast(SplitProjection, split)))
 
 
 def trainable_names(model: nn.Module) -> list[str]:
@@ -260,16 +250,6 @@ def _sizes_in_a_head(owner: Any) -> list[int] | None:
     if hasattr(owner, "key_dim") and hasattr(owner, "val_dim"):
         return [owner.key_dim, owner.key_dim, owner.val_dim]
     return [owner.dim_head] * 3 if getattr(owner, "head_first", False) else None
-
-
-def _fuse_linear(split: SplitProjection) -> nn.Linear:
-    parts = [cast(nn.Linear, getattr(split, name)) for name in split.parts]
-    weight, bias = torch.cat([part.weight.detach() for part in parts]), None
-    if parts[0].bias is not None:
-        bias = torch.cat([part.bias.detach() for part in parts])
-    if split.places is not None:
-        weight, bias = weight[split.places], None if bias is None else bias[split.places]
-    return _linear(weight, bias).requires_grad_(parts[-1].weight.requires_grad)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
