@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tskd.data.phantoms import draw_phantom
+from tskd.engine.batches import to_images
 from tskd.errors import UserError
 from tskd.models.diffusion import (
     SamplingPlan,
@@ -24,7 +25,6 @@ from tskd.models.diffusion import (
     images_at_once,
     sample,
     sampling_timesteps,
-    to_model_range,
     to_uint8,
 )
 from tskd.models.swin_unet import NULL_LABEL, PRESETS, SwinUNet
@@ -144,13 +144,10 @@ def test_withheld_labels_reach_the_model_as_the_null_label() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_survive_the_way_to_the_model_and_back(channels: int) -> None:
+def test_pixels_survive_the_way_to_a_tensor_and_back(channels: int) -> None:
     grey = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     images = np.repeat(grey, 3, axis=-1) if channels == 1 else np.concatenate([grey, 255 - grey, grey // 2], axis=-1)
-    tensor = to_model_range(images, channels=channels)
-    assert tensor.shape == (1, channels, 16, 16)
-    assert (tensor.min().item(), tensor.max().item()) == (-1, 1)
-    np.testing.assert_array_equal(to_uint8((tensor + 1) / 2), images)
+    np.testing.assert_array_equal(to_uint8(to_images(images)[:, :channels]), images)
 
 
 def test_healthy_samples_pass(blobs: np.ndarray) -> None:
@@ -203,7 +200,7 @@ def test_a_small_model_learns_two_blobs(blobs: np.ndarray) -> None:
     model = SwinUNet(SIZE, image_size=16, channels=1)
     scheduler = build_scheduler("ddpm", prediction="v_prediction", schedule="cosine")
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    images, losses = to_model_range(blobs, channels=1), []
+    images, losses = 2 * to_images(blobs)[:, :1] - 1, []
     for step in range(150):
         batch = images[torch.randint(len(images), (16,), generator=torch_generator("batch", step))]
         loss = denoising_loss(

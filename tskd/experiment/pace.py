@@ -27,6 +27,8 @@ from tskd.stages.teacher import choose_teacher
 from tskd.stages.unets import describe_unet, describe_unet_imagenet
 
 BATCH = 16
+TIMED = 3
+"""Steps whose median counts, after a first one."""
 LOOKS = 8
 """How often a test image, or each tile of it, is looked at in a run: by the teacher mirrored three ways too, by student
 and U-Net, and by the student without its features and with another image's."""
@@ -116,7 +118,7 @@ def students(recipe: Recipe) -> int:
     return recipe.distill.rounds + len(recipe.baselines) + recipe.control.enabled
 
 
-def step_seconds(description: NetworkDescription, batch: int, engine: EngineConfig, *, steps: int = 3) -> float:
+def step_seconds(description: NetworkDescription, batch: int, engine: EngineConfig) -> float:
     """Return the seconds of a training step of a described network on this machine: the median after a first one."""
     runtime = open_runtime(engine)
     device = runtime.fabric.device
@@ -126,7 +128,7 @@ def step_seconds(description: NetworkDescription, batch: int, engine: EngineConf
     masks = (images[:, 0] > 0.5).long()
     taken = []
     with slow_operators_avoided(model, runtime):
-        for _ in range(steps + 1):
+        for _ in range(1 + TIMED):
             began = time.perf_counter()
             with runtime.fabric.autocast():
                 loss = label_loss(model(images).logits, masks)["loss"]

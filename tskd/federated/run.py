@@ -301,7 +301,7 @@ class FederatedRun(PublicRun):
         """Return what stands for one model a site."""
         artifact = self.bench.build(
             "site_models",
-            lambda folder: self._describe(kind, models, folder),
+            lambda folder: self._describe(models, folder),
             config={"kind": kind},
             inputs={f"site {name}": model.digest for name, model in models.items()},
             version=VERSION,
@@ -309,7 +309,7 @@ class FederatedRun(PublicRun):
         self.models_of[artifact.path] = models
         return artifact
 
-    def _describe(self, kind: str, models: Mapping[str, Artifact], folder: Path) -> dict[str, Any]:
+    def _describe(self, models: Mapping[str, Artifact], folder: Path) -> dict[str, Any]:
         write_json(folder / "sites.json", {name: model.digest for name, model in models.items()})
         compute = compute_of([*models.values()], self.used)._asdict()
         return {"teacher": self.teachers.source.title, **compute, "rounds": self.rounds}

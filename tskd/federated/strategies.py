@@ -80,7 +80,7 @@ class Rounds(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average what has come, and add the noise; RunFailed where fewer sites have answered than have to."""
         privacy, what = self.config.privacy, self._round(server_round)
-        averaged, sites = self._averaged(what) if privacy.secure_aggregation else self._average(replies, what)
+        averaged, sites = self._averaged() if privacy.secure_aggregation else self._average(replies, what)
         if privacy.clip is not None and privacy.noise > 0:
             deviation = compute_stdv(privacy.noise, privacy.clip, len(sites))
             averaged = as_arrays(noisy(as_tensors(averaged), deviation, self.noise(self.before + server_round)))
@@ -103,7 +103,7 @@ class Rounds(FedAvg):
             one.site: {"down": self._sent, "up": one.bytes, **one.numbers} for one in taken
         }
 
-    def _averaged(self, what: str) -> tuple[ArrayRecord, dict[str, Any]]:
+    def _averaged(self) -> tuple[ArrayRecord, dict[str, Any]]:
         """Return what secure aggregation has found."""
         begun = as_tensors(self._begun_from)
         assert self._summed is not None

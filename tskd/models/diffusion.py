@@ -30,6 +30,8 @@ SchedulerKind = Literal["ddpm", "ddim", "dpmsolver++"]
 PredictionKind = Literal["epsilon", "v_prediction"]
 ScheduleKind = Literal["linear", "cosine"]
 
+TIMESTEPS = 1000
+"""From an image to noise, as in DDPM."""
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 LOWEST_LOG_SNR = -5.1
 """Half the log of the signal-to-noise ratio where sampling starts: the cosine schedule's last time steps are so noisy
@@ -59,16 +61,14 @@ class TrainingDraw(NamedTuple):
     """(B,) bool: True where the label is withheld, so that the model learns to do without."""
 
 
-def build_scheduler(
-    kind: SchedulerKind, *, prediction: PredictionKind, schedule: ScheduleKind, timesteps: int = 1000
-) -> Scheduler:
+def build_scheduler(kind: SchedulerKind, *, prediction: PredictionKind, schedule: ScheduleKind) -> Scheduler:
     """Return diffusers' scheduler: ``ddpm`` for training and ancestral sampling, the others for sampling in few steps.
 
     All clip the predicted image to [-1, 1]. DDIM without noise is the first-order DPM-Solver++ (Lu et al., section 4);
     diffusers' own DDIM class takes strides of equal length only, which cost detail (see :func:`sampling_timesteps`).
     """
     shared = {
-        "num_train_timesteps": timesteps,
+        "num_train_timesteps": TIMESTEPS,
         "beta_schedule": BETA_SCHEDULES[schedule],
         "prediction_type": prediction,
     }
@@ -93,9 +93,7 @@ def sampling_timesteps(alphas_cumprod: Tensor, steps: int) -> list[int]:
     return [max(timestep, index) for index, timestep in enumerate(quadratic)][::-1]
 
 
-def draw_training_noise(
-    shape: Sequence[int], generator: torch.Generator, *, timesteps: int = 1000, label_drop: float = 0.1
-) -> TrainingDraw:
+def draw_training_noise(shape: Sequence[int], generator: torch.Generator, *, label_drop: float = 0.1) -> TrainingDraw:
     """Draw time steps, noise and withheld labels for one batch of ``shape`` (B, C, S, S).
 
     The time steps are evenly spread with one common random offset: uniform for each image, but with less variance of
@@ -106,7 +104,7 @@ def draw_training_noise(
     spread = (torch.arange(batch, dtype=torch.float64) / batch + offset) % 1
     noise = torch.randn(tuple(shape), generator=generator)
     dropped = torch.rand(batch, generator=generator) < label_drop
-    return TrainingDraw((spread * timesteps).long().clamp_(max=timesteps - 1), noise, dropped)
+    return TrainingDraw((spread * TIMESTEPS).long().clamp_(max=TIMESTEPS - 1), noise, dropped)
 
 
 def denoising_loss(
@@ -134,7 +132,7 @@ def denoising_loss(
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How images are drawn from a trained denoiser; prediction, schedule and timesteps are those of its training."""
+    """How images are drawn from a trained denoiser; prediction and schedule are those of its training."""
 
     prediction: PredictionKind
     schedule: ScheduleKind
@@ -144,15 +142,12 @@ class SamplingPlan:
     steps: int = 25
     guidance: float = 1.0
     """1: the plain conditional model; above 1: the class is stressed at the cost of variety."""
-    timesteps: int = 1000
     half: torch.dtype | None = None
     """Run the denoiser under autocast to this type; the solver stays in float32."""
 
     def scheduler(self) -> Scheduler:
         """Return the solver, set to ``steps`` steps; raises UserError for a number of steps that it cannot take."""
-        scheduler = build_scheduler(
-            self.solver, prediction=self.prediction, schedule=self.schedule, timesteps=self.timesteps
-        )
+        scheduler = build_scheduler(self.solver, prediction=self.prediction, schedule=self.schedule)
         usable = sampling_timesteps(scheduler.alphas_cumprod, 1)[0] + 1
         if not 1 <= self.steps <= usable:
             raise UserError(
@@ -221,14 +216,6 @@ def _predict(model: Denoiser, noisy: Tensor, timesteps: Tensor, labels: Tensor |
             return conditional
         unconditional = model(noisy, timesteps, None).float()
     return unconditional + plan.guidance * (conditional - unconditional)
-
-
-def to_model_range(images: NDArray[np.uint8], *, channels: int) -> Tensor:
-    """Convert (N, S, S, 3) uint8 images to (N, C, S, S) float32 in [-1, 1]; one channel is the mean of the three."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
-    if channels == 1:
-        pixels = pixels.mean(dim=1, keepdim=True)
-    return pixels / 127.5 - 1
 
 
 def to_uint8(samples: Tensor) -> NDArray[np.uint8]:

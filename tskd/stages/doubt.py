@@ -96,7 +96,7 @@ def measure(
         spread, alarms = spread_of(seen)
         rule = _rule(prepared, seen, spread, alarms, temperature, calibrated_on)
         doubts = Doubts(temperature, None if spread is None else Familiar(**asdict(spread)))
-        worth = _test(model.to(device), tested, doubts, rule, folder, device)
+        worth = _test(model.to(device), tested, doubts, rule, folder)
     if spread is not None:
         save_file({name: torch.as_tensor(value) for name, value in asdict(spread).items()}, folder / TENSORS)
     write_json(folder / RULE, asdict(rule))
@@ -304,9 +304,7 @@ def _rule(
 # what it is worth
 
 
-def _test(
-    model: nn.Module, tested: Prepared, doubts: Doubts, rule: DoubtRule, folder: Path, device: torch.device
-) -> dict[str, Any]:
+def _test(model: nn.Module, tested: Prepared, doubts: Doubts, rule: DoubtRule, folder: Path) -> dict[str, Any]:
     """Write each test image's doubts beside its Dice; return calibration errors and how well confidence orders."""
     rows, lines = tested.rows("test"), []
     before, after = Calibration.empty(), Calibration.empty()
