@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from tskd.artifacts import json_sha256
-from tskd.console import warn
+from tskd.console import counted, warn
 from tskd.errors import UserError
 from tskd.experiment.methods import check_names
 from tskd.recipe.built_in import find_recipe
@@ -257,8 +257,8 @@ def _expand(path: Path, base: Mapping[str, Any], axes: Mapping[str, Axis]) -> tu
         if (same := runs.setdefault(run.name, run)) is not run:
             problems[f"'{run.label}' is the same run as '{same.label}'"] += 1
     hidden = _problems_of_values(base, axes) if problems else []
-    counted = [f"{problem} ({count} run{'s' if count > 1 else ''})" for problem, count in problems.items()]
-    _refuse(path, [*counted, *(problem for problem in hidden if problem not in problems)])
+    told = [f"{problem} ({counted(count, 'run')})" for problem, count in problems.items()]
+    _refuse(path, [*told, *(problem for problem in hidden if problem not in problems)])
     return tuple(runs.values())
 
 

@@ -118,8 +118,9 @@ def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> Input
     remarks = [one.text for one in all_found if isinstance(one, Remark)]
     others = [one for one in all_found if isinstance(one, NoScan)]
     if others:
-        kinds = Counter(one.kind for one in others)
-        remarks.append(f"passed over, since they are not scans: {counted(kinds)}.")
+        kinds = sorted(Counter(one.kind for one in others).items())
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        remarks.append(f"passed over, since they are not scans: {told}.")
     paths = {frame.path for item in items for frame in item.frames}
     paths |= {one.source for one in failures} | {one.source for one in others}
     return Inputs(items, failures, remarks, frozenset(map(_real, paths)))
@@ -132,11 +133,6 @@ def _each_once(items: Sequence[Item]) -> list[Item]:
     for item in items:
         once.setdefault(tuple((real[frame.path], frame.index) for frame in item.frames) or item.source, item)
     return list(once.values())
-
-
-def counted(kinds: Counter[str]) -> str:
-    """Return counts in words: ``2 presentation state (PR), 1 RT plan (RTPLAN)``."""
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
 def _given(path: Path, results: Path, axis: int) -> Iterator[Found]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tskd.cells import ENCODING_ERRORS, harmless
-from tskd.console import duration, warn
+from tskd.console import counted, duration, warn
 from tskd.deploy.inputs import Failure
 from tskd.deploy.label_files import write_file
 from tskd.deploy.result_names import TABLE
@@ -97,8 +97,8 @@ class Outcome:
         images, masks, empty = len(self.predictions), len(found), sum(count == 0 for count in found.values())
         pace = self.seconds / max(images, 1)
         return (
-            f"{images} image{'' if images == 1 else 's'} in {duration(self.seconds)} ({pace:.2f} s each); "
-            f"{masks} mask{'' if masks == 1 else 's'} in {out}, {empty} of them empty{self._to_look_at()}; "
+            f"{counted(images, 'image')} in {duration(self.seconds)} ({pace:.2f} s each); "
+            f"{counted(masks, 'mask')} in {out}, {empty} of them empty{self._to_look_at()}; "
             f"areas in {out / TABLE}"
         )
 
