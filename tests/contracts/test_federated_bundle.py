@@ -28,7 +28,10 @@ from tskd.run_file import read_run
 
 def recipe_of(strategy: str) -> Recipe:
     recipe = federated_recipe(strategy=strategy, rounds=1)
-    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"overlays": 1})})
+    changed = {"evaluate": {"overlays": 1}, "data": {"axis": 0}}  # phantoms are no volumes: the bundle tells it alone
+    return recipe.model_copy(
+        update={name: getattr(recipe, name).model_copy(update=values) for name, values in changed.items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,7 @@ def test_the_bundle_of_the_common_student_is_that_student_told_by_all_sites(run:
     found, told = read_run(run.out), model.bundle.description
     assert told["scores"]["student"]["dice"] == found.metrics["student"]["dice"]
     assert told["images"]["train"] == sum(found.federated["labelled"].values())
+    assert model.bundle.axis == 0
     assert told["images"]["test"] == told["doubt"]["images"] == 7 * len(SITES)
     assert "from a teacher that several sites adapted together" in model.card
     assert "which it was not trained on" not in model.card

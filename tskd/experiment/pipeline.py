@@ -75,7 +75,7 @@ def exported(run: Run) -> Artifact:
     metrics = {name: artifact.metrics for name, artifact in evaluations(run).items()}
     return export.build(
         run.bench, run.recipe.export, student(run), run.prepared_artifact, doubted(run), metrics,
-        method=run.recipe.method,
+        method=run.recipe.method, axis=run.recipe.data.axis,
     )  # fmt: skip
 
 

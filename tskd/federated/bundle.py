@@ -29,7 +29,8 @@ def ship(run: Run, student: Artifact, scores: Scores, place: Path, *, strategy: 
     config: ExportConfig = run.recipe.export
     if int8 is not None:
         config = config.model_copy(update={"int8": int8})
-    bundle = export.build(run.bench, config, student, tested, doubted, scores, method=f"federated_{strategy}")
+    method, axis = f"federated_{strategy}", run.recipe.data.axis
+    bundle = export.build(run.bench, config, student, tested, doubted, scores, method=method, axis=axis)
     publish(bundle.path, place)
     return place
 

@@ -89,8 +89,12 @@ def build(
     scores: Mapping[str, Any],
     *,
     method: str,
+    axis: int,
 ) -> Artifact:
-    """Return the artifact with the bundle of a method's small model; ``scores`` are evaluation metrics by name."""
+    """Return the artifact with the bundle of a method's small model; ``scores`` are evaluation metrics by name.
+
+    ``axis``: that along which volumes were sliced.
+    """
     inputs = {
         "data": prepared.digest,
         "model": student.digest,
@@ -108,9 +112,9 @@ def build(
             method=method,
             scores=scores,
             data_digest=prepared.digest,
-            axis=prepared.manifest["config"].get("axis", 2),
+            axis=axis,
         ),
-        config={**config.model_dump(), "method": method},
+        config={**config.model_dump(), "method": method, **({} if axis == 2 else {"axis": axis})},
         inputs=inputs,
         seed=0,
         version=VERSION,
@@ -136,9 +140,11 @@ def export_again(model: Path, *, int8: bool | None = None) -> Path:
     config = ExportConfig(**run.recipe["export"])
     if int8 is not None:
         config = config.model_copy(update={"int8": int8})
+    prepared = _prepared_of(student)
     artifact = build(
-        store, config, student, _prepared_of(student), _doubt_of(store.root, run), run.metrics, method=run.method
-    )
+        store, config, student, prepared, _doubt_of(store.root, run), run.metrics,
+        method=run.method, axis=prepared.manifest["config"].get("axis", 2),
+    )  # fmt: skip
     publish(artifact.path, out / FOLDER)
     return out / FOLDER
 
