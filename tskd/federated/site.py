@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from tskd.artifacts import Artifact, Builder, Processes, Store, json_sha256, read_log
@@ -22,6 +22,7 @@ from tskd.errors import UserError
 from tskd.experiment.run import Run
 from tskd.federated.public_run import PublicRun
 from tskd.federated.shared import Tensors, digest_of, near, new_teacher, norm_names, put, trained_tensors, without
+from tskd.machine.disk import write_atomic
 from tskd.models.registry import load_model, save_model
 from tskd.recipe.schema import DistillConfig, FederatedConfig, PrivacyConfig, Recipe, TeacherConfig
 from tskd.seeding import derive
@@ -179,7 +180,7 @@ class Site:
         loss = read_log(folder)[-1]["loss"]
         learned = trained_tensors(model)
         if self.stays:
-            save_file({name: learned[name] for name in self.stays}, self._norms(task, task.round))
+            write_atomic(self._norms(task, task.round), save({name: learned[name] for name in self.stays}))
         for begun in folder.parent.glob(f"{task.round:04d}-*"):  # another one began from what the server has lost since
             shutil.rmtree(begun)
         return without(learned, self.stays), {"images": self.labelled, "loss": loss}
