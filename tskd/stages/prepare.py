@@ -57,8 +57,7 @@ def build(store: Builder, data: DataConfig, readings: Readings | None = None) ->
     digest = dataset_digest(dataset, KnownDigests(store.root / HASHES))
 
     def make(folder: Path) -> dict[str, Any]:
-        known = Readings() if readings is None else readings
-        return prepare(data, known.of(digest, dataset, data.image_size, folder), folder)
+        return prepare(data, (readings or Readings()).of(digest, dataset, data.image_size, folder), folder)
 
     return store.build(
         "prepare",
@@ -105,8 +104,7 @@ def build_target(store: Builder, data: DataConfig, other: SourceConfig, readings
     digest = dataset_digest(dataset, KnownDigests(store.root / HASHES))
 
     def make(folder: Path) -> dict[str, Any]:
-        known = Readings() if readings is None else readings
-        reading = known.of(digest, dataset, config.image_size, folder)
+        reading = (readings or Readings()).of(digest, dataset, config.image_size, folder)
         everything = Split((), (), tuple(sorted(record.id for record in dataset.records)), ())
         return write_prepared(config, reading, everything, folder)
 
