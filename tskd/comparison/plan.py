@@ -26,9 +26,7 @@ AT_TEACHERS_SIZE = frozenset({"teacher", "teacher_images", "cache", "pseudo_mask
 _LOOKED_UP: Mapping[str, Any] = {
     "data": True, "teacher": True, "evaluate": True, "federated": True, "transfer": {"target", "from_target"},
 }  # fmt: skip
-"""Settings that these follow from:"""
-_SHARED = frozenset({"prepared_artifact", "tested_artifact", "target", "sources"})
-"""Cached properties of a run and of its teachers that another run takes over where those settings are alike."""
+"""Settings that what a run looks up follows from."""
 
 
 @dataclass(frozen=True)
@@ -134,22 +132,21 @@ class _Planner:
     out: Path
     runtime: Runtime
     download: bool
-    shared: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Artifact]]] = field(default_factory=dict)
-    """What is costly to look up and the same for many runs (data sets, teacher's weights), by the settings."""
+    shared: dict[str, tuple[dict[str, Any], dict[str, Artifact]]] = field(default_factory=dict)
+    """What is costly to look up and the same for many runs (data sets, teacher's weights), by the settings; and the
+    artifacts that it led to."""
     readings: Readings = field(default_factory=Readings)
     """Label budgets, and whatever else changes no pixel, share them."""
 
     def plan(self, grid_run: GridRun) -> RunPlan:
         check_networks(grid_run.recipe)
         store = PlanStore(self.out / ARTIFACTS)
+        key = canonical_json(grid_run.recipe.model_dump(include=dict(_LOOKED_UP)))
+        lookups, used = self.shared.setdefault(key, ({}, {}))
         run = make_run(
             grid_run.recipe, self.out, self.runtime, self.download,
-            open_store=lambda root, _: store.at(root), readings=self.readings,
+            open_store=lambda root, _: store.at(root), readings=self.readings, lookups=lookups,
         )  # fmt: skip
-        key = canonical_json(grid_run.recipe.model_dump(include=dict(_LOOKED_UP)))
-        known, of_teachers, used = self.shared.setdefault(key, ({}, {}, {}))
-        vars(run).update(known)  # cached properties that another run has looked up
-        vars(run.teachers).update(of_teachers)
         store.used |= used
         complete = True
         try:
@@ -159,8 +156,6 @@ class _Planner:
             run.ablation(model)
         except FileNotFoundError:  # it has to read what is not there yet
             complete = False
-        known |= _looked_up(run)
-        of_teachers |= _looked_up(run.teachers)
         used |= {name: one for name, one in store.used.items() if name.rpartition("-")[0] in DATA_STAGES}
         missing = tuple(
             Part(name, stage, config, config.get("image_size") or _image_size(run, stage), data)
@@ -170,13 +165,9 @@ class _Planner:
         return RunPlan(grid_run, missing, found, run.source_digest, run.read_beside, complete)
 
 
-def _looked_up(owner: object) -> dict[str, Any]:
-    return {name: value for name, value in vars(owner).items() if name in _SHARED}
-
-
 def _image_size(run: Run, stage: str) -> int:
     """Return the side in px of the images that a stage of a run looks at."""
-    if stage in AT_TEACHERS_SIZE and "sources" in vars(run.teachers):
+    if stage in AT_TEACHERS_SIZE and "sources" in run.lookups:
         return run.teachers.source.description.image_size
     return run.recipe.data.image_size
 

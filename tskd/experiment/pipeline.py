@@ -146,7 +146,7 @@ def _execute(run: Run) -> RunFolder:
     models = trained_models(run, announce=announcer(run.recipe))
     say(f"run: scores of {len(models)} models, then the model to ship and the report")
     scores = evaluations(run)
-    if "transfer" in vars(run):  # a method has learned from it
+    if any(one.manifest["stage"] == "transfer" for one in run.used):  # a method has learned from it
         judged_synthetic(run)
     bundle = exported(run)
     measured = measure_networks(run.bench, [one for _, one in models.values()], image_size=run.recipe.data.image_size)

@@ -7,10 +7,11 @@ Here is what methods share: data, transfer set, the student's network, its fine-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tskd.artifacts import ARTIFACTS, Artifact, Builder, Costs, Processes, Store, canonical_json
 from tskd.data.prepared import Prepared, digest_of_source
@@ -47,6 +48,8 @@ from tskd.stages.students import describe_student
 from tskd.stages.teacher import TeacherSource
 from tskd.stages.workbench import Workbench
 
+Found = TypeVar("Found")
+
 
 @dataclass
 class Run:
@@ -61,12 +64,24 @@ class Run:
     """What answers requests for artifacts: the store that makes them, or one that only plans."""
     readings: Readings | None = None
     """Images that were read for other runs."""
+    lookups: dict[str, Any] = field(default_factory=dict)
+    """What is costly to look up, by name, as far as it was asked for: data sets and the teacher's weights. Runs whose
+    settings of these are alike may share it."""
 
     def __post_init__(self) -> None:
         fabric = self.runtime.fabric
         store = self.open_store(self.out / ARTIFACTS, Processes(fabric.global_rank, fabric.barrier))
         self.bench = Workbench(store, self.recipe.seed, self.runtime, self.recipe.engine.precision)
         self.teachers, self.initialisations, self.baselines = Teachers(self), Initialisations(self), Baselines(self)
+        self.starts: set[str] = set()
+        """Weight files that the student was described to start from."""
+
+    def once(self, name: str, look_up: Callable[[], Found]) -> Found:
+        """Return what is known under a name among ``lookups``, looked up now if it is not."""
+        if name not in self.lookups:
+            self.lookups[name] = look_up()
+        found: Found = self.lookups[name]
+        return found
 
     @property
     def costs(self) -> Costs:
@@ -88,22 +103,16 @@ class Run:
         """What it was asked to read beside these so far, by the settings that say where it lies: digests of the images
         of a target, and of weight files."""
         recipe = self.recipe
-        found = {f"weights {weights}": weights_digest(weights) for weights in self._weights}
-        sources: Sequence[TeacherSource] = vars(self.teachers).get("sources", ())
+        by_method = {"imagenet": recipe.student.weights, "unet_imagenet": recipe.unet_imagenet.weights}
+        starts = {*self.starts, by_method.get(recipe.method)}
+        found = {f"weights {weights}": weights_digest(weights) for weights in starts if weights}
+        sources: Sequence[TeacherSource] = self.lookups.get("sources", ())
         found |= {f"teacher {kind.name} {kind.weights}": one.digest for kind, one in zip(recipe.teacher.kinds, sources)}
-        if (target := vars(self).get("target")) is not None:
+        if (target := self.lookups.get("target")) is not None:
             assert recipe.transfer.target is not None
             where = canonical_json([recipe.transfer.target.model_dump(), recipe.data.split_seed])
             found[f"target {where}"] = digest_of_source(target)
         return found
-
-    @property
-    def _weights(self) -> Iterator[str]:
-        """The files that what is trained starts from, the teacher aside."""
-        described: NetworkDescription | None = vars(self).get("student_description")
-        by_method = {"imagenet": self.recipe.student.weights, "unet_imagenet": self.recipe.unet_imagenet.weights}
-        given = (by_method.get(self.recipe.method), described and described.weights)
-        return (weights for weights in given if weights)
 
     @property
     def data_name(self) -> str:
@@ -116,19 +125,19 @@ class Run:
 
     # --- data ---
 
-    @cached_property
+    @property
     def prepared_artifact(self) -> Artifact:
-        return prepare.build(self.bench, self.recipe.data, self.readings)
+        return self.once("prepared", lambda: prepare.build(self.bench, self.recipe.data, self.readings))
 
     @cached_property
     def prepared(self) -> Prepared:
         return Prepared(self.prepared_artifact.path)
 
-    @cached_property
+    @property
     def tested_artifact(self) -> Artifact:
         """The data whose test images are scored: the recipe's, or that of ``evaluate.data``."""
         data, other = self.recipe.data, self.recipe.evaluate.data
-        return tested.build(self.bench, data, other, self.prepared_artifact, self.readings)
+        return self.once("tested", lambda: tested.build(self.bench, data, other, self.prepared_artifact, self.readings))
 
     @property
     def tested(self) -> Prepared:
@@ -160,7 +169,7 @@ class Run:
         sampled = self.samples if config.synthetic else ()
         return transfer.build(self.bench, config, self.prepared_artifact, sampled, self.target)
 
-    @cached_property
+    @property
     def target(self) -> Artifact | None:
         """The prepared data of the site where the student will work, whose images it learns from without labels.
 
@@ -169,7 +178,7 @@ class Run:
         recipe = self.recipe
         if recipe.transfer.target is None or recipe.transfer.from_target == 0:
             return None
-        return target.build(self.bench, recipe, self.tested_artifact, self.readings)
+        return self.once("target", lambda: target.build(self.bench, recipe, self.tested_artifact, self.readings))
 
     @property
     def target_set(self) -> Prepared | None:
@@ -186,6 +195,8 @@ class Run:
         """The network that every method but the controls ends with, and where its weights start."""
         student, prepared = self.recipe.student, self.prepared
         weights = student.weights if student.initialisation == "weights" else None
+        if weights:
+            self.starts.add(weights)
         return describe_student(student, weights=weights, classes=prepared.classes, image_size=prepared.image_size)
 
     @cached_property

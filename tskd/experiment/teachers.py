@@ -23,10 +23,10 @@ class Teachers:
 
     run: Run
 
-    @cached_property
+    @property
     def sources(self) -> tuple[TeacherSource, ...]:
         """The network of every kind of teacher that the recipe names, and where its weights lie."""
-        return tuple(map(self._source, self.run.recipe.teacher.kinds))
+        return self.run.once("sources", lambda: tuple(map(self._source, self.run.recipe.teacher.kinds)))
 
     @property
     def source(self) -> TeacherSource:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from tskd.artifacts import Artifact
 from tskd.experiment.run import Run
 from tskd.stages import public, teacher_images
@@ -12,9 +10,9 @@ from tskd.stages import public, teacher_images
 class PublicRun(Run):
     """A recipe's run whose data are the shared images; nothing of it needs a label."""
 
-    @cached_property
+    @property
     def prepared_artifact(self) -> Artifact:
-        return public.build(self.bench.store, self.recipe.transfer_data)
+        return self.once("prepared", lambda: public.build(self.bench.store, self.recipe.transfer_data))
 
     def shown(self, size: int) -> Artifact:
         """Return the shared images as a teacher of that size sees them."""

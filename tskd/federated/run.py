@@ -88,7 +88,11 @@ class FederatedRun(PublicRun):
     def used(self) -> tuple[Artifact, ...]:
         """Every artifact that was asked for so far, of the sites too."""
         elsewhere = [one for site in self.sites.values() for one in site.used]
-        return (*self.bench.used.values(), *elsewhere, *(self.pooled.used if "pooled" in vars(self) else ()))
+        return (
+            *self.bench.used.values(),
+            *elsewhere,
+            *(self.pooled.used if self.federated.strategy == "pooled" else ()),
+        )
 
     @property
     def source_digest(self) -> str:
@@ -133,9 +137,12 @@ class FederatedRun(PublicRun):
         place = self.out / POOLED, self.runtime, self.download, self.open_store, self.readings
         return Pooled(recipe, *place, sites=self.sites)
 
-    @cached_property
+    @property
     def tested_artifact(self) -> Artifact:
         """Which test images the sites score: their digests, no image."""
+        return self.once("tested", self._tested)
+
+    def _tested(self) -> Artifact:
         digests = {name: site.own.prepared_artifact for name, site in self.sites.items()}
         return self.bench.build(
             "sites",
