@@ -34,7 +34,7 @@ from tskd.errors import UserError
 from tskd.metrics.intervals import bootstrap_mean
 from tskd.models.registry import build_model
 from tskd.models.weights import EFFICIENTNET_LITE0, efficientnet_lite0_path
-from tskd.recipe.schema import OFFLINE, AugmentConfig, EngineConfig, FinetuneConfig, StudentConfig
+from tskd.recipe.schema import OFFLINE, EngineConfig, FinetuneConfig, StudentConfig
 from tskd.seeding import numpy_generator
 from tskd.stages.label_training import Labelled, label_step, labelled_batches
 from tskd.stages.network_answers import network_answer
@@ -113,7 +113,7 @@ def trained(prepared: Prepared, rows: np.ndarray, seed: int, steps: int, runtime
     )  # fmt: skip
     settings = FinetuneConfig(steps=steps, batch_size=8)
     labelled = Labelled(prepared.images[rows], prepared.masks[rows], prepared.names(rows))
-    batches = labelled_batches(labelled, prepared.classes, settings, AugmentConfig(), seed)
+    batches = labelled_batches(labelled, prepared.classes, settings, seed)
     with TemporaryDirectory() as folder:
         fit(Training("labelling", model, label_step, batches, settings, seed), Path(folder), runtime)
     return model.eval()

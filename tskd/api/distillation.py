@@ -208,7 +208,7 @@ class _Work:
             label="finetune",
             module=self.student,
             step=label_step,
-            batches=labelled_batches(self.material.labelled, self.classes, config, config.augment, seed),
+            batches=labelled_batches(self.material.labelled, self.classes, config, seed),
             settings=config,
             seed=self.seed,
             validate=validation(prepared) if prepared is not None else None,

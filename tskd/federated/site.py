@@ -230,7 +230,7 @@ class Site:
     def _batches(self, config: TeacherConfig) -> Batches:
         seen = self._seen
         seed = derive(self.recipe.seed, self.name, "teacher batches")
-        return labelled_batches(training_labels(seen), seen.classes, config, config.augment, seed)
+        return labelled_batches(training_labels(seen), seen.classes, config, seed)
 
     def _kept(self, task: Task) -> Path:
         folder = self.folder / ROUNDS / task.federation

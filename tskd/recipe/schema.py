@@ -336,7 +336,13 @@ class TrainConfig(Section):
         return self
 
 
-class TeacherConfig(TrainConfig):
+class AugmentedConfig(TrainConfig):
+    """Settings of a training whose images are changed at random."""
+
+    augment: AugmentConfig = AugmentConfig()
+
+
+class TeacherConfig(AugmentedConfig):
     """The large model that is adapted to the task on the labels."""
 
     later_keys: ClassVar[frozenset[str]] = frozenset(
@@ -383,7 +389,6 @@ class TeacherConfig(TrainConfig):
     rank: Positive = 4
     alpha: Annotated[float, Field(gt=0)] | None = None
     """None: equal to the rank, so that the update has scale 1 as in SAMed."""
-    augment: AugmentConfig = AugmentConfig()
     steps: Positive = 400
     lr: Annotated[float, Field(gt=0)] = 2e-3
     patience: Positive | None = 8
@@ -457,7 +462,7 @@ class TransferConfig(Section):
     """A synthetic image nearer to a training image than this quantile of train-to-train distances is a copy: out."""
 
 
-class DistillConfig(TrainConfig):
+class DistillConfig(AugmentedConfig):
     """The student learns the teacher's features and logits on the transfer set."""
 
     later_keys: ClassVar[frozenset[str]] = frozenset({"mix", "rounds"})
@@ -481,7 +486,6 @@ class DistillConfig(TrainConfig):
     rounds: Annotated[int, Field(ge=1, le=5)] = 1
     """Of ``task_kd``: in each round after the first a new student learns from the teachers and the fine-tuned student
     of the round before, who answer together. What earlier rounds cost counts as the teacher's."""
-    augment: AugmentConfig = AugmentConfig()
     steps: Positive = 1200
     lr: Annotated[float, Field(gt=0)] = 1e-3
 
@@ -577,12 +581,11 @@ class StudentConfig(Section):
     """``weights``: every other method starts from that file too, ``scratch`` and ``scratch_total`` excepted."""
 
 
-class FinetuneConfig(TrainConfig):
+class FinetuneConfig(AugmentedConfig):
     """The student learns from the labels."""
 
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Factor of the learning rate from one block to the one before it; used where the student starts trained."""
-    augment: AugmentConfig = AugmentConfig()
     steps: Positive = 300
     lr: Annotated[float, Field(gt=0)] = 5e-4
     scratch_lr: Annotated[float, Field(gt=0)] = 1e-3
@@ -591,7 +594,7 @@ class FinetuneConfig(TrainConfig):
     """A pre-trained initialisation is kept as it is where no later weights score better on the validation part."""
 
 
-class ControlConfig(TrainConfig):
+class ControlConfig(AugmentedConfig):
     """A small U-Net trained on the same labels with the student's training compute: what the method has to beat."""
 
     enabled: bool = True
@@ -599,13 +602,12 @@ class ControlConfig(TrainConfig):
         16, 32, 64, 128,
     )  # fmt: skip
     """Of each level, at most as many as leave the lowest level 2 pixels of ``data.image_size``."""
-    augment: AugmentConfig = AugmentConfig()
     steps: Positive = 10**9
     """Upper limit; the number that the compute allows is used where it is smaller."""
     lr: Annotated[float, Field(gt=0)] = 2e-3
 
 
-class SelfTrainingConfig(TrainConfig):
+class SelfTrainingConfig(AugmentedConfig):
     """A student learns from the labels and, without labels, from its own moving average (methods ``consistency`` and
     ``copy_paste``), with the student's training compute."""
 
@@ -613,7 +615,6 @@ class SelfTrainingConfig(TrainConfig):
     """Of what is learned from the average; it rises over the first 30 % of the steps."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """The average's answer counts in pixels where its probability is at least this."""
-    augment: AugmentConfig = AugmentConfig()
     batch_size: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 16
     """Half of it has labels."""
     steps: Positive = 10**9
@@ -627,12 +628,11 @@ class SelfTrainingConfig(TrainConfig):
         return self
 
 
-class StrongUnetConfig(TrainConfig):
+class StrongUnetConfig(AugmentedConfig):
     """What the strong U-Nets share, which are trained on the same labels until they converge."""
 
     compute: Literal["own", "equal"] = "own"
     """``own``: ``steps`` of their own; ``equal``: as many steps as the student's compute allows."""
-    augment: AugmentConfig = AugmentConfig()
     lr: Annotated[float, Field(gt=0)] = 1e-3
 
 

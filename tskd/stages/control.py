@@ -65,5 +65,5 @@ def train_control(
     model = build_model(description)
     return train_on_labels(
         config, description, model, labelled, prepared, folder,
-        seed=seed, runtime=runtime, label="control", augment=config.augment,
+        seed=seed, runtime=runtime, label="control",
     )  # fmt: skip

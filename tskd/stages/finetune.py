@@ -73,7 +73,7 @@ def finetune(
         load_model(model, start / STUDENT_FILE)
     return train_on_labels(
         config, description, model, training_labels(prepared, target), prepared, folder,
-        seed=seed, runtime=runtime, label="finetune", augment=config.augment,
+        seed=seed, runtime=runtime, label="finetune",
         lr=config.scratch_lr if start is None else config.lr,
         layer_decay=1.0 if start is None else config.layer_decay,
         validate_start=config.keep_start and start is not None,

@@ -26,7 +26,7 @@ from tskd.models.description import NetworkDescription
 from tskd.models.flops import gflops, training_flops
 from tskd.models.registry import STUDENT_FILE, save_model
 from tskd.models.timm_segmenter import resize_logits
-from tskd.recipe.schema import AugmentConfig, TrainConfig
+from tskd.recipe.schema import AugmentConfig, AugmentedConfig
 from tskd.seeding import derive
 from tskd.types import Batch, StepFn
 
@@ -84,18 +84,16 @@ def _others(prepared: Prepared, target: Artifact | None) -> ImageArray:
     return prepared.unlabelled_images(prepared.image_size, "train", "unlabelled")
 
 
-def labelled_batches(
-    labelled: Labelled, classes: Sequence[str], settings: TrainConfig, augment: AugmentConfig, seed: int
-) -> ImageBatches:
+def labelled_batches(labelled: Labelled, classes: Sequence[str], settings: AugmentedConfig, seed: int) -> ImageBatches:
     """Return the batches of images with masks; the names of the classes decide whether they may be mirrored."""
     return ImageBatches(
         images=labelled.images,
         masks=labelled.masks,
         names=labelled.names,
         batch_size=settings.batch_size,
-        augment=augment,
+        augment=settings.augment,
         seed=seed,
-        flip=allowed_flips(augment.flip, classes),
+        flip=allowed_flips(settings.augment.flip, classes),
         others=labelled.others,
     )
 
@@ -158,7 +156,7 @@ def training_metrics(result: FitResult, **more: Any) -> dict[str, Any]:
 
 
 def train_on_labels(
-    config: TrainConfig,
+    config: AugmentedConfig,
     description: NetworkDescription,
     model: torch.nn.Module,
     labelled: Labelled,
@@ -168,7 +166,6 @@ def train_on_labels(
     seed: int,
     runtime: Runtime,
     label: str,
-    augment: AugmentConfig,
     lr: float | None = None,
     layer_decay: float = 1.0,
     encoder_lr: float = 1.0,
@@ -181,7 +178,7 @@ def train_on_labels(
         label=label,
         module=model,
         step=step,
-        batches=labelled_batches(labelled, prepared.classes, config, augment, derive(seed, label, "batches")),
+        batches=labelled_batches(labelled, prepared.classes, config, derive(seed, label, "batches")),
         settings=config,
         seed=seed,
         validate=validation(prepared),

@@ -25,7 +25,7 @@ from tskd.losses.segmentation import label_loss
 from tskd.losses.self_training import CUT_MIX, Answers, answers_of, boxes, sure
 from tskd.models.flops import inference_flops
 from tskd.models.mean_teacher import MeanTeacher
-from tskd.recipe.schema import AugmentConfig, Mix, SelfTrainingConfig, TrainConfig
+from tskd.recipe.schema import AugmentedConfig, Mix, SelfTrainingConfig, TrainConfig
 from tskd.seeding import derive, torch_generator
 from tskd.stages.label_training import Labelled, labelled_batches
 from tskd.types import UNLABELLED, Batch, SegmentationOutput, StepFn
@@ -62,11 +62,10 @@ def self_taught(
     mix: Mix,
     labelled: Labelled,
     transfer: TransferSet,
-    settings: TrainConfig,
+    settings: AugmentedConfig,
     lesson: SelfTrainingConfig,
     *,
     label: str,
-    augment: AugmentConfig,
     seed: int,
     validate: Validate | None,
     encoder_lr: float = 1.0,
@@ -79,7 +78,7 @@ def self_taught(
         label=label,
         module=MeanTeacher(network, decay=settings.ema, parts=settings.accumulate),
         step=STEPS[mix](lesson.model_copy(update={"steps": settings.steps})),
-        batches=_paired_batches(labelled, transfer, settings, augment, seed),
+        batches=_paired_batches(labelled, transfer, settings, seed),
         settings=settings,
         seed=seed,
         validate=None if validate is None else lambda module: validate(_bare(module).student),
@@ -92,16 +91,14 @@ def answer_flops(network: nn.Module, settings: TrainConfig, image_size: int) -> 
     return settings.batch_size // 2 * inference_flops(network.eval(), image_size)
 
 
-def _paired_batches(
-    labelled: Labelled, transfer: TransferSet, settings: TrainConfig, augment: AugmentConfig, seed: int
-) -> PairedBatches:
+def _paired_batches(labelled: Labelled, transfer: TransferSet, settings: AugmentedConfig, seed: int) -> PairedBatches:
     half, classes = settings.batch_size // 2, transfer.prepared.classes
     halves = settings.model_copy(update={"batch_size": half})
-    known = labelled_batches(labelled, classes, halves, augment, derive(seed, "labelled batches"))
-    drawn_alike = augment.model_copy(update={"foreground": 0.0})  # what these show is not known
+    known = labelled_batches(labelled, classes, halves, derive(seed, "labelled batches"))
+    drawn_alike = settings.augment.model_copy(update={"foreground": 0.0})  # what these show is not known
     unlabelled = ImageBatches(
         transfer.images, None, transfer.names, half, drawn_alike, derive(seed, "unlabelled batches"),
-        flip=allowed_flips(augment.flip, classes),
+        flip=allowed_flips(drawn_alike.flip, classes),
     )  # fmt: skip
     return PairedBatches(known, unlabelled, derive(seed, "boxes"))
 

@@ -76,7 +76,7 @@ def learn_pseudo_labels(
     torch.manual_seed(derive(seed, "student"))
     student = build_model(description)
     flops = training_flops(student, description.image_size)
-    batches = labelled_batches(labelled, description.classes, config, config.augment, derive(seed, "transfer batches"))
+    batches = labelled_batches(labelled, description.classes, config, derive(seed, "transfer batches"))
     training = Training("pseudo-labels", student, label_step, batches, config, seed)
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:

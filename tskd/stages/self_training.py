@@ -68,7 +68,7 @@ def self_train(
     answered = answer_flops(student, config, description.image_size)
     training = self_taught(
         student, mix, training_labels(prepared), transfer, config, config,
-        label=mix.replace("_", " "), augment=config.augment, seed=seed, validate=validation(prepared),
+        label=mix.replace("_", " "), seed=seed, validate=validation(prepared),
     )  # fmt: skip
     result = fit(training, folder, runtime)
     if runtime.fabric.is_global_zero:

@@ -340,7 +340,7 @@ def train_teacher(
         held_out = held_out_rows(prepared, member, config.members, seed=seed) if config.folds else None
         labelled, validate = labels_without(prepared, held_out, target), None
     if config.unlabelled is None:
-        batches = labelled_batches(labelled, prepared.classes, config, config.augment, derive(own, "teacher batches"))
+        batches = labelled_batches(labelled, prepared.classes, config, derive(own, "teacher batches"))
         training = Training(
             label="teacher", module=model, step=label_step, batches=batches, settings=config, seed=own,
             validate=validate, encoder_lr=config.encoder_lr,
@@ -351,7 +351,7 @@ def train_teacher(
         answered = answer_flops(model, config, prepared.image_size)
         training = self_taught(
             model, config.unlabelled, labelled, TransferSet(transfer.path, prepared), config, SelfTrainingConfig(),
-            label="teacher", augment=config.augment, seed=own, validate=validate, encoder_lr=config.encoder_lr,
+            label="teacher", seed=own, validate=validate, encoder_lr=config.encoder_lr,
         )  # fmt: skip
     result = fit(training, folder, runtime)
     tensors = dict(model.named_parameters())

@@ -40,7 +40,7 @@ def build(
         model = build_model(description)
         return train_on_labels(
             config, description.bare(), model, training_labels(prepared), prepared, folder,
-            seed=bench.seed, runtime=bench.runtime, label=stage, augment=config.augment,
+            seed=bench.seed, runtime=bench.runtime, label=stage,
             encoder_lr=config.encoder_lr if isinstance(config, UnetImagenetConfig) else 1.0,
             step=deep_label_step if description.arguments.get("supervised") else label_step,
         )  # fmt: skip
