@@ -24,7 +24,7 @@ from tskd.extras import telling_what_is_missing
 if TYPE_CHECKING:
     from tskd.experiment.run import Run
     from tskd.recipe.files import Change
-    from tskd.recipe.schema import Recipe
+    from tskd.recipe.schema import DataConfig, Recipe
 
 typer.core.HAS_RICH = False  # typer would write "\\[required]" for rich, which takes two thirds of the start-up
 app = typer.Typer(
@@ -388,10 +388,8 @@ def check(
     """
     from tskd.console import counting, screen
 
-    overrides = [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]
     with counting("check") as count, _told_as_json(json_, _no_report):
-        config = _load(None, None, overrides).data
-        _refuse_idle(overrides, "check", "where")  # it looks at all of a folder
+        config = _reading(set_, layout, "check", "where")  # it looks at all of a folder
         from tskd.data.check import inspect
         from tskd.data.layouts import LayoutOptions
 
@@ -545,10 +543,8 @@ def score(
 
     Example: tskd score out/first/model our_scans --out scores
     """
-    overrides = [*(set_ or []), *([] if layout is None else [f"data.layout={layout}"])]
     with _told_as_json(json_, lambda problem: {"error": problem}):
-        config = _load(None, None, overrides).data
-        _refuse_idle(overrides, "score", "window", "axis")  # which the model states
+        config = _reading(set_, layout, "score", "window", "axis")  # which the model states
         from tskd.data.layouts import LayoutOptions
         from tskd.deploy.bundle import open_bundle
         from tskd.stages.own_scans import ScoreOptions, render, score_scans
@@ -735,13 +731,16 @@ def _open_run(recipe: Recipe, out: Path, *, minutes: float | None = None, downlo
     return open_run(recipe, out, minutes=minutes, download=download)
 
 
-def _refuse_idle(overrides: list[str], command: str, *others: str) -> None:
-    """Raise UserError for a setting that says nothing about how images are read, or is one of ``others``."""
+def _reading(overrides: list[str] | None, layout: str | None, command: str, *others: str) -> DataConfig:
+    """Return how images are read; UserError for a setting that says nothing about it, or is one of ``others``."""
     from tskd.recipe.schema import SourceConfig
 
+    stated = [*(overrides or []), *([] if layout is None else [f"data.layout={layout}"])]
+    config = _load(None, None, stated).data
     known = [f"data.{name}" for name in SourceConfig.model_fields if name not in ("root", "phantom", *others)]
-    if idle := [key for one in overrides if (key := one.partition("=")[0].strip()) not in known]:
+    if idle := [key for one in stated if (key := one.partition("=")[0].strip()) not in known]:
         raise UserError(f"{command} does not use {', '.join(idle)}. It takes {', '.join(known)}.")
+    return config
 
 
 def main(arguments: list[str] | None = None) -> Any:

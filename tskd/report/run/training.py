@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tskd.artifacts import Artifact, read_log
 from tskd.console import counted
+from tskd.deploy.bundle import FOLDER, ONNX
 from tskd.report.blocks import Block, Chart, Charts, Facts, Section, Table, section
 from tskd.report.charts import Axis, Estimate, Series, line_chart, line_key, log_places, scatter_chart
 from tskd.report.run.folder import BEFORE_FINETUNE, STUDENT, RunFolder
@@ -141,7 +142,7 @@ def _export_facts(run: RunFolder) -> Facts:
         ("Parameters", thousands(run.summary.export["parameters"])),
         ("Against the network", f"over {parity['images']} images Dice differs by {worst or 0:.2g} at most"),
     ]
-    file = run.path / "model" / "model.onnx"
+    file = run.path / FOLDER / ONNX
     if file.is_file():
         facts.insert(0, ("Size", f"{file.stat().st_size / 1e6:.1f} MB"))
     return Facts(tuple(facts), title="The exported file, model.onnx in onnxruntime")
