@@ -178,7 +178,8 @@ def run(
     from tskd.experiment.opening import open_run
     from tskd.experiment.pipeline import execute
 
-    stated = as_changes({**changes_of(data), **changes})
+    given = {**changes_of(data), **changes}
+    stated = as_changes(given)
     require_folder(Path(out))
     if recipe in (None, "auto") and names_folder(stated):
         from tskd.experiment.configure import configure
@@ -187,7 +188,7 @@ def run(
     elif target_minutes is not None:
         raise UserError("target_minutes chooses settings for data without a recipe, and this has its own.")
     else:
-        settings, keep = load_recipe(recipe, **changes_of(data), **changes), lambda: None
+        settings, keep = load_recipe(recipe, **given), lambda: None
     opened = open_run(settings, Path(out), minutes=minutes)
     execute(opened, begins=keep)
     return RunResult(Path(out))
