@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -743,6 +744,14 @@ def _reading(overrides: list[str] | None, layout: str | None, command: str, *oth
     return config
 
 
+def _require_no_gap(arguments: Sequence[str]) -> None:
+    """Raise UserError for an empty argument, as an unset variable gives; as a path it means the current folder."""
+    for place, argument in enumerate(arguments):
+        if argument == "" or (argument.startswith("--") and argument.find("=") == len(argument) - 1):
+            named = f"{argument[:-1]} is empty" if argument else f"argument {place + 1} is empty"
+            raise UserError(f"{named}: {shlex.join(['tskd', *arguments])}. Is a variable of the shell not set?")
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Run a command; exit 0 done (or paused as asked), 1 failed, 2 wrong input or settings, 130 stopped by Ctrl-C."""
     open_missing_streams()
@@ -754,6 +763,7 @@ def main(arguments: list[str] | None = None) -> Any:
         met(argument)
     _say_what_loads(given)
     try:
+        _require_no_gap(given)
         with telling_what_is_missing(" ".join(["tskd", *given[:1]])):
             return app(arguments)
     except UserError as error:

@@ -35,6 +35,22 @@ def test_help_names_every_command_with_an_example(tskd: Command) -> None:
         assert "\\" not in told, "what is written for rich"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [(["", "--out", "x"], "argument 3"), (["scans", "--out", ""], "argument 5"), (["--out="], "--out")],
+)
+def test_an_empty_argument_is_no_folder(
+    arguments: list[str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A variable of the shell that is not set: as a path it would be the folder that the shell is in."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "model", *arguments])
+    assert ended.value.code == 2
+    assert f"error: {what} is empty: tskd predict model" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_version_is_that_of_the_package(tskd: Command) -> None:
     assert tskd("--version").stdout == f"tskd {version('tskd')}\n"
 

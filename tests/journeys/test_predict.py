@@ -368,7 +368,7 @@ def test_folders_keep_their_shape_and_a_bad_file_stops_nothing(
         np.testing.assert_array_equal(written, labels(bundle, image))
     assert [failure.source for failure in outcome.failures] == [source / "broken.png"]
     assert "broken.png" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"1 inputs could not be predicted(.|\n)*broken\.png"):
+    with pytest.raises(UserError, match=r"1 input could not be predicted(.|\n)*broken\.png"):
         outcome.require_complete()
     again = predict_paths(bundle, [source], out, options=PredictOptions(overwrite=True))
     assert len(again.predictions) == 3, "results in the folder are no inputs"

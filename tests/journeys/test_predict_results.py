@@ -53,6 +53,27 @@ def test_every_line_names_the_network_that_it_is_from(bundle: Bundle, tmp_path: 
     assert outcome.as_dict()["model_sha256"] == digest
 
 
+def test_a_mask_that_stays_from_before_keeps_its_lines(bundle: Bundle, tmp_path: Path) -> None:
+    """A folder may hold the masks of two models after an update: each says by which."""
+    first = [picture(tmp_path / "in/a.png"), picture(tmp_path / "in/=b.png")]
+    out = tmp_path / "out"
+    predict_paths(bundle, first, out)
+    lines = (out / "predictions.csv").read_text().splitlines()
+    (out / "predictions.csv").write_text("\n".join(lines).replace(bundle.digest, "of before") + "\n")
+    again = PredictOptions(overwrite=True)
+    outcome = predict_paths(bundle, [first[0], picture(tmp_path / "in/c.png")], out, options=again)
+    with (out / "predictions.csv").open(newline="") as file:
+        models = {row["output"]: row["model_sha256"] for row in csv.DictReader(file)}
+    assert models == {"a.png": bundle.digest, "c.png": bundle.digest, "'=b.png": "of before"}
+    assert "beside those of 1 mask of earlier runs" in outcome.summary(out)
+    (out / "=b.png").unlink()
+    outcome = predict_paths(bundle, first[:1], out, options=again)
+    assert listed(out) == ["a.png", "c.png"]
+    (out / "predictions.csv").write_text("no,such,table\n1,2\n")
+    predict_paths(bundle, first[:1], out, options=again)
+    assert listed(out) == ["a.png"]
+
+
 def damaged_series(folder: Path) -> Sequence[Path]:
     """Write three slices, of which the pixels of the second cannot be unpacked."""
     folder.mkdir(parents=True)
@@ -191,7 +212,7 @@ def test_the_volume_of_before_stays_where_no_slice_can_be_read(
     capsys.readouterr()
     outcome = predict_paths(bundle, [tmp_path / "in"], out, options=PredictOptions(overwrite=True))
     assert {name: file_sha256(out / name) for name in before} == before
-    assert listed(out) == ["b.png"]
+    assert listed(out) == ["b.png", "ct.nii.gz"]
     assert outcome.failures
     assert "its 0 others" not in capsys.readouterr().err
 
@@ -355,7 +376,7 @@ def test_no_table_is_left_where_nothing_could_be_predicted(bundle: Bundle, tmp_p
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "v.nii.gz").write_bytes(b"\x1f\x8b")
     outcome = Outcome(())
-    with pytest.raises(UserError, match="1 inputs could not be predicted"):
+    with pytest.raises(UserError, match="1 input could not be predicted"):
         predict_paths(bundle, [tmp_path / "in"], tmp_path / "out", outcome=outcome)
     assert len(outcome.failures) == 1
     assert not (tmp_path / "out").exists()

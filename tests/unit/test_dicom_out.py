@@ -87,6 +87,15 @@ def test_what_a_source_lacks_stops_it_only_where_it_must(keyword: str, tmp_path:
     assert keyword in seg or keyword == "SliceThickness"
 
 
+def test_slices_that_cannot_be_told_apart_are_not_referred_to(tmp_path: Path) -> None:
+    """Poor anonymisers give all slices one SOPInstanceUID."""
+    given = sources(tmp_path / "s")
+    for source in given:
+        source.data.SOPInstanceUID = "1.2.3"
+    with pytest.raises(NoSegmentation, match="one SOPInstanceUID for several slices"):
+        segmentation(given, LABELS, MODEL)
+
+
 @pytest.mark.parametrize(
     ("keyword", "value"),
     [("PatientSex", "female"), ("PatientBirthDate", "1/2/1970"), ("StudyDate", "soon"), ("PatientWeight", "heavy")],

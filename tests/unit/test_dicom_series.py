@@ -236,3 +236,45 @@ def test_series_and_patients_are_numbered_in_the_order_of_files(tmp_path: Path) 
     save_series(tmp_path, axial(0, 5), name="C", SeriesInstanceUID="1.7", PatientID="0001")
     found = {item.path.name[0]: (item.series, item.patient) for item in dicom.list_series(tmp_path.iterdir()).slices}
     assert found == {"A": (1, 1), "B": (2, 2), "C": (3, 2)}
+
+
+def ultrasound(*regions: dict[str, float]) -> dict[str, object]:
+    sequence = []
+    for region in regions:
+        sequence.append(pydicom.Dataset())
+        for name, value in region.items():
+            setattr(sequence[-1], name, value)
+    return {"SequenceOfUltrasoundRegions": sequence}
+
+
+PLANE = {
+    "RegionSpatialFormat": 1, "PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3,
+    "PhysicalDeltaX": 0.02, "PhysicalDeltaY": -0.05,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("regions", "spacing"),
+    [
+        ([PLANE], (0.5, 0.2)),
+        ([PLANE, PLANE], (0.5, 0.2)),
+        ([PLANE, {**PLANE, "PhysicalDeltaX": 0.04}], None),
+        ([PLANE, {**PLANE, "RegionSpatialFormat": 2}], None),
+        ([{**PLANE, "PhysicalUnitsYDirection": 4}], None),
+        ([{**PLANE, "PhysicalDeltaX": 0}], None),
+        ([], None),
+    ],
+)
+def test_the_scale_of_ultrasound_is_that_of_its_plane_in_centimetres(
+    regions: list[dict[str, float]], spacing: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    """A region beside it may be a curve over time (M mode), whose pixels are seconds."""
+    save(np.zeros((4, 4), np.uint8), tmp_path / "us.dcm", **ultrasound(*regions))
+    (found,) = dicom.list_series([tmp_path / "us.dcm"]).slices
+    assert found.spacing == (None if spacing is None else pytest.approx(spacing))
+
+
+def test_a_stated_pixel_spacing_comes_before_the_scale_of_ultrasound(tmp_path: Path) -> None:
+    save(np.zeros((4, 4), np.uint8), tmp_path / "us.dcm", PixelSpacing=[3, 4], **ultrasound(PLANE))
+    (found,) = dicom.list_series([tmp_path / "us.dcm"]).slices
+    assert found.spacing == (3, 4)

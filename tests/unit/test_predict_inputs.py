@@ -13,6 +13,7 @@ from PIL import Image
 
 from tskd.data.images import read_image
 from tskd.deploy.inputs import Failure, Item, find_items, items_in
+from tskd.errors import UserError
 
 
 def write(*paths: Path) -> None:
@@ -113,3 +114,21 @@ def test_frames_of_volumes_know_their_size_as_it_is_read(
     (item,) = find_items([tmp_path / "v.nii"], results=tmp_path / "out", axis=axis).items
     assert [frame.size for frame in item.frames] == [rows_and_columns] * (4, 5, 6)[axis]
     assert read_image(tmp_path / "v.nii", index=0, axis=axis).shape[:2] == rows_and_columns
+
+
+def test_of_a_file_and_a_link_to_it_the_file_is_answered(tmp_path: Path) -> None:
+    """Whoever looks for the mask of the file found none."""
+    write(tmp_path / "in/z.png")
+    (tmp_path / "in/a.png").symlink_to("z.png")
+    found = find_items([tmp_path / "in"], results=tmp_path / "out")
+    assert [one.source.name for one in found.items] == ["z.png"]
+    assert [remark for remark in found.remarks if "a.png is" in remark and "z.png by another name" in remark]
+
+
+def test_a_path_that_is_not_there_stops_no_other(tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    found = find_items([tmp_path / "a.png", tmp_path / "b.png"], results=tmp_path / "out")
+    assert [one.source.name for one in found.items] == ["a.png"]
+    assert [one.problem for one in found.failures] == [f"{tmp_path / 'b.png'}: there is no such file or folder."]
+    with pytest.raises(UserError, match=r"b\.png: there is no such file or folder"):
+        find_items([tmp_path / "b.png"], results=tmp_path / "out")

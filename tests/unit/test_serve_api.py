@@ -102,6 +102,24 @@ def test_a_volume_is_answered_on_its_own_grid_and_in_millilitres(
     assert send(client, path.read_bytes(), path.name, PNG).status_code == 406
 
 
+def test_frames_that_form_no_volume_are_told_as_frames(client: TestClient, tmp_path: Path) -> None:
+    """It is one file, and whoever sent it was told to send one."""
+    path = save(np.zeros((3, 12, 10), np.uint8), tmp_path / "us.dcm", Modality="US")
+    answer = send(client, path.read_bytes(), name="us.dcm")
+    assert answer.status_code == 422
+    assert "The file holds 3 frames that form no volume" in answer.text
+
+
+def test_volumes_of_one_file_are_not_added_up(client: TestClient, tmp_path: Path) -> None:
+    """Frames of a beating heart: twice the organ is no organ."""
+    values = np.stack([picture()[..., 0]] * 2, axis=-1)[:, :, None].astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([2, 3, 5, 1])), tmp_path / "cine.nii")
+    found = send(client, (tmp_path / "cine.nii").read_bytes(), name="cine.nii").json()
+    assert len(found["slices"]) == 2
+    assert [one["ml"] for one in found["classes"]] == [None]
+    assert any("2 volumes" in remark for remark in found["remarks"])
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.NII.GZ"])
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("in_a_zip", [True, False])

@@ -6,11 +6,13 @@ import csv
 import errno
 import os
 import threading
+import time
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from onnxruntime import RunOptions
 from PIL import Image
 
 from tests.dicoms import SECRETS, save_series
@@ -306,3 +308,28 @@ def until_scored(client: object) -> list[dict[str, object]]:
             return list(told["next"])
         threading.Event().wait(0.01)
     raise AssertionError("the pool is never done")
+
+
+def test_stopping_ends_the_network_in_the_middle_of_an_image(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python aborts where it ends while a thread is inside the network."""
+    (tmp_path / "pool").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "pool/a.png")
+    folder = Corrections(tmp_path / "corrected", ("lesion",))
+    service = service_of(bundle, corrections=folder, pool_folder=tmp_path / "pool")
+    assert service.pool is not None
+    begun = threading.Event()
+
+    def endless(_: np.ndarray, options: RunOptions) -> None:
+        begun.set()
+        while not options.terminate:
+            time.sleep(0.01)
+        raise UserError("ended")
+
+    monkeypatch.setattr(service.segmenter, "ask", endless)
+    service.pool.start()
+    assert begun.wait(20)
+    service.pool.stop()
+    assert service.pool.work is not None
+    assert not service.pool.work.is_alive()

@@ -88,6 +88,13 @@ def _silence() -> None:
 _silence()
 
 
+_OF_PIXELS = (
+    "Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored",
+    "PixelRepresentation",
+)  # fmt: skip
+"""Elements that pixels are read by, PS3.3 C.7.6.3; floats need the first five."""
+
+
 @dataclass(frozen=True)
 class PixelElement:
     """Where the pixels of a file lie."""
@@ -163,8 +170,14 @@ def require_image(head: Head, index: int | None = None) -> None:
     path = head.path
     if (kind := kind_of(head)) is not None:
         raise UserError(f"{path}: is not a scan but a {kind}. Leave it out.")
-    if head.pixels is None or "Rows" not in head.data or "Columns" not in head.data:
+    if head.pixels is None:
         raise UserError(f"{path}: states no image: it has no pixels. Export it again, or remove it.")
+    needed = _OF_PIXELS if head.pixels.keyword == "PixelData" else _OF_PIXELS[:5]
+    if lacking := [keyword for keyword in needed if keyword not in head.data]:
+        raise UserError(
+            f"{path}: states no {' and no '.join(lacking)}, without which its pixels cannot be read. Export it again "
+            "from where it was made, or leave it out."
+        )
     if index is None and head.frames > 1:
         raise UserError(f"{path}: holds {head.frames} frames. Use the `dicom` layout, which reads each as an image.")
     if index is not None and not 0 <= index < head.frames:

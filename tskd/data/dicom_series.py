@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pydicom
 
-from tskd.data.dicom_files import MAX_VOXELS, Head, kind_of, read_head, reading_dicom, require_image
+from tskd.data.dicom_files import MAX_VOXELS, Head, kind_of, number, read_head, reading_dicom, require_image
 from tskd.data.dicom_pixels import read_values
 from tskd.errors import UserError
 
@@ -26,6 +26,8 @@ _TILT_DEGREES = 0.1
 _OFF_GRID_MM = 0.1
 _OFF_GRID = 0.1  # of the slice distance, where that is less than a millimetre
 _FAR_MM = 1e7  # beyond it a number is damaged; not a number is not below it
+_REGION = ("RegionSpatialFormat", "PhysicalUnitsXDirection", "PhysicalUnitsYDirection")
+_TWO_DIMENSIONAL, _CENTIMETRES = 1, 3
 _SECTIONAL = ("CT", "MR", "PT")
 _NAMED = 3
 _BLOCK = 2**20  # bytes that are compared at once
@@ -242,7 +244,24 @@ def _origin(data: pydicom.Dataset, index: int | None) -> np.ndarray | None:
 
 def _spacing(data: pydicom.Dataset, index: int | None) -> tuple[float, float] | None:
     value = _vector(functional_group(data, index, "PixelMeasuresSequence"), "PixelSpacing", 2)
-    return None if value is None or not (value > 0).all() else (float(value[0]), float(value[1]))
+    if value is None:
+        return _spacing_of_ultrasound(data)
+    return (float(value[0]), float(value[1])) if (value > 0).all() else None
+
+
+def _spacing_of_ultrasound(data: pydicom.Dataset) -> tuple[float, float] | None:
+    """Return the scale of an ultrasound image whose regions are all two-dimensional, in centimetres and of one scale.
+
+    PS3.3 C.8.5.5: a region beside them may be a curve over time, whose pixels are no millimetres.
+    """
+    found = set()
+    for region in data.get("SequenceOfUltrasoundRegions") or ():
+        kind, *units = (number(region, f"{name}") for name in _REGION)
+        rows, columns = (abs(number(region, f"PhysicalDelta{axis}") or 0.0) for axis in "YX")
+        if (kind, *units) != (_TWO_DIMENSIONAL, _CENTIMETRES, _CENTIMETRES) or not rows * columns:
+            return None
+        found.add((10 * rows, 10 * columns))
+    return found.pop() if len(found) == 1 else None
 
 
 def _vector(source: pydicom.Dataset, keyword: str, length: int) -> np.ndarray | None:

@@ -126,7 +126,8 @@ def _explain(error: BaseException) -> str | None:
     if isinstance(error, Image.UnidentifiedImageError):
         return (
             "is not an image that can be read (damaged, or another type under this name). "
-            f"Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI. Save it again as PNG or remove it."
+            f"Allowed: {', '.join(IMAGE_SUFFIXES)}, DICOM, NIfTI. Save it again as PNG (a volume as .nii.gz) "
+            "or remove it."
         )
     return None
 

@@ -103,19 +103,19 @@ def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> Input
     all_found: list[Found] = []
     bare: list[Path] = []
     for given in inputs:
-        if not os.path.lexists(given):
-            raise UserError(f"{given}: there is no such file or folder.")
         found = list(_given(given, results, axis))
         all_found += found
         if all(isinstance(one, Remark) for one in found):
             bare.append(given)
+    if all(not os.path.lexists(given) for given in inputs):
+        raise UserError("\n".join(one.problem for one in all_found if isinstance(one, Failure)))
     if len(bare) == len(inputs):
         said = [f"\n{one.text}" for one in all_found if isinstance(one, Remark)]
         raise UserError(f"{', '.join(map(str, inputs))}: {_NOTHING}{''.join(said)}")
-    items = _each_once([one for one in all_found if isinstance(one, Item)])
+    items, twins = _each_once([one for one in all_found if isinstance(one, Item)])
     failures = [one for one in all_found if isinstance(one, Failure)]
     failures += [Failure(given, f"{given}: {_NOTHING}") for given in bare]
-    remarks = [one.text for one in all_found if isinstance(one, Remark)]
+    remarks = [one.text for one in [*all_found, *twins] if isinstance(one, Remark)]
     others = [one for one in all_found if isinstance(one, NoScan)]
     if others:
         kinds = sorted(Counter(one.kind for one in others).items())
@@ -126,13 +126,28 @@ def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> Input
     return Inputs(items, failures, remarks, frozenset(map(_real, paths)))
 
 
-def _each_once(items: Sequence[Item]) -> list[Item]:
-    """Return the items without those whose frames were all found before: a file given twice, or with its folder."""
+def _each_once(items: Sequence[Item]) -> tuple[list[Item], list[Remark]]:
+    """Return the items, those with the same frames once, and what else they are called.
+
+    A file may be given twice, or with its folder; of a file and a link to it the file is answered.
+    """
     real = {path: _real(path) for path in {frame.path for item in items for frame in item.frames}}
-    once: dict[object, Item] = {}
+    alike: dict[object, list[Item]] = {}
     for item in items:
-        once.setdefault(tuple((real[frame.path], frame.index) for frame in item.frames) or item.source, item)
-    return list(once.values())
+        alike.setdefault(tuple((real[frame.path], frame.index) for frame in item.frames) or item.source, []).append(
+            item
+        )
+    kept, twins = [], []
+    for same in alike.values():
+        first = min(same, key=lambda item: any(frame.path.is_symlink() for frame in item.frames))
+        kept.append(first)
+        twins += [f"{one.source} is {first.source}" for one in same if _absolute(one) != _absolute(first)]
+    more = f" (and {len(twins) - 1} more)" if len(twins) > 1 else ""
+    return kept, [Remark(f"{twins[0]} by another name{more}: answered once, under the latter.")] if twins else []
+
+
+def _absolute(item: Item) -> str:
+    return os.path.abspath(item.source)  # noqa: PTH100 (links stay)
 
 
 def _given(path: Path, results: Path, axis: int) -> Iterator[Found]:
@@ -141,8 +156,12 @@ def _given(path: Path, results: Path, axis: int) -> Iterator[Found]:
         yield from items_in(path, results, axis)
     elif path.is_file():
         yield from in_files([path], path.parent, axis)
+    elif not os.path.lexists(path):
+        yield Failure(path, f"{path}: there is no such file or folder.")
     else:
-        yield Failure(path, f"{path}: is not a file but a broken link, pipe or device that cannot be read. Remove it.")
+        yield Failure(
+            path, f"{path}: is not a file but a broken link, pipe or device that cannot be read. Leave it out."
+        )
 
 
 def items_in(root: Path, results: Path, axis: int) -> Iterator[Found]:

@@ -130,12 +130,14 @@ def write_onnx(network: Deployed, path: Path) -> None:
     """Write the network as one ONNX file; input and outputs as :class:`Deployed` says, height and width free.
 
     Its segmenter has to be freshly loaded on the CPU: wrappers of a training (mixed precision) would end in the graph.
-    Raises RunFailed where the exporter lacks an operation of the network.
+    Raises RunFailed where the exporter lacks an operation of the network. The file is whole or not there.
     """
+    beside = path.with_name(f".{path.name}")
     try:
-        _write(network, path)
+        _write(network, beside)
     except torch.onnx.errors.OnnxExporterError:
-        _write_plainly(network, path)
+        _write_plainly(network, beside)
+    beside.replace(path)
 
 
 def _write_plainly(network: Deployed, path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tskd.cells import ENCODING_ERRORS, harmless
+from tskd.cells import ENCODING_ERRORS, harmless, original
 from tskd.console import counted, duration, warn
 from tskd.deploy.inputs import Failure
 from tskd.deploy.label_files import write_file
@@ -22,6 +22,7 @@ _COLUMNS = (
     "unfamiliarity", "look",
 )  # fmt: skip
 _MODEL = "model_sha256"
+_ALL_COLUMNS = (*_COLUMNS, _MODEL)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Outcome:
     """DICOM Segmentations that were written, relative as ``output`` is."""
     seconds: float = 0.0
     """From the first file read to the last one written."""
+    of_before: int = 0
+    """Masks of earlier runs in the same folder, whose lines the table keeps."""
 
     def fail(self, source: Path, problem: str) -> None:
         """Note and tell what could not be predicted."""
@@ -94,13 +97,18 @@ class Outcome:
         found: Counter[Path] = Counter()
         for prediction in self.predictions:
             found[prediction.output] += sum(prediction.pixels)
-        images, masks, empty = len(self.predictions), len(found), sum(count == 0 for count in found.values())
+        images, empty = len(self.predictions), sum(count == 0 for count in found.values())
         pace = self.seconds / max(images, 1)
         return (
             f"{counted(images, 'image')} in {duration(self.seconds)} ({pace:.2f} s each); "
-            f"{counted(masks, 'mask')} in {out}, {empty} of them empty{self._to_look_at()}; "
-            f"areas in {out / TABLE}"
+            f"{counted(len(found), 'mask')} in {out}, {empty} of them empty{self._to_look_at()}; "
+            f"areas in {out / TABLE}{self._beside()}"
         )
+
+    def _beside(self) -> str:
+        if not self.of_before:
+            return ""
+        return f", beside those of {counted(self.of_before, 'mask')} of earlier runs (column {_MODEL}: by which model)"
 
     def _to_look_at(self) -> str:
         count = sum(bool(prediction.look) for prediction in self.predictions)
@@ -110,12 +118,34 @@ class Outcome:
         """Raise UserError naming the files that could not be predicted, if there are any."""
         if self.failures:
             named = "".join(f"\n  {failure.source}" for failure in self.failures)
-            raise UserError(f"{len(self.failures)} inputs could not be predicted; all others are done:{named}")
+            others = "; all others are done" if self.predictions else ""
+            raise UserError(f"{counted(len(self.failures), 'input')} could not be predicted{others}:{named}")
 
     def write_table(self, out: Path) -> None:
-        """Write ``predictions.csv`` into the folder of the results; OSError where the disk takes no more."""
+        """Write ``predictions.csv`` into the folder of the results; OSError where the disk takes no more.
+
+        A mask of an earlier run that is still there keeps its lines.
+        """
+        new = {str(prediction.output) for prediction in self.predictions}
+        before = [
+            line
+            for line in _lines_in(out / TABLE)
+            if (mask := original(line["output"])) not in new and (out / mask).is_file()
+        ]
+        self.of_before = len({line["output"] for line in before})
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, (*_COLUMNS, _MODEL))
+        writer = csv.DictWriter(text, _ALL_COLUMNS)
         writer.writeheader()
+        writer.writerows(before)
         writer.writerows(harmless({**line, _MODEL: self.model}) for line in self.lines())
         write_file(out / TABLE, text.getvalue().encode(errors=ENCODING_ERRORS))
+
+
+def _lines_in(table: Path) -> list[dict[str, str]]:
+    """Return the lines of an earlier run's table; none of what is not there or no such table."""
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return []
+    return [line for line in lines if tuple(line) == _ALL_COLUMNS and None not in line.values()]

@@ -6,7 +6,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tskd.console import warn
 from tskd.deploy.inputs import Frame, Item, find_items
@@ -14,6 +14,12 @@ from tskd.errors import UserError
 from tskd.serve.corrections import Corrections
 from tskd.serve.limits import Refused
 from tskd.serve.segment import Segmenter
+
+if TYPE_CHECKING:
+    from onnxruntime import RunOptions
+
+_PATIENCE = 10.0
+"""Seconds that the image at hand has to end in."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,24 @@ class Pool:
         self.lock = threading.Lock()
         self.is_stopped = threading.Event()
         self.left = len(self.candidates)
+        self.work: threading.Thread | None = None
+        self.options: RunOptions | None = None
 
     def start(self) -> None:
         """Score all images in the background, only while no request is in."""
-        threading.Thread(target=self._score_all, daemon=True, name="pool").start()
+        from onnxruntime import RunOptions
+
+        self.options = RunOptions()
+        self.work = threading.Thread(target=self._score_all, daemon=True, name="pool")
+        self.work.start()
 
     def stop(self) -> None:
-        """End the scoring after the image at hand."""
+        """End the scoring, in the middle of an image too: Python cannot end while the network works in a thread."""
         self.is_stopped.set()
         self.quiet.set()
+        if self.options is not None and self.work is not None:
+            self.options.terminate = True
+            self.work.join(_PATIENCE)
 
     def next(self, count: int) -> list[Candidate]:
         """Return the images to label next, the most doubtful first."""
@@ -98,7 +113,7 @@ class Pool:
 
     def _score(self, candidate: Candidate) -> None:
         image = self.segmenter.read(candidate.frame)
-        doubt = 1 - self.segmenter.ask(image).confidence
+        doubt = 1 - self.segmenter.ask(image, self.options).confidence
         labelled = self.corrections.has(image, candidate.source)
         self._change(candidate.number, doubt=doubt, is_labelled=labelled)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, Field
 
-from tskd.data import dicom
+from tskd.data import dicom, nifti
 from tskd.data.grey_levels import LevelUse, level_use
 from tskd.data.images import read_image
 from tskd.data.intensity import IntensityWindow
@@ -117,6 +117,8 @@ class Segmenter:
             raise Refused(422, "The slices differ in size; send them one by one.")
         if grey.is_lossy:
             remarks.append(f"{grey.describe()}.".capitalize())
+        if (frames := _frames(item)) > 1:
+            remarks.append(f"The file holds {frames} volumes (4-D). They are not one: no millilitres are stated.")
         found = self._found(item, planes, slices, remarks, time.monotonic() - began)
         return Segmented(folder, item, planes, found, window)
 
@@ -210,10 +212,14 @@ def _segmentation(done: Segmented, segmenter: Segmenter) -> bytes:
         raise Refused(422, without_paths(str(error), done.folder)) from error
 
 
+def _frames(item: Item) -> int:
+    return nifti.frame_count(item.source) if item.kind == "nifti" else 1
+
+
 def _size(item: Item, count: int, spacing: Sequence[float] | None) -> dict[str, float | None]:
     """Return area or volume where the spacing is known: what a single pixel cannot be is left out."""
     single = item.kind == "image"
-    if spacing is None or (not single and len(spacing) < 3):
+    if spacing is None or (not single and len(spacing) < 3) or _frames(item) > 1:
         return {"mm2": None, "ml": None}
     measure = float(f"{count * float(np.prod(spacing[:2] if single else spacing)) * (1 if single else 1e-3):.6g}")
     return {"mm2": measure if single else None, "ml": None if single else measure}

@@ -55,6 +55,11 @@ def find_item(folder: MemoryFolder, axis: int, limits: Limits) -> tuple[Item, li
     if not items:
         kind = next((one.kind for one in found if isinstance(one, NoScan)), None)
         raise Refused(422, f"The file is not a scan but a {kind}." if kind else "There is no image in the ZIP file.")
+    if len(items) > 1 and len({one.source for one in items}) == 1:
+        raise Refused(
+            422,
+            f"The file holds {len(items)} frames that form no volume; send them one by one (`tskd predict` takes all).",
+        )
     if len(items) > 1:
         raise Refused(422, " ".join([f"The upload holds {len(items)} images or volumes; send one.", *remarks[:1]]))
     _require_size(items[0], axis, limits)
