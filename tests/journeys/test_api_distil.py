@@ -74,6 +74,9 @@ def test_a_stopped_call_goes_on_and_ends_with_the_same_weights(images: np.ndarra
     assert network_digest(resumed.student) == network_digest(whole.student)
     with pytest.raises(UserError, match="holds another distillation"):
         distill(teacher, student(), images, labels=labels, out=tmp_path, **{**settings, "steps": 9})
+    (tmp_path / "distillation.json").write_text('{"distill": ')
+    with pytest.raises(UserError, match=r"distillation\.json is damaged"):
+        distill(teacher, student(), images, labels=labels, out=tmp_path, **settings)
 
 
 def test_networks_that_disagree_are_refused(images: np.ndarray) -> None:

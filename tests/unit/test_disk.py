@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tskd.machine.disk import draft, write_atomic
+from tskd.machine.disk import draft, read_object, write_atomic
 
 
 def test_a_write_that_is_cut_short_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +66,12 @@ def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> N
     path = tmp_path / ("x" * 251 + ".png")
     write_atomic(path, b"mask")
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("content", ["", '{"a": 1', "[1]", "\udc80", "[" * 100_000])
+def test_what_is_no_object_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_bytes(content.encode(errors="surrogateescape"))
+    assert read_object(tmp_path / "a.json") is None
+    assert read_object(tmp_path / "b.json") is None
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert read_object(tmp_path / "a.json") == {"a": 1}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from tskd.engine.batches import allowed_flips, to_images
 from tskd.engine.schedules import parameter_groups
 from tskd.errors import UserError
 from tskd.losses.classes import hard_prediction
-from tskd.machine.disk import write_json
+from tskd.machine.disk import read_object, write_json
 from tskd.models.registry import load_model
 from tskd.recipe.schema import NAMING, DistillConfig, EngineConfig, FinetuneConfig, build_section
 from tskd.seeding import derive
@@ -221,7 +220,8 @@ class _Work:
         path = self.folder / IDENTITY
         identity = self._identity()
         if path.is_file():
-            known = json.loads(path.read_text(encoding="utf-8"))
+            if (known := read_object(path)) is None:
+                raise UserError(f"{path} is damaged, so nobody knows what was trained there. Remove {self.folder}.")
             if others := [name for name in identity if known.get(name) != identity[name]]:
                 raise UserError(
                     f"{self.folder} holds another distillation ({IDENTITY} says other: {', '.join(others)}). "

@@ -30,7 +30,7 @@ from tskd.data.prepared import digest_of_source, digest_of_test
 from tskd.engine import open_runtime
 from tskd.errors import UserError
 from tskd.experiment.budget import BUDGET_RULE
-from tskd.machine.disk import write_json
+from tskd.machine.disk import read_object, write_json
 from tskd.machine.memory import cores
 from tskd.metrics.comparison import MeanRank, PairTest
 from tskd.models.description import DESCRIPTION
@@ -197,11 +197,7 @@ def _say_if_replaced(grid: Grid, out: Path) -> None:
 
 def _written(out: Path) -> dict[str, Any]:
     """Return the description that lies there; empty where there is none that can be read."""
-    try:
-        found = json.loads((out / COMPARISON).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(out / COMPARISON) or {}
 
 
 def _do(plans: list[RunPlan], estimator: Estimator, machines: Machines, out: Path, download: bool) -> None:

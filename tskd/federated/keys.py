@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tskd.errors import UserError, not_allowed
+from tskd.machine.disk import write_atomic
 
 CERTIFICATE, CERTIFICATE_KEY = "server.crt", "server.key"
 PRIVATE, PUBLIC = ".key", ".pub"
@@ -162,7 +163,11 @@ def _write_pair(folder: Path, secret: str, private: bytes, open_: str, public: b
         if (folder / name).exists():
             raise UserError(f"{folder / name} is there already, and others may rely on it. Move it away first.")
     descriptor = os.open(folder / secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(private)
-    (folder / open_).write_bytes(public)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(private)
+        write_atomic(folder / open_, public)
+    except BaseException:  # half a pair would be in the way of the next
+        (folder / secret).unlink()
+        raise
     return folder / open_, folder / secret

@@ -76,6 +76,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None where there is none that can be read: cut short, edited, or not there."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line to a text file and wait until it is on the disk: a power cut tears at most what comes after it."""
     with naming(path), path.open("ab") as file:

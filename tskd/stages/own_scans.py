@@ -153,11 +153,15 @@ def _settled_in(out: Path) -> Iterator[Path]:
     try:
         with naming(out):
             yield partial
+        new = {one.name: one for one in partial.iterdir()}
         for name in _OURS:
             place = out / name
-            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-        for one in partial.iterdir():
-            one.rename(out / one.name)
+            if place.is_dir():
+                shutil.rmtree(place)
+            if name in new:
+                new[name].replace(place)  # a table is the old one or the new one, never missing
+            else:
+                place.unlink(missing_ok=True)
         is_new = False
     finally:
         shutil.rmtree(partial, ignore_errors=True)

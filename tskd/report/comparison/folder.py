@@ -18,6 +18,7 @@ from tskd.artifacts import ARTIFACTS, MADE_FROM, MANIFEST, Artifact, find_damage
 from tskd.cells import original
 from tskd.data.prepared import RECORDS, Prepared
 from tskd.errors import UserError
+from tskd.machine.disk import read_object
 from tskd.metrics.comparison import difference_interval
 from tskd.metrics.segmentation import case_means
 from tskd.report.comparison.files import COMPARISON, DATASET, FIGURES, METHOD, TABLE
@@ -221,8 +222,7 @@ class ComparisonFolder:
 
     def trainings(self, cell: Cell) -> list[Artifact]:
         """Return a cell's model in its first replicate and the trainings it came from, the first of them first."""
-        path = self.path / "runs" / f"{cell.first['run']}.json"
-        state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        state = read_object(self.path / "runs" / f"{cell.first['run']}.json") or {}
         name = state.get("artifacts", {}).get("model")  # none where the run was tried again since, and failed
         model = finished(self.path / ARTIFACTS / name) if name else None
         found = [model] if model else []
