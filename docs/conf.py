@@ -6,7 +6,7 @@ from tskd import __version__
 
 project, author, release = "tskd", "the tskd authors", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]  # the latter is where myst-nb puts notebooks
 nb_execution_mode = "off"
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]

@@ -146,7 +146,7 @@ def run(
     if dry_run:
         from tskd.experiment.outlook import expect
 
-        outlook = expect(opened)
+        outlook = expect(opened.recipe)
         print(json.dumps(outlook.as_dict()) if json_ else outlook)
     else:
         _execute(opened, json_=json_, begins=keep)

@@ -175,7 +175,7 @@ def half_precision_of(capability: tuple[int, int]) -> tuple[str, str]:
 
 
 def is_bf16_quicker() -> bool:
-    """Say whether this processor convolves faster in bf16 than in float32: timed, a tenth of a second.
+    """Say whether this processor convolves faster in bf16 than in float32: timed, 0.2 s.
 
     What it calls itself does not tell: an AMD EPYC with AVX-512 BF16 takes 0.7 of the time, an Intel Xeon with the same
     and no AMX 1.5 times as long (LOG.md, 2026-11-28).

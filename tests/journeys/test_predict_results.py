@@ -66,6 +66,9 @@ def test_a_mask_that_stays_from_before_keeps_its_lines(bundle: Bundle, tmp_path:
         models = {row["output"]: row["model_sha256"] for row in csv.DictReader(file)}
     assert models == {"a.png": bundle.digest, "c.png": bundle.digest, "'=b.png": "of before"}
     assert "beside those of 1 mask of earlier runs" in outcome.summary(out)
+    (out / "predictions.csv").write_bytes(b"\xef\xbb\xbf" + (out / "predictions.csv").read_bytes())  # a spreadsheet's
+    predict_paths(bundle, first[:1], out, options=again)
+    assert listed(out) == ["'=b.png", "a.png", "c.png"]
     (out / "=b.png").unlink()
     outcome = predict_paths(bundle, first[:1], out, options=again)
     assert listed(out) == ["a.png", "c.png"]

@@ -67,14 +67,19 @@ def test_an_image_without_rows_is_damaged_and_no_other_kind_of_object(tmp_path: 
         read_image(path)
 
 
+@pytest.mark.parametrize("is_empty", [False, True])
 @pytest.mark.parametrize(
-    "keyword", ["PhotometricInterpretation", "SamplesPerPixel", "BitsStored", "PixelRepresentation"]
+    "keyword",
+    ["Rows", "BitsAllocated", "PhotometricInterpretation", "SamplesPerPixel", "BitsStored", "PixelRepresentation"],
 )
-def test_what_a_file_lacks_to_read_its_pixels_by_is_named(keyword: str, tmp_path: Path) -> None:
+def test_what_a_file_lacks_to_read_its_pixels_by_is_named(keyword: str, is_empty: bool, tmp_path: Path) -> None:
     """It is not damaged, and copying it again would not help."""
     path = save(VALUES[0], tmp_path / "a.dcm")
     data = pydicom.dcmread(path)
-    delattr(data, keyword)
+    if is_empty:
+        data[keyword].value = None
+    else:
+        delattr(data, keyword)
     data.save_as(path)
     with pytest.raises(UserError, match=rf"a\.dcm: states no {keyword}, without which"):
         read_image(path)

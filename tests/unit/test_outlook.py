@@ -82,6 +82,34 @@ def test_each_round_has_a_student_and_a_teacher_alone_has_none() -> None:
     assert list(minutes(alone, method="teacher")) == ["teacher"]
 
 
+def test_a_method_that_is_a_baseline_too_is_trained_once() -> None:
+    found = minutes({"method": "control", "baselines": ["control", "task_kd"]})
+    assert list(found) == ["teacher", "control (U-Net)", "task-specific distillation"]
+
+
+def test_what_does_not_distil_trains_in_one_round_for_the_students_compute() -> None:
+    settings = {"method": "scratch", "baselines": ["scratch_total", "task_kd"], "control": {"enabled": False}}
+    found = minutes(settings, distill={"steps": 60, "rounds": 3})
+    teacher = 30 * 6 * 2 * 8 / 16 / 60
+    assert found == {
+        "teacher": pytest.approx(teacher),
+        "student from scratch": pytest.approx(8.0),
+        "student from scratch with the teacher's compute too": pytest.approx(8.0 + teacher),
+        "task-specific distillation": pytest.approx(24.0),
+    }
+    recipe = build_recipe({**TINY, **settings}, "test")
+    said = {part.name: part.what for part in Pace(6.0, 0.0).parts(recipe)}
+    assert said["student from scratch"] == "the student's compute"
+    assert said["task-specific distillation"] == "60 + 20 steps"
+
+
+def test_a_dry_run_of_built_in_images_leaves_none_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = "--set", "data.phantom.train=8", "--set", "data.phantom.test=4", "--set", "data.phantom.size=32"
+    done(["run", "quick", "--out", str(tmp_path / "out"), "--dry-run", *drawn])
+    assert "labelled images to train on" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,7 +122,7 @@ def test_of_a_file_and_a_link_to_it_the_file_is_answered(tmp_path: Path) -> None
     (tmp_path / "in/a.png").symlink_to("z.png")
     found = find_items([tmp_path / "in"], results=tmp_path / "out")
     assert [one.source.name for one in found.items] == ["z.png"]
-    assert [remark for remark in found.remarks if "a.png is" in remark and "z.png by another name" in remark]
+    assert [remark for remark in found.remarks if "a.png and" in remark and "z.png are one file" in remark]
 
 
 def test_a_path_that_is_not_there_stops_no_other(tmp_path: Path) -> None:
@@ -130,5 +130,7 @@ def test_a_path_that_is_not_there_stops_no_other(tmp_path: Path) -> None:
     found = find_items([tmp_path / "a.png", tmp_path / "b.png"], results=tmp_path / "out")
     assert [one.source.name for one in found.items] == ["a.png"]
     assert [one.problem for one in found.failures] == [f"{tmp_path / 'b.png'}: there is no such file or folder."]
+    found = find_items([tmp_path / "a.png", tmp_path / ("x" * 300)], results=tmp_path / "out")
+    assert len(found.items) == len(found.failures) == 1, "a name that no disk takes"
     with pytest.raises(UserError, match=r"b\.png: there is no such file or folder"):
         find_items([tmp_path / "b.png"], results=tmp_path / "out")

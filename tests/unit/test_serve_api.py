@@ -108,6 +108,10 @@ def test_frames_that_form_no_volume_are_told_as_frames(client: TestClient, tmp_p
     answer = send(client, path.read_bytes(), name="us.dcm")
     assert answer.status_code == 422
     assert "The file holds 3 frames that form no volume" in answer.text
+    two = series(tmp_path / "a", SeriesInstanceUID="1.2.1") | {
+        f"b{name}": content for name, content in series(tmp_path / "b", SeriesInstanceUID="1.2.2").items()
+    }
+    assert "The upload holds 2 images or volumes" in send(client, zipped(two), name="both.zip").text
 
 
 def test_volumes_of_one_file_are_not_added_up(client: TestClient, tmp_path: Path) -> None:

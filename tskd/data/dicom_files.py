@@ -173,7 +173,7 @@ def require_image(head: Head, index: int | None = None) -> None:
     if head.pixels is None:
         raise UserError(f"{path}: states no image: it has no pixels. Export it again, or remove it.")
     needed = _OF_PIXELS if head.pixels.keyword == "PixelData" else _OF_PIXELS[:5]
-    if lacking := [keyword for keyword in needed if keyword not in head.data]:
+    if lacking := [keyword for keyword in needed if head.data.get(keyword) in (None, "")]:
         raise UserError(
             f"{path}: states no {' and no '.join(lacking)}, without which its pixels cannot be read. Export it again "
             "from where it was made, or leave it out."
@@ -252,7 +252,7 @@ def _head(path: Path, modified_ns: int, size: int) -> Head:
         element = _pixel_element(file, data)
         total = file.seek(0, io.SEEK_END)
         frames = _frames(data)
-        if element is not None and "Rows" in data and "Columns" in data:
+        if element is not None and all(data.get(keyword) not in (None, "") for keyword in _OF_PIXELS[:4]):
             _require_sizes(path, data, frames)
             _require_content(path, data, element, frames, file, total)
     return Head(path, data, element, frames, _syntax(data))

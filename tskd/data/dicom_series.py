@@ -256,7 +256,7 @@ def _spacing_of_ultrasound(data: pydicom.Dataset) -> tuple[float, float] | None:
     """
     found = set()
     for region in data.get("SequenceOfUltrasoundRegions") or ():
-        kind, *units = (number(region, f"{name}") for name in _REGION)
+        kind, *units = (number(region, name) for name in _REGION)
         rows, columns = (abs(number(region, f"PhysicalDelta{axis}") or 0.0) for axis in "YX")
         if (kind, *units) != (_TWO_DIMENSIONAL, _CENTIMETRES, _CENTIMETRES) or not rows * columns:
             return None

@@ -62,8 +62,8 @@ def to_uint8(values: np.ndarray, window: IntensityWindow | None, path: Path) -> 
     raise UserError(
         f"{path}: {values.dtype} values from {values.min():g} to {values.max():g} have no stated range. "
         "Allowed without a window: 1, 8 and unsigned 16 bit, or floats in [0, 1]. "
-        "A model is trained on such images with a window (data.window: [low, high], the stored values that become "
-        "black and white); for one that was trained without, save the image with 8 bit."
+        "To train, set the intensity window (data.window: [low, high], the stored values that become black and white); "
+        "for a model that was trained without one, save the image with 8 bit."
     )
 
 
@@ -72,8 +72,8 @@ def require_finite(values: np.ndarray, path: Path) -> None:
     bad = int(values.size - np.count_nonzero(np.isfinite(values)))
     if bad:
         raise UserError(
-            f"{path}: {bad} of {values.size} values of an image or slice are NaN or infinite. Give them a number, such "
-            "as that of the background (numpy.nan_to_num), and save the file again."
+            f"{path}: {bad} of {values.size} values of an image or slice are NaN or infinite. Give them a number "
+            "(numpy.nan_to_num(values, nan=BACKGROUND)) and save the file again."
         )
 
 

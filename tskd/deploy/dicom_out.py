@@ -144,7 +144,7 @@ def _require_references(sources: Sequence[Source], places: Sequence[Place]) -> N
             raise NoSegmentation("is a tile of a slide, for which no DICOM segmentation is written.")
     if len({(str(source.data.SOPInstanceUID), source.index) for source in sources}) < len(sources):
         raise NoSegmentation(
-            "states one SOPInstanceUID for several slices, so a DICOM segmentation could not tell them."
+            "states one SOPInstanceUID for several slices, so a DICOM segmentation could not tell them apart."
         )
     if len(sources) > 1 and not all(_is_placed(*both) for both in zip(sources, places, strict=True)):
         raise NoSegmentation("states no FrameOfReferenceUID, without which a DICOM segmentation holds one frame only.")

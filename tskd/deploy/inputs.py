@@ -107,7 +107,7 @@ def find_items(inputs: Sequence[Path], *, results: Path, axis: int = 2) -> Input
         all_found += found
         if all(isinstance(one, Remark) for one in found):
             bare.append(given)
-    if all(not os.path.lexists(given) for given in inputs):
+    if inputs and all(not os.path.lexists(given) for given in inputs):
         raise UserError("\n".join(one.problem for one in all_found if isinstance(one, Failure)))
     if len(bare) == len(inputs):
         said = [f"\n{one.text}" for one in all_found if isinstance(one, Remark)]
@@ -141,9 +141,11 @@ def _each_once(items: Sequence[Item]) -> tuple[list[Item], list[Remark]]:
     for same in alike.values():
         first = min(same, key=lambda item: any(frame.path.is_symlink() for frame in item.frames))
         kept.append(first)
-        twins += [f"{one.source} is {first.source}" for one in same if _absolute(one) != _absolute(first)]
-    more = f" (and {len(twins) - 1} more)" if len(twins) > 1 else ""
-    return kept, [Remark(f"{twins[0]} by another name{more}: answered once, under the latter.")] if twins else []
+        twins += [(one.source, first.source) for one in same if _absolute(one) != _absolute(first)]
+    if not twins:
+        return kept, []
+    (other, name), more = twins[0], f" ({len(twins) - 1} more likewise)" if len(twins) > 1 else ""
+    return kept, [Remark(f"{other} and {name} are one file: answered once, as the latter{more}.")]
 
 
 def _absolute(item: Item) -> str:
@@ -152,12 +154,12 @@ def _absolute(item: Item) -> str:
 
 def _given(path: Path, results: Path, axis: int) -> Iterator[Found]:
     """Yield what an input holds; what a shell's ``*`` names besides files, such as a pipe, stops no other input."""
-    if path.is_dir():
+    if not os.path.lexists(path):
+        yield Failure(path, f"{path}: there is no such file or folder.")
+    elif os.path.isdir(path):  # noqa: PTH112 (Path's own raises where the folder may not be entered)
         yield from items_in(path, results, axis)
     elif path.is_file():
         yield from in_files([path], path.parent, axis)
-    elif not os.path.lexists(path):
-        yield Failure(path, f"{path}: there is no such file or folder.")
     else:
         yield Failure(
             path, f"{path}: is not a file but a broken link, pipe or device that cannot be read. Leave it out."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,7 @@ class Outcome:
         """
         new = {str(prediction.output) for prediction in self.predictions}
         before = [
-            line
-            for line in _lines_in(out / TABLE)
-            if (mask := original(line["output"])) not in new and (out / mask).is_file()
+            line for line in _lines_in(out / TABLE) if (mask := _mask_of(line)) not in new and (out / mask).is_file()
         ]
         self.of_before = len({line["output"] for line in before})
         text = io.StringIO(newline="")
@@ -141,11 +140,21 @@ class Outcome:
         write_file(out / TABLE, text.getvalue().encode(errors=ENCODING_ERRORS))
 
 
+def _mask_of(line: Mapping[str, str]) -> str:
+    """Return the path that a line of a table names, bytes that are no UTF-8 put back."""
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda byte: chr(0xDC00 + int(byte[1], 16)), original(line["output"]))
+
+
 def _lines_in(table: Path) -> list[dict[str, str]]:
-    """Return the lines of an earlier run's table; none of what is not there or no such table."""
+    """Return the lines of an earlier run's table; none of what is not there or no such table, which is told."""
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark at the beginning
             lines = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error):
+    except FileNotFoundError:
         return []
-    return [line for line in lines if tuple(line) == _ALL_COLUMNS and None not in line.values()]
+    except (OSError, ValueError, csv.Error):
+        lines = [{}]
+    usable = [line for line in lines if tuple(line) == _ALL_COLUMNS and None not in line.values()]
+    if len(usable) < len(lines):
+        warn(f"{table}: lines of earlier masks cannot be read and are left out.")
+    return usable

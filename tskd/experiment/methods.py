@@ -91,6 +91,22 @@ METHODS: dict[str, Method] = {
 """The names that ``method`` and ``baselines`` of a recipe may have."""
 
 
+def baselines_of(recipe: Recipe) -> list[str]:
+    """Return the methods that are trained beside the recipe's own."""
+    controls = ("control",) if recipe.control.enabled else ()
+    return [name for name in dict.fromkeys((*recipe.baselines, *controls)) if name != recipe.method]
+
+
+def require_small(recipe: Recipe) -> None:
+    """Raise UserError for a method whose model is too large to ship."""
+    if not METHODS[recipe.method].ships:
+        small = ", ".join(name for name, method in METHODS.items() if method.ships)
+        raise UserError(
+            f"method: {recipe.method!r} is what students learn from, and a run ends with a student or a U-Net to ship; "
+            f"the teacher's scores are in every run. Choose one of: {small}"
+        )
+
+
 _ENCODERS_ALONE = ("agnostic_kd", "mae", "moco_v3", "imagenet")
 """Methods that start from an encoder, the decoder being random."""
 _FROM_THE_UNADAPTED = ("agnostic_kd", "task_kd_probe")

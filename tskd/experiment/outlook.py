@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tskd.console import counted, duration
 from tskd.experiment.facts import Facts, look
+from tskd.experiment.methods import require_small
 from tskd.experiment.pace import Pace, Part
-from tskd.experiment.run import Run
-from tskd.stages.source_data import data_root, open_data
+from tskd.recipe.schema import PHANTOMS, DataConfig, Recipe
+from tskd.stages.source_data import draw_phantoms, open_data
 
 _UNTIMED = "training the diffusion model and sampling from it, which come on top, were not timed"
 
@@ -46,15 +51,15 @@ class Outlook:
         )
 
 
-def expect(run: Run) -> Outlook:
+def expect(recipe: Recipe) -> Outlook:
     """Return what a run will do, by its data and a few training steps that are timed here; what is there already is
     counted too.
 
     Raises UserError where the data cannot be read or hold no labels.
     """
-    recipe = run.recipe
-    dataset = open_data(recipe.data, data_root(run.bench.store, recipe.data))
-    facts: Facts = look(dataset, recipe.data, recipe.engine)
+    require_small(recipe)
+    with _root_of(recipe.data) as root:
+        facts: Facts = look(open_data(recipe.data, root), recipe.data, recipe.engine)
     return Outlook(
         facts.labelled,
         facts.tested,
@@ -62,3 +67,14 @@ def expect(run: Run) -> Outlook:
         tuple(Pace.of(facts, recipe).parts(recipe)),
         _UNTIMED if recipe.transfer.synthetic else "",
     )
+
+
+@contextmanager
+def _root_of(data: DataConfig) -> Iterator[Path]:
+    """Yield the folder of a data set; built-in images are drawn into one that is removed again."""
+    if data.root != PHANTOMS:
+        yield Path(data.root).expanduser()
+        return
+    with TemporaryDirectory() as folder:
+        draw_phantoms(data, Path(folder))
+        yield Path(folder)

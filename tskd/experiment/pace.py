@@ -16,7 +16,7 @@ from tskd.engine.bf16 import slow_operators_avoided
 from tskd.errors import UserError
 from tskd.experiment.budget import adaptation_step, looks_at, network_flops, views_answered
 from tskd.experiment.facts import Facts
-from tskd.experiment.methods import METHODS, asks_for_teacher
+from tskd.experiment.methods import METHODS, asks_for_teacher, baselines_of
 from tskd.losses.segmentation import label_loss
 from tskd.models.description import NetworkDescription
 from tskd.models.registry import build_model
@@ -78,25 +78,20 @@ class Pace(NamedTuple):
         return sum(part.minutes for part in self.parts(recipe))
 
     def parts(self, recipe: Recipe) -> Iterator[Part]:
-        """Yield about how long each of a run's trainings, and its answers, take: a baseline trains as long as the
-        student, unless its steps are its own."""
-        teacher, distill, finetune = recipe.teacher, recipe.distill, recipe.finetune
+        """Yield about how long each of a run's trainings, and its answers, take."""
+        taught = 0.0
         if asks_for_teacher(recipe):
-            networks = sum(kind.members for kind in teacher.kinds)
+            config = recipe.teacher
+            networks = sum(kind.members for kind in config.kinds)
             each = f", {networks} networks" if networks > 1 else ""
-            minutes = teacher.steps * self.seconds(teacher) * self.teacher / 60
-            yield Part("teacher", f"{counted(teacher.steps, 'step')}{each}", minutes)
+            taught = config.steps * self.seconds(config) * self.teacher / 60
+            yield Part("teacher", f"{counted(config.steps, 'step')}{each}", taught)
         if self.answers:
-            yield Part("answers", "of the teacher on all images, and on tiles of the test", self.answers)
-        student = sum(config.steps * self.seconds(config) for config in (distill, finetune)) / 60
-        as_long = f"{distill.steps} + {counted(finetune.steps, 'step')}"
-        if recipe.method != "teacher":
-            rounds = f", {distill.rounds} rounds" if distill.rounds > 1 else ""
-            yield self._own(recipe, recipe.method) or Part(
-                METHODS[recipe.method].title, as_long + rounds, student * distill.rounds
-            )
-        for name in (*recipe.baselines, *["control"] * recipe.control.enabled):
-            yield self._own(recipe, name) or Part(METHODS[name].title, "the student's compute", student)
+            asked = ["of the teacher"] * asks_for_teacher(recipe) + ["on tiles of the test"] * bool(recipe.data.tile)
+            yield Part("answers", ", ".join(asked), self.answers)
+        student = sum(config.steps * self.seconds(config) for config in (recipe.distill, recipe.finetune)) / 60
+        for name in trained(recipe):
+            yield self._own(recipe, name) or _as_the_student(recipe, name, student, student + taught + self.answers)
 
     def _own(self, recipe: Recipe, name: str) -> Part | None:
         """Return a U-Net whose steps are its own, which are timed; None: it is trained as the student is."""
@@ -113,9 +108,29 @@ class Pace(NamedTuple):
         return Part(METHODS[name].title, counted(config.steps, "step"), config.steps * step / 60)
 
 
+def trained(recipe: Recipe) -> list[str]:
+    """Return the methods that a run trains, the teacher aside."""
+    return [name for name in (recipe.method, *baselines_of(recipe)) if name != "teacher"]
+
+
 def students(recipe: Recipe) -> int:
     """Return how many networks take the student's time: its baselines do, and every round has a student."""
-    return recipe.distill.rounds + len(recipe.baselines) + recipe.control.enabled
+    return sum(_rounds(recipe, name) for name in trained(recipe))
+
+
+def _rounds(recipe: Recipe, name: str) -> int:
+    return recipe.distill.rounds if name == "task_kd" else 1
+
+
+def _as_the_student(recipe: Recipe, name: str, minutes: float, with_teacher: float) -> Part:
+    """Return a method that is trained with the student's compute."""
+    method, rounds = METHODS[name], _rounds(recipe, name)
+    if name == "scratch_total":
+        return Part(method.title, "the compute of student and teacher", with_teacher)
+    if method.initialisation is None or not (method.teacher or name == "agnostic_kd"):
+        return Part(method.title, "the student's compute", minutes)
+    steps = f"{recipe.distill.steps} + {counted(recipe.finetune.steps, 'step')}"
+    return Part(method.title, steps + (f", {rounds} rounds" if rounds > 1 else ""), rounds * minutes)
 
 
 def step_seconds(description: NetworkDescription, batch: int, engine: EngineConfig) -> float:

@@ -15,7 +15,7 @@ from tskd.data.transfer_set import QUALITY
 from tskd.deploy.bundle import FOLDER, publish, require_ours
 from tskd.errors import UserError
 from tskd.experiment.budget import BUDGET_RULE
-from tskd.experiment.methods import METHODS, Make
+from tskd.experiment.methods import METHODS, Make, baselines_of, require_small
 from tskd.experiment.run import Run
 from tskd.recipe.schema import Recipe
 from tskd.report import update_run_report
@@ -55,13 +55,7 @@ def _wanted(recipe: Recipe) -> Iterator[tuple[str, str, Make]]:
         if method.initialisation is not None:
             yield "student_before_finetune", "student before fine-tuning", method.initialisation
     yield "student", method.title, method.model
-    yield from ((baseline, METHODS[baseline].title, METHODS[baseline].model) for baseline in _baselines(recipe))
-
-
-def _baselines(recipe: Recipe) -> list[str]:
-    """Return the methods that are trained beside the recipe's own."""
-    controls = ("control",) if recipe.control.enabled else ()
-    return [name for name in dict.fromkeys((*recipe.baselines, *controls)) if name != recipe.method]
+    yield from ((baseline, METHODS[baseline].title, METHODS[baseline].model) for baseline in baselines_of(recipe))
 
 
 def student(run: Run) -> Artifact:
@@ -71,7 +65,7 @@ def student(run: Run) -> Artifact:
 
 def exported(run: Run) -> Artifact:
     """Return the bundle to ship, proved against the network on real cases."""
-    _require_small(run.recipe)
+    require_small(run.recipe)
     metrics = {name: artifact.metrics for name, artifact in evaluations(run).items()}
     return export.build(
         run.bench, run.recipe.export, student(run), run.prepared_artifact, doubted(run), metrics,
@@ -82,15 +76,6 @@ def exported(run: Run) -> Artifact:
 def doubted(run: Run) -> Artifact:
     """Return what is known of the doubts of the model to ship."""
     return doubt.build(run.bench, run.prepared_artifact, run.tested_artifact, student(run))
-
-
-def _require_small(recipe: Recipe) -> None:
-    if not METHODS[recipe.method].ships:
-        small = ", ".join(name for name, method in METHODS.items() if method.ships)
-        raise UserError(
-            f"method: {recipe.method!r} is what students learn from, and a run ends with a student or a U-Net to ship; "
-            f"the teacher's scores are in every run. Choose one of: {small}"
-        )
 
 
 def evaluations(run: Run) -> dict[str, Artifact]:
@@ -126,7 +111,7 @@ def execute(run: Run, *, begins: Callable[[], None] = lambda: None) -> RunFolder
     ``begins`` is called once the data are accepted and nobody else is at work in the folder.
     Raises UserError where another run is at work in the output folder: the last to end would take the other's place.
     """
-    _require_small(run.recipe)
+    require_small(run.recipe)
     require_ours(run.out / FOLDER)
     _ = run.prepared_artifact  # data that cannot be used are told before the folder is touched
     first = run.runtime.fabric.is_global_zero
@@ -216,7 +201,7 @@ def _say_what_for(run: Run) -> None:
         f"run: {train} labelled images to train on {chosen}, {unlabelled} without labels, "
         f"{tests}, at {prepared.image_size} px{tiles}"
     )
-    beside = ", ".join(METHODS[name].title for name in _baselines(run.recipe))
+    beside = ", ".join(METHODS[name].title for name in baselines_of(run.recipe))
     say(f"run: {METHODS[run.recipe.method].title}{f', and beside it {beside}' if beside else ''}; each trains in turn")
 
 

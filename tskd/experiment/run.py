@@ -105,7 +105,7 @@ class Run:
         recipe = self.recipe
         by_method = {"imagenet": recipe.student.weights, "unet_imagenet": recipe.unet_imagenet.weights}
         starts = {*self.starts, by_method.get(recipe.method)}
-        found = {f"weights {weights}": weights_digest(weights) for weights in starts if weights}
+        found = {f"weights {weights}": weights_digest(weights) for weights in sorted(filter(None, starts))}
         sources: Sequence[TeacherSource] = self.lookups.get("sources", ())
         found |= {f"teacher {kind.name} {kind.weights}": one.digest for kind, one in zip(recipe.teacher.kinds, sources)}
         if (target := self.lookups.get("target")) is not None:

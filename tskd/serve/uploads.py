@@ -55,7 +55,7 @@ def find_item(folder: MemoryFolder, axis: int, limits: Limits) -> tuple[Item, li
     if not items:
         kind = next((one.kind for one in found if isinstance(one, NoScan)), None)
         raise Refused(422, f"The file is not a scan but a {kind}." if kind else "There is no image in the ZIP file.")
-    if len(items) > 1 and len({one.source for one in items}) == 1:
+    if len(items) > 1 and len({frame.path for one in items for frame in one.frames}) == 1:
         raise Refused(
             422,
             f"The file holds {len(items)} frames that form no volume; send them one by one (`tskd predict` takes all).",

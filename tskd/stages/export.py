@@ -69,6 +69,11 @@ _SCORES = (
 )
 
 
+def axis_of(prepared: Artifact) -> int:
+    """Return the axis along which volumes of prepared data were sliced."""
+    return int(prepared.manifest["config"].get("axis", 2))
+
+
 @dataclass(frozen=True)
 class ParityCase:
     """One real image with labels."""
@@ -114,7 +119,7 @@ def build(
             data_digest=prepared.digest,
             axis=axis,
         ),
-        config={**config.model_dump(), "method": method, **({} if axis == 2 else {"axis": axis})},
+        config={**config.model_dump(), "method": method, **({} if axis == axis_of(prepared) else {"axis": axis})},
         inputs=inputs,
         seed=0,
         version=VERSION,
@@ -143,7 +148,7 @@ def export_again(model: Path, *, int8: bool | None = None) -> Path:
     prepared = _prepared_of(student)
     artifact = build(
         store, config, student, prepared, _doubt_of(store.root, run), run.metrics,
-        method=run.method, axis=prepared.manifest["config"].get("axis", 2),
+        method=run.method, axis=axis_of(prepared),
     )  # fmt: skip
     publish(artifact.path, out / FOLDER)
     return out / FOLDER
