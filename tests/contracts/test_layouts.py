@@ -760,3 +760,16 @@ def test_folder_counts_classes_by_the_masks_and_says_so(tmp_path: Path) -> None:
     trees.save(trees.square(63), tmp_path / "masks/c.png")
     with pytest.raises(UserError, match=r"0, 1, 3, 63.*dataset\.yaml"):
         open_dataset(tmp_path)
+
+
+def test_a_set_in_three_parts_is_what_its_dataset_yaml_says(tmp_path: Path) -> None:
+    """Whoever keeps polyps in train/ and test/ got a model of "ulcer", trained on "Autooral"."""
+    trees.autooral(tmp_path)
+    assert any("taken for Autooral" in note for note in open_dataset(tmp_path).notes)
+    (tmp_path / "dataset.yaml").write_text(
+        "name: Polyps\nclasses: [flat, raised]\nlabels: {255: 2}\nspacing: [0.2, 0.3]\ncase_pattern: '(\\d)$'\n"
+    )
+    dataset = open_dataset(tmp_path)
+    assert (dataset.name, dataset.classes, dataset.notes) == ("Polyps", ("flat", "raised"), ())
+    first = next(record for record in dataset.records if record.id == "test/1")
+    assert (first.case, first.spacing, set(dataset.read_mask(first).flat)) == ("1", (0.2, 0.3), {0, 2})
