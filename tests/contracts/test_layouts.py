@@ -640,8 +640,8 @@ def test_volumes_take_name_classes_labels_and_window_from_dataset_yaml(layout: s
         if record.mask is not None:
             swapped = np.array([0, 2, 1], np.uint8)[usual.read_mask(record)]
             np.testing.assert_array_equal(dataset.read_mask(record), swapped)
-    (tmp_path / "dataset.yaml").write_text("case_pattern: '^(p)'\n")
-    with pytest.raises(UserError, match=r"dataset\.yaml: spacing and case_pattern are for single images"):
+    (tmp_path / "dataset.yaml").write_text("spacing: [1, 1]\n")
+    with pytest.raises(UserError, match=r"dataset\.yaml: spacing is for single images"):
         open_dataset(tmp_path, layout)
 
 

@@ -138,7 +138,7 @@ def test_a_layout_without_the_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "CT" / "1" / name).mkdir(parents=True)
     dataset = open_dataset(write_phantoms("fundus", tmp_path / "p", count=4, size=32, seed=0, test=1))
     elsewhere = type(dataset)(dataset.name, "nifti", dataset.root, dataset.classes, dataset.records, dataset.options)
-    with pytest.raises(UserError, match="which the layout nifti does without"):
+    with pytest.raises(UserError, match="in the layout folder alone, and this is nifti"):
         take(elsewhere, {"site": ("1",)})
 
 

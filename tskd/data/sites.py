@@ -10,7 +10,8 @@ from pathlib import Path
 from tskd.data.files import plain
 from tskd.data.layouts import Dataset
 from tskd.data.layouts.base import Search
-from tskd.data.layouts.folder import FOLDER, csv_lines
+from tskd.data.layouts.folder import FOLDER
+from tskd.data.layouts.split_csv import csv_lines
 from tskd.errors import UserError
 
 MOST_SHOWN = 12
@@ -27,8 +28,9 @@ def take(dataset: Dataset, where: Mapping[str, Sequence[str]]) -> Dataset:
     asked = ", ".join(where)
     if dataset.layout != FOLDER.name:
         raise UserError(
-            f"{dataset.root}: data.where takes images by columns of split.csv ({asked}), which the layout "
-            f"{dataset.layout} does without. Put the site's images into a folder of their own, or leave data.where out."
+            f"{dataset.root}: data.where takes images by columns of split.csv ({asked}) in the layout {FOLDER.name} "
+            f"alone, and this is {dataset.layout}. Put the site's images into a folder of their own, or leave "
+            "data.where out."
         )
     rows = {plain(row["id"].strip()): row for _, row in csv_lines(path, Search())}
     if not rows:

@@ -85,6 +85,8 @@ class Reading:
             dataset.records, {record.id: one.grey for record, one in zip(dataset.records, seen, strict=True)}
         ):
             warn(" ".join(loss))
+        for text in dataset.warnings:
+            warn(text)
         self.notes = tell_oddities(dataset.records, [one.oddities for one in seen])
         self.shapes = [one.shape for one in seen]
         fingerprints = {record.id: one.fingerprint for record, one in zip(dataset.records, seen, strict=True)}

@@ -58,6 +58,8 @@ class Dataset:
     """Whether cases are left out because of faults, which only :func:`survey` lets pass."""
     codes: Mapping[str, ClassCode] = field(default_factory=dict)
     """What classes are in a terminology, of those of which dataset.yaml states it."""
+    warnings: tuple[str, ...] = ()
+    """Those of the notes that the user should act on."""
 
     def read_image(self, record: Record) -> np.ndarray:
         """Read one image, (H, W, 3) uint8 RGB; raises :class:`UserError` naming file and remedy."""
@@ -100,7 +102,8 @@ def open_dataset(root: Path, layout: str = "auto", options: LayoutOptions | None
     """
     dataset, faults = survey(root, layout, options)
     refuse_faults(faults, Path(root), LAYOUTS[dataset.layout].description)
-    return replace(dataset, notes=(*dataset.notes, *(f"{fault.path.name}: {fault.message}" for fault in faults)))
+    warnings = tuple(f"{fault.path.name}: {fault.message}" for fault in faults)
+    return replace(dataset, notes=(*dataset.notes, *warnings), warnings=warnings)
 
 
 def survey(root: Path, layout: str = "auto", options: LayoutOptions | None = None) -> tuple[Dataset, tuple[Fault, ...]]:

@@ -34,7 +34,7 @@ class DatasetFile:
     window: tuple[float, float] | None = None
     """Stored values that become black and white."""
     case_pattern: str | None = None
-    """Regular expression whose first group, searched in the id, is the case."""
+    """Regular expression whose first group, searched in the id (of volumes: in their name), is the case."""
     codes: Mapping[str, ClassCode] | None = None
     """Class name to what it is in a terminology, for DICOM Segmentations."""
 
@@ -87,10 +87,10 @@ def with_file(options: LayoutOptions, root: Path) -> LayoutOptions:
 def read_volumes_yaml(root: Path) -> DatasetFile:
     """Read the dataset.yaml of volumes; raises :class:`UserError` too for what volumes say themselves."""
     stated = read_dataset_yaml(root)
-    if stated.spacing is not None or stated.case_pattern is not None:
+    if stated.spacing is not None:
         raise UserError(
-            f"{root / DATASET_YAML}: spacing and case_pattern are for single images (--layout folder, data.layout). A "
-            "volume or series states its own spacing, and is a case. Remove them, or choose that layout."
+            f"{root / DATASET_YAML}: spacing is for single images (--layout folder, data.layout). A volume or series "
+            "states its own. Remove it, or choose that layout."
         )
     return stated
 

@@ -25,6 +25,7 @@ from tskd.data.layouts.base import (
     require_mask,
     require_same_size,
 )
+from tskd.data.layouts.cases import with_stated_cases
 from tskd.data.layouts.dataset_yaml import DATASET_YAML, codes_of, read_volumes_yaml, with_file, with_stated
 from tskd.errors import UserError
 from tskd.types import Record
@@ -35,7 +36,8 @@ DESCRIPTION = """\
   masks/<case>/<dicom name>.png     label index, 0/255 for one class; multi-frame: <dicom name>_<frame, 4 digits>.png
   masks/<case>.nii[.gz]             or one label volume a case, laid over the slices by its coordinates
   SEG or RTSTRUCT                   or DICOM objects anywhere in images/ or masks/ that refer to the series
-  dataset.yaml                      optional: name, classes, codes, labels, window
+  dataset.yaml                      optional: name, classes, codes, labels, window, case_pattern
+  split.csv                         optional: id,split[,case|subject], the id being the case folder
   (without masks/: unlabelled; a folder of DICOM files alone will do too)"""
 
 _SHOWN = 20  # remarks on series
@@ -60,6 +62,15 @@ def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
         mask for part in parts for mask in part.masks_of_copies(masks, search)
     }
     search.name_unclaimed(masks, claimed, {record.case for record in records})
+    records = with_stated_cases(
+        records,
+        {record.case: record.image for record in records},
+        root,
+        search,
+        unknown="of a series it is the name of its case folder",
+        kind="case folders",
+        by_folder=False,
+    )
     return sorted(records, key=lambda record: record.id)
 
 

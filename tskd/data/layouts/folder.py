@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tskd.data import nifti
-from tskd.data.files import find_files, is_beside, plain
+from tskd.data.files import find_files, plain
 from tskd.data.images import map_labels, read_image, read_mask_indices
 from tskd.data.labels import values_in
 from tskd.data.layouts.base import (
@@ -31,8 +30,10 @@ from tskd.data.layouts.base import (
     require_mask,
     window_notes,
 )
+from tskd.data.layouts.cases import case_of, unmatched
 from tskd.data.layouts.dataset_yaml import DatasetFile, codes_of, read_dataset_yaml, with_stated
 from tskd.data.layouts.pairs import read_paired_mask
+from tskd.data.layouts.split_csv import CASE_COLUMNS, SPLIT_CSV, cell, csv_lines, split_problem
 from tskd.data.reading import reading
 from tskd.errors import UserError
 from tskd.machine.memory import cores
@@ -45,11 +46,10 @@ DESCRIPTION = """\
                       slices of a volume name it, and their place in it (without slice: in the order of their ids);
                       by any other column, such as site, data.where takes a part of the images
   dataset.yaml        optional: name, classes, codes, spacing, labels, window, case_pattern"""
-SPLITS = ("train", "val", "test")
 
 MOST_SLICES = 10_000
 _LIKE_A_SLICE = re.compile(r"sl(ice)?[-_ ]?\d+$", re.IGNORECASE)
-_SLICE_COLUMNS = (("case", "subject"), ("volume",), ("frame",), ("slice",))
+_SLICE_COLUMNS = (CASE_COLUMNS, ("volume",), ("frame",), ("slice",))
 _SLICES_NOTE = (
     "the ids look like slices, and split.csv has no column volume (patient and frame) or slice: each is scored as an "
     "image of its own. Add them to have volumes scored as volumes"
@@ -74,14 +74,14 @@ def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     masks = search.by_id(root / "masks", is_image, claims=images)
     if not images and not search.faults:
         raise missing(root, "any image in images/", DESCRIPTION)
-    rows = _split_rows(root / "split.csv", images, search)
+    rows = _split_rows(root / SPLIT_CSV, images, search)
     stated = _stated(root, search)
     records = [
         _record(id, path, masks.get(id), row=rows.get(id), stated=stated, search=search) for id, path in images.items()
     ]
     search.name_unclaimed(masks, {record.mask for record in records}, images)
     _name_volumes(search, root)
-    return _with_places(records, root / "split.csv", search)
+    return _with_places(records, root / SPLIT_CSV, search)
 
 
 def describe(root: Path, options: LayoutOptions, records: Sequence[Record]) -> Description:
@@ -139,11 +139,9 @@ def _record(
 ) -> Record:
     case = row.case if row is not None and row.case else None
     if case is None and stated.case_pattern is not None:
-        match = re.search(stated.case_pattern, id)
-        if match is None:
-            search.fault(image, f"the id {id!r} does not match case_pattern {stated.case_pattern!r} of dataset.yaml.")
-        else:
-            case = match.group(1)
+        case = case_of(id, stated.case_pattern)
+        if case is None:
+            search.fault(image, unmatched(id, stated.case_pattern))
     if row is None:
         return Record(id, case or id, image, mask, stated.spacing)
     volume = row.volume
@@ -200,14 +198,9 @@ def _split_rows(path: Path, images: dict[str, Path], search: Search) -> dict[str
         if problem is not None:
             search.fault(path, f"line {line}: {problem}")
             continue
-        case, volume, frame, place = (_cell(row, *names) for names in _SLICE_COLUMNS)
+        case, volume, frame, place = (cell(row, *names) for names in _SLICE_COLUMNS)
         rows[id] = _SplitRow(line, split or None, case or None, volume or None, frame, int(place) if place else None)
     return rows
-
-
-def _cell(row: Mapping[str, str], *names: str) -> str:
-    """Return the first of the columns that says something."""
-    return next((text for name in names if (text := (row.get(name) or "").strip())), "")
 
 
 def _row_problem(
@@ -217,35 +210,12 @@ def _row_problem(
         return f"the id {id!r} was given before, in line {rows[id].line}."
     if id not in images:
         return f"no image has the id {id!r}: an id is the path below images/ without the extension."
-    if split and split not in SPLITS:
-        return f"split {split!r} is not one of {', '.join(SPLITS)} or empty."
-    place = _cell(row, "slice")
+    if problem := split_problem(split):
+        return problem
+    place = cell(row, "slice")
     if place and not (place.isdecimal() and int(place) < MOST_SLICES):
         return f"slice {place!r} is not a whole number from 0 to {MOST_SLICES - 1}."
     return None
-
-
-def csv_lines(path: Path, search: Search) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, row) of a CSV with a header; a byte order mark is skipped."""
-    try:
-        if not is_beside(path):
-            return
-        with reading(path, _explain_csv), path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            header = reader.fieldnames or []
-            if not {"id", "split"} <= set(header):
-                named = ",".join(header)
-                search.fault(path, f"line 1 is {named!r}; the columns id and split, set off by commas, are needed.")
-                return
-            for row in reader:
-                yield reader.line_num, row
-    except UserError as error:
-        search.faults.append(fault_of(error, path))
-
-
-def _explain_csv(error: BaseException) -> str | None:
-    known = isinstance(error, UnicodeDecodeError | csv.Error)
-    return f"is not a readable CSV file in UTF-8 ({error}). Save it as CSV in UTF-8." if known else None
 
 
 def _classes_from_masks(records: Sequence[Record]) -> tuple[tuple[str, ...], str]:

@@ -29,8 +29,8 @@ from tskd.data.layouts.base import (
     missing,
     require_mask,
     window_note,
-    without_blind_test,
 )
+from tskd.data.layouts.cases import with_stated_cases
 from tskd.data.layouts.dataset_yaml import codes_of, read_volumes_yaml, with_stated
 from tskd.data.reading import reading
 from tskd.errors import UserError
@@ -43,7 +43,8 @@ or as nnU-Net names them:
   imagesTr/<case>_0000.nii.gz       labelsTr/<case>.nii.gz
   imagesTs/<case>_0000.nii.gz       labelsTs/<case>.nii.gz       (may be missing)
   dataset.json                      optional: labels (`ignore`: unlabelled)
-  dataset.yaml                      optional: name, classes, codes, labels, window"""
+  dataset.yaml                      optional: name, classes, codes, labels, window, case_pattern
+  split.csv                         optional: id,split[,case|subject], the id being <case> above"""
 
 _PARTS = (("images", "labels", None), ("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"))
 _AXES = ("left-right", "back-front", "foot-head")
@@ -53,15 +54,27 @@ _FURTHER_CHANNEL = re.compile(r"_000[1-9]$")
 
 
 def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
-    """Return one record per slice along ``options.axis``; a case is a file, and each of its frames a volume."""
+    """Return one record per slice along ``options.axis``; a file is a case where none is stated, its frames volumes."""
     if options.axis not in (0, 1, 2):
         raise UserError(f"axis {options.axis!r} is unknown. Allowed: 0, 1, 2 ({', '.join(_AXES)}).")
     pairs = [pair for images, labels, split in _PARTS for pair in _pairs(root / images, root / labels, split, search)]
     if not pairs and not search.faults:
         raise missing(root, f"any volume such as images/<case>.nii.gz{_other_ending(root)}", DESCRIPTION)
-    records = [record for pair in _apart(pairs) for record in _sound_slices(pair, options.axis, search)]
-    records = _without_ignored(records, root, options, search)
-    return without_blind_test(sorted(records, key=lambda record: record.id))
+    apart = _apart(pairs)
+    records = [record for pair in apart for record in _sound_slices(pair, options.axis, search)]
+    records = sorted(_without_ignored(records, root, options, search), key=lambda record: record.id)
+    stated = with_stated_cases(
+        [replace(record, split=None) for record in records],
+        {pair.case: pair.image for pair in apart},
+        root,
+        search,
+        unknown="of a volume it is the path below its folder without .nii or .nii.gz, and without nnU-Net's _0000",
+        kind="volumes",
+        by_folder=apart == pairs,
+    )
+    official = [replace(one, split=one.split or record.split) for one, record in zip(stated, records, strict=True)]
+    tested = any(record.split == "test" and record.mask is not None for record in official)
+    return official if tested else stated  # a test part without labels scores nothing: its split is none
 
 
 def _apart(pairs: Sequence[_Pair]) -> list[_Pair]:
