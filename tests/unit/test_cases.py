@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.contracts.layout_trees import SIZE, save_dicom, save_nifti, square
+from tests.contracts.layout_trees import SIZE, photograph, save, save_dicom, save_nifti, square
 from tskd.data.check import inspect
 from tskd.data.layouts import Dataset, open_dataset, survey
 from tskd.data.splits import make_split
@@ -140,3 +140,26 @@ def test_names_of_patients_are_not_warned_of(names: list[str], tmp_path: Path) -
 def test_folders_of_series_that_look_like_visits_are_warned_of(tmp_path: Path) -> None:
     (warning,) = open_dataset(series(tmp_path, ["p1_visit1", "p1_visit2", "p2_visit1"])).warnings
     assert "3 case folders have 2 names up to _visit" in warning
+
+
+def test_sub_folders_of_images_without_a_case_are_warned_of_and_stay_cases_of_their_own(tmp_path: Path) -> None:
+    ids = [f"pat{patient}/{image}" for patient in range(4) for image in range(2)]
+    for seed, id_ in enumerate(ids):
+        save(photograph(seed), tmp_path / f"images/{id_}.png")
+        save(square(), tmp_path / f"masks/{id_}.png")
+    dataset = open_dataset(tmp_path)
+    assert [record.case for record in dataset.records] == ids
+    (warning,) = dataset.warnings
+    assert "8 images lie in 4 sub-folders" in warning
+    assert "write `case_pattern: '^([^/]+)/'` into dataset.yaml" in warning
+    assert any("8 images lie in 4 sub-folders" in problem.message for problem in inspect(tmp_path).problems)
+    (tmp_path / "split.csv").write_text("id,split,case\n" + "".join(f"{id_},,{id_[:4]}\n" for id_ in ids))
+    assert not open_dataset(tmp_path).warnings, "stated"
+
+
+def test_an_empty_case_is_no_case(tmp_path: Path) -> None:
+    """It fell back to a case for each image."""
+    save(photograph(), tmp_path / "images/a.png")
+    (tmp_path / "dataset.yaml").write_text("case_pattern: '^(x?)'\n")
+    with pytest.raises(UserError, match="the id 'a' has an empty case by case_pattern"):
+        open_dataset(tmp_path)

@@ -30,7 +30,7 @@ from tskd.data.layouts.base import (
     require_mask,
     window_notes,
 )
-from tskd.data.layouts.cases import case_of, unmatched
+from tskd.data.layouts.cases import case_of, unmatched, warn_of_folders
 from tskd.data.layouts.dataset_yaml import DatasetFile, codes_of, read_dataset_yaml, with_stated
 from tskd.data.layouts.pairs import read_paired_mask
 from tskd.data.layouts.split_csv import CASE_COLUMNS, SPLIT_CSV, cell, csv_lines, split_problem
@@ -79,6 +79,9 @@ def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     records = [
         _record(id, path, masks.get(id), row=rows.get(id), stated=stated, search=search) for id, path in images.items()
     ]
+    if stated.case_pattern is None:
+        unstated = [id for id in images if id not in rows or rows[id].case is rows[id].volume is None]
+        warn_of_folders(unstated, root, search, kind="images")
     search.name_unclaimed(masks, {record.mask for record in records}, images)
     _name_volumes(search, root)
     return _with_places(records, root / SPLIT_CSV, search)
