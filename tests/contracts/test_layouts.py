@@ -200,6 +200,23 @@ def test_a_label_named_exactly_as_its_image_is_taken_and_said(tmp_path: Path) ->
         open_dataset(tmp_path)
 
 
+def test_names_that_end_as_channels_do_are_cases_unless_they_are_channels(tmp_path: Path) -> None:
+    """AMOS numbers its scans amos_0001, amos_0002 and so on."""
+    values = np.zeros((*trees.SIZE[::-1], 2), np.uint8)
+    for number in (1, 2, 3):
+        trees.save_nifti(values, tmp_path / f"images/amos_{number:04d}.nii.gz")
+    for number in (1, 2):
+        trees.save_nifti(values, tmp_path / f"labels/amos_{number:04d}.nii.gz")
+    found = {(each.case, each.mask is not None) for each in open_dataset(tmp_path).records}
+    assert found == {("amos_0001", True), ("amos_0002", True), ("amos_0003", False)}
+    trees.save_nifti(values, tmp_path / "images/amos_0000.nii.gz")
+    (fault,) = survey(tmp_path)[1]
+    assert (fault.path.name, fault.message[:17]) == ("amos_0003.nii.gz", "a further channel"), "beside a first"
+    (tmp_path / "images/amos_0000.nii.gz").unlink()
+    (tmp_path / "dataset.json").write_text('{"labels": {"organ": 1}, "channel_names": {"0": "CT", "1": "PET"}}')
+    assert [fault.path.name for fault in survey(tmp_path)[1]] == ["amos_0003.nii.gz"], "several channels are stated"
+
+
 def test_volumes_of_one_case_are_refused_not_chosen_from(tmp_path: Path) -> None:
     trees.nifti(tmp_path)
     shutil.copy(tmp_path / "imagesTr/p1_0000.nii.gz", tmp_path / "imagesTr/p1.nii.gz")

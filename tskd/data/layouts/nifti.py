@@ -139,8 +139,11 @@ class _Pair:
 def _pairs(images: Path, labels: Path, split: str | None, search: Search) -> list[_Pair]:
     """Return each volume with its label, which is named as the case is, or as the image, channel number and all."""
     found = search.by_id(images, nifti.is_nifti, _volume)
+    labelled = {_volume(path, labels) for path in find_files(labels, nifti.is_nifti).files}
+    several = len(_channels(images.parent)) > 1
     for case, path in list(found.items()):
-        if _FURTHER_CHANNEL.search(case):
+        first = _FURTHER_CHANNEL.sub("_0000", case)
+        if first != case and case not in labelled and (several or first in found):
             search.fault(path, "a further channel; one channel is read. Keep the files ending in _0000.")
             del found[case]
     cases = _by_case(found, search)
@@ -378,10 +381,19 @@ def _whole(value: object) -> int:
     return int(number)
 
 
-def _channels_note(root: Path) -> list[str]:
-    stated = _dataset_json(root)
+def _channels(root: Path) -> Mapping[str, Any]:
+    """Return the channels that dataset.json states, by number; empty where it cannot say."""
+    try:
+        stated = _dataset_json(root)
+    except UserError:  # describing the data set says what is wrong
+        return {}
     channels = stated.get("channel_names") or stated.get("modality")
-    if not isinstance(channels, dict) or len(channels) < 2:
+    return channels if isinstance(channels, dict) else {}
+
+
+def _channels_note(root: Path) -> list[str]:
+    channels = _channels(root)
+    if len(channels) < 2:
         return []
     names = ", ".join(str(name) for name in channels.values())
     return [f"dataset.json states {len(channels)} channels ({names}); one is read, that of the files ending in _0000"]
