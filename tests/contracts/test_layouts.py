@@ -662,6 +662,16 @@ def test_volumes_take_name_classes_labels_and_window_from_dataset_yaml(layout: s
         open_dataset(tmp_path, layout)
 
 
+def test_files_beside_dicom_masks_are_no_masks(tmp_path: Path) -> None:
+    trees.dicom(tmp_path)
+    (tmp_path / "masks/README.txt").write_text("how these were drawn")
+    (tmp_path / "masks/a.json").write_text("{}")
+    (tmp_path / "masks/b.json").write_text("{}")
+    dataset, faults = survey(tmp_path, "dicom")
+    assert faults == ()
+    assert Counter(each.case for each in dataset.records if each.mask is not None) == {"a": 1, "b": 2}
+
+
 def test_dicom_files_alone_are_numbered(tmp_path: Path) -> None:
     (tmp_path / "dataset.yaml").write_text("name: mine\n")  # sorts before them and is no evidence
     for number in range(2):

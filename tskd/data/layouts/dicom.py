@@ -50,7 +50,7 @@ def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     files = search.listing(folder, _is_dicom).files
     if not files and not search.faults:
         raise missing(root, "any DICOM file", DESCRIPTION)
-    masks = search.by_id(root / "masks", lambda path: True, _mask_id)
+    masks = search.by_id(root / "masks", _is_mask, _mask_id)
     objects = [path for path in masks.values() if _is_label_object(path)]
     masks = {id: path for id, path in masks.items() if path not in objects}
     parts = _parts(folder, files)
@@ -181,6 +181,10 @@ def _first_files(folder: Path) -> list[Path]:
 
 def _is_dicom(path: Path) -> bool:
     return path.name != "DICOMDIR" and dicom.is_dicom(path)
+
+
+def _is_mask(path: Path) -> bool:
+    return is_image(path) or nifti.is_nifti(path) or _is_dicom(path)
 
 
 def _is_label_object(path: Path) -> bool:
