@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from tskd.data.check import CheckReport, Problem, inspect
+from tskd.data.duplicates import settle_duplicates
 from tskd.data.layouts import LayoutOptions
 from tskd.errors import UserError
 
@@ -226,6 +227,22 @@ def test_exact_duplicate_across_stated_splits_is_an_error(root: Path):
     (root / "split.csv").write_text("id,split\ngood0,train\ngood1,val\n")
     (chosen,) = inspect(root).problems
     assert chosen.severity == "warning", "a run takes it: no test score is too good for it"
+
+
+def test_a_twin_of_a_test_image_goes_to_the_test_with_it(root: Path):
+    """``check`` called it usable, and a run that drew it into training refused."""
+    (root / "images/good1.png").write_bytes((root / "images/good0.png").read_bytes())
+    (root / "split.csv").write_text("id,split\ngood0,test\n")
+    report = inspect(root)
+    assert report.usable
+    settled = settle_duplicates(report.records, report.duplicates)
+    assert {record.case for record in settled if record.id in ("good0", "good1")} == {"good0"}
+    (root / "images/good2.png").write_bytes((root / "images/good0.png").read_bytes())
+    (root / "split.csv").write_text("id,split\ngood1,test\ngood2,train\n")
+    report = inspect(root)
+    assert [problem.message for problem in report.problems if problem.severity == "error"] == [
+        "shows exactly what images/good2.png shows (test and train)."
+    ]
 
 
 def write_brighter(root: Path, source: str, id_: str) -> None:

@@ -117,6 +117,13 @@ def test_a_pair_that_the_data_set_parts_stays_apart():
     assert join_duplicates(records, [DuplicatePair("a", "b", 0, exact=True)]) == tuple(records)
 
 
+def test_an_image_without_a_split_joins_its_twin_and_parts_nothing_that_is_stated():
+    splits = {"a": "test", "b": None, "c": "train", "d": None}
+    records = [Record(name, name, Path(name), split=split) for name, split in splits.items()]
+    pairs = [DuplicatePair("a", "b", 0, exact=True), DuplicatePair("b", "c", 0, exact=True)]
+    assert [record.case for record in join_duplicates(records, pairs)] == ["a", "a", "c", "d"]
+
+
 @pytest.mark.parametrize(("cases", "settled"), [("abcd", "aacc"), ("pqrs", "pprs")])
 def test_near_duplicates_are_joined_where_the_data_set_names_no_cases_and_identical_ones_always(
     cases: str, settled: str

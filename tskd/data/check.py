@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tskd.console import console_html
-from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image
+from tskd.data.duplicates import DuplicatePair, ImageFingerprint, find_pairs, fingerprint_image, settle_duplicates
 from tskd.data.grey_levels import LevelUse, describe_losses, record_use
 from tskd.data.images import IMAGE_SUFFIXES, read_mask_indices
 from tskd.data.intensity import PLAIN_RULE
@@ -152,6 +152,7 @@ def inspect(
     pixels = {id_: one.class_pixels for id_, one in findings.items() if one.class_pixels is not None}
     presence = {id_: _indices_present(counts) - {0} for id_, counts in pixels.items()}
     duplicates = find_pairs(fingerprints, groups={record.id: record.case for record in dataset.records})
+    settled = settle_duplicates(dataset.records, duplicates)
     values = Counter(value for one in findings.values() for value in one.mask_values)
     structural = [_problem(root, path, message, severity) for path, message, severity in faults]
     named = {(problem.path, problem.message) for problem in structural}
@@ -160,9 +161,9 @@ def inspect(
         *structural,
         *_one_a_file([problem for problem in found if (problem.path, problem.message) not in named]),
         *_unclear_turns(dataset, findings),
-        *_duplicate_problems(dataset, duplicates),
+        *_duplicate_problems(dataset, duplicates, settled),
         *_volume_problems(dataset, {id_: one.size for id_, one in findings.items() if one.size is not None}),
-        *_split_problems(dataset, presence, {id_: _indices_present(counts) for id_, counts in pixels.items()}),
+        *_split_problems(dataset, settled, presence, {id_: _indices_present(counts) for id_, counts in pixels.items()}),
         *_level_problems(dataset.records, findings),
     ]
     return CheckReport(
@@ -332,15 +333,22 @@ def _label_map(dataset: Dataset, values: Counter[int]) -> dict[int, int]:
     return {value: known[value] for value in sorted(values) if value in known}
 
 
-def _duplicate_problems(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> Iterator[Problem]:
-    """Name exact duplicates one by one, near ones together: near ones are a suspicion, and may be hundreds."""
+def _duplicate_problems(
+    dataset: Dataset, pairs: Sequence[DuplicatePair], settled: Sequence[Record]
+) -> Iterator[Problem]:
+    """Name exact duplicates one by one, near ones together: near ones are a suspicion, and may be hundreds.
+
+    An image lies in the part that any of its case is stated to lie in.
+    """
     by_id = {record.id: record for record in dataset.records}
+    of_case = {record.case: record.split for record in settled if record.split is not None}
+    part = {record.id: record.split or of_case.get(record.case) for record in settled}
     for pair in pairs:
         if pair.exact:
             first, second = by_id[pair.first], by_id[pair.second]
-            parts = {first.split, second.split}
+            parts = {part[first.id], part[second.id]}
             parted = None not in parts and len(parts) > 1
-            where = f" ({first.split} and {second.split})" if parted else ""
+            where = f" ({part[first.id]} and {part[second.id]})" if parted else ""
             yield Problem(
                 _relative(dataset.root, first.image),
                 f"shows exactly what {_relative(dataset.root, second.image)} shows{where}.",
@@ -401,7 +409,10 @@ def _level_problems(records: Sequence[Record], findings: Mapping[str, _Finding])
 
 
 def _split_problems(
-    dataset: Dataset, presence: Mapping[str, frozenset[int]], found: Mapping[str, frozenset[int]]
+    dataset: Dataset,
+    settled: Sequence[Record],
+    presence: Mapping[str, frozenset[int]],
+    found: Mapping[str, frozenset[int]],
 ) -> Iterator[Problem]:
     """Report what would stop a run or make it worthless: the split, and labels that say nothing.
 
@@ -411,7 +422,7 @@ def _split_problems(
     labelled = {record.id: presence.get(record.id, anything) for record in dataset.records if record.mask is not None}
     sides = None
     try:
-        split = make_split(dataset.records, presence=labelled)
+        split = make_split(settled, presence=labelled)
         sides = split.sides() if any(record.split for record in dataset.records) else None
     except UserError as error:
         if not dataset.incomplete:  # else the cases that are left out are named, and may be enough

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -117,15 +118,21 @@ def settle_duplicates(records: Sequence[Record], pairs: Sequence[DuplicatePair])
 def join_duplicates(records: Sequence[Record], pairs: Sequence[DuplicatePair]) -> tuple[Record, ...]:
     """Return the records with the cases of every pair made one, so that no split drawn from them parts a pair.
 
-    Pairs whose records the data set itself puts into different splits stay apart: that is leakage to report.
+    An image without a split joins the part of its twin. Pairs that the data set itself puts into different splits stay
+    apart: that is leakage to report.
     """
     by_id = {record.id: record for record in records}
     parent = {record.case: record.case for record in records}
+    stated: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if record.split is not None:
+            stated[record.case].add(record.split)
     for pair in pairs:
         first, second = by_id[pair.first], by_id[pair.second]
-        if first.split == second.split:
-            roots = sorted((_root(parent, first.case), _root(parent, second.case)))
-            parent[roots[1]] = roots[0]
+        kept, gone = sorted((_root(parent, first.case), _root(parent, second.case)))
+        parts = stated[kept] | stated[gone]
+        if first.split == second.split or len(parts) < 2:
+            parent[gone], stated[kept] = kept, parts
     return tuple(replace(record, case=_root(parent, record.case)) for record in records)
 
 
