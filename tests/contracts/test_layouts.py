@@ -632,6 +632,29 @@ def test_dicom_slices_follow_position_and_label_volumes_lie_by_coordinates(tmp_p
         mask_of(dataset, "b/0001")
 
 
+@pytest.mark.parametrize("stored", ["RAS", "LPI", "ARS", "SPL", "IAR"])
+def test_a_label_volume_lies_right_however_it_is_stored_and_is_read_by_slices(
+    stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole volume was read for each slice: minutes for one series."""
+    labels = np.random.default_rng(0).integers(0, 2, (*trees.SIZE, 3), np.uint8)
+    for number in range(3):
+        trees.save_dicom(
+            np.full(trees.SIZE, number, np.int16), tmp_path / f"images/p/{number}.dcm",
+            ImagePositionPatient=[0, 0, 3 * number],
+        )  # fmt: skip
+    volume = nibabel.Nifti1Image(labels.transpose(1, 0, 2), np.diag([-0.8, -0.5, 3, 1]))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(volume.affine), nibabel.orientations.axcodes2ornt(tuple(stored))
+    )
+    (tmp_path / "masks").mkdir()
+    nibabel.save(volume.as_reoriented(turn), tmp_path / "masks/p.nii.gz")
+    monkeypatch.delattr("tskd.data.nifti.read_label_volume")
+    dataset = open_dataset(tmp_path)
+    for number, each in enumerate(dataset.records):
+        np.testing.assert_array_equal(dataset.read_mask(each), labels[..., number])
+
+
 def test_a_localizer_in_a_labelled_series_is_unlabelled_and_spoils_nothing(tmp_path: Path) -> None:
     """Red where the case is refused, or the label volume to be resampled, for a slice that it is not of."""
     trees.dicom(tmp_path)

@@ -273,9 +273,8 @@ class _Part:
         if item.grid is not None or all(other.grid is None for other in self.listing.slices):
             return False
         try:
-            labels, affine = nifti.read_label_volume(volume)
             size = dicom.read_head(item.path).size
-            return _voxels(labels, affine, dicom.plane_affine(item.path, index=item.index), size) is None
+            return _voxels(volume, dicom.plane_affine(item.path, index=item.index), size) is None
         except UserError:  # its own reading names the file
             return False
 
@@ -332,25 +331,44 @@ def _record(id: str, series: str, case: str, item: dicom.Slice, mask: Path | Non
 
 def _overlaid(path: Path, record: Record, size: tuple[int, int]) -> np.ndarray:
     """Sample a label volume at the centres of one slice's pixels: orientation and slice order do not matter."""
-    volume, affine = nifti.read_label_volume(path)
-    if volume.ndim > 3:
+    if nifti.frame_count(path) > 1:
         raise UserError(f"{path}: holds several frames; a DICOM series is labelled by a volume. Save one frame.")
-    nearest = _voxels(volume, affine, dicom.plane_affine(record.image, index=record.index), size)
+    nearest = _voxels(path, dicom.plane_affine(record.image, index=record.index), size)
     if nearest is None:
         raise UserError(
             f"{path}: the label volume does not lie on the grid of {record.image.name}. Resample it to the DICOM "
             "series (nearest neighbour), or give PNG masks."
         )
-    return volume[tuple(nearest)].reshape(size)
+    return _labels_at(path, nearest).reshape(size)
 
 
-def _voxels(volume: np.ndarray, affine: np.ndarray, plane: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
-    """Return the voxel of each pixel of a plane, (3, H * W); None where the plane is none of the volume's."""
+def _labels_at(path: Path, voxels: np.ndarray) -> np.ndarray:
+    """Return the labels of voxels, (3, N) in canonical order, from the few slices of the volume that they lie in.
+
+    The whole volume for each slice of its series would take minutes.
+    """
+    shape, _ = nifti.canonical_grid(path)
+    axis = min(range(3), key=lambda one: np.ptp(voxels[one]))
+    columns, rows = (other for other in range(3) if other != axis)
+    labels = np.empty(voxels.shape[1], np.int32)
+    for place in np.unique(voxels[axis]):
+        here = voxels[axis] == place
+        shown_plane = nifti.read_label_slice(path, int(place), axis=axis)  # its rows and columns run backwards
+        labels[here] = shown_plane[shape[rows] - 1 - voxels[rows, here], shape[columns] - 1 - voxels[columns, here]]
+    return labels
+
+
+def _voxels(volume: Path, plane: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """Return the voxel of each pixel of a plane, (3, H * W) in canonical order; None where it is none of the volume's.
+
+    The head of the file says it.
+    """
+    shape, affine = nifti.canonical_grid(volume)
     rows, columns = np.indices(size)
     pixels = np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)])
     voxels = (np.linalg.inv(affine) @ plane @ pixels)[:3]
     nearest = np.rint(voxels).astype(np.intp)
-    outside = (nearest < 0).any() or (nearest >= np.array(volume.shape[:3])[:, None]).any()
+    outside = (nearest < 0).any() or (nearest >= np.array(shape)[:, None]).any()
     return None if outside or np.abs(voxels - nearest).max() > _GRID_TOLERANCE else nearest
 
 
