@@ -685,6 +685,24 @@ def test_volumes_take_name_classes_labels_and_window_from_dataset_yaml(layout: s
         open_dataset(tmp_path, layout)
 
 
+def test_a_mask_labels_the_scan_of_its_own_sub_folder(tmp_path: Path) -> None:
+    for number, inside in enumerate(("t1", "t2")):
+        trees.save_dicom(
+            np.full(trees.SIZE, number, np.int16), tmp_path / f"images/p1/{inside}/IM0.dcm",
+            SeriesInstanceUID=f"1.{number}",
+        )  # fmt: skip
+    flat = trees.save(trees.square(), tmp_path / "masks/p1/IM0.png")
+    (fault,) = survey(tmp_path, "dicom")[1]
+    assert (fault.path, fault.message[:44]) == (flat, "is named as t1/IM0.dcm and as t2/IM0.dcm are")
+    (tmp_path / "masks/p1/t2").mkdir()
+    flat = flat.rename(tmp_path / "masks/p1/t2/IM0.png")
+    found = {each.image.parent.name: each.mask for each in open_dataset(tmp_path, "dicom").records}
+    assert found == {"t1": None, "t2": flat}
+    (tmp_path / "images/p1/t1/IM0.dcm").rename(tmp_path / "images/p1/t1/IM1.dcm")
+    flat.rename(tmp_path / "masks/p1/IM0.png")
+    assert sum(each.mask is not None for each in open_dataset(tmp_path, "dicom").records) == 1, "the only one"
+
+
 def test_files_beside_dicom_masks_are_no_masks(tmp_path: Path) -> None:
     trees.dicom(tmp_path)
     (tmp_path / "masks/README.txt").write_text("how these were drawn")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -61,6 +61,7 @@ def find(root: Path, options: LayoutOptions, search: Search) -> list[Record]:
     claimed = {record.mask for record in records} | {
         mask for part in parts for mask in part.masks_of_copies(masks, search)
     }
+    claimed |= {mask for part in parts for mask in _name_shared(part, masks, claimed, search)}
     search.name_unclaimed(masks, claimed, {record.case for record in records})
     records = with_stated_cases(
         records,
@@ -238,6 +239,21 @@ def _counted(used: Counter[Path]) -> list[str]:
     return [f"masks: {masks[kind]} from {files[kind]} {kind}" for kind in sorted(files)]
 
 
+def _name_shared(
+    part: _Part, masks: Mapping[str, Path], claimed: Collection[Path | None], search: Search
+) -> Iterator[Path]:
+    """Yield the masks that are named as several scans are, and name each as a fault: one would label all of them."""
+    for mask, scans in part.shared(masks).items():
+        if mask not in claimed:
+            first, second = (shown(scan.relative_to(part.folder).as_posix()) for scan in scans[:2])
+            search.fault(
+                mask,
+                f"is named as {first} and as {second} are. Put it into the sub-folder of its scan, such as "
+                f"masks/{shown(plain(scans[0].parent.relative_to(part.folder.parent).as_posix()))}/.",
+            )
+            yield mask
+
+
 def _mask_id(path: Path, folder: Path) -> str:
     """Return the path below masks/ without the ending, as names are compared; names of series may hold dots."""
     name = nifti.volume_id(path) if nifti.is_nifti(path) else path.stem
@@ -251,6 +267,9 @@ class _Part:
     case: str | None
     """None: the files lie in no case folder, and each patient is a case."""
     listing: dicom.Listing
+    folder: Path
+    """Where the case's files lie, in sub-folders too."""
+    _shared: dict[int, dict[Path, list[Path]]] = field(default_factory=dict)
 
     def records(self, masks: Mapping[str, Path]) -> list[Record]:
         several = len({item.series for item in self.listing.slices}) > 1
@@ -279,11 +298,29 @@ class _Part:
             return False
 
     def _png(self, masks: Mapping[str, Path], image: Path, index: int | None) -> Path | None:
+        """Return the mask of an image: by its path below the case folder, else by a name that no other scan has."""
+        inside = image.parent.relative_to(self.folder).as_posix()
+        if inside != "." and (mask := self._named(masks, f"{inside}/", image, index)):
+            return mask
+        mask = self._named(masks, "", image, index)
+        return None if inside != "." and mask in self.shared(masks) else mask
+
+    def _named(self, masks: Mapping[str, Path], inside: str, image: Path, index: int | None) -> Path | None:
         frame = "" if index is None else f"_{index:04d}"
         folder = "" if self.case is None else f"{self.case}/"
         names = (image.stem, image.name)  # names without an extension may hold dots
-        found = (masks.get(plain(f"{folder}{name}{frame}")) for name in names)
+        found = (masks.get(plain(f"{folder}{inside}{name}{frame}")) for name in names)
         return next((path for path in found if path is not None and not nifti.is_nifti(path)), None)
+
+    def shared(self, masks: Mapping[str, Path]) -> dict[Path, list[Path]]:
+        """Return the masks without a sub-folder that several scans of the case have the name of, with these scans."""
+        if id(masks) not in self._shared:
+            scans: dict[Path, dict[Path, None]] = {}
+            for item in self.listing.slices:
+                if mask := self._named(masks, "", item.path, item.index):
+                    scans.setdefault(mask, {})[item.path] = None
+            self._shared[id(masks)] = {mask: list(paths) for mask, paths in scans.items() if len(paths) > 1}
+        return self._shared[id(masks)]
 
     def masks_of_copies(self, masks: Mapping[str, Path], search: Search) -> Iterator[Path]:
         """Yield the masks of files that are left out as copies of others, and name each as a fault."""
@@ -312,7 +349,14 @@ def _parts(folder: Path, files: Sequence[Path]) -> list[_Part]:
     for path in files:
         inside = path.relative_to(folder).parts
         cases.setdefault(plain(inside[0]) if len(inside) > 1 else None, []).append(path)
-    return [_Part(case, _listed(tuple(paths), _stamps(paths))) for case, paths in cases.items()]
+    return [
+        _Part(case, _listed(tuple(paths), _stamps(paths)), folder if case is None else _top(paths[0], folder))
+        for case, paths in cases.items()
+    ]
+
+
+def _top(path: Path, folder: Path) -> Path:
+    return folder / path.relative_to(folder).parts[0]
 
 
 def _stamps(paths: Sequence[Path]) -> tuple[tuple[int, int], ...]:
