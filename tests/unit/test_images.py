@@ -291,3 +291,30 @@ def test_labels_kept_as_floating_point_are_rounded_where_that_is_all_that_is_wro
     for odd, said in ((np.nan, "NaN"), (np.inf, "infinite"), (3e10, "too large")):
         with pytest.raises(UserError, match=said):
             whole(np.array([0.0, odd]), Path("a.tif"))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, ">i2"])
+def test_whole_numbers_are_taken_as_they_are(dtype: str | type) -> None:
+    """Red where masks of one byte a pixel go through floating point: 100 times slower, and most masks are such."""
+    values = np.array([[0, 3, 100]], dtype)
+    found = whole(values, Path("a.nii"))
+    assert found.dtype == np.dtype(dtype).newbyteorder("=")
+    assert found.tolist() == [[0, 3, 100]]
+    mapped = map_labels(found, {3: 1, 100: 2}, classes=2, path=Path("a.nii"))
+    assert mapped.tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(("dtype", "label"), [(np.uint32, 2**31), (np.int64, -(2**40)), (np.uint64, 2**63)])
+def test_whole_numbers_beyond_32_bits_are_refused(dtype: type, label: int) -> None:
+    assert whole(np.array([7], dtype), Path("a.nii")).dtype == np.int32
+    with pytest.raises(UserError, match=f"the label {label:g}, which is too large".replace("+", r"\+")):
+        whole(np.array([0, label], dtype), Path("a.nii"))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.uint64])
+def test_labels_of_every_type_of_number_are_mapped(dtype: type) -> None:
+    """Red where values that are negative, or far apart, are looked up in a table by their size."""
+    for odd in (-3, 100, 2**20):
+        if np.iinfo(dtype).min <= odd <= np.iinfo(dtype).max:
+            raw = np.array([[0, odd, 1]], dtype)
+            assert map_labels(raw, {odd: 2, 1: 1}, classes=2, path=Path("a.nii")).tolist() == [[0, 2, 1]]

@@ -38,9 +38,13 @@ def values_in(raw: np.ndarray) -> np.ndarray:
         return np.unique(_colour_keys(raw))
     if raw.dtype == np.uint8:
         return np.flatnonzero(count_bytes(raw))
-    if raw.dtype == np.uint16:
-        return np.flatnonzero(np.bincount(raw.ravel()))
-    return np.unique(raw)
+    return np.flatnonzero(np.bincount(raw.ravel())) if _fits_a_table(raw) else np.unique(raw)
+
+
+def _fits_a_table(values: np.ndarray) -> bool:
+    """Tell whether values can be counted in a short table, which is much faster than sorting them."""
+    countable = np.can_cast(values.dtype, np.intp) and values.size > 0
+    return bool(countable and values.min() >= 0 and values.max() < 1 << 16)
 
 
 def count_bytes(values: np.ndarray) -> np.ndarray:
@@ -49,13 +53,19 @@ def count_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def whole(values: np.ndarray, path: Path) -> np.ndarray:
-    """Return label numbers that a file keeps as floating point as int32, rounded by less than :data:`ROUNDING`.
+    """Return label numbers as integers of at most int32: whole ones in their own type, floating point rounded to int32.
 
-    Raises :class:`UserError` naming a value that is not a whole number, not finite or beyond int32.
+    Raises :class:`UserError` naming a value that is further than :data:`ROUNDING` from a whole number, not finite or
+    beyond int32.
     """
+    if np.can_cast(values.dtype, np.int32):  # most masks: a byte for a pixel, and nothing to look for
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
     require_finite(values, path)
-    if np.abs(values).max(initial=0) > np.iinfo(np.int32).max:
-        raise UserError(f"{path}: holds the label {values.max():g}, which is too large. Number the labels from 0.")
+    extreme = max(values.min(initial=0).item(), values.max(initial=0).item(), key=abs)
+    if abs(extreme) > np.iinfo(np.int32).max:
+        raise UserError(f"{path}: holds the label {extreme:g}, which is too large. Number the labels from 0.")
+    if values.dtype.kind in "iu":
+        return values.astype(np.int32)
     labels = np.rint(values)
     off = np.abs(values - labels) >= ROUNDING
     if off.any():
@@ -110,7 +120,7 @@ def _unique(keys: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             f'{path}: a mask in colours, but the label map names numbers. Use "#rrggbb": class in `labels:`.'
         )
-    if keys.dtype not in (np.uint8, np.uint16):
+    if not _fits_a_table(keys):
         return np.unique(keys, return_inverse=True)
     found = values_in(keys)
     position = np.zeros(int(found.max()) + 1, np.intp)

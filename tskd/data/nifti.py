@@ -31,7 +31,7 @@ from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from tskd.data.intensity import IntensityWindow, apply_window, require_finite
-from tskd.data.labels import whole
+from tskd.data.labels import values_in, whole
 from tskd.data.memory_files import keeping
 from tskd.data.reading import MAX_PIXELS, reading
 from tskd.errors import UserError
@@ -125,7 +125,7 @@ def read_values(path: Path, index: int, *, axis: int = 2) -> np.ndarray:
 
 
 def read_label_slice(path: Path, index: int, *, axis: int = 2) -> np.ndarray:
-    """Read one slice of a label volume, (H, W) int32; raises :class:`UserError` for values that are not whole."""
+    """Read one slice of a label volume, (H, W) integers; raises :class:`UserError` for values that are not whole."""
     return whole_labels(_plane(path, index, axis), path)
 
 
@@ -143,7 +143,7 @@ def read_label_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def label_values(path: Path) -> set[int]:
     """Return the values that occur in a label volume, read plane by plane."""
-    return {int(label) for _, _, plane in _stored_planes(path) for label in np.unique(whole_labels(plane, path))}
+    return {int(label) for _, _, plane in _stored_planes(path) for label in values_in(whole_labels(plane, path))}
 
 
 def volume_window(path: Path) -> IntensityWindow:
@@ -152,7 +152,7 @@ def volume_window(path: Path) -> IntensityWindow:
 
 
 def whole_labels(values: np.ndarray, path: Path) -> np.ndarray:
-    """Return ``values`` as int32; raises :class:`UserError` where they are not whole numbers, rounding set aside."""
+    """Return ``values`` as integers; raises :class:`UserError` where they are not whole, rounding set aside."""
     if values.dtype.names is not None:
         raise UserError(f"{path}: a label volume holds whole numbers, this one holds colours. Save label numbers.")
     return whole(values, path)
