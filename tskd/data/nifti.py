@@ -27,7 +27,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
-from nibabel.orientations import io_orientation
+from nibabel.orientations import inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from tskd.data.intensity import IntensityWindow, apply_window, require_finite
@@ -95,15 +95,9 @@ def slice_spacing(path: Path, *, axis: int = 2) -> tuple[float, float, float] | 
 def canonical_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
     """Return shape and (4, 4) affine in mm of the volume in canonical orientation, from the file's head alone."""
     head = _head(path)
-    shape, orientation = head.axes, head.orientation
-    order = [int(np.flatnonzero(orientation[:, 0] == axis)[0]) for axis in range(3)]
-    stored_from_canonical = np.zeros((4, 4))
-    stored_from_canonical[3, 3] = 1
-    for axis, stored in enumerate(order):
-        flipped = orientation[stored, 1] < 0
-        stored_from_canonical[stored, axis] = -1 if flipped else 1
-        stored_from_canonical[stored, 3] = shape[stored] - 1 if flipped else 0
-    return (shape[order[0]], shape[order[1]], shape[order[2]]), head.affine @ stored_from_canonical
+    orientation = head.orientation
+    left, front, top = (head.axes[stored] for stored in np.argsort(orientation[:, 0]))
+    return (left, front, top), head.affine @ inv_ornt_aff(orientation, head.axes[:3])
 
 
 def read_slice(path: Path, index: int, *, window: IntensityWindow | None = None, axis: int = 2) -> np.ndarray:
