@@ -99,6 +99,35 @@ def test_a_slice_needs_the_memory_of_a_slice(suffix: str, tmp_path: Path, monkey
     assert peak < 128 * 128 * 512
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("slab", [1, 2 * 4 * 3 * 2, 2**22])
+def test_slices_along_the_first_axis_are_the_same_whatever_is_read_at_once(
+    slab: int, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red where a slab begins at the wrong plane, is of another frame, or changes with what a caller does to it."""
+    monkeypatch.setattr(nifti, "SLAB", slab)
+    values = np.arange(120, dtype=np.int16).reshape(*SHAPE, 2)
+    path = save(values, tmp_path / f"a{suffix}")
+    for _ in range(2):
+        for index in range(10):
+            found = nifti.read_values(path, index, axis=0)
+            np.testing.assert_array_equal(found, values[index % 5, :, :, index // 5].T[::-1, ::-1])
+            found[:] = -1
+
+
+def test_slices_along_the_first_axis_do_not_each_read_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(np.zeros((16, 8, 32), np.int16), tmp_path / "a.nii")
+    reads = []
+    whole = nifti.ArrayProxy.__getitem__
+    monkeypatch.setattr(nifti.ArrayProxy, "__getitem__", lambda self, key: reads.append(key) or whole(self, key))
+    for axis in (0, 1):
+        for index in range(8):
+            nifti.read_values(path, index, axis=axis)
+    assert len(reads) == 32 + 8  # once for all along the first axis, once for each along the second
+
+
 def test_percentiles_of_a_large_volume_are_those_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Red where memory grows with the volume, or the sample is of some planes or columns alone."""
     values = np.random.default_rng(0).permutation(np.arange(32 * 32 * 32, dtype=np.int32)).reshape(32, 32, 32)

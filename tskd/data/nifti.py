@@ -5,7 +5,8 @@ left, as radiologists read it and as axial DICOM slices are stored.
 
 What a header states is held against the file and against :data:`MAX_VOXELS` before anything is read. A compressed file
 is unpacked once, to its end and with its checksum, into a temporary file (small ones into memory), and slices are read
-from there one by one: memory holds a slice, a sample of the values for the window, and up to four small volumes.
+from there one by one: memory holds a slice, a sample of the values for the window, up to four
+small volumes, and up to four :data:`SLAB`.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ SAMPLED = 2**24
 """Values that the percentiles of a larger volume are taken from: 64 MiB."""
 IN_MEMORY = 2**26
 """Bytes of an unpacked volume that are kept in memory rather than on the disk."""
+SLAB = 2**22
+"""Bytes of the planes across a file that are read at once, as they are stored."""
 _DEFLATE_RATIO = 1032  # zlib packs no more than so many bytes into one
 _TAIL = 2**24  # bytes behind the voxels that are still read, for the checksum that follows them
 _BLOCK = 2**20
@@ -463,11 +466,33 @@ def _plane(path: Path, index: int, axis: int) -> np.ndarray:
 
 
 def _read_plane(path: Path, axis: int, index: int, frame: int) -> np.ndarray:
-    """Read one stored plane; one across the planes of the file is put together from each, never held all at once."""
+    """Return one stored plane; what is along the first axis lies scattered in the file, and is read in slabs."""
+    if axis == 0:
+        across, plane = divmod(index, _slab_width(_head(path)))
+        return np.array(_slab(path, *_stamp(path), across, frame)[plane])
     with _voxels(path) as voxels:
-        if axis == 2:
-            return np.asarray(voxels[:, :, index, frame])
-        return np.stack([voxels[:, :, k, frame].take(index, axis) for k in range(voxels.shape[2])], axis=1)
+        return np.asarray(voxels[:, :, index, frame] if axis == 2 else voxels[:, index, :, frame])
+
+
+def _slab_width(head: _Head) -> int:
+    """Return how many planes along the first axis are read at once."""
+    _, rows, depth, _ = head.axes
+    return max(1, SLAB // (rows * depth * head.dtype.itemsize))
+
+
+@_shared(4)  # image and labels side by side, as above
+def _slab(path: Path, modified_ns: int, length: int, number: int, frame: int) -> np.ndarray:
+    """Return neighbouring planes along the first axis, (planes, Y, Z): each of them alone would take as long."""
+    width = _slab_width(_head(path))
+    with _voxels(path) as voxels:
+        depth = voxels.shape[2]
+        parts = (voxels[:, :, place, frame][number * width : (number + 1) * width] for place in range(depth))
+        first = next(parts)
+        slab = np.empty((*first.shape, depth), first.dtype)
+        slab[..., 0] = first
+        for place, part in enumerate(parts, start=1):
+            slab[..., place] = part
+    return slab
 
 
 def _misfit(path: Path) -> UserError:
