@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -122,10 +122,8 @@ class Search:
             if other is not path:
                 self.fault(path, f"has the same id as {shown(other.name)}: keep one of the two.")
         for path in listing.others:
-            if id_of(path, folder) in claims and id_of(path, folder) not in files:
-                self.fault(
-                    path, "has the name of an image, and a type that is not read. Save the label in one that is."
-                )
+            if any(id in claims and id not in files for id in _ids_of(path, folder)):
+                self.fault(path, f"has the name of an image, and a type that is not read. {_exported(path)}")
         return dict(sorted(files.items()))
 
     def fault(self, path: Path, message: str, severity: Literal["error", "warning"] = "error") -> None:
@@ -142,9 +140,11 @@ class Search:
         self, labels: Mapping[str, Path], claimed: Collection[Path | None], ids: Collection[str]
     ) -> None:
         """Name every label (by id) that is none of ``claimed``; ``ids`` are the images' own."""
+        known, taken = set(ids), set(claimed)
+        channels = {_CHANNEL.sub("", one): found[0] for one in known if (found := _CHANNEL.search(one))}
         for id, path in labels.items():
-            if path not in claimed:
-                self.fault(path, _unclaimed(id, path, ids, labels))
+            if path not in taken:
+                self.fault(path, _unclaimed(id, path, known, labels, channels))
 
     @property
     def left_out(self) -> str | None:
@@ -153,21 +153,43 @@ class Search:
         return f"left out: {'; '.join(counts)}" if counts else None
 
 
+_OF_VOLUMES = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
+
+
+def _ids_of(path: Path, folder: Path) -> Iterator[str]:
+    """Yield the id of a file with one ending cut off, with two and so on: 3D Slicer writes ``<id>.seg.nrrd``."""
+    while path.suffix:
+        path = path.with_suffix("")
+        yield id_of(path.with_name(f"{path.name}.cut"), folder)
+
+
+def _exported(path: Path) -> str:
+    if path.suffix.lower() not in _OF_VOLUMES:
+        return "Save the label in one that is."
+    return (
+        "Save the label as NIfTI (.nii.gz), or its slices as PNG. In 3D Slicer export the segmentation to a labelmap "
+        "on the geometry of the scan, and save that."
+    )
+
+
 _CHANNEL = re.compile(r"_\d{4}$")
 
 
-def _unclaimed(id: str, path: Path, ids: Collection[str], labels: Collection[str]) -> str:
+def _unclaimed(id: str, path: Path, ids: Collection[str], labels: Collection[str], channels: Mapping[str, str]) -> str:
     """Return what is wrong with a label that no image claims, with its right name where the cause can be guessed.
 
     nnU-Net's images end in ``_0000``, their labels do not; other masks are called pat01_mask or pat01_segmentation.
+    ``channels`` has the ending of each image that has a channel number, by the id without it.
     """
     channel = _CHANNEL.search(id)
     if channel and _CHANNEL.sub("", id) in ids:
         ending = path.name[len(Path(id).name) :]
         right = shown(_CHANNEL.sub("", Path(id).name) + ending)
         return f"a label without an image: it ends in the channel number {channel[0]}. Rename it to {right}."
-    if any(_CHANNEL.sub("", one) == id for one in ids):
-        return "a label without an image: the image's name ends in _0000. Give both the same name."
+    if id in ids:
+        return "a label that is not used, though an image has its name: that has another one, or a fault of its own."
+    if id in channels:
+        return f"a label without an image: the image's name ends in {channels[id]}. Give both the same name."
     beginnings = (id[: found.start()] for found in re.finditer(r"[ _.-]", id))
     if meant := max((one for one in beginnings if one in ids and one not in labels), key=len, default=None):
         image = Path(meant).name
