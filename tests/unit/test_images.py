@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from tskd.data.images import IntensityWindow, image_size, map_labels, read_image, read_mask_indices
-from tskd.data.labels import colour_key, whole
+from tskd.data.labels import colour_key, values_in, whole
 from tskd.errors import UserError
 
 COLOURS = np.array([[[10, 20, 30], [200, 100, 50]], [[0, 0, 0], [255, 255, 255]], [[1, 2, 3], [9, 8, 7]]], np.uint8)
@@ -318,3 +318,53 @@ def test_labels_of_every_type_of_number_are_mapped(dtype: type) -> None:
         if np.iinfo(dtype).min <= odd <= np.iinfo(dtype).max:
             raw = np.array([[0, odd, 1]], dtype)
             assert map_labels(raw, {odd: 2, 1: 1}, classes=2, path=Path("a.nii")).tolist() == [[0, 2, 1]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colours_of_16_bits_are_the_8_that_they_were_written_from(suffix: str, tmp_path: Path) -> None:
+    """Red where a channel overflows into its neighbour: blue became the class of cyan."""
+    path = tmp_path / f"a.{suffix}"
+    table = {colour_key("#00ffff"): 1, colour_key("#0000ff"): 2}
+    for values in ([[0, 0, 65535], [0, 65535, 65535], [0, 0, 0]], [[0, 0, 255], [0, 255, 255], [0, 0, 0]]):
+        write_16_bits(np.array([values], np.uint16), path)
+        assert map_labels(read_mask_indices(path), table, classes=2, path=path).tolist() == [[2, 1, 0]]
+    write_16_bits(np.array([[[0, 0, 65535], [0, 0, 65000]]], np.uint16), path)
+    with pytest.raises(UserError, match=r"a\..*more than 8 bits a channel.*values up to 65535.*Save the mask"):
+        read_mask_indices(path)
+
+
+def write_16_bits(values: np.ndarray, path: Path) -> None:
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, values, photometric="rgb")
+    else:
+        path.write_bytes(imagecodecs.png_encode(values))
+
+
+def test_greys_of_16_bits_under_a_map_of_colours(tmp_path: Path) -> None:
+    grey = np.array([[0, 65535, 257]], np.uint16)
+    table = {colour_key("#ffffff"): 1, colour_key("#010101"): 2}
+    assert map_labels(grey, table, classes=2, path=tmp_path / "a.png").tolist() == [[0, 1, 2]]
+    with pytest.raises(UserError, match="more than 8 bits"):
+        map_labels(np.array([[300]], np.uint16), table, classes=2, path=tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_whether_an_index_is_a_label_is_told_by_the_palette_not_by_what_a_mask_uses(
+    suffix: str, tmp_path: Path
+) -> None:
+    """Red where a mask with the classes black and white of three is read as 0 and 255, others as indices."""
+    path = tmp_path / f"a.{suffix}"
+    for used in ([0, 1, 2], [0, 1, 1], [0, 0, 0], [1, 1, 1]):
+        indexed(used, [0, 0, 0, 255, 255, 255, 255, 0, 0]).save(path)
+        assert read_mask_indices(path).tolist() == [used]
+        indexed([one % 2 for one in used], [0, 0, 0, 255, 255, 255] + 6 * [0]).save(path)
+        assert read_mask_indices(path).tolist() == [[255 * (one % 2) for one in used]], "padded with black"
+    many = [0, 0, 0, 255, 255, 255] + [level for level in range(1, 15) for _ in range(3)]
+    indexed([0, 1, 1], many).save(path)
+    assert set(values_in(read_mask_indices(path)).tolist()) == {0, 255}, "the 16 colours of a system"
+
+
+def indexed(values: list[int], palette: list[int]) -> Image.Image:
+    image = Image.fromarray(np.array([values], np.uint8)).convert("P")
+    image.putpalette(palette)
+    return image

@@ -14,7 +14,7 @@ from tskd.data import dicom, nifti
 from tskd.data.alpha import label_of_alpha
 from tskd.data.exif import ORIENTATION, exchanges_sides, turned
 from tskd.data.intensity import IntensityWindow, to_rgb, to_uint8
-from tskd.data.labels import map_labels, whole
+from tskd.data.labels import in_8_bits, map_labels, names_classes, whole
 from tskd.data.reading import MAX_PIXELS, reading, require_size
 from tskd.data.tiff import Tiff, is_tiff, read_tiff, require_page, tiff_size
 from tskd.errors import UserError
@@ -72,9 +72,9 @@ def read_stored(path: Path, *, index: int | None = None, axis: int = 2) -> np.nd
 def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
     """Read one mask's raw values: (H, W) grey levels or palette indices, or (H, W, 3) for colours; nothing is mapped.
 
-    1 bit gives 0 and 1; a palette of black and white alone, whichever comes first, gives 0 and 255; a colour file
-    whose channels agree everywhere is grey. A label that is in alpha alone gives 0 and 255. Raises
-    :class:`UserError` naming the file and the remedy.
+    1 bit gives 0 and 1; a palette of black and white alone, whichever comes first, gives 0 and 255, as does that of a
+    system (:func:`names_classes`) of which nothing else is used. A colour file whose channels agree everywhere is
+    grey. A label that is in alpha alone gives 0 and 255. Raises :class:`UserError` naming the file and the remedy.
     """
     _require_content(path)
     if nifti.is_nifti(path):
@@ -85,7 +85,9 @@ def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
         label = label_of_alpha(image.values if isinstance(image, Tiff) else image, path)
         values = _mask_values(image) if label is None else label
     if values.dtype.kind == "f":
-        return whole(values, path)
+        values = whole(values, path)
+    if values.ndim == 3:
+        return in_8_bits(values, path)
     return values.astype(np.uint8) if values.dtype == bool else values
 
 
@@ -205,6 +207,8 @@ def _mask_values(image: Image.Image | np.ndarray | Tiff) -> np.ndarray:
 
 
 def _black_and_white(image: Image.Image) -> bool:
+    if names_classes(np.reshape(image.getpalette() or (), (-1, 3))):
+        return False
     used = image.convert("RGB").getcolors(maxcolors=2) or []
     indices = np.asarray(image)
     told_by_index = len(used) == 1 and bool((indices != indices.flat[0]).any())  # two entries of one colour

@@ -18,6 +18,7 @@ COLOUR = 1 << 24
 ROUNDING = 1e-3
 """How far a label may be from a whole number: single precision and resampling leave 0.9999 for 1."""
 _SHOWN = 8
+_OF_A_SYSTEM = 16  # colours of the smallest palette that a system brings
 
 
 def has_foreground(masks: np.ndarray) -> bool:
@@ -76,6 +77,33 @@ def whole(values: np.ndarray, path: Path) -> np.ndarray:
     return labels.astype(np.int32)
 
 
+def in_8_bits(colours: np.ndarray, path: Path) -> np.ndarray:
+    """Return the colours of a mask as ``#rrggbb`` names them: those of 16 bits as the 8 that they were written from.
+
+    Raises :class:`UserError` where 8 bits do not say all of them, since two colours would become one.
+    """
+    low, high = colours.min(initial=0), colours.max(initial=0)
+    if low >= 0 and high <= 255:
+        return colours.astype(np.uint8)
+    if colours.dtype == np.uint16 and not (colours % 257).any():
+        return (colours >> 8).astype(np.uint8)
+    raise UserError(
+        f"{path}: its colours are of more than 8 bits a channel (values up to {high}), and `labels:` names colours of "
+        "8 bits, #rrggbb. Save the mask with 8 bits a channel, or as label numbers."
+    )
+
+
+def names_classes(palette: np.ndarray) -> bool:
+    """Tell whether (N, 3) declared colours are those of classes, so that each index is a label in every mask.
+
+    Those of black and white alone are not, nor are large ones: systems have them (VGA 16, the web 216), and a mask in
+    black and white that is kept with one of these uses no other colour.
+    """
+    colours = np.unique(palette, axis=0)
+    black_and_white = np.isin(colours, (0, 255)).all() and (colours == colours[:, :1]).all()
+    return not black_and_white and len(colours) < _OF_A_SYSTEM
+
+
 def map_labels(raw: np.ndarray, label_map: Mapping[int, int] | None, *, classes: int, path: Path) -> np.ndarray:
     """Return the class index of every pixel, (H, W) uint8: 0 background, 1..K, ``UNLABELLED`` where the map says so.
 
@@ -96,7 +124,7 @@ def map_labels(raw: np.ndarray, label_map: Mapping[int, int] | None, *, classes:
 
 def _mapped(raw: np.ndarray, label_map: Mapping[int, int], classes: int, path: Path) -> np.ndarray:
     by_colour = any(key >= COLOUR for key in label_map)
-    keys = _colour_keys(raw) if by_colour else raw
+    keys = _colour_keys(in_8_bits(raw, path)) if by_colour else raw
     found, inverse = _unique(keys, path)
     background = {COLOUR if by_colour else 0: 0}
     table = {**background, **label_map}

@@ -16,6 +16,7 @@ import tifffile
 
 from tskd.data.exif import ORIENTATION, exchanges_sides, turned
 from tskd.data.intensity import IntensityWindow, to_uint8
+from tskd.data.labels import names_classes
 from tskd.data.reading import MAX_PIXELS, require_size
 from tskd.errors import UserError
 
@@ -51,6 +52,8 @@ class Tiff:
         """Return what a mask's pixels say: indices of a palette, unless it is black and white, else what is shown."""
         if self.palette is not None:
             used = self.palette[np.unique(self.values)]
+            if names_classes(self.palette):
+                return self.values
             black_and_white = np.isin(used, (0, 255)).all() and (used == used[:, :1]).all()
             return self.palette[self.values][..., 0] if black_and_white else self.values
         if not self.white_is_zero or self.values.dtype.kind not in "bu":
