@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from PIL import Image, PngImagePlugin
 
+from tskd.data.exif import orientation_of
 from tskd.data.images import IntensityWindow, image_size, map_labels, read_image, read_mask_indices
 from tskd.data.labels import colour_key, values_in, whole
 from tskd.errors import UserError
@@ -368,3 +369,25 @@ def indexed(values: list[int], palette: list[int]) -> Image.Image:
     image = Image.fromarray(np.array([values], np.uint8)).convert("P")
     image.putpalette(palette)
     return image
+
+
+@pytest.mark.parametrize("where", ["eXIf", "text", "behind the pixels", "nowhere"])
+def test_the_size_of_a_png_is_read_without_its_pixels(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red where an orientation is missed, wherever Pillow looks for it, or a PNG without one is decoded."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", "a scanner")
+    if where == "text":
+        info.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8d}\n{exif.tobytes().hex()}\n", zip=True)
+    path = save(COLOURS, tmp_path / "a.png", pnginfo=info, **({"exif": exif} if where == "eXIf" else {}))
+    if where == "behind the pixels":
+        plain = path.read_bytes()
+        tag = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+        path.write_bytes(plain[:-12] + tag + plain[-12:])
+    if where == "nowhere":
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    assert image_size(path) == ((3, 2) if where == "nowhere" else (2, 3))
+    assert orientation_of(path) == (1 if where == "nowhere" else 6)

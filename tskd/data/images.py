@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from tskd.data import dicom, nifti
 from tskd.data.alpha import label_of_alpha
-from tskd.data.exif import ORIENTATION, exchanges_sides, turned
+from tskd.data.dicom_files import require_image
+from tskd.data.exif import exchanges_sides, stated_orientation, turned
 from tskd.data.intensity import IntensityWindow, to_rgb, to_uint8
 from tskd.data.labels import in_8_bits, map_labels, names_classes, whole
 from tskd.data.reading import MAX_PIXELS, reading, require_size
@@ -94,15 +95,18 @@ def read_mask_indices(path: Path, *, index: int | None = None) -> np.ndarray:
 def image_size(path: Path) -> tuple[int, int]:
     """Return (height, width) from the file's head, after EXIF orientation, without decoding the pixels."""
     _require_content(path)
-    if nifti.is_nifti(path) or dicom.is_dicom(path):
-        height, width = read_image(path).shape[:2]
-        return height, width
+    if nifti.is_nifti(path):
+        _required(None, path, "slice of a volume")
+    if dicom.is_dicom(path):
+        head = dicom.read_head(path)
+        require_image(head)
+        return head.size
     with reading(path, _explain):
         if is_tiff(path):
             return tiff_size(path)
         with _picture(path) as image:
             width, height = image.size
-            swapped = exchanges_sides(image.getexif().get(ORIENTATION, 1))
+            swapped = exchanges_sides(stated_orientation(image))
     return (width, height) if swapped else (height, width)
 
 
@@ -157,7 +161,7 @@ def _opened(path: Path, index: int | None) -> Iterator[Image.Image | np.ndarray 
             require_size(image.height, image.width, path)
             _seek(image, path, index)
             if deep:
-                yield turned(imagecodecs.png_decode(path.read_bytes()), image.getexif().get(ORIENTATION, 1))
+                yield turned(imagecodecs.png_decode(path.read_bytes()), stated_orientation(image))
                 return
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
