@@ -617,6 +617,7 @@ def test_a_table_lists_what_was_written_before_a_stop(
     def stopped(path: Path, **options: object) -> np.ndarray:
         if path.name == "2.png":  # by now 3.png is in work too, and perhaps written: both are lost
             assert shown.wait(10)
+            time.sleep(0.5)  # the main thread notes what it has published just now
             signal.raise_signal(signal.SIGTERM if by == "SIGTERM" else signal.SIGINT)
         return read_image(path, **options)  # type: ignore[arg-type]
 

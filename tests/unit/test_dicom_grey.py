@@ -153,7 +153,7 @@ def test_floating_point_from_0_to_1_and_beyond(tmp_path: Path) -> None:
     assert np.unique(grey(beyond)).size > 200
     assert "percentiles" in told(write_map(tmp_path / "below.dcm", values - 0.5, SeriesInstanceUID="1.8"))
     values[0, 0] = np.nan
-    with pytest.raises(UserError, match=r"c\.dcm: 1 of 600 values are NaN"):
+    with pytest.raises(UserError, match=r"c\.dcm: 1 of 600 values of an image or slice are NaN"):
         grey(write_map(tmp_path / "c.dcm", values, SeriesInstanceUID="1.10"))
 
 
