@@ -114,7 +114,7 @@ def test_stopping_leaves_no_thread_and_no_result_behind() -> None:
 
 def test_a_second_interrupt_while_the_first_is_waited_for_leaves_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """Red where results are discarded by the thread that Ctrl-C ends."""
-    go_on, discarded = threading.Event(), list[int]()
+    go_on, begun, discarded = threading.Event(), list[int](), list[int]()
     shut = ThreadPoolExecutor.shutdown
 
     def interrupted(pool: ThreadPoolExecutor, wait: bool = True) -> None:
@@ -122,6 +122,7 @@ def test_a_second_interrupt_while_the_first_is_waited_for_leaves_no_result(monke
         raise KeyboardInterrupt
 
     def work(number: int) -> Result:
+        begun.append(number)
         if number:
             go_on.wait(10)
         return Result(number, discarded)
@@ -129,6 +130,9 @@ def test_a_second_interrupt_while_the_first_is_waited_for_leaves_no_result(monke
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", interrupted)
     looks = look_ahead(range(3), work, 2)
     next(looks).taken().is_used = True
+    until = time.monotonic() + 10
+    while len(begun) < 3 and time.monotonic() < until:  # what has not begun is never made
+        time.sleep(0.005)
     with pytest.raises(KeyboardInterrupt):
         looks.close()
     go_on.set()
